@@ -1,0 +1,771 @@
+"""The public drop-in functions: argument checks, shapes, and autograd.
+
+Shapes: B examples, M corruptions, K samples, Z latent and D data dimensions; ``*L`` is any
+number of leading dimensions, usually none or M. Every function draws or computes in one fused
+kernel (`torch.ops.dvae_fast`), saves inputs and seeds rather than noise, and treats NaN in one
+example as that example's alone.
+
+Under ``torch.autocast``, latents are sampled in float32, log-weights take decoder outputs in
+whatever dtype autocast produced and accumulate in float32, and `linear_log_weights` runs its
+matrix product in autocast's dtype.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
+from dvae_fast.likelihoods import Bernoulli, Likelihood, get_likelihood
+from dvae_fast.reference import accumulation_dtype
+
+if TYPE_CHECKING:
+    from dvae_fast.corruptions import Corruption
+
+__all__ = [
+    "corrupt",
+    "iwae_loss",
+    "latent_log_ratio",
+    "linear_log_weights",
+    "log_weights",
+    "logmeanexp",
+    "sample_latent",
+    "set_validation",
+]
+
+_op: Any = torch.ops.dvae_fast
+_BERNOULLI = get_likelihood("bernoulli")
+_FLOATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+_INT64 = (-(2**63), 2**63 - 1)
+
+_validate = os.environ.get("DVAE_FAST_VALIDATE", "0") not in ("", "0")
+
+
+def set_validation(enabled: bool) -> bool:
+    """Switch checks that read whole tensors (support of x, positive scales); returns the old value.
+
+    Off by default, because a look at the values costs a pass, and on a GPU a synchronisation.
+    The environment variable ``DVAE_FAST_VALIDATE=1`` switches them on at import.
+    """
+    global _validate
+    old, _validate = _validate, bool(enabled)
+    return old
+
+
+# --- checks -----------------------------------------------------------------------------------
+
+
+def _check_float(name: str, t: Tensor) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+    if t.dtype not in _FLOATS:
+        raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {t.dtype}")
+
+
+def _check_same(name: str, t: Tensor, other_name: str, other: Tensor) -> None:
+    """Same device for any two; the callers compare shapes and dtypes, which differ by argument."""
+    if t.device != other.device:
+        raise ValueError(
+            f"{name} must be on the device of {other_name}, {other.device}, got {t.device}"
+        )
+
+
+def _check_shape(name: str, t: Tensor, shape: tuple[int, ...], meaning: str) -> None:
+    if tuple(t.shape) != shape:
+        raise ValueError(f"{name} must have shape {meaning} = {shape}, got {tuple(t.shape)}")
+
+
+def _check_count(name: str, value: int, lower: int) -> None:
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < lower:
+        raise ValueError(f"{name} must be >= {lower}, got {value}")
+
+
+def _seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
+    """One int64 on `device`; None draws it there, so that `torch.manual_seed` governs."""
+    if seed is None:
+        return torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device=device)
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.numel() != 1:
+            raise TypeError(
+                "seed must be an int or an int64 tensor of one element, "
+                f"got {seed.dtype} of shape {tuple(seed.shape)}"
+            )
+        return seed if seed.device == device else seed.to(device)
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise TypeError(
+            f"seed must be an int, an int64 tensor of one element or None, got {type(seed).__name__}"
+        )
+    if not _INT64[0] <= seed <= _INT64[1]:
+        raise ValueError(f"seed must fit in 64 bits, from -2**63 to 2**63 - 1, got {seed}")
+    return torch.tensor([seed], dtype=torch.int64, device=device)
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _autocast_dtype(t: Tensor) -> torch.dtype | None:
+    """autocast's dtype for `t`'s device, if autocast is on and would touch `t`."""
+    device = t.device.type
+    if not torch.is_autocast_enabled(device) or t.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+# --- corruption -------------------------------------------------------------------------------
+
+
+class _Corrupt(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, parameter: Tensor, salt: Tensor | None, seed: Tensor, kind: str,
+        copies: int, first_example: int,
+    ) -> Tensor:
+        ctx.save_for_backward(parameter, salt, seed)
+        ctx.kind, ctx.first_example = kind, first_example
+        return cast(
+            Tensor, _op.corrupt(x, kind, parameter, salt, seed, copies, first_example, 0)
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        parameter, salt, seed = ctx.saved_tensors
+        grad_x = grad_parameter = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _op.corrupt_backward(
+                grad, ctx.kind, parameter, salt, seed, ctx.first_example, 0
+            )
+        if ctx.needs_input_grad[1] and ctx.kind == "gaussian":
+            grad_parameter = _op.corrupt_backward_std(grad, parameter, seed, ctx.first_example, 0)
+        return grad_x, grad_parameter, None, None, None, None, None
+
+
+def corrupt(
+    x: Tensor,
+    corruption: Corruption,
+    copies: int | None = None,
+    seed: int | Tensor | None = None,
+    *,
+    first_example: int = 0,
+) -> Tensor:
+    """Draw x̃ ~ p(x̃|x), out of place; x stays the target.
+
+    Args:
+        x: (B, ...), floating point. The first dimension counts examples.
+        corruption: one of `dvae_fast.corruptions`; a parameter per data dimension has the shape
+            of one example, or as many elements.
+        copies: None for one draw in the shape of x, or M >= 1 independent draws.
+        seed: int, int64 tensor of one element, or None to draw one from torch's generator.
+        first_example: index of x's first example in the noise, so that a data set corrupted
+            batch by batch gets the numbers it would get at once.
+
+    Returns:
+        x̃ of shape (B, ...), or (M, B, ...) if `copies` is given. Differentiable in x where that
+        makes sense (a masked element passes nothing) and in a Gaussian standard deviation.
+
+    Raises:
+        TypeError: if x is not a floating-point tensor or `corruption` not a corruption.
+        ValueError: if copies < 1, or a parameter has neither one element nor one per dimension.
+
+    Source: arXiv 1511.06406, section 2.
+    """
+    _check_float("x", x)
+    kind = getattr(corruption, "kind", None)
+    if not kind:
+        raise TypeError(
+            "corruption must be an object of dvae_fast.corruptions, such as Masking(0.1), "
+            f"got {type(corruption).__name__}"
+        )
+    if x.dim() == 0:
+        raise ValueError("x must have at least one dimension, (B, ...), got a scalar")
+    if copies is not None:
+        _check_count("copies", copies, 1)
+    _check_count("first_example", first_example, 0)
+    flat = x if x.dim() == 2 else x.reshape(x.shape[0], math.prod(x.shape[1:]))
+    parameter = corruption.parameter
+    salt = corruption.salt
+    if parameter.device != x.device:
+        parameter = parameter.to(x.device)
+        salt = None if salt is None else salt.to(x.device)
+    size = flat.shape[1]
+    for name, value in (("parameter", parameter), ("salt", salt)):
+        if value is not None and value.numel() not in (1, size):
+            raise ValueError(
+                f"corruption's {name} must have 1 element or one per data dimension ({size}), "
+                f"got shape {tuple(value.shape)}"
+            )
+    if kind == "gaussian" and parameter.dtype != accumulation_dtype(x.dtype):
+        parameter = parameter.to(accumulation_dtype(x.dtype))
+    m = 1 if copies is None else copies
+    key = _seed_tensor(seed, x.device)
+    if _needs_grad(flat, parameter):
+        out = _Corrupt.apply(flat, parameter, salt, key, kind, m, first_example)
+    else:
+        out = _op.corrupt(flat, kind, parameter, salt, key, m, first_example, 0)
+    return cast(Tensor, out.view(x.shape if copies is None else (m, *x.shape)))
+
+
+# --- latent samples ---------------------------------------------------------------------------
+
+
+class _SampleLatent(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, mean: Tensor, log_var: Tensor, seed: Tensor, k: int, first_example: int,
+        first_sample: int,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(mean, log_var, seed)
+        ctx.index = (k, first_example, first_sample)
+        ctx.set_materialize_grads(False)
+        return cast(
+            "tuple[Tensor, Tensor]",
+            _op.sample_latent(mean, log_var, k, seed, first_example, first_sample),
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_z: Tensor | None, grad_log_ratio: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        if grad_z is None and grad_log_ratio is None:
+            return None, None, None, None, None, None
+        mean, log_var, seed = ctx.saved_tensors
+        k, first_example, first_sample = ctx.index
+        grads = _op.sample_latent_backward(
+            grad_z, grad_log_ratio, mean, log_var, k, seed, first_example, first_sample
+        )
+        return *grads, None, None, None, None
+
+
+def _check_posterior(mean: Tensor, log_var: Tensor) -> None:
+    _check_float("mean", mean)
+    _check_float("log_var", log_var)
+    if mean.dim() < 2:
+        raise ValueError(f"mean must have shape (*L, B, Z), got {tuple(mean.shape)}")
+    if log_var.shape != mean.shape:
+        _check_shape("log_var", log_var, tuple(mean.shape), "that of mean")
+    if log_var.dtype != mean.dtype:
+        raise TypeError(f"log_var must have mean's dtype, {mean.dtype}, got {log_var.dtype}")
+    _check_same("log_var", log_var, "mean", mean)
+
+
+def sample_latent(
+    mean: Tensor,
+    log_var: Tensor,
+    k: int,
+    seed: int | Tensor | None = None,
+    *,
+    first_example: int = 0,
+    first_sample: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Draw K samples z ~ N(mean, exp(log_var)) and log p(z) − log q(z), p(z) = N(0, I).
+
+    Args:
+        mean, log_var: (*L, B, Z).
+        k: K >= 1.
+        seed: int, int64 tensor of one element, or None to draw one from torch's generator.
+        first_example, first_sample: indices of the first example and sample in the noise, so
+            that any split of the work draws the same numbers.
+
+    Returns:
+        z (*L, B, K, Z) in mean's dtype, and log_ratio (*L, B, K) in nats, float32 (float64 if
+        mean is). Both differentiable in mean and log_var (reparameterised).
+
+    Raises:
+        TypeError: if an argument is not floating point or the dtypes differ.
+        ValueError: if shapes or devices differ, or k < 1.
+    """
+    _check_posterior(mean, log_var)
+    _check_count("k", k, 1)
+    _check_count("first_example", first_example, 0)
+    _check_count("first_sample", first_sample, 0)
+    if _autocast_dtype(mean) is not None:
+        mean, log_var = mean.float(), log_var.float()
+    shape = mean.shape
+    if mean.dim() != 3:
+        mean = mean.reshape(math.prod(shape[:-2]), *shape[-2:])
+        log_var = log_var.reshape(mean.shape)
+    key = _seed_tensor(seed, mean.device)
+    if _needs_grad(mean, log_var):
+        z, log_ratio = _SampleLatent.apply(mean, log_var, key, k, first_example, first_sample)
+    else:
+        z, log_ratio = _op.sample_latent(mean, log_var, k, key, first_example, first_sample)
+    return z.view(*shape[:-1], k, shape[-1]), log_ratio.view(*shape[:-1], k)
+
+
+class _LatentLogRatio(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+        ctx.save_for_backward(z, mean, log_var)
+        return cast(Tensor, _op.latent_log_ratio(z, mean, log_var))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        return cast(
+            "tuple[Tensor, ...]", _op.latent_log_ratio_backward(grad, *ctx.saved_tensors)
+        )
+
+
+def latent_log_ratio(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+    """log p(z) − log q(z) for a z from elsewhere, p = N(0, I), q = N(mean, exp(log_var)).
+
+    Args:
+        z: (*L, B, K, Z). mean, log_var: (*L, B, Z).
+
+    Returns:
+        (*L, B, K) in nats, differentiable in all three.
+
+    Raises:
+        TypeError: if an argument is not floating point or the dtypes differ.
+        ValueError: if shapes or devices do not fit.
+    """
+    _check_float("z", z)
+    _check_posterior(mean, log_var)
+    shape = (*mean.shape[:-1], z.shape[-2] if z.dim() > 1 else 0, mean.shape[-1])
+    _check_shape("z", z, shape, "(*L, B, K, Z)")
+    _check_same("z", z, "mean", mean)
+    if z.dtype != mean.dtype:
+        dtype = torch.promote_types(z.dtype, mean.dtype)
+        z, mean, log_var = z.to(dtype), mean.to(dtype), log_var.to(dtype)
+    rows = math.prod(shape[:-2])
+    args = (
+        z.reshape(rows, *shape[-2:]),
+        mean.reshape(rows, shape[-1]),
+        log_var.reshape(rows, shape[-1]),
+    )
+    out = _LatentLogRatio.apply(*args) if _needs_grad(*args) else _op.latent_log_ratio(*args)
+    return cast(Tensor, out.view(shape[:-1]))
+
+
+# --- log-weights ------------------------------------------------------------------------------
+
+
+class _LogWeights(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, params: Tensor, scale: Tensor | None, x: Tensor, log_ratio: Tensor, kind: str
+    ) -> Tensor:
+        ctx.save_for_backward(params, scale, x)
+        ctx.kind = kind
+        return cast(Tensor, _op.log_weights(params, scale, x, log_ratio, kind))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        params, scale, x = ctx.saved_tensors
+        need = ctx.needs_input_grad
+        grad_params = grad_scale = grad_x = None
+        if need[0] or need[1] or (need[2] and scale is not None):
+            grad_params, grad_scale = _op.log_weights_backward(grad, params, scale, x, ctx.kind)
+        if need[2]:
+            # ∂/∂x is −∂/∂mean for a Gaussian and the logit for a Bernoulli, summed over samples.
+            if scale is not None:
+                per_row = -cast(Tensor, grad_params).to(x.dtype).sum(1)
+            else:
+                per_row = torch.einsum("nk,nkd->nd", grad.to(x.dtype), params.to(x.dtype))
+            grad_x = per_row.view(-1, *x.shape).sum(0)
+        return grad_params, grad_scale if scale is not None else None, grad_x, grad, None
+
+
+def _check_rows(
+    x: Tensor, log_ratio: Tensor, leading: tuple[int, ...], size: int, of: Tensor, of_name: str
+) -> tuple[Tensor, Tensor]:
+    """x as (rows, D) and log_ratio as (N, K), both in the accumulation dtype, after checks.
+
+    leading is (*L, B, K); x is (B, D) or (*L, B, D).
+    """
+    if not isinstance(x, Tensor) or not isinstance(log_ratio, Tensor):
+        name, value = ("x", x) if not isinstance(x, Tensor) else ("log_ratio", log_ratio)
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if len(leading) < 2:
+        raise ValueError(f"{of_name} must have shape (*L, B, K, D), got {tuple(of.shape)}")
+    if leading[-1] < 1:
+        raise ValueError(f"{of_name} must hold K >= 1 samples, got shape {tuple(of.shape)}")
+    batch = leading[:-1]
+    if x.shape != (batch[-1], size) and x.shape != (*batch, size):
+        raise ValueError(
+            f"x must have shape (B, D) = {(batch[-1], size)} to go with {of_name} of shape "
+            f"{tuple(of.shape)}, got {tuple(x.shape)}"
+        )
+    if log_ratio.shape != leading:
+        _check_shape("log_ratio", log_ratio, leading, "(*L, B, K)")
+    _check_same("x", x, of_name, of)
+    _check_same("log_ratio", log_ratio, of_name, of)
+    dtype = accumulation_dtype(of.dtype)
+    if x.dtype != dtype:
+        x = x.to(dtype)
+    if log_ratio.dtype != dtype:
+        if not log_ratio.is_floating_point():
+            raise TypeError(f"log_ratio must be floating point, got {log_ratio.dtype}")
+        log_ratio = log_ratio.to(dtype)
+    if x.dim() != 2:
+        x = x.reshape(math.prod(batch), size)
+    if log_ratio.dim() != 2:
+        log_ratio = log_ratio.reshape(math.prod(batch), leading[-1])
+    return x, log_ratio
+
+
+def _check_scale(scale: Any, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A Gaussian's scale as a tensor of 1, D or N·K·D elements, on params' device."""
+    if not isinstance(scale, Tensor):
+        if not isinstance(scale, (int, float)) or isinstance(scale, bool):
+            raise TypeError(f"scale must be a number or a tensor, got {type(scale).__name__}")
+        if not (scale > 0 and math.isfinite(scale)):
+            raise ValueError(f"scale must be > 0 and finite, got {scale}")
+        scale = torch.tensor(float(scale), dtype=accumulation_dtype(like.dtype))
+        return scale.to(like.device)
+    _check_float("scale", scale)
+    _check_same("scale", scale, "params", like)
+    small = scale.numel() <= shape[-1] and scale.device.type == "cpu"
+    if (_validate or small) and not torch.compiler.is_compiling():
+        # NaN is data gone wrong, not a wrong argument: it flows to the result.
+        if bool((scale.detach() <= 0).any()):
+            raise ValueError(f"scale must be > 0, got a minimum of {scale.min().item():g}")
+    if scale.numel() == 1:
+        return scale
+    if scale.shape == (shape[-1],):
+        return scale
+    try:
+        full = scale.expand(shape)
+    except RuntimeError:
+        raise ValueError(
+            f"scale must be a number or broadcast to the shape of mean, {shape}, "
+            f"got {tuple(scale.shape)}"
+        ) from None
+    return full.reshape(math.prod(shape[:-2]), *shape[-2:]).to(like.dtype)
+
+
+def _check_params(
+    params: Any, x: Tensor, log_ratio: Tensor, likelihood: str | Likelihood
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Likelihood, tuple[int, ...]]:
+    """What `log_weights` and `iwae_loss` check: operands in the operators' shapes, and (*L, B, K)."""
+    lik = _BERNOULLI if likelihood == "bernoulli" else get_likelihood(likelihood)
+    scale: Any = None
+    if isinstance(lik, Bernoulli):
+        if not isinstance(params, Tensor):
+            raise TypeError(
+                f"params must be a tensor of logits for a Bernoulli, got {type(params).__name__}"
+            )
+    else:
+        if not isinstance(params, (tuple, list)) or len(params) != 2:
+            got = f"{len(params)} of them" if isinstance(params, (tuple, list)) else (
+                type(params).__name__
+            )
+            raise TypeError(f"params must be a pair (mean, scale) for a Gaussian, got {got}")
+        params, scale = params
+    _check_float("params", params)
+    shape = tuple(params.shape)
+    if len(shape) < 3:
+        raise ValueError(f"params must have shape (*L, B, K, D), got {shape}")
+    x, log_ratio = _check_rows(x, log_ratio, shape[:-1], shape[-1], params, "params")
+    if scale is not None:
+        scale = _check_scale(scale, params, shape)
+    if _validate and not torch.compiler.is_compiling():
+        lik.check_support(x)
+    if len(shape) != 3:
+        params = params.reshape(math.prod(shape[:-2]), *shape[-2:])
+    return params, scale, x, log_ratio, lik, shape[:-1]
+
+
+def log_weights(
+    params: Tensor | tuple[Tensor, Tensor | float],
+    x: Tensor,
+    log_ratio: Tensor,
+    likelihood: str | Likelihood = "bernoulli",
+) -> Tensor:
+    """log w = log p(x|z) + log_ratio, the log-density summed over the data dimensions.
+
+    Args:
+        params: decoder outputs: logits (*L, B, K, D), or (mean, scale) for a Gaussian, the scale
+            a number, one per dimension (D,), or anything that broadcasts to mean's shape.
+        x: the clean data, (B, D) (shared by leading dimensions) or (*L, B, D). For a Bernoulli
+            any values in [0, 1].
+        log_ratio: log p(z) − log q(z|x̃), (*L, B, K), as `sample_latent` returns it.
+        likelihood: "bernoulli", "gaussian" or a `Likelihood`.
+
+    Returns:
+        (*L, B, K) in nats, float32 (float64 for float64 params); differentiable in all tensors.
+        Logits of ±inf give their limits, 0 or −inf.
+
+    Raises:
+        TypeError, ValueError: naming the argument, the rule and the value.
+
+    Source: Burda, Grosse, Salakhutdinov (arXiv 1509.00519), equation 8.
+    """
+    p, scale, x, log_ratio, lik, leading = _check_params(params, x, log_ratio, likelihood)
+    out = _log_weights(p, scale, x, log_ratio, lik.kind)
+    return out if len(leading) == 2 else out.view(leading)
+
+
+def _log_weights(
+    params: Tensor, scale: Tensor | None, x: Tensor, log_ratio: Tensor, kind: str
+) -> Tensor:
+    if _needs_grad(params, scale, x, log_ratio):
+        return cast(Tensor, _LogWeights.apply(params, scale, x, log_ratio, kind))
+    return cast(Tensor, _op.log_weights(params, scale, x, log_ratio, kind))
+
+
+# --- logmeanexp and the IWAE loss -------------------------------------------------------------
+
+
+class _LogMeanExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, log_w: Tensor) -> Tensor:
+        bound = _op.logmeanexp(log_w)
+        ctx.save_for_backward(log_w, bound)
+        return cast(Tensor, bound)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return cast(Tensor, _op.logmeanexp_backward(grad, *ctx.saved_tensors))
+
+
+def logmeanexp(log_w: Tensor, dim: int = -1) -> Tensor:
+    """log (1/K Σ_k exp log_w), the importance-weighted bound per example.
+
+    Args:
+        log_w: log-weights in nats, K >= 1 of them along `dim`.
+        dim: the dimension of the samples.
+
+    Returns:
+        log_w's shape without `dim`; float32 for bfloat16 and float16. Where all log-weights are
+        −inf it is −inf, with zero gradient.
+
+    Raises:
+        TypeError: if log_w is not floating point.
+        ValueError: if `dim` is out of range or has no element.
+
+    Source: Burda et al. (arXiv 1509.00519), equation 8.
+    """
+    _check_float("log_w", log_w)
+    if not -log_w.dim() <= dim < log_w.dim():
+        raise ValueError(f"dim must be a dimension of log_w, {tuple(log_w.shape)}, got {dim}")
+    if log_w.shape[dim] < 1:
+        raise ValueError(f"log_w must hold K >= 1 samples along dim {dim}, got {tuple(log_w.shape)}")
+    moved = log_w.movedim(dim, -1).to(accumulation_dtype(log_w.dtype))
+    shape = moved.shape[:-1]
+    flat = moved.reshape(math.prod(shape), moved.shape[-1])
+    out = _LogMeanExp.apply(flat) if _needs_grad(flat) else _op.logmeanexp(flat)
+    return cast(Tensor, out.view(shape))
+
+
+def _graph_is_kept() -> bool:
+    """Whether this backward pass may be run again; True if torch does not tell."""
+    query = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return True if query is None else bool(query())
+
+
+def _apply_upstream(grad: Tensor, upstream: Tensor) -> Tensor:
+    """grad times the upstream gradient, of one element or one per row.
+
+    In place when nothing can ask for this gradient again: `rescale_` reads the factor where it
+    lies and does nothing at all when it is 1.
+    """
+    if torch.compiler.is_compiling():
+        return grad * upstream.to(grad.dtype).view(-1, *[1] * (grad.dim() - 1))
+    if _graph_is_kept():
+        grad = grad.clone()
+    _op.rescale_(grad, upstream)
+    return grad
+
+
+class _IWAELoss(torch.autograd.Function):
+    """−bound with the gradient made in the forward pass, while the logits are in cache."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, params: Tensor, scale: Tensor | None, x: Tensor, log_ratio: Tensor, kind: str,
+        reduction: str, overwrite: bool,
+    ) -> Tensor:
+        rows = params.shape[0]
+        multiplier = -1.0 / max(rows, 1) if reduction == "mean" else -1.0
+        if overwrite:
+            bound, weights, grad_scale = _op.iwae_(params, scale, x, log_ratio, kind, multiplier)
+            grad_params = params
+        else:
+            bound, weights, grad_params, grad_scale = _op.iwae(
+                params, scale, x, log_ratio, kind, multiplier
+            )
+        ctx.multiplier, ctx.per_row = multiplier, reduction == "none"
+        # Not save_for_backward: with overwrite, params is an input that changed.
+        ctx.grads = (grad_params, grad_scale if scale is not None else None, weights)
+        if reduction == "mean":
+            return bound.mean().neg_()
+        return bound.sum().neg_() if reduction == "sum" else bound.neg()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        grad_params, grad_scale, weights = ctx.grads
+        need = ctx.needs_input_grad
+        grad_log_ratio = None
+        if need[3]:
+            factor = upstream.unsqueeze(-1) if ctx.per_row else upstream
+            grad_log_ratio = weights * (factor * ctx.multiplier)
+        grad_params = _apply_upstream(grad_params, upstream) if need[0] else None
+        grad_scale = _apply_upstream(grad_scale, upstream) if need[1] else None
+        return grad_params, grad_scale, None, grad_log_ratio, None, None, None
+
+
+def iwae_loss(
+    params: Tensor | tuple[Tensor, Tensor | float],
+    x: Tensor,
+    log_ratio: Tensor,
+    likelihood: str | Likelihood = "bernoulli",
+    reduction: str = "mean",
+    *,
+    overwrite_params: bool = False,
+) -> Tensor:
+    """−log (1/K Σ_k w_k), a loss whose value and gradient take one pass over the decoder output.
+
+    With K = 1 this is the negative (denoising) variational lower bound; with leading dimension
+    M it is the mean over corruptions of the importance-weighted bound.
+
+    Args:
+        params, x, log_ratio, likelihood: as for `log_weights`.
+        reduction: "mean" over all (*L, B), "sum", or "none".
+        overwrite_params: leave the gradient in the decoder output instead of allocating as much
+            memory again. Only for an output that nothing else reads, then or in backward, as is
+            true of what a linear layer returns; ignored where there is no gradient to make.
+
+    Returns:
+        A scalar in nats, or (*L, B) for "none". Differentiable once.
+
+    Raises:
+        TypeError, ValueError: naming the argument, the rule and the value.
+
+    Source: arXiv 1511.06406, section 3.1 (DIWAE); Burda et al. (arXiv 1509.00519), equation 8.
+    """
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+    p, scale, x, log_ratio, lik, leading = _check_params(params, x, log_ratio, likelihood)
+    per_row_scale = scale is not None and scale.dim() != 3 and reduction == "none"
+    fused = _needs_grad(p, scale) and not _needs_grad(x) and not per_row_scale
+    if fused:
+        overwrite = overwrite_params and p.is_contiguous() and not p.is_leaf
+        loss = _IWAELoss.apply(p, scale, x, log_ratio, lik.kind, reduction, overwrite)
+        return cast(Tensor, loss.view(leading[:-1]) if reduction == "none" else loss)
+    bound = logmeanexp(_log_weights(p, scale, x, log_ratio, lik.kind))
+    if reduction == "none":
+        return -bound.view(leading[:-1])
+    return -(bound.mean() if reduction == "mean" else bound.sum())
+
+
+# --- last linear layer and likelihood ---------------------------------------------------------
+
+
+class _LinearLogWeights(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None,
+        x: Tensor, log_ratio: Tensor, kind: str,
+    ) -> Tensor:
+        ctx.save_for_backward(hidden, weight, bias, scale, x)
+        ctx.kind = kind
+        return cast(
+            Tensor, _op.linear_log_weights(hidden, weight, bias, scale, x, log_ratio, kind)
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, scale, x = ctx.saved_tensors
+        grads = _op.linear_log_weights_backward(grad, hidden, weight, bias, scale, x, ctx.kind)
+        grad_hidden, grad_weight, grad_bias, grad_scale = grads
+        return (
+            grad_hidden,
+            grad_weight,
+            grad_bias if bias is not None else None,
+            grad_scale if scale is not None else None,
+            None,
+            grad,
+            None,
+        )
+
+
+def linear_log_weights(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x: Tensor,
+    log_ratio: Tensor,
+    likelihood: str | Likelihood = "bernoulli",
+    *,
+    scale: Tensor | float | None = None,
+) -> Tensor:
+    """`log_weights` of a decoder's last linear layer, never holding its (B, K, D) output.
+
+    The layer runs in row tiles that stay in cache and the likelihood is taken from each tile;
+    the backward pass recomputes the tiles.
+
+    Args:
+        hidden: input of the layer, (*L, B, K, H).
+        weight, bias: (D, H) and (D,) or None, as in `torch.nn.Linear`.
+        x, log_ratio, likelihood: as for `log_weights`. For a Gaussian the layer gives the mean.
+        scale: a Gaussian's scale, required for it: a number or a tensor of 1 or D elements.
+
+    Returns:
+        (*L, B, K) in nats; differentiable in hidden, weight, bias, scale and log_ratio.
+
+    Raises:
+        TypeError, ValueError: naming the argument, the rule and the value.
+    """
+    lik = get_likelihood(likelihood)
+    for name, t in (("hidden", hidden), ("weight", weight), ("bias", bias)):
+        if name != "bias" or t is not None:
+            _check_float(name, cast(Tensor, t))
+    dtype = _autocast_dtype(hidden)
+    if dtype is not None:
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    shape = tuple(hidden.shape)
+    if len(shape) < 3:
+        raise ValueError(f"hidden must have shape (*L, B, K, H), got {shape}")
+    if weight.dim() != 2 or weight.shape[1] != shape[-1]:
+        raise ValueError(
+            f"weight must have shape (D, H) with H = {shape[-1]} as in hidden, "
+            f"got {tuple(weight.shape)}"
+        )
+    size = weight.shape[0]
+    for name, t in (("weight", weight), ("bias", bias)):
+        if t is None:
+            continue
+        _check_same(name, t, "hidden", hidden)
+        if t.dtype != hidden.dtype:
+            raise TypeError(f"{name} must have hidden's dtype, {hidden.dtype}, got {t.dtype}")
+    if bias is not None:
+        _check_shape("bias", bias, (size,), "(D,)")
+    if isinstance(lik, Bernoulli):
+        if scale is not None:
+            raise ValueError("scale must be None for a Bernoulli likelihood, which has none")
+    elif scale is None:
+        raise ValueError("scale must be given for a Gaussian likelihood, got None")
+    leading = shape[:-1]
+    x, log_ratio = _check_rows(x, log_ratio, leading, size, hidden, "hidden")
+    if _needs_grad(x):
+        raise ValueError("x must not require a gradient: linear_log_weights makes none for it")
+    if scale is not None:
+        scale = _check_scale(scale, hidden, (*leading, size))
+        if scale.dim() == 3:
+            raise ValueError(
+                f"scale must have 1 or D = {size} elements here, got {tuple(scale.shape)}"
+            )
+    if _validate and not torch.compiler.is_compiling():
+        lik.check_support(x)
+    hidden = hidden.reshape(math.prod(leading[:-1]), *shape[-2:])
+    args = (hidden, weight, bias, scale, x, log_ratio, lik.kind)
+    if _needs_grad(hidden, weight, bias, scale, log_ratio):
+        out = _LinearLogWeights.apply(*args)
+    else:
+        out = _op.linear_log_weights(*args)
+    return cast(Tensor, out.view(leading))

@@ -1,0 +1,461 @@
+"""Every operator in plain PyTorch: the oracle for tests, and the fallback on any device.
+
+Written for clarity: each function is the formula. Low-precision inputs are accumulated in
+float32, float64 stays float64. Shapes use B examples, M corruptions, K samples, Z latent and D
+data dimensions; N = M·B rows, of which row n belongs to example n % B.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# Streams: the last word of the Philox counter, so that no two uses of a seed share numbers.
+STREAM_CORRUPTION = 0
+STREAM_LATENT = 1
+
+# Elements of one noise block: 16 counters of 4 words; word w of counter c is element 16 w + c.
+BLOCK = 64
+LANES = 16
+
+_MASK32 = 0xFFFFFFFF
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for everything else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+# --- noise ------------------------------------------------------------------------------------
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: Tensor) -> tuple[Tensor, ...]:
+    """Philox4x32-10 (Salmon et al., SC 2011). Words are int64 tensors holding 32-bit values."""
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    k0, k1 = seed & _MASK32, (seed >> 32) & _MASK32
+    for _ in range(10):
+        p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        hi0, lo0 = (p0 >> 32) & _MASK32, p0 & _MASK32
+        hi1, lo1 = (p1 >> 32) & _MASK32, p1 & _MASK32
+        c0, c1, c2, c3 = hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0
+        k0, k1 = (k0 + 0x9E3779B9) & _MASK32, (k1 + 0xBB67AE85) & _MASK32
+    return c0, c1, c2, c3
+
+
+def _blocks(stream: Tensor, example: Tensor, sample: Tensor, size: int, seed: Tensor) -> Tensor:
+    """Raw words for elements 0..size, rounded up to blocks: (..., blocks, 4 words, 16 lanes)."""
+    blocks = (size + BLOCK - 1) // BLOCK
+    c0 = torch.arange(blocks * LANES, device=seed.device, dtype=torch.int64)
+    words = philox((c0, sample[..., None], example[..., None], stream[..., None]), seed.reshape(()))
+    return torch.stack(words, -1).unflatten(-2, (blocks, LANES)).transpose(-1, -2)
+
+
+def uniform_bits(
+    stream: Tensor, example: Tensor, sample: Tensor, size: int, seed: Tensor
+) -> Tensor:
+    """32-bit words as int64, one an element: (..., size)."""
+    return _blocks(stream, example, sample, size, seed).flatten(-3)[..., :size]
+
+
+def standard_normal(
+    stream: Tensor, example: Tensor, sample: Tensor, size: int, seed: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Box–Muller on words (0, 1) and (2, 3) of each counter: (..., size) of N(0, 1)."""
+    words = _blocks(stream, example, sample, size, seed)
+    u = (words[..., 0::2, :].to(dtype) + 0.5) * 2.0**-32
+    # θ = 2π w / 2³², the angle wrapped to [−π, π) as the kernels do.
+    v = words[..., 1::2, :]
+    theta = torch.where(v >= 2**31, v - 2**32, v).to(dtype) * (2.0 * math.pi * 2.0**-32)
+    radius = torch.sqrt(-2.0 * torch.log(u))
+    pair = torch.stack((radius * torch.cos(theta), radius * torch.sin(theta)), -2)
+    return pair.flatten(-4)[..., :size]
+
+
+def _indices(
+    stream: int, copies: int, examples: int, samples: int, first_example: int, first_sample: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(stream | copy << 8, example, sample), each broadcastable to (copies, examples, samples)."""
+    copy = torch.arange(copies, device=device).view(-1, 1, 1)
+    example = torch.arange(first_example, first_example + examples, device=device).view(1, -1, 1)
+    sample = torch.arange(first_sample, first_sample + samples, device=device).view(1, 1, -1)
+    return torch.broadcast_tensors(copy * 256 + stream, example, sample)  # type: ignore[no-any-return]
+
+
+def latent_noise(
+    copies: int, examples: int, samples: int, size: int, seed: Tensor,
+    first_example: int, first_sample: int, dtype: torch.dtype,
+) -> Tensor:
+    """ε of `sample_latent`: (copies, examples, samples, size)."""
+    index = _indices(
+        STREAM_LATENT, copies, examples, samples, first_example, first_sample, seed.device
+    )
+    return standard_normal(*index, size, seed, dtype)
+
+
+def _corruption_index(
+    copies: int, examples: int, seed: Tensor, first_example: int, first_copy: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Copy m of a corruption is counter sample m: indices of shape (copies, examples)."""
+    index = _indices(
+        STREAM_CORRUPTION, 1, examples, copies, first_example, first_copy, seed.device
+    )
+    stream, example, sample = (i[0].transpose(0, 1) for i in index)
+    return stream, example, sample
+
+
+def threshold(probability: Tensor) -> Tensor:
+    """round(p · 2²⁴): an element is hit when the top 24 bits of its word lie below."""
+    return torch.round(probability.to(torch.float32) * 2.0**24).to(torch.int64)
+
+
+# --- corruption -------------------------------------------------------------------------------
+
+
+def _hits(
+    kind: str, rate: Tensor, salt: Tensor | None, shape: torch.Size, seed: Tensor,
+    first_example: int, first_copy: int,
+) -> tuple[Tensor, Tensor]:
+    """(hit, becomes one) per element, (M, B, D) each."""
+    copies, examples, size = shape
+    index = _corruption_index(copies, examples, seed, first_example, first_copy)
+    bits = uniform_bits(*index, size, seed) >> 8
+    hit = bits < threshold(rate)
+    if salt is None:
+        return hit, torch.zeros_like(hit)
+    # One uniform decides both: [0, rate·salt) is salt, [rate·salt, rate) is pepper.
+    return hit, bits < threshold(rate * salt)
+
+
+def corrupt(
+    x: Tensor, kind: str, rate: Tensor, salt: Tensor | None, seed: Tensor,
+    copies: int, first_example: int, first_copy: int,
+) -> Tensor:
+    """x (B, D) → x̃ (M, B, D); `rate` (the standard deviation, if Gaussian) has 1 or D elements."""
+    shape = torch.Size((copies, *x.shape))
+    if kind == "identity":
+        return x.expand(shape).clone(memory_format=torch.contiguous_format)
+    if kind == "gaussian":
+        dtype = accumulation_dtype(x.dtype)
+        index = _corruption_index(copies, x.shape[0], seed, first_example, first_copy)
+        noise = standard_normal(*index, x.shape[1], seed, dtype)
+        return (x.to(dtype) + rate.reshape(-1).to(dtype) * noise).to(x.dtype)
+    hit, one = _hits(kind, rate.reshape(-1), _flat(salt), shape, seed, first_example, first_copy)
+    changed = 1 - x if kind == "bit_flip" else one.to(x.dtype)
+    return torch.where(hit, changed, x)
+
+
+def corrupt_backward(
+    grad: Tensor, kind: str, rate: Tensor, salt: Tensor | None, seed: Tensor,
+    first_example: int, first_copy: int,
+) -> Tensor:
+    """∂/∂x: (M, B, D) → (B, D); a hit element passes nothing (bit flip: −1)."""
+    if kind in ("identity", "gaussian"):
+        return _sum_copies(grad)
+    hit, _ = _hits(
+        kind, rate.reshape(-1), _flat(salt), grad.shape, seed, first_example, first_copy
+    )
+    return _sum_copies(torch.where(hit, -grad if kind == "bit_flip" else grad.new_zeros(()), grad))
+
+
+def corrupt_backward_std(
+    grad: Tensor, std: Tensor, seed: Tensor, first_example: int, first_copy: int
+) -> Tensor:
+    """∂/∂std = Σ grad · n, in the shape of `std`."""
+    dtype = accumulation_dtype(grad.dtype)
+    copies, examples, size = grad.shape
+    index = _corruption_index(copies, examples, seed, first_example, first_copy)
+    noise = standard_normal(*index, size, seed, dtype)
+    per_element = (grad.to(dtype) * noise).sum((0, 1))
+    total = per_element.sum() if std.numel() == 1 else per_element
+    return total.reshape(std.shape).to(std.dtype)
+
+
+def _flat(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.reshape(-1)
+
+
+def _sum_copies(grad: Tensor) -> Tensor:
+    return grad.to(accumulation_dtype(grad.dtype)).sum(0).to(grad.dtype)
+
+
+# --- latent samples ---------------------------------------------------------------------------
+
+
+def sample_latent(
+    mean: Tensor, log_var: Tensor, k: int, seed: Tensor, first_example: int, first_sample: int
+) -> tuple[Tensor, Tensor]:
+    """mean, log_var (M, B, Z) → z (M, B, K, Z) and log p(z) − log q(z) = ½ Σ (ε² − z² + log_var).
+
+    The constants ½ log 2π of the two normals cancel.
+    """
+    dtype = accumulation_dtype(mean.dtype)
+    copies, examples, size = mean.shape
+    noise = latent_noise(copies, examples, k, size, seed, first_example, first_sample, dtype)
+    m, v = mean.to(dtype).unsqueeze(2), log_var.to(dtype).unsqueeze(2)
+    z = m + torch.exp(0.5 * v) * noise
+    return z.to(mean.dtype), 0.5 * (noise.square() - z.square() + v).sum(-1)
+
+
+def sample_latent_backward(
+    grad_z: Tensor | None, grad_log_ratio: Tensor | None, mean: Tensor, log_var: Tensor, k: int,
+    seed: Tensor, first_example: int, first_sample: int,
+) -> tuple[Tensor, Tensor]:
+    """With δ = grad_z − grad_r z: ∂/∂mean = Σ_k δ; ∂/∂log_var = ½ Σ_k (δ (z − mean) + grad_r)."""
+    dtype = accumulation_dtype(mean.dtype)
+    copies, examples, size = mean.shape
+    noise = latent_noise(copies, examples, k, size, seed, first_example, first_sample, dtype)
+    scaled = torch.exp(0.5 * log_var.to(dtype)).unsqueeze(2) * noise
+    z = mean.to(dtype).unsqueeze(2) + scaled
+    delta = torch.zeros_like(z) if grad_z is None else grad_z.to(dtype)
+    grad_mean = delta
+    half = 0.5 * delta * scaled
+    if grad_log_ratio is not None:
+        g = grad_log_ratio.to(dtype).unsqueeze(-1)
+        delta = delta - g * z
+        grad_mean = delta
+        half = 0.5 * (delta * scaled + g)
+    return grad_mean.sum(2).to(mean.dtype), half.sum(2).to(log_var.dtype)
+
+
+def latent_log_ratio(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+    """z (N, K, Z), mean and log_var (N, Z) → ½ Σ ((z − mean)²/var − z² + log_var), (N, K)."""
+    dtype = accumulation_dtype(z.dtype)
+    zz, m, v = z.to(dtype), mean.to(dtype).unsqueeze(1), log_var.to(dtype).unsqueeze(1)
+    return 0.5 * ((zz - m).square() * torch.exp(-v) - zz.square() + v).sum(-1)
+
+
+def latent_log_ratio_backward(
+    grad: Tensor, z: Tensor, mean: Tensor, log_var: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """With u = (z − mean)/var: ∂z = g (u − z), ∂mean = −Σ_k g u, ∂log_var = ½ Σ_k g (1 − u²var)."""
+    dtype = accumulation_dtype(z.dtype)
+    zz, m, v = z.to(dtype), mean.to(dtype).unsqueeze(1), log_var.to(dtype).unsqueeze(1)
+    g = grad.to(dtype).unsqueeze(-1)
+    diff = zz - m
+    u = diff * torch.exp(-v)
+    return (
+        (g * (u - zz)).to(z.dtype),
+        -(g * u).sum(1).to(mean.dtype),
+        0.5 * (g * (1.0 - u * diff)).sum(1).to(log_var.dtype),
+    )
+
+
+# --- likelihoods ------------------------------------------------------------------------------
+
+
+def log_density_bernoulli(logits: Tensor, x: Tensor) -> Tensor:
+    """x l − log(1 + e^l), as −(c |l| + log1p(e^−|l|)) with c = 1 − x if l > 0 else x.
+
+    Where c = 0 the first term is 0 even at l = ±inf, so that log p has its limit there.
+    """
+    c = torch.where(logits > 0, 1 - x, x)
+    magnitude = logits.abs()
+    linear = torch.where(c == 0, torch.zeros_like(c), c * magnitude)
+    return -(linear + torch.log1p(torch.exp(-magnitude)))
+
+
+def log_density_gaussian(mean: Tensor, scale: Tensor, x: Tensor) -> Tensor:
+    """−½ ((x − mean)/scale)² − log scale − ½ log 2π."""
+    return -0.5 * ((x - mean) / scale).square() - torch.log(scale) - 0.5 * math.log(2 * math.pi)
+
+
+def _rows(x: Tensor, params: Tensor) -> Tensor:
+    """x (B, D) for each of N rows, (N, 1, D): row n belongs to example n % B."""
+    n, b = params.shape[0], x.shape[0]
+    return x.repeat(n // b if b else 1, 1).unsqueeze(1)
+
+
+def _scale(scale: Tensor, params: Tensor, dtype: torch.dtype) -> Tensor:
+    """A scale of 1, D or N·K·D elements, shaped to broadcast over (N, K, D)."""
+    scale = scale.to(dtype)
+    if scale.numel() == 1:
+        return scale.reshape(1, 1, 1)
+    return scale.reshape(params.shape) if scale.dim() == 3 else scale.reshape(1, 1, -1)
+
+
+def log_weights(
+    params: Tensor, scale: Tensor | None, x: Tensor, log_ratio: Tensor, likelihood: str
+) -> Tensor:
+    """params (N, K, D), x (B, D), log_ratio (N, K) → log p(x|z) + log_ratio, (N, K)."""
+    dtype = accumulation_dtype(params.dtype)
+    p, rows = params.to(dtype), _rows(x.to(dtype), params)
+    if likelihood == "gaussian":
+        assert scale is not None
+        density = log_density_gaussian(p, _scale(scale, params, dtype), rows)
+    else:
+        density = log_density_bernoulli(p, rows)
+    return density.sum(-1) + log_ratio.to(dtype)
+
+
+def log_weights_backward(
+    grad: Tensor, params: Tensor, scale: Tensor | None, x: Tensor, likelihood: str
+) -> tuple[Tensor, Tensor]:
+    """(∂params, ∂scale); the second has no element when there is no scale.
+
+    Bernoulli: g (x − σ(l)). Gaussian, with u = (x − mean)/scale: g u/scale and g (u² − 1)/scale.
+    """
+    dtype = accumulation_dtype(params.dtype)
+    p, rows, g = params.to(dtype), _rows(x.to(dtype), params), grad.to(dtype).unsqueeze(-1)
+    if likelihood == "gaussian":
+        assert scale is not None
+        s = _scale(scale, params, dtype)
+        u = (rows - p) / s
+        # A weight of zero stops a non-finite derivative: 0 · inf would be NaN.
+        grad_scale = _weighted(g, (u.square() - 1) / s)
+        if scale.numel() == 1:
+            grad_scale = grad_scale.sum()
+        elif scale.dim() != 3:
+            grad_scale = grad_scale.sum((0, 1))
+        return (
+            _weighted(g, u / s).to(params.dtype),
+            grad_scale.reshape(scale.shape).to(scale.dtype),
+        )
+    return _weighted(g, rows - torch.sigmoid(p)).to(params.dtype), params.new_empty(0)
+
+
+def _weighted(weight: Tensor, value: Tensor) -> Tensor:
+    return torch.where(weight == 0, torch.zeros_like(value), weight * value)
+
+
+# --- logsumexp over samples -------------------------------------------------------------------
+
+
+def logmeanexp(log_w: Tensor) -> Tensor:
+    """(N, K) → log (1/K Σ_k exp log_w), (N,). K = 0 has no mean: refused by the caller."""
+    return torch.logsumexp(log_w, -1) - math.log(log_w.shape[-1])
+
+
+def normalised_weights(log_w: Tensor, bound: Tensor) -> Tensor:
+    """w̃ = w / Σ w = exp(log_w − bound) / K; all 0 where every log-weight is −inf."""
+    weights = torch.exp(log_w - bound.unsqueeze(-1)) / log_w.shape[-1]
+    return torch.where((bound == -math.inf).unsqueeze(-1), torch.zeros_like(weights), weights)
+
+
+def logmeanexp_backward(grad: Tensor, log_w: Tensor, bound: Tensor) -> Tensor:
+    """g w̃, (N, K)."""
+    return _weighted(grad.unsqueeze(-1), normalised_weights(log_w, bound))
+
+
+def iwae(
+    params: Tensor, scale: Tensor | None, x: Tensor, log_ratio: Tensor, likelihood: str,
+    multiplier: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(bound (N,), w̃ (N, K), multiplier · ∂bound/∂params, multiplier · ∂bound/∂scale)."""
+    log_w = log_weights(params, scale, x, log_ratio, likelihood)
+    bound = logmeanexp(log_w)
+    weights = normalised_weights(log_w, bound)
+    grads = log_weights_backward(weights * multiplier, params, scale, x, likelihood)
+    return bound, weights, *grads
+
+
+def iwae_(
+    params: Tensor, scale: Tensor | None, x: Tensor, log_ratio: Tensor, likelihood: str,
+    multiplier: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`iwae` that leaves the gradient in `params`: (bound, w̃, ∂scale)."""
+    bound, weights, grad, grad_scale = iwae(params, scale, x, log_ratio, likelihood, multiplier)
+    params.copy_(grad)
+    return bound, weights, grad_scale
+
+
+def rescale_(grad: Tensor, factor: Tensor) -> None:
+    """grad (N, ...) *= factor, of one element or N; a factor of 1 costs no pass."""
+    if factor.numel() == 1:
+        grad.mul_(factor.reshape(()).to(grad.dtype))
+    else:
+        grad.mul_(factor.to(grad.dtype).view(-1, *[1] * (grad.dim() - 1)))
+
+
+# Streaming state per example, float64: max m, Σ e^(w−m), Σ e^2(w−m), Σ w, count.
+STATE_SIZE = 5
+
+
+def lse_init(examples: int, device: torch.device | str = "cpu") -> Tensor:
+    """The state of no samples: (examples, 5)."""
+    state = torch.zeros(examples, STATE_SIZE, dtype=torch.float64, device=device)
+    state[:, 0] = -math.inf
+    return state
+
+
+def lse_update(state: Tensor, log_w: Tensor) -> Tensor:
+    """The state after also seeing log_w (N, K)."""
+    if log_w.shape[1] == 0:
+        return state.clone()
+    w = log_w.to(torch.float64)
+    m = w.amax(1)
+    shifted = torch.exp(w - torch.where(m == -math.inf, 0.0, m).unsqueeze(1))
+    count = torch.full_like(m, log_w.shape[1])
+    chunk = torch.stack((m, shifted.sum(1), shifted.square().sum(1), w.sum(1), count), 1)
+    return lse_merge(state, chunk)
+
+
+def lse_merge(a: Tensor, b: Tensor) -> Tensor:
+    """The state of the union of two disjoint sets of samples."""
+    m = torch.maximum(a[:, 0], b[:, 0])
+    finite = torch.where(m == -math.inf, 0.0, m)
+    fa, fb = torch.exp(a[:, 0] - finite), torch.exp(b[:, 0] - finite)
+    return torch.stack(
+        (
+            m,
+            a[:, 1] * fa + b[:, 1] * fb,
+            a[:, 2] * fa.square() + b[:, 2] * fb.square(),
+            a[:, 3] + b[:, 3],
+            a[:, 4] + b[:, 4],
+        ),
+        1,
+    )
+
+
+# --- last linear layer and likelihood ---------------------------------------------------------
+
+
+def _linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.nn.functional.linear(hidden, weight, bias)
+
+
+def linear_log_weights(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, x: Tensor,
+    log_ratio: Tensor, likelihood: str,
+) -> Tensor:
+    """hidden (N, K, H), weight (D, H), bias (D,) → log_weights(hidden Wᵀ + b, …), (N, K).
+
+    One row n at a time, so that no more than (1, K, D) is held.
+    """
+    out = log_ratio.new_empty(log_ratio.shape)
+    for n in range(hidden.shape[0]):
+        params = _linear(hidden[n : n + 1], weight, bias)
+        row = x[n % x.shape[0]].unsqueeze(0)
+        out[n] = log_weights(params, scale, row, log_ratio[n : n + 1], likelihood)[0]
+    return out
+
+
+def linear_log_weights_backward(
+    grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None,
+    x: Tensor, likelihood: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(∂hidden, ∂weight, ∂bias, ∂scale), the linear layer recomputed a row at a time."""
+    dtype = accumulation_dtype(hidden.dtype)
+    grad_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+    grad_weight = torch.zeros(weight.shape, dtype=dtype, device=weight.device)
+    grad_bias = torch.zeros(weight.shape[0], dtype=dtype, device=weight.device)
+    grad_scale = torch.zeros(
+        0 if scale is None else scale.numel(), dtype=dtype, device=weight.device
+    )
+    for n in range(hidden.shape[0]):
+        params = _linear(hidden[n : n + 1], weight, bias)
+        row = x[n % x.shape[0]].unsqueeze(0)
+        g, gs = log_weights_backward(grad[n : n + 1], params, scale, row, likelihood)
+        g = g[0]
+        grad_hidden[n] = g @ weight
+        grad_weight += (g.transpose(0, 1) @ hidden[n]).to(dtype)
+        grad_bias += g.to(dtype).sum(0)
+        grad_scale += gs.reshape(-1).to(dtype)
+    return (
+        grad_hidden,
+        grad_weight.to(weight.dtype),
+        grad_bias.to(weight.dtype),
+        hidden.new_empty(0) if scale is None else grad_scale.reshape(scale.shape).to(scale.dtype),
+    )

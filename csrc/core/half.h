@@ -1,0 +1,62 @@
+// bfloat16 and float16 as 16-bit storage, converted by integer arithmetic that vectorises.
+#pragma once
+
+#include "macros.h"
+
+DVAE_BEGIN_CORE
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+// The type sums are kept in: float64 for float64, float32 for the rest.
+template <class T>
+struct Accumulate {
+  using type = float;
+};
+template <>
+struct Accumulate<double> {
+  using type = double;
+};
+template <class T>
+using accumulate_t = typename Accumulate<T>::type;
+
+DVAE_HD float load(float v) { return v; }
+DVAE_HD double load(double v) { return v; }
+DVAE_HD float load(BFloat16 v) { return bit_cast<float>(static_cast<uint32_t>(v.bits) << 16); }
+DVAE_HD float load(Half v) {
+  const uint32_t sign = static_cast<uint32_t>(v.bits & 0x8000u) << 16;
+  const uint32_t magnitude = static_cast<uint32_t>(v.bits & 0x7FFFu) << 13;
+  // Times 2¹¹² moves the exponent's bias from 15 to 127 and normalises denormals.
+  const uint32_t finite = bit_cast<uint32_t>(bit_cast<float>(magnitude) * 0x1p112f);
+  const uint32_t special = magnitude | 0x7F800000u;  // inf and NaN
+  return bit_cast<float>(sign | (magnitude >= 0x0F800000u ? special : finite));
+}
+
+DVAE_HD void store(float& to, float v) { to = v; }
+DVAE_HD void store(double& to, double v) { to = v; }
+// Both round to nearest, ties to even; NaN stays a quiet NaN.
+DVAE_HD void store(BFloat16& to, float v) {
+  const uint32_t bits = bit_cast<uint32_t>(v);
+  const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+  const uint32_t nan = (bits >> 16) | 0x0040u;
+  to.bits = static_cast<uint16_t>((bits & 0x7FFFFFFFu) > 0x7F800000u ? nan : rounded);
+}
+DVAE_HD void store(Half& to, float v) {
+  const uint32_t bits = bit_cast<uint32_t>(v);
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  const uint32_t magnitude = bits & 0x7FFFFFFFu;
+  // Normal: rebias, add just under half a unit of the kept bits (plus one if they are odd).
+  const uint32_t normal = (magnitude - 0x38000000u + 0x0FFFu + ((magnitude >> 13) & 1u)) >> 13;
+  // Below 2⁻¹⁴ the unit is 2⁻²⁴ everywhere: adding ½ lets the float adder round to it.
+  const uint32_t denormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3F000000u;
+  uint32_t half = magnitude < 0x38800000u ? denormal : normal;
+  half = magnitude >= 0x477FF000u ? 0x7C00u : half;  // rounds to 2¹⁶ or more: inf
+  half = magnitude > 0x7F800000u ? 0x7E00u : half;
+  to.bits = static_cast<uint16_t>(sign | half);
+}
+
+DVAE_END_CORE

@@ -1,0 +1,174 @@
+// exp, log, log1p, softplus, sigmoid and sincos that a compiler can vectorise.
+//
+// The float versions are branch-free polynomials (coefficients of Moshier's Cephes library).
+// Errors, checked in tests/cpp: exp, log, log1p and softplus 2 ulp, sigmoid and sincos 3,
+// log_uniform 3.5. The double versions are libm's: float64 is for oracles, not for speed.
+#pragma once
+
+#include <cmath>
+
+#include "macros.h"
+
+DVAE_BEGIN_CORE
+
+namespace detail {
+
+// Adding 1.5·2²³ rounds a float of magnitude below 2²² to an integer, left in the low mantissa.
+constexpr float kRound = 12582912.0f;
+constexpr uint32_t kRoundBits = 0x4B400000u;
+
+// e^r for |r| <= ln 2 / 2.
+DVAE_HD float exp_reduced(float r) {
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  return p * (r * r) + r + 1.0f;
+}
+
+// x = n ln 2 + r; returns r and n. ln 2 in two parts, so that n · kLn2Hi is exact.
+DVAE_HD float reduce_exp(float x, int32_t& n) {
+  const float t = x * 1.44269504088896341f + kRound;
+  const float f = t - kRound;
+  n = static_cast<int32_t>(bit_cast<uint32_t>(t) - kRoundBits);
+  return (x - f * 0.693359375f) - f * -2.12194440e-4f;
+}
+
+// 2^n, −127 < n < 128. In unsigned integers, for n means nothing where x was NaN or −inf.
+DVAE_HD float power_of_two(int32_t n) {
+  return bit_cast<float>((static_cast<uint32_t>(n) + 127u) << 23);
+}
+
+// log(m) + e ln 2 from x = m − 1, m in [√½, √2).
+DVAE_HD float log_reduced(float x, float e) {
+  const float z = x * x;
+  float p = 7.0376836292e-2f;
+  p = p * x - 1.1514610310e-1f;
+  p = p * x + 1.1676998740e-1f;
+  p = p * x - 1.2420140846e-1f;
+  p = p * x + 1.4249322787e-1f;
+  p = p * x - 1.6668057665e-1f;
+  p = p * x + 2.0000714765e-1f;
+  p = p * x - 2.4999993993e-1f;
+  p = p * x + 3.3333331174e-1f;
+  float y = x * z * p;
+  y = y + e * -2.12194440e-4f;
+  y = y - 0.5f * z;
+  return (x + y) + e * 0.693359375f;
+}
+
+// Exponent e and mantissa m in [√½, √2) of a positive normal float.
+DVAE_HD float split_mantissa(float x, float& e) {
+  const int32_t bits = static_cast<int32_t>(bit_cast<uint32_t>(x) - 0x3F3504F3u);  // √½
+  e = static_cast<float>(bits >> 23);
+  return bit_cast<float>((bits & 0x007FFFFF) + 0x3F3504F3);
+}
+
+}  // namespace detail
+
+// e^x for x <= 0 or NaN; results below the smallest normal float are 0.
+DVAE_HD float exp_nonpositive(float x) {
+  int32_t n;
+  const float r = detail::reduce_exp(x, n);
+  const float y = detail::exp_reduced(r) * detail::power_of_two(n);
+  return x < -87.33654f ? 0.0f : y;
+}
+DVAE_HD double exp_nonpositive(double x) { return ::exp(x); }
+
+DVAE_HD float exp(float x) {
+  // Past these bounds the result is inf or 0 anyway; NaN passes both comparisons.
+  float c = x > 89.0f ? 89.0f : x;
+  c = c < -104.0f ? -104.0f : c;
+  int32_t n;
+  const float r = detail::reduce_exp(c, n);
+  // 2^n in two factors, each a normal float: reaches denormals and overflows to inf.
+  const int32_t h = n >> 1;
+  return detail::exp_reduced(r) * detail::power_of_two(h) * detail::power_of_two(n - h);
+}
+DVAE_HD double exp(double x) { return ::exp(x); }
+
+DVAE_HD float log(float x) {
+  const bool tiny = x < 1.17549435e-38f;
+  const float scaled = tiny ? x * 33554432.0f : x;  // 2²⁵
+  float e;
+  const float m = detail::split_mantissa(scaled, e);
+  const float y = detail::log_reduced(m - 1.0f, tiny ? e - 25.0f : e);
+  const float special = x == 0.0f ? -infinity<float>() : x < 0.0f ? quiet_nan<float>() : x;
+  // 0, negative, +inf and NaN
+  return x > 0.0f && x < infinity<float>() ? y : special;
+}
+DVAE_HD double log(double x) { return ::log(x); }
+
+// log(1 + x), x >= −1: log(u) with the rounding of u = 1 + x put back, (x − (u − 1))/u.
+DVAE_HD float log1p(float x) {
+  const float u = 1.0f + x;
+  const float y = log(u);
+  const float correction = (x - (u - 1.0f)) / u;
+  return u > 0.0f && u < infinity<float>() ? y + correction : y;
+}
+DVAE_HD double log1p(double x) { return ::log1p(x); }
+
+DVAE_HD float sqrt(float x) { return ::sqrtf(x); }
+DVAE_HD double sqrt(double x) { return ::sqrt(x); }
+
+DVAE_HD float abs(float x) { return bit_cast<float>(bit_cast<uint32_t>(x) & 0x7FFFFFFFu); }
+DVAE_HD double abs(double x) { return ::fabs(x); }
+
+// log(1 + e^x) = max(x, 0) + log1p(e^−|x|)
+template <class A>
+DVAE_HD A softplus(A x) {
+  return (x > A(0) ? x : A(0)) + log1p(exp_nonpositive(-abs(x)));
+}
+
+// σ(x) from e = e^−|x|: 1/(1 + e) for x >= 0, e/(1 + e) below.
+template <class A>
+DVAE_HD A sigmoid_from(A x, A e) {
+  const A r = A(1) / (A(1) + e);
+  return x >= A(0) ? r : e * r;
+}
+template <class A>
+DVAE_HD A sigmoid(A x) {
+  return sigmoid_from(x, exp_nonpositive(-abs(x)));
+}
+
+// sin and cos of the angle v · 2π/2³². The top bits of v are the quadrant, exactly.
+DVAE_HD void sincos_turn(uint32_t v, float& s, float& c) {
+  const uint32_t quadrant = (v + 0x20000000u) >> 30;
+  const int32_t rest = static_cast<int32_t>(v - (quadrant << 30));
+  const float x = static_cast<float>(rest) * 1.46291807926715968e-9f;  // 2π/2³²
+  const float z = x * x;
+  float ps = -1.9515295891e-4f;
+  ps = ps * z + 8.3321608736e-3f;
+  ps = ps * z - 1.6666654611e-1f;
+  const float sine = ps * z * x + x;
+  float pc = 2.443315711809948e-5f;
+  pc = pc * z - 1.388731625493765e-3f;
+  pc = pc * z + 4.166664568298827e-2f;
+  const float cosine = pc * z * z - 0.5f * z + 1.0f;
+  const bool swap = (quadrant & 1u) != 0u;
+  const float s0 = swap ? cosine : sine;
+  const float c0 = swap ? sine : cosine;
+  s = (quadrant & 2u) != 0u ? -s0 : s0;
+  c = ((quadrant + 1u) & 2u) != 0u ? -c0 : c0;
+}
+DVAE_HD void sincos_turn(uint32_t v, double& s, double& c) {
+  const double x = static_cast<double>(static_cast<int32_t>(v)) * 1.46291807926715968e-9;
+  s = ::sin(x);
+  c = ::cos(x);
+}
+
+// log((w + ½) 2⁻³²), a uniform's logarithm. Near 1 the float (w + ½) 2⁻³² has lost its distance
+// to 1, which is what the logarithm is made of: there x = u − 1 comes from the complement of w.
+DVAE_HD float log_uniform(uint32_t w) {
+  const uint32_t folded = w < ~w ? w : ~w;  // below 2³¹: a signed conversion serves
+  const float f =
+      (static_cast<float>(static_cast<int32_t>(folded)) + 0.5f) * 2.32830643653869629e-10f;
+  const float u = static_cast<int32_t>(w) < 0 ? 1.0f - f : f;
+  float e;
+  const float m = detail::split_mantissa(u, e);
+  return detail::log_reduced(e == 0.0f ? -f : m - 1.0f, e);
+}
+
+DVAE_END_CORE

@@ -1,0 +1,63 @@
+// The CPU kernels as a table of functions over ranges of rows; one table per ISA.
+//
+// Threading is the caller's: any split of the range gives the same result.
+#pragma once
+
+#include "../core/params.h"
+
+namespace dvae::cpu {
+
+struct Kernels {
+  // CorruptParams. Rows (copy, example); examples; and blocks of 64 elements.
+  void (*corrupt[kDTypes])(const CorruptParams&, int64_t begin, int64_t end);
+  void (*corrupt_backward[kDTypes])(const CorruptParams&, int64_t begin, int64_t end);
+  // out: double, whole blocks: Σ grad · noise per element
+  void (*corrupt_backward_std[kDTypes])(const CorruptParams&, double* out, int64_t begin,
+                                        int64_t end);
+
+  // LatentParams. Rows (copy, example, sample) forward, (copy, example) backward.
+  void (*sample_latent[kDTypes])(const LatentParams&, int64_t begin, int64_t end);
+  void (*sample_latent_backward[kDTypes])(const LatentParams&, int64_t begin, int64_t end);
+  void (*latent_log_ratio[kDTypes])(const LatentParams&, int64_t begin, int64_t end);
+  void (*latent_log_ratio_backward[kDTypes])(const LatentParams&, int64_t begin, int64_t end);
+
+  // LogWeightParams. Rows (n, k). scale_sum: null, or double of whole blocks, to which a shared
+  // scale's gradient is added.
+  void (*log_weights[kLikelihoods][kDTypes])(const LogWeightParams&, ScaleKind, int64_t begin,
+                                             int64_t end);
+  void (*log_weights_backward[kLikelihoods][kDTypes])(const LogWeightParams&, ScaleKind,
+                                                      double* scale_sum, int64_t begin,
+                                                      int64_t end);
+  // The fused loss over rows n: log_w becomes the normalised weights.
+  void (*iwae[kLikelihoods][kDTypes])(const LogWeightParams&, ScaleKind, double* scale_sum,
+                                      int64_t begin, int64_t end);
+  // Its three steps, for when there are fewer examples than threads: rows (n, k), n, (n, k).
+  void (*iwae_sweep[kLikelihoods][kDTypes])(const LogWeightParams&, ScaleKind, int64_t begin,
+                                            int64_t end);
+  void (*iwae_normalise[kDTypes])(const LogWeightParams&, int64_t begin, int64_t end);
+  void (*iwae_scale[kLikelihoods][kDTypes])(const LogWeightParams&, ScaleKind, double* scale_sum,
+                                            int64_t begin, int64_t end);
+
+  // Rows n.
+  void (*logmeanexp[kDTypes])(const LogMeanExpParams&, int64_t begin, int64_t end);
+  void (*logmeanexp_backward[kDTypes])(const LogMeanExpParams&, int64_t begin, int64_t end);
+  // state (N, 5) double, log_w (N, K) A → out (N, 5)
+  void (*lse_update[kDTypes])(const double* state, const void* log_w, int64_t samples, double* out,
+                              int64_t begin, int64_t end);
+
+  // grad[i] *= factor for elements [begin, end)
+  void (*scale_by[kDTypes])(void* grad, double factor, int64_t begin, int64_t end);
+  // out[j] += Σ_r in[r, j] for columns [begin, end)
+  void (*add_column_sums[kDTypes])(const void* in, int64_t rows, int64_t columns, double* out,
+                                   int64_t begin, int64_t end);
+};
+
+// One per ISA compiled in; null where the compiler or architecture has none.
+const Kernels* kernels_base();
+const Kernels* kernels_avx2();
+const Kernels* kernels_avx512();
+
+// The table for the ISA in use (isa.h). Throws std::runtime_error if DVAE_FAST_ISA is wrong.
+const Kernels& kernels();
+
+}  // namespace dvae::cpu

@@ -1,0 +1,820 @@
+// The CPU kernels: plain loops over core's functions, compiled once per ISA.
+//
+// Included by kernels_<isa>.cpp, which sets the target and defines DVAE_ISA. Inner loops run over
+// one block of 64 elements with an array of accumulators, one per element, so that the compiler
+// vectorises them without reordering any sum.
+
+#include "../core/corruptions.h"
+#include "../core/half.h"
+#include "../core/latent.h"
+#include "../core/likelihoods.h"
+#include "../core/logsumexp.h"
+#include "../core/math.h"
+#include "../core/noise.h"
+#include "kernels.h"
+#ifdef DVAE_VECTOR_BYTES
+#include "philox_lanes.h"
+#endif
+
+namespace dvae::cpu {
+namespace {
+
+constexpr int64_t kTile = kBlock;
+
+DVAE_HD int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+
+template <class T>
+DVAE_HD const T* at(const void* base, int64_t offset) {
+  return static_cast<const T*>(base) + offset;
+}
+template <class T>
+DVAE_HD T* at(void* base, int64_t offset) {
+  return static_cast<T*>(base) + offset;
+}
+
+template <class A>
+DVAE_HD void fill(A* p, int64_t n, A value) {
+  for (int64_t i = 0; i < n; ++i) p[i] = value;
+}
+
+// The sum of 64 accumulators, in a fixed tree.
+template <class A>
+DVAE_HD A sum_lanes(A* v) {
+  for (int w = kBlock / 2; w > 0; w /= 2) {
+    for (int i = 0; i < w; ++i) v[i] = v[i] + v[i + w];
+  }
+  return v[0];
+}
+
+// --- noise ------------------------------------------------------------------------------------
+
+DVAE_HD void noise_words(int64_t block, uint32_t sample, uint32_t example, uint32_t stream,
+                         Key key, uint32_t* w) {
+  const uint32_t first = static_cast<uint32_t>(block) * kLanes;
+#ifdef DVAE_VECTOR_BYTES
+  philox_lanes<kLanes>(first, sample, example, stream, key, w);
+#else
+  for (int i = 0; i < kLanes; ++i) {
+    uint32_t c0 = first + static_cast<uint32_t>(i), c1 = sample, c2 = example, c3 = stream;
+    philox4x32(c0, c1, c2, c3, key);
+    w[i] = c0;
+    w[kLanes + i] = c1;
+    w[2 * kLanes + i] = c2;
+    w[3 * kLanes + i] = c3;
+  }
+#endif
+}
+
+// Normals for the first n elements of a block (the rest is left as it was, or filled too).
+template <class A>
+DVAE_HD void noise_normals(int64_t block, uint32_t sample, uint32_t example, uint32_t stream,
+                           Key key, int64_t n, A* out) {
+  alignas(64) uint32_t w[kBlock];
+  noise_words(block, sample, example, stream, key, w);
+  for (int pair = 0; pair < kBlock && pair < n; pair += 2 * kLanes) {
+    for (int i = 0; i < kLanes; ++i) {
+      normal_pair(w[pair + i], w[pair + kLanes + i], out[pair + i], out[pair + kLanes + i]);
+    }
+  }
+}
+
+// --- corruption -------------------------------------------------------------------------------
+
+template <class C, class T>
+void corrupt_discrete(const CorruptParams& p, int64_t begin, int64_t end) {
+  const Key key = key_from_seed(p.noise.seed);
+  alignas(64) uint32_t w[kBlock];
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t copy = row / p.examples, example = row % p.examples;
+    const T* in = at<T>(p.in, example * p.size);
+    T* out = at<T>(p.out, row * p.size);
+    for (int64_t j = 0, block = 0; j < p.size; j += kTile, ++block) {
+      noise_words(block, p.noise.first_sample + static_cast<uint32_t>(copy),
+                  p.noise.first_example + static_cast<uint32_t>(example), kStreamCorruption, key,
+                  w);
+      const int32_t* hit = p.hit + block * p.table_stride;
+      const int32_t* one = p.one + block * p.table_stride;
+      const auto element = [&](int64_t i) __attribute__((always_inline)) {
+        store(out[j + i], C::apply(load(in[j + i]), uniform24(w[i]), hit[i], one[i]));
+      };
+      if (p.size - j >= kTile) {
+#pragma GCC ivdep
+        for (int i = 0; i < kBlock; ++i) element(i);
+      } else {
+#pragma GCC ivdep
+        for (int64_t i = 0; i < p.size - j; ++i) element(i);
+      }
+    }
+  }
+}
+
+template <class T>
+void corrupt_gaussian(const CorruptParams& p, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  const Key key = key_from_seed(p.noise.seed);
+  alignas(64) A normal[kBlock];
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t copy = row / p.examples, example = row % p.examples;
+    const T* in = at<T>(p.in, example * p.size);
+    T* out = at<T>(p.out, row * p.size);
+    for (int64_t j = 0, block = 0; j < p.size; j += kTile, ++block) {
+      const int64_t n = min64(kTile, p.size - j);
+      noise_normals(block, p.noise.first_sample + static_cast<uint32_t>(copy),
+                    p.noise.first_example + static_cast<uint32_t>(example), kStreamCorruption, key,
+                    n, normal);
+      const A* std = at<A>(p.std, block * p.table_stride);
+#pragma GCC ivdep
+      for (int64_t i = 0; i < n; ++i) {
+        store(out[j + i], AdditiveGaussian::apply(load(in[j + i]), normal[i], std[i]));
+      }
+    }
+  }
+}
+
+template <class T>
+void corrupt(const CorruptParams& p, int64_t begin, int64_t end) {
+  switch (p.kind) {
+    case CorruptionKind::kMasking:
+      return corrupt_discrete<Masking, T>(p, begin, end);
+    case CorruptionKind::kSaltAndPepper:
+      return corrupt_discrete<SaltAndPepper, T>(p, begin, end);
+    case CorruptionKind::kBitFlip:
+      return corrupt_discrete<BitFlip, T>(p, begin, end);
+    case CorruptionKind::kGaussian:
+      return corrupt_gaussian<T>(p, begin, end);
+    case CorruptionKind::kIdentity:
+      for (int64_t row = begin; row < end; ++row) {
+        const T* in = at<T>(p.in, row % p.examples * p.size);
+        T* out = at<T>(p.out, row * p.size);
+        for (int64_t i = 0; i < p.size; ++i) out[i] = in[i];
+      }
+  }
+}
+
+// Σ over copies of grad · ∂x̃/∂x; C = Identity stands for every derivative of 1.
+template <class C, class T>
+void corrupt_backward_as(const CorruptParams& p, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  const Key key = key_from_seed(p.noise.seed);
+  alignas(64) uint32_t w[kBlock];
+  alignas(64) A sum[kBlock];
+  for (int64_t example = begin; example < end; ++example) {
+    T* out = at<T>(p.out, example * p.size);
+    for (int64_t j = 0, block = 0; j < p.size; j += kTile, ++block) {
+      const int64_t n = min64(kTile, p.size - j);
+      const int32_t* hit = p.hit + block * p.table_stride;
+      fill(sum, kBlock, A(0));
+      for (int64_t copy = 0; copy < p.copies; ++copy) {
+        const T* grad = at<T>(p.in, (copy * p.examples + example) * p.size + j);
+        if constexpr (C::kRandom) {
+          noise_words(block, p.noise.first_sample + static_cast<uint32_t>(copy),
+                      p.noise.first_example + static_cast<uint32_t>(example), kStreamCorruption,
+                      key, w);
+          for (int64_t i = 0; i < n; ++i) {
+            sum[i] = sum[i] + C::derivative(load(grad[i]), uniform24(w[i]), hit[i]);
+          }
+        } else {
+          for (int64_t i = 0; i < n; ++i) sum[i] = sum[i] + load(grad[i]);
+        }
+      }
+      for (int64_t i = 0; i < n; ++i) store(out[j + i], sum[i]);
+    }
+  }
+}
+
+template <class T>
+void corrupt_backward(const CorruptParams& p, int64_t begin, int64_t end) {
+  switch (p.kind) {
+    case CorruptionKind::kMasking:
+      return corrupt_backward_as<Masking, T>(p, begin, end);
+    case CorruptionKind::kSaltAndPepper:
+      return corrupt_backward_as<SaltAndPepper, T>(p, begin, end);
+    case CorruptionKind::kBitFlip:
+      return corrupt_backward_as<BitFlip, T>(p, begin, end);
+    case CorruptionKind::kIdentity:
+    case CorruptionKind::kGaussian:
+      return corrupt_backward_as<Identity, T>(p, begin, end);
+  }
+}
+
+template <class T>
+void corrupt_backward_std(const CorruptParams& p, double* out, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  const Key key = key_from_seed(p.noise.seed);
+  alignas(64) A normal[kBlock];
+  for (int64_t block = begin; block < end; ++block) {
+    const int64_t j = block * kTile, n = min64(kTile, p.size - j);
+    alignas(64) double sum[kBlock] = {};
+    for (int64_t copy = 0; copy < p.copies; ++copy) {
+      for (int64_t example = 0; example < p.examples; ++example) {
+        noise_normals(block, p.noise.first_sample + static_cast<uint32_t>(copy),
+                      p.noise.first_example + static_cast<uint32_t>(example), kStreamCorruption,
+                      key, n, normal);
+        const T* grad = at<T>(p.in, (copy * p.examples + example) * p.size + j);
+        for (int64_t i = 0; i < n; ++i) {
+          sum[i] = sum[i] + static_cast<double>(load(grad[i])) * static_cast<double>(normal[i]);
+        }
+      }
+    }
+    for (int i = 0; i < kBlock; ++i) out[j + i] = sum[i];
+  }
+}
+
+// --- latent samples ---------------------------------------------------------------------------
+
+// e^(c · log_var) of one row, kept between the row's samples while the row fits.
+template <class T>
+struct RowExp {
+  using A = accumulate_t<T>;
+  static constexpr int64_t kCapacity = 512;
+  alignas(64) A value[kCapacity];
+  int64_t row = -1;
+
+  // Pointer to the 64 values from element j of `row`.
+  DVAE_HD const A* get(const T* log_var, int64_t size, int64_t r, int64_t j, A c) {
+    if (size <= kCapacity) {
+      if (r != row) {
+        for (int64_t i = 0; i < size; ++i) value[i] = exp(c * load(log_var[i]));
+        row = r;
+      }
+      return value + j;
+    }
+    const int64_t n = min64(kTile, size - j);
+    for (int64_t i = 0; i < n; ++i) value[i] = exp(c * load(log_var[j + i]));
+    return value;
+  }
+};
+
+struct LatentRow {
+  int64_t row, sample;
+  uint32_t example, stream;
+};
+
+DVAE_HD LatentRow latent_row(const LatentParams& p, int64_t row, int64_t sample) {
+  return {row, sample, p.noise.first_example + static_cast<uint32_t>(row % p.examples),
+          kStreamLatent | static_cast<uint32_t>(row / p.examples) << 8};
+}
+
+template <class T>
+void sample_latent(const LatentParams& p, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  const Key key = key_from_seed(p.noise.seed);
+  RowExp<T> std;
+  alignas(64) A noise[kBlock];
+  for (int64_t r = begin; r < end; ++r) {
+    const LatentRow at_row = latent_row(p, r / p.samples, r % p.samples);
+    const T* mean = at<T>(p.mean, at_row.row * p.size);
+    const T* log_var = at<T>(p.log_var, at_row.row * p.size);
+    T* z = at<T>(p.z, r * p.size);
+    alignas(64) A ratio[kBlock] = {};
+    for (int64_t j = 0, block = 0; j < p.size; j += kTile, ++block) {
+      const int64_t n = min64(kTile, p.size - j);
+      const A* sigma = std.get(log_var, p.size, at_row.row, j, A(0.5));
+      noise_normals(block, p.noise.first_sample + static_cast<uint32_t>(at_row.sample),
+                    at_row.example, at_row.stream, key, n, noise);
+#pragma GCC ivdep
+      for (int64_t i = 0; i < n; ++i) {
+        const A value = load(mean[j + i]) + sigma[i] * noise[i];
+        store(z[j + i], value);
+        ratio[i] = ratio[i] + DiagonalNormal::log_ratio(noise[i], value, load(log_var[j + i]));
+      }
+    }
+    *at<A>(p.log_ratio, r) = sum_lanes(ratio);
+  }
+}
+
+template <class T>
+void sample_latent_backward(const LatentParams& p, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  const Key key = key_from_seed(p.noise.seed);
+  RowExp<T> std;
+  alignas(64) A noise[kBlock];
+  alignas(64) A grad_z[kBlock] = {};
+  for (int64_t row = begin; row < end; ++row) {
+    const T* mean = at<T>(p.mean, row * p.size);
+    const T* log_var = at<T>(p.log_var, row * p.size);
+    for (int64_t j = 0, block = 0; j < p.size; j += kTile, ++block) {
+      const int64_t n = min64(kTile, p.size - j);
+      const A* sigma = std.get(log_var, p.size, row, j, A(0.5));
+      alignas(64) A d_mean[kBlock] = {};
+      alignas(64) A d_log_var[kBlock] = {};
+      for (int64_t k = 0; k < p.samples; ++k) {
+        const LatentRow at_row = latent_row(p, row, k);
+        const int64_t r = row * p.samples + k;
+        noise_normals(block, p.noise.first_sample + static_cast<uint32_t>(k), at_row.example,
+                      at_row.stream, key, n, noise);
+        const A grad_r = p.grad_log_ratio != nullptr ? *at<A>(p.grad_log_ratio, r) : A(0);
+        if (p.grad_z != nullptr) {
+          const T* g = at<T>(p.grad_z, r * p.size + j);
+          for (int64_t i = 0; i < n; ++i) grad_z[i] = load(g[i]);
+        }
+        for (int64_t i = 0; i < n; ++i) {
+          const A scaled = sigma[i] * noise[i];
+          DiagonalNormal::accumulate_gradient(grad_z[i], grad_r, load(mean[j + i]) + scaled,
+                                              scaled, d_mean[i], d_log_var[i]);
+        }
+      }
+      T* out_mean = at<T>(p.grad_mean, row * p.size + j);
+      T* out_log_var = at<T>(p.grad_log_var, row * p.size + j);
+      for (int64_t i = 0; i < n; ++i) {
+        store(out_mean[i], d_mean[i]);
+        store(out_log_var[i], d_log_var[i]);
+      }
+    }
+  }
+}
+
+template <class T>
+void latent_log_ratio(const LatentParams& p, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  RowExp<T> precision;
+  for (int64_t r = begin; r < end; ++r) {
+    const int64_t row = r / p.samples;
+    const T* mean = at<T>(p.mean, row * p.size);
+    const T* log_var = at<T>(p.log_var, row * p.size);
+    const T* z = at<T>(static_cast<const void*>(p.z), r * p.size);
+    alignas(64) A ratio[kBlock] = {};
+    for (int64_t j = 0; j < p.size; j += kTile) {
+      const int64_t n = min64(kTile, p.size - j);
+      const A* inverse = precision.get(log_var, p.size, row, j, A(-1));
+      for (int64_t i = 0; i < n; ++i) {
+        ratio[i] = ratio[i] + DiagonalNormal::log_ratio_at(load(z[j + i]), load(mean[j + i]),
+                                                           inverse[i], load(log_var[j + i]));
+      }
+    }
+    *at<A>(p.log_ratio, r) = sum_lanes(ratio);
+  }
+}
+
+template <class T>
+void latent_log_ratio_backward(const LatentParams& p, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  RowExp<T> precision;
+  for (int64_t row = begin; row < end; ++row) {
+    const T* mean = at<T>(p.mean, row * p.size);
+    const T* log_var = at<T>(p.log_var, row * p.size);
+    for (int64_t j = 0; j < p.size; j += kTile) {
+      const int64_t n = min64(kTile, p.size - j);
+      const A* inverse = precision.get(log_var, p.size, row, j, A(-1));
+      alignas(64) A d_mean[kBlock] = {};
+      alignas(64) A d_log_var[kBlock] = {};
+      for (int64_t k = 0; k < p.samples; ++k) {
+        const int64_t r = row * p.samples + k;
+        const A g = *at<A>(p.grad_log_ratio, r);
+        const T* z = at<T>(static_cast<const void*>(p.z), r * p.size + j);
+        T* out = at<T>(p.grad_z_out, r * p.size + j);
+#pragma GCC ivdep
+        for (int64_t i = 0; i < n; ++i) {
+          store(out[i], DiagonalNormal::log_ratio_at_gradient(g, load(z[i]), load(mean[j + i]),
+                                                              inverse[i], d_mean[i],
+                                                              d_log_var[i]));
+        }
+      }
+      T* out_mean = at<T>(p.grad_mean, row * p.size + j);
+      T* out_log_var = at<T>(p.grad_log_var, row * p.size + j);
+      for (int64_t i = 0; i < n; ++i) {
+        store(out_mean[i], d_mean[i]);
+        store(out_log_var[i], d_log_var[i]);
+      }
+    }
+  }
+}
+
+// --- log-weights ------------------------------------------------------------------------------
+
+// 64 pairs of a likelihood's accumulators.
+template <class L, class A>
+struct Lanes {
+  alignas(64) A a[kBlock];
+  alignas(64) A b[kBlock];
+
+  DVAE_HD void clear() {
+    fill(a, kBlock, A(0));
+    fill(b, kBlock, A(0));
+  }
+  DVAE_HD A finish() {
+    for (int w = kBlock / 2; w >= kLanes; w /= 2) {
+      for (int i = 0; i < w; ++i) L::merge(a[i], b[i], a[i + w], b[i + w]);
+    }
+    A total[kLanes];
+    for (int i = 0; i < kLanes; ++i) total[i] = L::finish(a[i], b[i]);
+    for (int w = kLanes / 2; w > 0; w /= 2) {
+      for (int i = 0; i < w; ++i) total[i] = total[i] + total[i + w];
+    }
+    return total[0];
+  }
+};
+
+// Where one row (n, k) of the decoder output and of x lie.
+template <class T>
+struct RowView {
+  using A = accumulate_t<T>;
+  const T* params;
+  const T* bias;
+  const A* x;
+  const A* shared_scale;
+  int64_t scale_stride;
+  const T* full_scale;
+
+  template <bool kBias>
+  DVAE_HD A param(int64_t j) const {
+    return kBias ? load(params[j]) + load(bias[j]) : load(params[j]);
+  }
+  template <ScaleKind kScale>
+  DVAE_HD A scale(int64_t j, int64_t i) const {
+    return kScale == ScaleKind::kFull ? load(full_scale[j + i])
+                                      : shared_scale[j / kTile * scale_stride + i];
+  }
+};
+
+template <class T>
+DVAE_HD RowView<T> row_view(const LogWeightParams& p, int64_t row) {
+  using A = accumulate_t<T>;
+  const int64_t at_params = (row - p.first_row) * p.size;
+  return {at<T>(p.params, at_params),
+          static_cast<const T*>(p.bias),
+          at<A>(p.x, row / p.samples % p.examples * p.size),
+          static_cast<const A*>(p.scale),
+          p.scale_stride,
+          at<T>(p.scale, at_params)};
+}
+
+// Calls body(i) for the n elements of a block; n = 64 with a constant trip count.
+#define DVAE_FOR_BLOCK(n, body)                      \
+  if ((n) == kTile) {                                \
+    _Pragma("GCC ivdep") for (int i = 0; i < kBlock; ++i) body(i); \
+  } else {                                           \
+    _Pragma("GCC ivdep") for (int64_t i = 0; i < (n); ++i) body(i); \
+  }
+
+// log p(x|z) of one row. kDerivative: also leaves d log p / d logit in out.
+template <class L, class T, ScaleKind kScale, bool kBias, bool kDerivative>
+DVAE_HD accumulate_t<T> row_density(const LogWeightParams& p, const RowView<T>& v, T* out) {
+  using A = accumulate_t<T>;
+  Lanes<L, A> lanes;
+  A total = 0;
+  for (int64_t j = 0; j < p.size;) {
+    const int64_t stop = min64(p.size, j + int64_t{L::kMaxPush} * kTile);
+    lanes.clear();
+    for (; j < stop; j += kTile) {
+      const int64_t n = min64(kTile, stop - j);
+      const auto push = [&](int64_t i) __attribute__((always_inline)) {
+        const A param = v.template param<kBias>(j + i);
+        if constexpr (L::kHasScale) {
+          const A scale = v.template scale<kScale>(j, i);
+          L::push(lanes.a[i], param, scale, v.x[j + i]);
+          if constexpr (kScale == ScaleKind::kFull) L::push_log_scale(lanes.b[i], scale);
+        } else if constexpr (kDerivative) {
+          store(out[j + i], L::push_with_derivative(lanes.a[i], lanes.b[i], param, v.x[j + i]));
+        } else {
+          L::push(lanes.a[i], lanes.b[i], param, v.x[j + i]);
+        }
+      };
+      DVAE_FOR_BLOCK(n, push)
+    }
+    total = total + lanes.finish();
+  }
+  if constexpr (L::kHasScale) {
+    total = total - static_cast<A>(L::kHalfLog2Pi * static_cast<double>(p.size) + p.log_scale_sum);
+  }
+  return total;
+}
+
+// out = weight · d log p / d params of one row (out may be the row itself), and the scale's.
+template <class L, class T, ScaleKind kScale, bool kBias>
+DVAE_HD void row_gradient(const LogWeightParams& p, const RowView<T>& v, accumulate_t<T> weight,
+                          T* out, T* out_scale, double* scale_sum) {
+  using A = accumulate_t<T>;
+  if (weight == A(0)) {
+    // A weight of 0 stops a non-finite derivative: 0 · inf would be NaN.
+    for (int64_t j = 0; j < p.size; ++j) store(out[j], A(0));
+    if constexpr (kScale == ScaleKind::kFull) {
+      for (int64_t j = 0; j < p.size; ++j) store(out_scale[j], A(0));
+    }
+    return;
+  }
+  for (int64_t j = 0; j < p.size; j += kTile) {
+    const int64_t n = min64(kTile, p.size - j);
+    if constexpr (L::kHasScale) {
+      alignas(64) A d_scale[kBlock];
+      const auto element = [&](int64_t i) __attribute__((always_inline)) {
+        A d_mean;
+        L::derivative(v.template param<kBias>(j + i), v.template scale<kScale>(j, i), v.x[j + i],
+                      d_mean, d_scale[i]);
+        store(out[j + i], weight * d_mean);
+        d_scale[i] = weight * d_scale[i];
+      };
+      DVAE_FOR_BLOCK(n, element)
+      if constexpr (kScale == ScaleKind::kFull) {
+        for (int64_t i = 0; i < n; ++i) store(out_scale[j + i], d_scale[i]);
+      } else if (scale_sum != nullptr) {
+        for (int64_t i = 0; i < n; ++i) scale_sum[j + i] += static_cast<double>(d_scale[i]);
+      }
+    } else {
+      const auto element = [&](int64_t i) __attribute__((always_inline)) {
+        store(out[j + i],
+              weight * L::derivative(v.template param<kBias>(j + i), v.x[j + i]));
+      };
+      DVAE_FOR_BLOCK(n, element)
+    }
+  }
+}
+
+template <class T>
+DVAE_HD accumulate_t<T> ratio_of(const LogWeightParams& p, int64_t row) {
+  using A = accumulate_t<T>;
+  return p.log_ratio != nullptr ? *at<A>(p.log_ratio, row) : A(0);
+}
+
+template <class L, class T, ScaleKind kScale, bool kBias>
+void log_weights_as(const LogWeightParams& p, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  for (int64_t row = begin; row < end; ++row) {
+    const RowView<T> v = row_view<T>(p, row);
+    *at<A>(p.log_w, row) = ratio_of<T>(p, row) +
+                           row_density<L, T, kScale, kBias, false>(p, v, static_cast<T*>(nullptr));
+  }
+}
+
+template <class L, class T, ScaleKind kScale, bool kBias>
+void log_weights_backward_as(const LogWeightParams& p, double* scale_sum, int64_t begin,
+                             int64_t end) {
+  using A = accumulate_t<T>;
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t to = (row - p.first_row) * p.size;
+    row_gradient<L, T, kScale, kBias>(p, row_view<T>(p, row), *at<A>(p.grad, row),
+                                      at<T>(p.grad_params, to), at<T>(p.grad_scale, to),
+                                      scale_sum);
+  }
+}
+
+// First sweep of the fused loss: log-weights, and where the dtype can hold it exactly enough the
+// bare derivative, so that the second sweep is one multiplication instead of an exponential.
+template <class L, class T>
+constexpr bool kSweepLeavesDerivative = !L::kHasScale && sizeof(T) == sizeof(accumulate_t<T>);
+
+template <class L, class T, ScaleKind kScale>
+void iwae_sweep_as(const LogWeightParams& p, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  for (int64_t row = begin; row < end; ++row) {
+    *at<A>(p.log_w, row) =
+        ratio_of<T>(p, row) +
+        row_density<L, T, kScale, false, kSweepLeavesDerivative<L, T>>(
+            p, row_view<T>(p, row), at<T>(p.grad_params, row * p.size));
+  }
+}
+
+template <class L, class T, ScaleKind kScale>
+void iwae_scale_as(const LogWeightParams& p, double* scale_sum, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  for (int64_t row = begin; row < end; ++row) {
+    const A weight = *at<A>(static_cast<const void*>(p.log_w), row) * static_cast<A>(p.multiplier);
+    T* out = at<T>(p.grad_params, row * p.size);
+    if constexpr (kSweepLeavesDerivative<L, T>) {
+      for (int64_t j = 0; j < p.size; ++j) store(out[j], weight * load(out[j]));
+    } else {
+      row_gradient<L, T, kScale, false>(p, row_view<T>(p, row), weight, out,
+                                        at<T>(p.grad_scale, row * p.size), scale_sum);
+    }
+  }
+}
+
+// --- logsumexp --------------------------------------------------------------------------------
+
+// log Σ e^v = max + log(sum), and NaN if any v is.
+template <class A>
+struct MaxSum {
+  A max, sum;
+};
+
+// kWeights: leaves e^(v − max) in out.
+template <class A, bool kWeights>
+DVAE_HD MaxSum<A> max_and_sum(const A* v, int64_t n, A* out) {
+  alignas(64) A top[kLanes];
+  alignas(64) A sum[kLanes] = {};
+  fill(top, kLanes, -infinity<A>());
+  for (int64_t j = 0; j < n; j += kLanes) {
+    const int64_t m = min64(kLanes, n - j);
+    for (int64_t i = 0; i < m; ++i) top[i] = v[j + i] > top[i] ? v[j + i] : top[i];
+  }
+  A max = top[0];
+  for (int i = 1; i < kLanes; ++i) max = top[i] > max ? top[i] : max;
+  // All −inf: e^(−inf − 0) = 0. NaN compared false above, and shows up in the sum.
+  const A anchor = max == -infinity<A>() ? A(0) : max;
+  // A weight of inf: inf − inf would make the sum NaN, which it is only if an element is.
+  A infinite_sum = infinity<A>();
+  if (max == infinity<A>()) {
+    for (int64_t j = 0; j < n; ++j) infinite_sum = v[j] != v[j] ? v[j] : infinite_sum;
+  }
+  for (int64_t j = 0; j < n; j += kLanes) {
+    const int64_t m = min64(kLanes, n - j);
+#pragma GCC ivdep
+    for (int64_t i = 0; i < m; ++i) {
+      const A e = exp_nonpositive(v[j + i] - anchor);
+      if constexpr (kWeights) out[j + i] = e;
+      sum[i] = sum[i] + e;
+    }
+  }
+  A total = 0;
+  for (int i = 0; i < kLanes; ++i) total = total + sum[i];
+  return {max, max == infinity<A>() ? infinite_sum : total};
+}
+
+// log (1/K Σ w); −inf only if every weight is 0 (a NaN makes the sum NaN, which is not 0).
+template <class A>
+DVAE_HD A bound_of(MaxSum<A> s, int64_t samples) {
+  if (s.sum == A(0)) return -infinity<A>();
+  return s.max + log(s.sum / static_cast<A>(samples));
+}
+
+template <class T>
+void iwae_normalise(const LogWeightParams& p, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  for (int64_t row = begin; row < end; ++row) {
+    A* w = at<A>(p.log_w, row * p.samples);
+    const MaxSum<A> s = max_and_sum<A, true>(w, p.samples, w);
+    *at<A>(p.bound, row) = bound_of(s, p.samples);
+    const A inverse = s.sum == A(0) ? A(0) : A(1) / s.sum;
+    for (int64_t k = 0; k < p.samples; ++k) w[k] = w[k] * inverse;
+  }
+}
+
+template <class T>
+void logmeanexp(const LogMeanExpParams& p, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  for (int64_t row = begin; row < end; ++row) {
+    const A* v = at<A>(p.log_w, row * p.samples);
+    *at<A>(p.bound, row) =
+        bound_of(max_and_sum<A, false>(v, p.samples, static_cast<A*>(nullptr)), p.samples);
+  }
+}
+
+// g w̃, w̃ = e^(log w − bound)/K
+template <class T>
+void logmeanexp_backward(const LogMeanExpParams& p, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  for (int64_t row = begin; row < end; ++row) {
+    const A bound = *at<A>(static_cast<const void*>(p.bound), row), grad = *at<A>(p.grad, row);
+    const A* v = at<A>(p.log_w, row * p.samples);
+    A* out = at<A>(p.grad_log_w, row * p.samples);
+    const A factor = grad / static_cast<A>(p.samples);
+    const bool none = bound == -infinity<A>() || grad == A(0);
+    for (int64_t k = 0; k < p.samples; ++k) {
+      out[k] = none ? A(0) : factor * exp(v[k] - bound);
+    }
+  }
+}
+
+template <class T>
+void lse_update(const double* state, const void* log_w, int64_t samples, double* out,
+                int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  for (int64_t row = begin; row < end; ++row) {
+    const A* v = at<A>(log_w, row * samples);
+    const double* from = state + row * 5;
+    double* to = out + row * 5;
+    LogSumExp chunk;
+    bool nan = false;
+    for (int64_t k = 0; k < samples; ++k) {
+      const double w = static_cast<double>(v[k]);
+      chunk.max = w > chunk.max ? w : chunk.max;
+      nan = nan || w != w;
+    }
+    if (nan) chunk.max = quiet_nan<double>();
+    for (int64_t k = 0; k < samples; ++k) {
+      const double w = static_cast<double>(v[k]);
+      const double e = ::exp(w - LogSumExp::anchor(chunk.max));
+      chunk.s1 += e;
+      chunk.s2 += e * e;
+      chunk.sum += w;
+    }
+    chunk.count = static_cast<double>(samples);
+    LogSumExp s;
+    s.max = from[0], s.s1 = from[1], s.s2 = from[2], s.sum = from[3], s.count = from[4];
+    if (samples > 0) s.merge(chunk);
+    to[0] = s.max, to[1] = s.s1, to[2] = s.s2, to[3] = s.sum, to[4] = s.count;
+  }
+}
+
+// --- run-time choice of scale and bias --------------------------------------------------------
+
+// Calls body with ScaleKind and "has bias" as compile-time constants, as far as L has them.
+#define DVAE_WITH_SCALE(L, kind, K, ...)                \
+  if constexpr (!L::kHasScale) {                        \
+    constexpr ScaleKind K = ScaleKind::kNone;           \
+    __VA_ARGS__;                                        \
+  } else if ((kind) == ScaleKind::kFull) {              \
+    constexpr ScaleKind K = ScaleKind::kFull;           \
+    __VA_ARGS__;                                        \
+  } else {                                              \
+    constexpr ScaleKind K = ScaleKind::kShared;         \
+    __VA_ARGS__;                                        \
+  }
+
+template <class L, class T>
+void log_weights(const LogWeightParams& p, ScaleKind kind, int64_t begin, int64_t end) {
+  DVAE_WITH_SCALE(L, kind, K, {
+    if (p.bias != nullptr) {
+      log_weights_as<L, T, K, true>(p, begin, end);
+    } else {
+      log_weights_as<L, T, K, false>(p, begin, end);
+    }
+  })
+}
+
+template <class L, class T>
+void log_weights_backward(const LogWeightParams& p, ScaleKind kind, double* scale_sum,
+                          int64_t begin, int64_t end) {
+  DVAE_WITH_SCALE(L, kind, K, {
+    if (p.bias != nullptr) {
+      log_weights_backward_as<L, T, K, true>(p, scale_sum, begin, end);
+    } else {
+      log_weights_backward_as<L, T, K, false>(p, scale_sum, begin, end);
+    }
+  })
+}
+
+template <class L, class T>
+void iwae_sweep(const LogWeightParams& p, ScaleKind kind, int64_t begin, int64_t end) {
+  DVAE_WITH_SCALE(L, kind, K, iwae_sweep_as<L, T, K>(p, begin, end))
+}
+
+template <class L, class T>
+void iwae_scale(const LogWeightParams& p, ScaleKind kind, double* scale_sum, int64_t begin,
+                int64_t end) {
+  DVAE_WITH_SCALE(L, kind, K, iwae_scale_as<L, T, K>(p, scale_sum, begin, end))
+}
+
+// An example's K rows are read twice while they lie in L2.
+template <class L, class T>
+void iwae(const LogWeightParams& p, ScaleKind kind, double* scale_sum, int64_t begin,
+          int64_t end) {
+  for (int64_t n = begin; n < end; ++n) {
+    const int64_t row = n * p.samples;
+    iwae_sweep<L, T>(p, kind, row, row + p.samples);
+    iwae_normalise<T>(p, n, n + 1);
+    iwae_scale<L, T>(p, kind, scale_sum, row, row + p.samples);
+  }
+}
+
+// --- elementwise helpers ----------------------------------------------------------------------
+
+template <class T>
+void scale_by(void* grad, double factor, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  T* g = static_cast<T*>(grad);
+  const A f = static_cast<A>(factor);
+  for (int64_t i = begin; i < end; ++i) store(g[i], f * load(g[i]));
+}
+
+template <class T>
+void add_column_sums(const void* in, int64_t rows, int64_t columns, double* out, int64_t begin,
+                     int64_t end) {
+  using A = accumulate_t<T>;
+  for (int64_t j = begin; j < end; j += kTile) {
+    const int64_t n = min64(kTile, end - j);
+    alignas(64) A sum[kBlock] = {};
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* row = at<T>(in, r * columns + j);
+      for (int64_t i = 0; i < n; ++i) sum[i] = sum[i] + load(row[i]);
+    }
+    for (int64_t i = 0; i < n; ++i) out[j + i] += static_cast<double>(sum[i]);
+  }
+}
+
+#define DVAE_DTYPES(f) \
+  { f<float>, f<double>, f<BFloat16>, f<Half> }
+#define DVAE_DTYPES_OF(f, L) \
+  { f<L, float>, f<L, double>, f<L, BFloat16>, f<L, Half> }
+#define DVAE_LIKELIHOODS(f) \
+  { DVAE_DTYPES_OF(f, Bernoulli), DVAE_DTYPES_OF(f, Gaussian) }
+
+constexpr Kernels kTable = {
+    DVAE_DTYPES(corrupt),
+    DVAE_DTYPES(corrupt_backward),
+    DVAE_DTYPES(corrupt_backward_std),
+    DVAE_DTYPES(sample_latent),
+    DVAE_DTYPES(sample_latent_backward),
+    DVAE_DTYPES(latent_log_ratio),
+    DVAE_DTYPES(latent_log_ratio_backward),
+    DVAE_LIKELIHOODS(log_weights),
+    DVAE_LIKELIHOODS(log_weights_backward),
+    DVAE_LIKELIHOODS(iwae),
+    DVAE_LIKELIHOODS(iwae_sweep),
+    DVAE_DTYPES(iwae_normalise),
+    DVAE_LIKELIHOODS(iwae_scale),
+    DVAE_DTYPES(logmeanexp),
+    DVAE_DTYPES(logmeanexp_backward),
+    DVAE_DTYPES(lse_update),
+    DVAE_DTYPES(scale_by),
+    DVAE_DTYPES(add_column_sums),
+};
+
+#undef DVAE_FOR_BLOCK
+#undef DVAE_WITH_SCALE
+#undef DVAE_DTYPES
+#undef DVAE_DTYPES_OF
+#undef DVAE_LIKELIHOODS
+
+}  // namespace
+}  // namespace dvae::cpu

@@ -1,0 +1,110 @@
+"""Builds the compiled parts: the operators `_C` (torch's stable ABI) and `_core` (torch-free).
+
+DVAE_FAST_CUDA=0|1 switches CUDA off or demands it; unset, it is built where torch has CUDA and
+nvcc is found. Everything else is in pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+BUILD = "python -m pip install --no-build-isolation -e ."
+
+try:
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+except ImportError as error:
+    sys.exit(
+        f"dvae_fast: torch is needed to build ({error}). Install it first, then build without "
+        f"isolation, so that the build uses it: {BUILD}"
+    )
+
+MINIMUM_TORCH = (2, 11)
+STABLE_ABI = "0x020b000000000000"  # torch 2.11: one build serves it and all later ones
+
+ROOT = Path(__file__).parent
+
+
+def torch_version() -> tuple[int, int]:
+    major, minor = torch.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+def sources(*patterns: str) -> list[str]:
+    found = sorted(p for pattern in patterns for p in ROOT.glob(pattern))
+    return [str(p.relative_to(ROOT)) for p in found]
+
+
+def cuda_wanted() -> bool:
+    """Whether to build CUDA kernels; exits where they are demanded and cannot be had."""
+    switch = os.environ.get("DVAE_FAST_CUDA", "")
+    if switch not in ("", "0", "1"):
+        sys.exit(f"dvae_fast: DVAE_FAST_CUDA must be 0 or 1, got {switch!r}")
+    if switch == "0" or not sources("csrc/cuda/*.cu"):
+        if switch == "1":
+            sys.exit("dvae_fast: DVAE_FAST_CUDA=1, but this version has no CUDA kernels yet")
+        return False
+    missing = []
+    if torch.version.cuda is None:
+        missing.append(f"a torch with CUDA (this is {torch.__version__})")
+    if CUDA_HOME is None or not shutil.which("nvcc", path=f"{CUDA_HOME}/bin"):
+        missing.append("nvcc (install the CUDA toolkit, or set CUDA_HOME)")
+    if missing and switch == "1":
+        sys.exit(f"dvae_fast: DVAE_FAST_CUDA=1 needs {' and '.join(missing)}")
+    if missing and torch.version.cuda is not None:
+        print(f"dvae_fast: building for the CPU only; CUDA needs {' and '.join(missing)}")
+    return not missing
+
+
+def check_tools() -> None:
+    if torch_version() < MINIMUM_TORCH:
+        sys.exit(f"dvae_fast: torch >= 2.11 is needed, got {torch.__version__}")
+    compiler = os.environ.get("CXX", "g++" if sys.platform != "darwin" else "clang++")
+    if shutil.which(compiler.split()[0]) is None:
+        sys.exit(
+            f"dvae_fast: no C++ compiler ({compiler}) found. Install one (Debian or Ubuntu: "
+            "apt-get install g++), or set CXX"
+        )
+
+
+def extensions() -> list[object]:
+    from pybind11.setup_helpers import Pybind11Extension
+
+    # No -ffast-math: it drops NaN handling and, at link, changes how the whole process rounds
+    # denormals. errno and floating-point traps are what nobody reads, and keep loops scalar.
+    math = ["-fno-math-errno", "-fno-trapping-math"]
+    flags = ["-O3", "-std=c++17", "-fvisibility=hidden", *math]
+    if platform.machine() in ("x86_64", "AMD64"):
+        flags.append("-mtune=generic")
+    with_cuda = cuda_wanted()
+    macros = [("TORCH_TARGET_VERSION", STABLE_ABI)]
+    build = CUDAExtension if with_cuda else CppExtension
+    operators = build(
+        "dvae_fast._C",
+        sources("csrc/torch/*.cpp", "csrc/torch/cpu/*.cpp", "csrc/cpu/*.cpp"),
+        define_macros=macros,
+        extra_compile_args={"cxx": flags},
+        py_limited_api=True,
+    )
+    core = Pybind11Extension(
+        "dvae_fast._core",
+        sources("csrc/python/*.cpp") + ["csrc/cpu/isa.cpp"],
+        cxx_std=17,
+        extra_compile_args=["-O2", *math],
+    )
+    return [operators, core]
+
+
+if {"build_ext", "develop", "bdist_wheel", "install", "editable_wheel"} & set(sys.argv):
+    check_tools()
+
+setup(
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildExtension},
+)

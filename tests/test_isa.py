@@ -1,0 +1,148 @@
+"""The same numbers on every instruction set: a process for each level the CPU has.
+
+Run as a program, this file writes the results of the operator table at the level that
+DVAE_FAST_ISA names; the test starts it once for each level and compares.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+# With compiled kernels there is nothing to warn of, and without them nothing to test here.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", RuntimeWarning)
+    import dvae_fast.ops
+
+import pytest
+import torch
+from operator_cases import (
+    OPERATORS,
+    Sample,
+    absolute_terms,
+    assert_accurate,
+    rounded_intermediates,
+    run_operator,
+    run_reference,
+    sample_inputs,
+    upcast,
+)
+from torch import Tensor
+
+from dvae_fast import reference
+
+LEVELS = ("base", "avx2", "avx512")
+_PARTS = ("M2-B3-K7-Z50-D785", "M4-B3-K2-Z1-D63", "M3-B4-K50-Z2-D65", "M1-B3-K2-Z513-D1985")
+
+
+def _samples() -> list[Sample]:
+    """Rows of several blocks, of less than one, of one and a bit, and longer than kernels hold."""
+    return [
+        sample
+        for dtype in (torch.float32, torch.bfloat16, torch.float16)
+        for op in OPERATORS
+        for sample in sample_inputs(op, dtype, "cpu")
+        if sample.layout == "contiguous" and any(part in sample.label for part in _PARTS)
+    ]
+
+
+def _masks() -> dict[str, Tensor]:
+    """Every discrete corruption of 0.25 at many sizes: the noise's own bits, through thresholds."""
+    out = {}
+    for d in (1, 15, 16, 63, 64, 65, 785):
+        x = torch.full((5, d), 0.25)
+        rate, salt = torch.linspace(0.001, 0.999, d), torch.linspace(0.9, 0.1, d)
+        for kind in ("masking", "bit_flip", "salt_and_pepper"):
+            for seed in (0, -1, 2**40 + 3):
+                args = (x, kind, rate, salt if kind.startswith("salt") else None,
+                        torch.tensor([seed]), 3, 2, 1)  # fmt: skip
+                out[f"{kind} D={d} seed={seed}"] = torch.ops.dvae_fast.corrupt(*args)
+                out[f"reference {kind} D={d} seed={seed}"] = reference.corrupt(*args)
+    return out
+
+
+def _write(path: Path) -> None:
+    tables = {str(s): run_operator(s.op, s.args()) for s in _samples()}
+    torch.save({"tables": tables, "masks": _masks()}, path)
+
+
+def _process(level: str, path: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "DVAE_FAST_ISA": level}
+    return subprocess.run(
+        [sys.executable, __file__, str(path)],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not dvae_fast.ops.library_loaded():
+        pytest.skip(f"no compiled library, so no ISA levels: {dvae_fast.ops.LIBRARY_ERROR}")
+    return tmp_path_factory.mktemp("isa")
+
+
+@functools.cache
+def _results(level: str, folder: Path) -> dict[str, Any]:
+    path = folder / f"{level}.pt"
+    process = _process(level, path)
+    if "DVAE_FAST_ISA must be one of" in process.stderr:
+        # The message lists what there is; the level asked for must not be in it.
+        listed = process.stderr.rsplit("(", 1)[-1].split(")")[0]
+        assert level not in listed.split(", "), process.stderr
+        pytest.skip(f"this build and CPU have {listed}, not {level}")
+    assert process.returncode == 0, process.stderr
+    out: dict[str, Any] = torch.load(path)
+    return out
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_masks_are_the_same_bits(level: str, folder: Path) -> None:
+    masks = _results(level, folder)["masks"]
+    for name, mask in masks.items():
+        if not name.startswith("reference"):
+            expected = masks[f"reference {name}"]
+            assert torch.equal(mask, expected), f"{name}: {int((mask != expected).sum())} differ"
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_operators_are_as_accurate_on_every_level(level: str, folder: Path) -> None:
+    tables = _results(level, folder)["tables"]
+    for sample in _samples():
+        args64 = upcast(sample.args())
+        terms = absolute_terms(sample.op, args64)
+        extra = rounded_intermediates(sample.op, args64, sample.dtype)
+        expected = run_reference(sample.op, args64)
+        for i, (a, e, t) in enumerate(zip(tables[str(sample)], expected, terms, strict=True)):
+            label = f"{level}: {sample} output {i}"
+            assert_accurate(label, a, e, t, torch.float32, extra[i])
+
+
+@pytest.mark.parametrize("level", LEVELS[1:])
+def test_discrete_results_are_those_of_the_base_level(level: str, folder: Path) -> None:
+    """What no rounding enters is bit-identical between levels."""
+    base, other = _results("base", folder)["tables"], _results(level, folder)["tables"]
+    compared = 0
+    for name, results in base.items():
+        if name.startswith("corrupt-") and "gaussian" not in name:
+            compared += 1
+            for a, b in zip(results, other[name], strict=True):
+                assert torch.equal(a, b), name
+    assert compared
+
+
+def test_unknown_level_is_refused_and_the_known_ones_named(folder: Path) -> None:
+    process = _process("sse9", folder / "none.pt")
+    assert process.returncode != 0
+    assert "DVAE_FAST_ISA must be one of" in process.stderr
+    assert "base" in process.stderr
+    assert "'sse9'" in process.stderr
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    _write(Path(sys.argv[1]))

@@ -1,0 +1,61 @@
+"""What this installation is made of, and what is missing from it."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+from typing import Any
+
+import torch
+
+from dvae_fast import ops
+from dvae_fast._version import __version__
+
+__all__ = ["build_info"]
+
+
+def _core() -> Any | None:
+    try:
+        return importlib.import_module("dvae_fast._core")
+    except ImportError:
+        return None
+
+
+def build_info() -> dict[str, Any]:
+    """Versions, backends and the instruction set in use.
+
+    Returns:
+        A dict of ``dvae_fast``, ``torch``, ``python`` (versions), ``compiled`` (whether the fused
+        kernels run), ``isa`` (the CPU level in use, None without kernels), ``isas`` (levels this
+        build and CPU have), ``compiler``, ``threads``, ``cuda`` (torch's CUDA version or None),
+        ``cuda_architectures`` (those the kernels were built for), and ``missing``: a sentence
+        for everything that is absent, with how to get it.
+    """
+    core = _core()
+    missing = []
+    if ops.LIBRARY_ERROR is not None:
+        missing.append(
+            f"Compiled kernels ({ops.LIBRARY_ERROR}): the slower PyTorch reference runs. "
+            f"Build them with: {ops.BUILD_COMMAND}"
+        )
+    elif core is None:
+        missing.append(f"The module dvae_fast._core. Build it with: {ops.BUILD_COMMAND}")
+    architectures = list(core.build["cuda_architectures"]) if core is not None else []
+    if torch.cuda.is_available() and not architectures:
+        missing.append(
+            "CUDA kernels: tensors on the GPU use the slower PyTorch reference. They need nvcc "
+            f"when dvae_fast is built: DVAE_FAST_CUDA=1 {ops.BUILD_COMMAND}"
+        )
+    return {
+        "dvae_fast": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "compiled": ops.library_loaded(),
+        "isa": core.isa() if core is not None and ops.library_loaded() else None,
+        "isas": list(core.isas()) if core is not None else [],
+        "compiler": core.build["compiler"] if core is not None else None,
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "cuda_architectures": architectures,
+        "missing": missing,
+    }

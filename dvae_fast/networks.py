@@ -1,0 +1,205 @@
+"""Encoders and decoders: multilayer perceptrons ending in one linear layer.
+
+Weights start as Glorot-uniform and biases as zero, as in the importance-weighted autoencoder's
+first code (Burda et al., arXiv 1509.00519); the bias of a decoder's output starts where it gives
+the mean of the data.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = [
+    "ACTIVATIONS",
+    "DECODERS",
+    "MLP",
+    "BernoulliDecoder",
+    "GaussianDecoder",
+    "GaussianEncoder",
+]
+
+#: Constructors of the non-linearities by the name used in configurations.
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+}
+
+# Where a pixel is constant over the data its logit would be infinite; the start of the bias alone
+# keeps away from that, never the likelihood.
+_MEAN_MARGIN = 1e-3
+
+#: The least scale of a `GaussianDecoder` (arXiv 1511.06406).
+MIN_SCALE = 1e-4
+
+
+def check_size(name: str, value: Any) -> int:
+    """`value` if it is an int >= 1, else TypeError or ValueError naming the argument."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be >= 1, got {value}")
+    return value
+
+
+def check_sizes(name: str, values: Any) -> tuple[int, ...]:
+    """`values` as a tuple if it is a sequence of ints >= 1, else an error naming the argument."""
+    if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
+        raise TypeError(f"{name} must be a sequence of ints, got {values!r}")
+    return tuple(check_size(f"{name}[{i}]", value) for i, value in enumerate(values))
+
+
+def _activation(name: str) -> Callable[[], nn.Module]:
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {name!r}")
+    return ACTIVATIONS[name]
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _start_at_mean(layer: nn.Linear, data_mean: Tensor | None) -> None:
+    """layer.bias = logit(data_mean), so that sigmoid(0 + bias) is the mean of the data."""
+    if data_mean is None:
+        return
+    if not isinstance(data_mean, Tensor) or not data_mean.is_floating_point():
+        got = data_mean.dtype if isinstance(data_mean, Tensor) else type(data_mean).__name__
+        raise TypeError(f"data_mean must be a floating-point tensor or None, got {got}")
+    if data_mean.shape != layer.bias.shape:
+        raise ValueError(
+            f"data_mean must have shape (D,) = {tuple(layer.bias.shape)}, "
+            f"got {tuple(data_mean.shape)}"
+        )
+    mean = data_mean.detach()
+    if not bool(((mean >= 0) & (mean <= 1)).all()):
+        raise ValueError(
+            f"data_mean must lie in [0, 1], got values from {mean.min().item():g} "
+            f"to {mean.max().item():g}"
+        )
+    with torch.no_grad():
+        layer.bias.copy_(torch.logit(mean.clamp(_MEAN_MARGIN, 1 - _MEAN_MARGIN)))
+
+
+class MLP(nn.Sequential):
+    """Linear layers, each followed by the activation: (..., sizes[0]) → (..., sizes[-1]).
+
+    One size alone makes no layer: the identity.
+
+    Raises:
+        TypeError, ValueError: if a size is not an int >= 1, or the activation is unknown.
+    """
+
+    def __init__(self, sizes: Sequence[int], activation: str = "softplus") -> None:
+        make = _activation(activation)
+        sizes = check_sizes("sizes", sizes)
+        if not sizes:
+            raise ValueError("sizes must hold at least one size, got none")
+        layers = [f for i, o in pairwise(sizes) for f in (_linear(i, o), make())]
+        super().__init__(*layers)
+
+
+class GaussianEncoder(nn.Module):
+    """q(z|x) = N(mean, exp(log_var)), both from one last linear layer of 2 Z outputs.
+
+    Args:
+        data_size: D.
+        hidden: sizes of the hidden layers, from the data on; may be empty.
+        latent: Z.
+        activation: one of `ACTIVATIONS`.
+    """
+
+    def __init__(
+        self, data_size: int, hidden: Sequence[int], latent: int, activation: str = "softplus"
+    ) -> None:
+        super().__init__()
+        self.trunk = MLP((data_size, *hidden), activation)
+        self.output = _linear((data_size, *hidden)[-1], 2 * check_size("latent", latent))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., D) → (mean, log_var), each (..., Z)."""
+        mean, log_var = self.output(self.trunk(x)).chunk(2, -1)
+        return mean, log_var
+
+
+class BernoulliDecoder(nn.Module):
+    """p(x|z) = Π Bernoulli(σ(logits)): a trunk, then one linear layer.
+
+    The two are apart because the likelihood can be taken from tiles of the last layer
+    (`dvae_fast.linear_log_weights`), and because nothing but the loss reads what it returns.
+
+    Args:
+        latent: Z.
+        hidden: sizes of the hidden layers, from the latents on; may be empty.
+        data_size: D.
+        activation: one of `ACTIVATIONS`.
+        data_mean: (D,) in [0, 1], where the output's bias starts; None for 0.5 everywhere.
+    """
+
+    def __init__(
+        self,
+        latent: int,
+        hidden: Sequence[int],
+        data_size: int,
+        activation: str = "softplus",
+        data_mean: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.trunk = MLP((latent, *hidden), activation)
+        self.output = _linear((latent, *hidden)[-1], check_size("data_size", data_size))
+        _start_at_mean(self.output, data_mean)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(..., Z) → logits (..., D)."""
+        logits: Tensor = self.output(self.trunk(z))
+        return logits
+
+
+class GaussianDecoder(nn.Module):
+    """p(x|z) = Π N(mean, scale²), mean = σ(a), scale = softplus(b) + 1e-4 (arXiv 1511.06406).
+
+    Arguments as for `BernoulliDecoder`; `data_mean` is where the mean starts.
+    """
+
+    def __init__(
+        self,
+        latent: int,
+        hidden: Sequence[int],
+        data_size: int,
+        activation: str = "softplus",
+        data_mean: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.trunk = MLP((latent, *hidden), activation)
+        last = (latent, *hidden)[-1]
+        # Two layers rather than halves of one: each output is contiguous, and so is its gradient.
+        self.mean = _linear(last, check_size("data_size", data_size))
+        self.scale = _linear(last, data_size)
+        _start_at_mean(self.mean, data_mean)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., Z) → (mean, scale), each (..., D)."""
+        hidden = self.trunk(z)
+        return torch.sigmoid(self.mean(hidden)), F.softplus(self.scale(hidden)) + MIN_SCALE
+
+
+#: Decoders by the kind of their likelihood.
+DECODERS: dict[str, type[BernoulliDecoder] | type[GaussianDecoder]] = {
+    "bernoulli": BernoulliDecoder,
+    "gaussian": GaussianDecoder,
+}

@@ -1,0 +1,355 @@
+"""The evaluator against exact likelihoods, and against itself in every split of the work."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from linear_gaussian import draw_data, exact_log_likelihood, linear_gaussian
+from torch import Tensor, nn
+
+import dvae_fast
+from dvae_fast import corruptions, evaluate, reference
+from dvae_fast.evaluate import LikelihoodEstimate, estimate_log_likelihood
+from dvae_fast.models import LatentVariableModel, make_model
+
+if TYPE_CHECKING:
+    from dvae_fast.corruptions import Corruption
+
+N, K, Z, D = 11, 23, 3, 9
+SEED = 99
+FIELDS = ("log_likelihood", "standard_error", "ess", "elbo")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def _model(likelihood: str = "bernoulli", name: str = "iwae") -> LatentVariableModel:
+    corruption: Corruption | None = corruptions.Masking(0.9) if name == "dvae" else None
+    return make_model(name, D, Z, (8, 6), likelihood=likelihood, corruption=corruption).double()
+
+
+def _data(n: int = N) -> Tensor:
+    return torch.rand(n, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def _same(a: LikelihoodEstimate, b: LikelihoodEstimate, rows: slice | list[int]) -> None:
+    for field in FIELDS:
+        torch.testing.assert_close(
+            getattr(a, field)[rows], getattr(b, field), rtol=1e-9, atol=1e-9, equal_nan=True
+        )
+
+
+# --- exact answers ----------------------------------------------------------------------------
+
+
+def test_within_its_own_standard_error() -> None:
+    """5 standard errors of the mean: a false alarm in 2 million, were the noise drawn anew."""
+    model = linear_gaussian("iwae", widen=2.0)
+    x = draw_data(model, 400)
+    exact = exact_log_likelihood(model, x)
+    estimate = estimate_log_likelihood(model, x, 2000, seed=SEED)
+    assert 0 < estimate.mean_standard_error < 5e-3
+    assert abs(estimate.mean - float(exact.mean())) < 5 * estimate.mean_standard_error
+    # The errors are as large as it says: χ² of 400, again 5 of its standard deviations.
+    squares = ((estimate.log_likelihood - exact) / estimate.standard_error).square()
+    assert float(squares.mean()) == pytest.approx(1, abs=5 * math.sqrt(2 / 400))
+    assert bool((estimate.ess > 1).all())
+    assert bool((estimate.ess < 2000).all())
+    assert bool((estimate.elbo < exact).all())
+    assert estimate.non_finite == 0
+
+
+def test_with_the_exact_posterior_nothing_is_left_to_chance() -> None:
+    model = linear_gaussian("vae", orthogonal=True)
+    x = draw_data(model, N)
+    exact = exact_log_likelihood(model, x)
+    estimate = estimate_log_likelihood(model, x, K)
+    torch.testing.assert_close(estimate.log_likelihood, exact)
+    torch.testing.assert_close(estimate.elbo, exact)
+    torch.testing.assert_close(estimate.ess, torch.full_like(exact, K))
+    assert float(estimate.standard_error.max()) < 1e-6
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_statistics_are_those_of_the_weights(likelihood: str) -> None:
+    model, x = _model(likelihood), _data()
+    estimate = estimate_log_likelihood(model, x, K, chunk=5, batch_size=4, seed=SEED)
+    with torch.no_grad():
+        mean, log_var = model.encode(x)
+        noise = reference.latent_noise(1, N, K, Z, torch.tensor([SEED]), 0, 0, torch.float64)[0]
+        q = torch.distributions.Normal(mean.unsqueeze(1), torch.exp(0.5 * log_var).unsqueeze(1))
+        z = q.loc + q.scale * noise
+        params = model.decoder(z)
+        p = (
+            torch.distributions.Bernoulli(logits=params, validate_args=False)
+            if likelihood == "bernoulli"
+            else torch.distributions.Normal(*params)
+        )
+        prior = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
+        log_w = p.log_prob(x.unsqueeze(1)).sum(-1) + prior - q.log_prob(z).sum(-1)
+    w = torch.exp(log_w - log_w.amax(1, keepdim=True))
+    torch.testing.assert_close(estimate.log_likelihood, torch.logsumexp(log_w, 1) - math.log(K))
+    torch.testing.assert_close(estimate.elbo, log_w.mean(1))
+    torch.testing.assert_close(estimate.ess, w.sum(1).square() / w.square().sum(1))
+    spread = w.var(1, correction=0).sqrt() / w.mean(1) / math.sqrt(K)
+    torch.testing.assert_close(estimate.standard_error, spread)
+
+
+# --- any split gives the same numbers ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize(
+    ("batch_size", "chunk"),
+    [(1, 1), (3, 7), (4, 22), (N, 24), (N + 5, K), (None, 4), (2, None), (10**6, None)],
+)
+def test_any_split(batch_size: int | None, chunk: int | None, likelihood: str) -> None:
+    model, x = _model(likelihood), _data()
+    whole = estimate_log_likelihood(model, x, K, batch_size=N, chunk=K, seed=SEED)
+    part = estimate_log_likelihood(model, x, K, batch_size=batch_size, chunk=chunk, seed=SEED)
+    _same(whole, part, slice(None))
+
+
+def test_default_split_in_single_precision() -> None:
+    """Relative to log-likelihoods of some 6 nats; float32 matrix products differ by shape."""
+    model, x = _model().float(), _data().float()
+    default = estimate_log_likelihood(model, x, 3001, seed=SEED)
+    part = estimate_log_likelihood(model, x, 3001, batch_size=2, chunk=577, seed=SEED)
+    for field in FIELDS:
+        torch.testing.assert_close(
+            getattr(default, field), getattr(part, field), rtol=1e-5, atol=1e-5
+        )
+        assert getattr(default, field).dtype == torch.float64
+
+
+def test_weights_are_counted_once_and_all() -> None:
+    """k not a multiple of the chunk: each sample index is asked for once, the remainder too."""
+    model, x = _model(), _data()
+    asked: dict[int, list[int]] = {}
+    original = model.log_weights
+
+    def recorded(x: Tensor, mean: Tensor, log_var: Tensor, k: int, *args: Any, **at: int) -> Tensor:
+        samples = range(at["first_sample"], at["first_sample"] + k)
+        for example in range(at["first_example"], at["first_example"] + len(x)):
+            asked.setdefault(example, []).extend(samples)
+        return original(x, mean, log_var, k, *args, **at)
+
+    model.log_weights = recorded
+    estimate_log_likelihood(model, x, K, batch_size=4, chunk=6, seed=SEED)
+    assert asked == {example: list(range(K)) for example in range(N)}
+
+
+def test_states_merge() -> None:
+    """Halves of the samples, kept apart and merged, are the whole: as processes would."""
+    model, x = _model(), _data()
+    mean, log_var = model.encode(x)
+    op: Any = torch.ops.dvae_fast
+    states = []
+    for first, k in ((0, 10), (10, 13)):
+        log_w = model.log_weights(x, mean, log_var, k, SEED, first_sample=first).detach()
+        states.append(op.lse_update(reference.lse_init(N), log_w))
+    merged = evaluate._estimate(op.lse_merge(*states), K, SEED)
+    _same(merged, estimate_log_likelihood(model, x, K, seed=SEED), slice(None))
+
+
+@pytest.mark.parametrize(
+    ("k", "batch_size", "chunk", "expected"),
+    [
+        (5000, None, None, (10, 250)),
+        (50, None, None, (50, 50)),
+        (1, None, None, (2500, 1)),
+        (5000, 100, None, (100, 25)),
+        (5000, 9999, None, (9999, 1)),
+        (5000, None, 1000, (2, 1000)),
+        (5000, None, 9999, (1, 5000)),
+        (5000, 7, 11, (7, 11)),
+    ],
+)
+def test_default_sizes(
+    k: int, batch_size: int | None, chunk: int | None, expected: tuple[int, int]
+) -> None:
+    assert evaluate._split(k, batch_size, chunk, 2500) == expected
+
+
+def test_rows_at_once_do_not_grow_with_k() -> None:
+    model, x = _model(), _data()
+    rows: list[int] = []
+    model.decoder.trunk.register_forward_hook(
+        lambda module, args, out: rows.append(args[0].shape[:-1].numel())
+    )
+    estimate_log_likelihood(model, x, 6000, batch_size=4, chunk=100)
+    assert max(rows) == 400
+    assert sum(rows) == 6000 * N
+
+
+# --- conduct ----------------------------------------------------------------------------------
+
+
+def test_encodes_each_batch_once_without_corruption() -> None:
+    model, x = _model(name="dvae"), _data()
+    seen: list[Tensor] = []
+    model.encoder.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    before = x.clone()
+    estimate_log_likelihood(model, x, K, batch_size=4, chunk=5)
+    assert [len(batch) for batch in seen] == [4, 4, 3]
+    assert torch.equal(torch.cat(seen), before)
+    assert torch.equal(x, before)
+
+
+def test_nan_stays_with_its_example_and_is_counted() -> None:
+    model, x = _model(), _data()
+    clean = estimate_log_likelihood(model, x, K, batch_size=4, chunk=6, seed=SEED)
+    x[2, 4] = math.nan
+    dirty = estimate_log_likelihood(model, x, K, batch_size=4, chunk=6, seed=SEED)
+    rest = [i for i in range(N) if i != 2]
+    for field in FIELDS:
+        assert bool(getattr(dirty, field)[2].isnan()), field
+        torch.testing.assert_close(getattr(dirty, field)[rest], getattr(clean, field)[rest])
+    assert dirty.non_finite == 1
+    assert len(dirty.log_likelihood) == N
+    assert math.isnan(dirty.mean)
+    assert dirty.summary()["log_likelihood"] is None
+    assert dirty.summary()["non_finite"] == 1
+
+
+def test_impossible_data_has_likelihood_zero() -> None:
+    class Certain(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return torch.full((*z.shape[:-1], D), math.inf, dtype=z.dtype)
+
+    model = _model()
+    model.decoder = Certain()
+    x = torch.ones(2, D, dtype=torch.float64)
+    x[1, 0] = 0
+    estimate = estimate_log_likelihood(model, x, K, chunk=5)
+    assert bool(estimate.log_likelihood[0].isfinite())
+    assert estimate.log_likelihood[1] == estimate.elbo[1] == -math.inf
+    assert bool(estimate.standard_error[1].isnan())
+    assert estimate.non_finite == 1
+    assert estimate.mean == -math.inf
+
+
+def test_modes_are_restored() -> None:
+    class Noted(nn.Softplus):
+        modes: list[bool] = []  # noqa: RUF012
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.modes.append(self.training)
+            return super().forward(x)
+
+    model = _model()
+    trunk = model.decoder.trunk
+    assert isinstance(trunk, nn.Sequential)
+    trunk[1] = Noted()
+    for mode in (True, False):
+        model.train(mode)
+        model.encoder.train(not mode)  # a submodule may have a mode of its own
+        before = [m.training for m in model.modules()]
+        estimate_log_likelihood(model, _data(), K)
+        assert [m.training for m in model.modules()] == before
+        with pytest.raises(ZeroDivisionError):
+            estimate_log_likelihood(model, _data(), K, progress=lambda done, total: 1 // 0)
+        assert [m.training for m in model.modules()] == before
+    assert Noted.modes
+    assert not any(Noted.modes)
+
+
+def test_no_gradient() -> None:
+    estimate = estimate_log_likelihood(_model(), _data().requires_grad_(), K)
+    assert not any(getattr(estimate, field).requires_grad for field in FIELDS)
+    assert torch.is_grad_enabled()
+
+
+def test_seeds() -> None:
+    model, x = _model(), _data()
+    one = estimate_log_likelihood(model, x, K, seed=SEED)
+    assert one.seed == SEED
+    _same(one, estimate_log_likelihood(model, x, K, seed=torch.tensor([SEED])), slice(None))
+    drawn = estimate_log_likelihood(model, x, K)
+    assert not torch.equal(drawn.log_likelihood, one.log_likelihood)
+    _same(drawn, estimate_log_likelihood(model, x, K, seed=drawn.seed), slice(None))
+    torch.manual_seed(5)
+    first = estimate_log_likelihood(model, x, K).seed
+    assert first != estimate_log_likelihood(model, x, K).seed
+    torch.manual_seed(5)
+    assert first == estimate_log_likelihood(model, x, K).seed
+
+
+def test_progress() -> None:
+    calls: list[tuple[int, int]] = []
+    estimate_log_likelihood(
+        _model(), _data(), K, batch_size=4, progress=lambda done, total: calls.append((done, total))
+    )
+    assert calls == [(4, N), (8, N), (N, N)]
+
+
+def test_data_of_another_precision_and_layout() -> None:
+    model, x = _model(), _data().float()
+    expected = estimate_log_likelihood(model, x.double(), K, seed=SEED)
+    _same(expected, estimate_log_likelihood(model, x, K, seed=SEED), slice(None))
+    _same(expected, estimate_log_likelihood(model, x.T.contiguous().T, K, seed=SEED), slice(None))
+    wide = torch.full((N, 2 * D), math.nan)
+    wide[:, ::2] = x
+    _same(expected, estimate_log_likelihood(model, wide[:, ::2], K, seed=SEED), slice(None))
+
+
+def test_summary_and_properties() -> None:
+    values = torch.tensor([[-3.0, -5.0], [0.3, 0.4], [9.0, 4.0], [-4.0, -7.0]], dtype=torch.float64)
+    estimate = LikelihoodEstimate(*values, k=10, seed=3)
+    assert estimate.mean == -4
+    assert estimate.mean_standard_error == pytest.approx(0.25)
+    expected = {
+        "log_likelihood": -4.0, "standard_error": pytest.approx(0.25), "elbo": -5.5,
+        "ess_mean": 6.5, "ess_min": 4.0, "examples": 2, "non_finite": 0, "k": 10, "seed": 3,
+    }  # fmt: skip
+    assert estimate.summary() == expected
+    assert json.loads(json.dumps(estimate.summary(), allow_nan=False)) == expected
+
+
+def test_one_sample_has_no_standard_error() -> None:
+    estimate = estimate_log_likelihood(_model(), _data(), 1, seed=SEED)
+    assert bool(estimate.standard_error.isnan().all())
+    torch.testing.assert_close(estimate.log_likelihood, estimate.elbo)
+    torch.testing.assert_close(estimate.ess, torch.ones(N, dtype=torch.float64))
+    summary = json.dumps(estimate.summary(), allow_nan=False)
+    assert json.loads(summary)["standard_error"] is None
+
+
+def test_top_level_names() -> None:
+    assert dvae_fast.estimate_log_likelihood is estimate_log_likelihood
+    assert dvae_fast.LikelihoodEstimate is LikelihoodEstimate
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"k": 0}, ValueError, "k must be >= 1, got 0"),
+        ({"k": 10.0}, TypeError, "k must be an int, got float"),
+        ({"batch_size": 0}, ValueError, "batch_size must be >= 1, got 0"),
+        ({"batch_size": "4"}, TypeError, "batch_size must be an int, got str"),
+        ({"chunk": -1}, ValueError, "chunk must be >= 1, got -1"),
+        ({"x": [[0.5]]}, TypeError, "x must be a tensor, got list"),
+        ({"x": torch.ones(N, D, dtype=torch.int64)}, TypeError, "x must be float32, .*torch.int64"),
+        (
+            {"x": torch.ones(N, D + 1)},
+            ValueError,
+            rf"x must have shape \(N, D\) with N >= 1 and D = {D}, got \({N}, {D + 1}\)",
+        ),
+        ({"x": torch.ones(D)}, ValueError, rf"x must have shape \(N, D\) .*, got \({D},\)"),
+        ({"x": torch.ones(0, D)}, ValueError, rf"x must have shape .*, got \(0, {D}\)"),
+        ({"seed": 1.5}, TypeError, "seed must be an int, .*, got float"),
+    ],
+)
+def test_wrong_arguments(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    model = _model()
+    model.encoder.register_forward_pre_hook(lambda *_: pytest.fail("work before the checks"))
+    with pytest.raises(error) as caught:
+        estimate_log_likelihood(model, **{"x": _data(), "k": K, **changes})
+    assert re.search(message, str(caught.value)), str(caught.value)

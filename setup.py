@@ -94,7 +94,7 @@ def extensions() -> list[object]:
     )
     core = Pybind11Extension(
         "dvae_fast._core",
-        sources("csrc/python/*.cpp") + ["csrc/cpu/isa.cpp"],
+        [*sources("csrc/python/*.cpp"), "csrc/cpu/isa.cpp"],
         cxx_std=17,
         extra_compile_args=["-O2", *math],
     )

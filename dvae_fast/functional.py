@@ -14,18 +14,16 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
+from dvae_fast.corruptions import Corruption
 from dvae_fast.likelihoods import Bernoulli, Likelihood, get_likelihood
 from dvae_fast.reference import accumulation_dtype
-
-if TYPE_CHECKING:
-    from dvae_fast.corruptions import Corruption
 
 __all__ = [
     "corrupt",
@@ -100,7 +98,8 @@ def _seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
         return seed if seed.device == device else seed.to(device)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise TypeError(
-            f"seed must be an int, an int64 tensor of one element or None, got {type(seed).__name__}"
+            "seed must be an int, an int64 tensor of one element or None, "
+            f"got {type(seed).__name__}"
         )
     if not _INT64[0] <= seed <= _INT64[1]:
         raise ValueError(f"seed must fit in 64 bits, from -2**63 to 2**63 - 1, got {seed}")
@@ -125,14 +124,18 @@ def _autocast_dtype(t: Tensor) -> torch.dtype | None:
 class _Corrupt(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, parameter: Tensor, salt: Tensor | None, seed: Tensor, kind: str,
-        copies: int, first_example: int,
+        ctx: Any,
+        x: Tensor,
+        parameter: Tensor,
+        salt: Tensor | None,
+        seed: Tensor,
+        kind: str,
+        copies: int,
+        first_example: int,
     ) -> Tensor:
         ctx.save_for_backward(parameter, salt, seed)
         ctx.kind, ctx.first_example = kind, first_example
-        return cast(
-            Tensor, _op.corrupt(x, kind, parameter, salt, seed, copies, first_example, 0)
-        )
+        return cast("Tensor", _op.corrupt(x, kind, parameter, salt, seed, copies, first_example, 0))
 
     @staticmethod
     @once_differentiable
@@ -178,8 +181,7 @@ def corrupt(
     Source: arXiv 1511.06406, section 2.
     """
     _check_float("x", x)
-    kind = getattr(corruption, "kind", None)
-    if not kind:
+    if not isinstance(corruption, Corruption):
         raise TypeError(
             "corruption must be an object of dvae_fast.corruptions, such as Masking(0.1), "
             f"got {type(corruption).__name__}"
@@ -189,6 +191,7 @@ def corrupt(
     if copies is not None:
         _check_count("copies", copies, 1)
     _check_count("first_example", first_example, 0)
+    kind = corruption.kind
     flat = x if x.dim() == 2 else x.reshape(x.shape[0], math.prod(x.shape[1:]))
     parameter = corruption.parameter
     salt = corruption.salt
@@ -210,7 +213,7 @@ def corrupt(
         out = _Corrupt.apply(flat, parameter, salt, key, kind, m, first_example)
     else:
         out = _op.corrupt(flat, kind, parameter, salt, key, m, first_example, 0)
-    return cast(Tensor, out.view(x.shape if copies is None else (m, *x.shape)))
+    return cast("Tensor", out.view(x.shape if copies is None else (m, *x.shape)))
 
 
 # --- latent samples ---------------------------------------------------------------------------
@@ -219,7 +222,12 @@ def corrupt(
 class _SampleLatent(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, mean: Tensor, log_var: Tensor, seed: Tensor, k: int, first_example: int,
+        ctx: Any,
+        mean: Tensor,
+        log_var: Tensor,
+        seed: Tensor,
+        k: int,
+        first_example: int,
         first_sample: int,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(mean, log_var, seed)
@@ -305,14 +313,12 @@ class _LatentLogRatio(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
         ctx.save_for_backward(z, mean, log_var)
-        return cast(Tensor, _op.latent_log_ratio(z, mean, log_var))
+        return cast("Tensor", _op.latent_log_ratio(z, mean, log_var))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        return cast(
-            "tuple[Tensor, ...]", _op.latent_log_ratio_backward(grad, *ctx.saved_tensors)
-        )
+        return cast("tuple[Tensor, ...]", _op.latent_log_ratio_backward(grad, *ctx.saved_tensors))
 
 
 def latent_log_ratio(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
@@ -343,7 +349,7 @@ def latent_log_ratio(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
         log_var.reshape(rows, shape[-1]),
     )
     out = _LatentLogRatio.apply(*args) if _needs_grad(*args) else _op.latent_log_ratio(*args)
-    return cast(Tensor, out.view(shape[:-1]))
+    return cast("Tensor", out.view(shape[:-1]))
 
 
 # --- log-weights ------------------------------------------------------------------------------
@@ -356,7 +362,7 @@ class _LogWeights(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(params, scale, x)
         ctx.kind = kind
-        return cast(Tensor, _op.log_weights(params, scale, x, log_ratio, kind))
+        return cast("Tensor", _op.log_weights(params, scale, x, log_ratio, kind))
 
     @staticmethod
     @once_differentiable
@@ -369,7 +375,7 @@ class _LogWeights(torch.autograd.Function):
         if need[2]:
             # ∂/∂x is −∂/∂mean for a Gaussian and the logit for a Bernoulli, summed over samples.
             if scale is not None:
-                per_row = -cast(Tensor, grad_params).to(x.dtype).sum(1)
+                per_row = -cast("Tensor", grad_params).to(x.dtype).sum(1)
             else:
                 per_row = torch.einsum("nk,nkd->nd", grad.to(x.dtype), params.to(x.dtype))
             grad_x = per_row.view(-1, *x.shape).sum(0)
@@ -377,7 +383,7 @@ class _LogWeights(torch.autograd.Function):
 
 
 def _check_rows(
-    x: Tensor, log_ratio: Tensor, leading: tuple[int, ...], size: int, of: Tensor, of_name: str
+    x: Any, log_ratio: Any, leading: tuple[int, ...], size: int, of: Tensor, of_name: str
 ) -> tuple[Tensor, Tensor]:
     """x as (rows, D) and log_ratio as (N, K), both in the accumulation dtype, after checks.
 
@@ -421,17 +427,16 @@ def _check_scale(scale: Any, like: Tensor, shape: tuple[int, ...]) -> Tensor:
             raise TypeError(f"scale must be a number or a tensor, got {type(scale).__name__}")
         if not (scale > 0 and math.isfinite(scale)):
             raise ValueError(f"scale must be > 0 and finite, got {scale}")
-        scale = torch.tensor(float(scale), dtype=accumulation_dtype(like.dtype))
-        return scale.to(like.device)
+        return torch.tensor(float(scale), dtype=accumulation_dtype(like.dtype), device=like.device)
     _check_float("scale", scale)
     _check_same("scale", scale, "params", like)
     small = scale.numel() <= shape[-1] and scale.device.type == "cpu"
-    if (_validate or small) and not torch.compiler.is_compiling():
-        # NaN is data gone wrong, not a wrong argument: it flows to the result.
-        if bool((scale.detach() <= 0).any()):
-            raise ValueError(f"scale must be > 0, got a minimum of {scale.min().item():g}")
+    look = (_validate or small) and not torch.compiler.is_compiling()
+    # NaN is data gone wrong, not a wrong argument: it flows to the result.
+    if look and bool((scale.detach() <= 0).any()):
+        raise ValueError(f"scale must be > 0, got a minimum of {scale.min().item():g}")
     if scale.numel() == 1:
-        return scale
+        return scale.reshape(())
     if scale.shape == (shape[-1],):
         return scale
     try:
@@ -447,7 +452,7 @@ def _check_scale(scale: Any, like: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _check_params(
     params: Any, x: Tensor, log_ratio: Tensor, likelihood: str | Likelihood
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Likelihood, tuple[int, ...]]:
-    """What `log_weights` and `iwae_loss` check: operands in the operators' shapes, and (*L, B, K)."""
+    """Operands of `log_weights` and `iwae_loss` in the operators' shapes, checked; (*L, B, K)."""
     lik = _BERNOULLI if likelihood == "bernoulli" else get_likelihood(likelihood)
     scale: Any = None
     if isinstance(lik, Bernoulli):
@@ -457,8 +462,10 @@ def _check_params(
             )
     else:
         if not isinstance(params, (tuple, list)) or len(params) != 2:
-            got = f"{len(params)} of them" if isinstance(params, (tuple, list)) else (
-                type(params).__name__
+            got = (
+                f"{len(params)} of them"
+                if isinstance(params, (tuple, list))
+                else (type(params).__name__)
             )
             raise TypeError(f"params must be a pair (mean, scale) for a Gaussian, got {got}")
         params, scale = params
@@ -510,8 +517,8 @@ def _log_weights(
     params: Tensor, scale: Tensor | None, x: Tensor, log_ratio: Tensor, kind: str
 ) -> Tensor:
     if _needs_grad(params, scale, x, log_ratio):
-        return cast(Tensor, _LogWeights.apply(params, scale, x, log_ratio, kind))
-    return cast(Tensor, _op.log_weights(params, scale, x, log_ratio, kind))
+        return cast("Tensor", _LogWeights.apply(params, scale, x, log_ratio, kind))
+    return cast("Tensor", _op.log_weights(params, scale, x, log_ratio, kind))
 
 
 # --- logmeanexp and the IWAE loss -------------------------------------------------------------
@@ -522,12 +529,12 @@ class _LogMeanExp(torch.autograd.Function):
     def forward(ctx: Any, log_w: Tensor) -> Tensor:
         bound = _op.logmeanexp(log_w)
         ctx.save_for_backward(log_w, bound)
-        return cast(Tensor, bound)
+        return cast("Tensor", bound)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return cast(Tensor, _op.logmeanexp_backward(grad, *ctx.saved_tensors))
+        return cast("Tensor", _op.logmeanexp_backward(grad, *ctx.saved_tensors))
 
 
 def logmeanexp(log_w: Tensor, dim: int = -1) -> Tensor:
@@ -551,29 +558,31 @@ def logmeanexp(log_w: Tensor, dim: int = -1) -> Tensor:
     if not -log_w.dim() <= dim < log_w.dim():
         raise ValueError(f"dim must be a dimension of log_w, {tuple(log_w.shape)}, got {dim}")
     if log_w.shape[dim] < 1:
-        raise ValueError(f"log_w must hold K >= 1 samples along dim {dim}, got {tuple(log_w.shape)}")
+        raise ValueError(
+            f"log_w must hold K >= 1 samples along dim {dim}, got {tuple(log_w.shape)}"
+        )
     moved = log_w.movedim(dim, -1).to(accumulation_dtype(log_w.dtype))
     shape = moved.shape[:-1]
     flat = moved.reshape(math.prod(shape), moved.shape[-1])
     out = _LogMeanExp.apply(flat) if _needs_grad(flat) else _op.logmeanexp(flat)
-    return cast(Tensor, out.view(shape))
+    return cast("Tensor", out.view(shape))
 
 
 def _graph_is_kept() -> bool:
     """Whether this backward pass may be run again; True if torch does not tell."""
+    if torch.compiler.is_compiling():
+        return True
     query = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return True if query is None else bool(query())
 
 
-def _apply_upstream(grad: Tensor, upstream: Tensor) -> Tensor:
+def _apply_upstream(grad: Tensor, upstream: Tensor, kept: bool) -> Tensor:
     """grad times the upstream gradient, of one element or one per row.
 
     In place when nothing can ask for this gradient again: `rescale_` reads the factor where it
     lies and does nothing at all when it is 1.
     """
-    if torch.compiler.is_compiling():
-        return grad * upstream.to(grad.dtype).view(-1, *[1] * (grad.dim() - 1))
-    if _graph_is_kept():
+    if kept:
         grad = grad.clone()
     _op.rescale_(grad, upstream)
     return grad
@@ -584,8 +593,14 @@ class _IWAELoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, params: Tensor, scale: Tensor | None, x: Tensor, log_ratio: Tensor, kind: str,
-        reduction: str, overwrite: bool,
+        ctx: Any,
+        params: Tensor,
+        scale: Tensor | None,
+        x: Tensor,
+        log_ratio: Tensor,
+        kind: str,
+        reduction: str,
+        overwrite: bool,
     ) -> Tensor:
         rows = params.shape[0]
         multiplier = -1.0 / max(rows, 1) if reduction == "mean" else -1.0
@@ -599,21 +614,30 @@ class _IWAELoss(torch.autograd.Function):
         ctx.multiplier, ctx.per_row = multiplier, reduction == "none"
         # Not save_for_backward: with overwrite, params is an input that changed.
         ctx.grads = (grad_params, grad_scale if scale is not None else None, weights)
-        if reduction == "mean":
-            return bound.mean().neg_()
-        return bound.sum().neg_() if reduction == "sum" else bound.neg()
+        if reduction == "none":
+            return cast("Tensor", bound.neg())
+        return cast("Tensor", (bound.mean() if reduction == "mean" else bound.sum()).neg_())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        kept = _graph_is_kept()
+        if ctx.grads is None:
+            raise RuntimeError(
+                "Trying to backward through iwae_loss a second time; its gradient was handed out "
+                "the first time. Give retain_graph=True to the first backward"
+            )
         grad_params, grad_scale, weights = ctx.grads
+        if not kept:
+            # The caller may take over what nobody else holds, rather than copy it.
+            ctx.grads = None
         need = ctx.needs_input_grad
         grad_log_ratio = None
         if need[3]:
             factor = upstream.unsqueeze(-1) if ctx.per_row else upstream
             grad_log_ratio = weights * (factor * ctx.multiplier)
-        grad_params = _apply_upstream(grad_params, upstream) if need[0] else None
-        grad_scale = _apply_upstream(grad_scale, upstream) if need[1] else None
+        grad_params = _apply_upstream(grad_params, upstream, kept) if need[0] else None
+        grad_scale = _apply_upstream(grad_scale, upstream, kept) if need[1] else None
         return grad_params, grad_scale, None, grad_log_ratio, None, None, None
 
 
@@ -654,7 +678,7 @@ def iwae_loss(
     if fused:
         overwrite = overwrite_params and p.is_contiguous() and not p.is_leaf
         loss = _IWAELoss.apply(p, scale, x, log_ratio, lik.kind, reduction, overwrite)
-        return cast(Tensor, loss.view(leading[:-1]) if reduction == "none" else loss)
+        return cast("Tensor", loss.view(leading[:-1]) if reduction == "none" else loss)
     bound = logmeanexp(_log_weights(p, scale, x, log_ratio, lik.kind))
     if reduction == "none":
         return -bound.view(leading[:-1])
@@ -667,13 +691,19 @@ def iwae_loss(
 class _LinearLogWeights(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None,
-        x: Tensor, log_ratio: Tensor, kind: str,
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        scale: Tensor | None,
+        x: Tensor,
+        log_ratio: Tensor,
+        kind: str,
     ) -> Tensor:
         ctx.save_for_backward(hidden, weight, bias, scale, x)
         ctx.kind = kind
         return cast(
-            Tensor, _op.linear_log_weights(hidden, weight, bias, scale, x, log_ratio, kind)
+            "Tensor", _op.linear_log_weights(hidden, weight, bias, scale, x, log_ratio, kind)
         )
 
     @staticmethod
@@ -723,7 +753,7 @@ def linear_log_weights(
     lik = get_likelihood(likelihood)
     for name, t in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         if name != "bias" or t is not None:
-            _check_float(name, cast(Tensor, t))
+            _check_float(name, cast("Tensor", t))
     dtype = _autocast_dtype(hidden)
     if dtype is not None:
         hidden, weight = hidden.to(dtype), weight.to(dtype)
@@ -768,4 +798,4 @@ def linear_log_weights(
         out = _LinearLogWeights.apply(*args)
     else:
         out = _op.linear_log_weights(*args)
-    return cast(Tensor, out.view(leading))
+    return cast("Tensor", out.view(leading))

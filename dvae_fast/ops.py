@@ -100,7 +100,11 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "sample_latent": _fake_sample_latent,
     "sample_latent_backward": lambda gz, gr, mean, log_var, *_: (_like(mean), _like(log_var)),
     "latent_log_ratio": lambda z, *_: _accumulated(z, *z.shape[:2]),
-    "latent_log_ratio_backward": lambda g, z, mean, log_var: (_like(z), _like(mean), _like(log_var)),
+    "latent_log_ratio_backward": lambda g, z, mean, log_var: (
+        _like(z),
+        _like(mean),
+        _like(log_var),
+    ),
     "log_weights": lambda params, *_: _accumulated(params, *params.shape[:2]),
     "log_weights_backward": lambda grad, params, scale, *_: (
         _like(params),

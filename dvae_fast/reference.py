@@ -49,7 +49,8 @@ def _blocks(stream: Tensor, example: Tensor, sample: Tensor, size: int, seed: Te
     blocks = (size + BLOCK - 1) // BLOCK
     c0 = torch.arange(blocks * LANES, device=seed.device, dtype=torch.int64)
     words = philox((c0, sample[..., None], example[..., None], stream[..., None]), seed.reshape(()))
-    return torch.stack(words, -1).unflatten(-2, (blocks, LANES)).transpose(-1, -2)
+    stacked = torch.stack(words, -1)
+    return stacked.view(*stacked.shape[:-2], blocks, LANES, 4).transpose(-1, -2)
 
 
 def uniform_bits(
@@ -74,7 +75,12 @@ def standard_normal(
 
 
 def _indices(
-    stream: int, copies: int, examples: int, samples: int, first_example: int, first_sample: int,
+    stream: int,
+    copies: int,
+    examples: int,
+    samples: int,
+    first_example: int,
+    first_sample: int,
     device: torch.device,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(stream | copy << 8, example, sample), each broadcastable to (copies, examples, samples)."""
@@ -85,8 +91,14 @@ def _indices(
 
 
 def latent_noise(
-    copies: int, examples: int, samples: int, size: int, seed: Tensor,
-    first_example: int, first_sample: int, dtype: torch.dtype,
+    copies: int,
+    examples: int,
+    samples: int,
+    size: int,
+    seed: Tensor,
+    first_example: int,
+    first_sample: int,
+    dtype: torch.dtype,
 ) -> Tensor:
     """ε of `sample_latent`: (copies, examples, samples, size)."""
     index = _indices(
@@ -99,9 +111,7 @@ def _corruption_index(
     copies: int, examples: int, seed: Tensor, first_example: int, first_copy: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Copy m of a corruption is counter sample m: indices of shape (copies, examples)."""
-    index = _indices(
-        STREAM_CORRUPTION, 1, examples, copies, first_example, first_copy, seed.device
-    )
+    index = _indices(STREAM_CORRUPTION, 1, examples, copies, first_example, first_copy, seed.device)
     stream, example, sample = (i[0].transpose(0, 1) for i in index)
     return stream, example, sample
 
@@ -115,8 +125,13 @@ def threshold(probability: Tensor) -> Tensor:
 
 
 def _hits(
-    kind: str, rate: Tensor, salt: Tensor | None, shape: torch.Size, seed: Tensor,
-    first_example: int, first_copy: int,
+    kind: str,
+    rate: Tensor,
+    salt: Tensor | None,
+    shape: torch.Size,
+    seed: Tensor,
+    first_example: int,
+    first_copy: int,
 ) -> tuple[Tensor, Tensor]:
     """(hit, becomes one) per element, (M, B, D) each."""
     copies, examples, size = shape
@@ -130,8 +145,14 @@ def _hits(
 
 
 def corrupt(
-    x: Tensor, kind: str, rate: Tensor, salt: Tensor | None, seed: Tensor,
-    copies: int, first_example: int, first_copy: int,
+    x: Tensor,
+    kind: str,
+    rate: Tensor,
+    salt: Tensor | None,
+    seed: Tensor,
+    copies: int,
+    first_example: int,
+    first_copy: int,
 ) -> Tensor:
     """x (B, D) → x̃ (M, B, D); `rate` (the standard deviation, if Gaussian) has 1 or D elements."""
     shape = torch.Size((copies, *x.shape))
@@ -148,15 +169,18 @@ def corrupt(
 
 
 def corrupt_backward(
-    grad: Tensor, kind: str, rate: Tensor, salt: Tensor | None, seed: Tensor,
-    first_example: int, first_copy: int,
+    grad: Tensor,
+    kind: str,
+    rate: Tensor,
+    salt: Tensor | None,
+    seed: Tensor,
+    first_example: int,
+    first_copy: int,
 ) -> Tensor:
     """∂/∂x: (M, B, D) → (B, D); a hit element passes nothing (bit flip: −1)."""
     if kind in ("identity", "gaussian"):
         return _sum_copies(grad)
-    hit, _ = _hits(
-        kind, rate.reshape(-1), _flat(salt), grad.shape, seed, first_example, first_copy
-    )
+    hit, _ = _hits(kind, rate.reshape(-1), _flat(salt), grad.shape, seed, first_example, first_copy)
     return _sum_copies(torch.where(hit, -grad if kind == "bit_flip" else grad.new_zeros(()), grad))
 
 
@@ -200,8 +224,14 @@ def sample_latent(
 
 
 def sample_latent_backward(
-    grad_z: Tensor | None, grad_log_ratio: Tensor | None, mean: Tensor, log_var: Tensor, k: int,
-    seed: Tensor, first_example: int, first_sample: int,
+    grad_z: Tensor | None,
+    grad_log_ratio: Tensor | None,
+    mean: Tensor,
+    log_var: Tensor,
+    k: int,
+    seed: Tensor,
+    first_example: int,
+    first_sample: int,
 ) -> tuple[Tensor, Tensor]:
     """With δ = grad_z − grad_r z: ∂/∂mean = Σ_k δ; ∂/∂log_var = ½ Σ_k (δ (z − mean) + grad_r)."""
     dtype = accumulation_dtype(mean.dtype)
@@ -340,7 +370,11 @@ def logmeanexp_backward(grad: Tensor, log_w: Tensor, bound: Tensor) -> Tensor:
 
 
 def iwae(
-    params: Tensor, scale: Tensor | None, x: Tensor, log_ratio: Tensor, likelihood: str,
+    params: Tensor,
+    scale: Tensor | None,
+    x: Tensor,
+    log_ratio: Tensor,
+    likelihood: str,
     multiplier: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(bound (N,), w̃ (N, K), multiplier · ∂bound/∂params, multiplier · ∂bound/∂scale)."""
@@ -352,7 +386,11 @@ def iwae(
 
 
 def iwae_(
-    params: Tensor, scale: Tensor | None, x: Tensor, log_ratio: Tensor, likelihood: str,
+    params: Tensor,
+    scale: Tensor | None,
+    x: Tensor,
+    log_ratio: Tensor,
+    likelihood: str,
     multiplier: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`iwae` that leaves the gradient in `params`: (bound, w̃, ∂scale)."""
@@ -417,8 +455,13 @@ def _linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def linear_log_weights(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, x: Tensor,
-    log_ratio: Tensor, likelihood: str,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    x: Tensor,
+    log_ratio: Tensor,
+    likelihood: str,
 ) -> Tensor:
     """hidden (N, K, H), weight (D, H), bias (D,) → log_weights(hidden Wᵀ + b, …), (N, K).
 
@@ -433,8 +476,13 @@ def linear_log_weights(
 
 
 def linear_log_weights_backward(
-    grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None,
-    x: Tensor, likelihood: str,
+    grad: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    x: Tensor,
+    likelihood: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(∂hidden, ∂weight, ∂bias, ∂scale), the linear layer recomputed a row at a time."""
     dtype = accumulation_dtype(hidden.dtype)

@@ -35,9 +35,9 @@ DVAE_HD void philox4x32(Word& c0, Word& c1, Word& c2, Word& c3, Key key) {
     Word k0, k1;
     set_word(k0, key.k0);
     set_word(k1, key.k1);
-    c0 = high_word(p1) ^ c1 ^ k0;
+    c0 = high_word(p1) ^ (c1 ^ k0);
     c1 = low_word(p1);
-    c2 = high_word(p0) ^ c3 ^ k1;
+    c2 = high_word(p0) ^ (c3 ^ k1);
     c3 = low_word(p0);
     key.k0 += kWeyl0;
     key.k1 += kWeyl1;

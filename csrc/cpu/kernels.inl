@@ -37,10 +37,22 @@ DVAE_HD void fill(A* p, int64_t n, A value) {
   for (int64_t i = 0; i < n; ++i) p[i] = value;
 }
 
-// The sum of 64 accumulators, in a fixed tree.
+// body(i, lane) for i in [0, n): whole groups of 16 lanes with a constant trip count, then the rest.
+// The lanes are independent, so the compiler vectorises each group.
+template <class F>
+DVAE_HD void for_lanes(int64_t n, const F& body) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+#pragma GCC ivdep
+    for (int lane = 0; lane < kLanes; ++lane) body(i + lane, lane);
+  }
+  for (int lane = 0; lane < n - i; ++lane) body(i + lane, lane);
+}
+
+// The sum of 16 accumulators, in a fixed tree.
 template <class A>
 DVAE_HD A sum_lanes(A* v) {
-  for (int w = kBlock / 2; w > 0; w /= 2) {
+  for (int w = kLanes / 2; w > 0; w /= 2) {
     for (int i = 0; i < w; ++i) v[i] = v[i] + v[i + w];
   }
   return v[0];
@@ -52,7 +64,7 @@ DVAE_HD void noise_words(int64_t block, uint32_t sample, uint32_t example, uint3
                          Key key, uint32_t* w) {
   const uint32_t first = static_cast<uint32_t>(block) * kLanes;
 #ifdef DVAE_VECTOR_BYTES
-  philox_lanes<kLanes>(first, sample, example, stream, key, w);
+  philox_block(first, sample, example, stream, key, w);
 #else
   for (int i = 0; i < kLanes; ++i) {
     uint32_t c0 = first + static_cast<uint32_t>(i), c1 = sample, c2 = example, c3 = stream;
@@ -266,18 +278,18 @@ void sample_latent(const LatentParams& p, int64_t begin, int64_t end) {
     const T* mean = at<T>(p.mean, at_row.row * p.size);
     const T* log_var = at<T>(p.log_var, at_row.row * p.size);
     T* z = at<T>(p.z, r * p.size);
-    alignas(64) A ratio[kBlock] = {};
+    alignas(64) A ratio[kLanes] = {};
     for (int64_t j = 0, block = 0; j < p.size; j += kTile, ++block) {
       const int64_t n = min64(kTile, p.size - j);
       const A* sigma = std.get(log_var, p.size, at_row.row, j, A(0.5));
       noise_normals(block, p.noise.first_sample + static_cast<uint32_t>(at_row.sample),
                     at_row.example, at_row.stream, key, n, noise);
-#pragma GCC ivdep
-      for (int64_t i = 0; i < n; ++i) {
+      for_lanes(n, [&](int64_t i, int lane) __attribute__((always_inline)) {
         const A value = load(mean[j + i]) + sigma[i] * noise[i];
         store(z[j + i], value);
-        ratio[i] = ratio[i] + DiagonalNormal::log_ratio(noise[i], value, load(log_var[j + i]));
-      }
+        ratio[lane] =
+            ratio[lane] + DiagonalNormal::log_ratio(noise[i], value, load(log_var[j + i]));
+      });
     }
     *at<A>(p.log_ratio, r) = sum_lanes(ratio);
   }
@@ -333,14 +345,14 @@ void latent_log_ratio(const LatentParams& p, int64_t begin, int64_t end) {
     const T* mean = at<T>(p.mean, row * p.size);
     const T* log_var = at<T>(p.log_var, row * p.size);
     const T* z = at<T>(static_cast<const void*>(p.z), r * p.size);
-    alignas(64) A ratio[kBlock] = {};
+    alignas(64) A ratio[kLanes] = {};
     for (int64_t j = 0; j < p.size; j += kTile) {
       const int64_t n = min64(kTile, p.size - j);
       const A* inverse = precision.get(log_var, p.size, row, j, A(-1));
-      for (int64_t i = 0; i < n; ++i) {
-        ratio[i] = ratio[i] + DiagonalNormal::log_ratio_at(load(z[j + i]), load(mean[j + i]),
-                                                           inverse[i], load(log_var[j + i]));
-      }
+      for_lanes(n, [&](int64_t i, int lane) __attribute__((always_inline)) {
+        ratio[lane] = ratio[lane] + DiagonalNormal::log_ratio_at(load(z[j + i]), load(mean[j + i]),
+                                                                 inverse[i], load(log_var[j + i]));
+      });
     }
     *at<A>(p.log_ratio, r) = sum_lanes(ratio);
   }
@@ -382,26 +394,22 @@ void latent_log_ratio_backward(const LatentParams& p, int64_t begin, int64_t end
 
 // --- log-weights ------------------------------------------------------------------------------
 
-// 64 pairs of a likelihood's accumulators.
+// One pair of a likelihood's accumulators per lane. Never merged, so each may take in what four
+// merged ones could (likelihoods.h).
 template <class L, class A>
 struct Lanes {
-  alignas(64) A a[kBlock];
-  alignas(64) A b[kBlock];
+  static constexpr int64_t kCapacity = int64_t{4} * L::kMaxPush * kLanes;
+  alignas(64) A a[kLanes];
+  alignas(64) A b[kLanes];
 
   DVAE_HD void clear() {
-    fill(a, kBlock, A(0));
-    fill(b, kBlock, A(0));
+    fill(a, kLanes, A(0));
+    fill(b, kLanes, A(0));
   }
   DVAE_HD A finish() {
-    for (int w = kBlock / 2; w >= kLanes; w /= 2) {
-      for (int i = 0; i < w; ++i) L::merge(a[i], b[i], a[i + w], b[i + w]);
-    }
-    A total[kLanes];
+    alignas(64) A total[kLanes];
     for (int i = 0; i < kLanes; ++i) total[i] = L::finish(a[i], b[i]);
-    for (int w = kLanes / 2; w > 0; w /= 2) {
-      for (int i = 0; i < w; ++i) total[i] = total[i] + total[i + w];
-    }
-    return total[0];
+    return sum_lanes(total);
   }
 };
 
@@ -420,10 +428,11 @@ struct RowView {
   DVAE_HD A param(int64_t j) const {
     return kBias ? load(params[j]) + load(bias[j]) : load(params[j]);
   }
+  // Of element j + i, j a multiple of kLanes: a table's blocks have 64 elements.
   template <ScaleKind kScale>
   DVAE_HD A scale(int64_t j, int64_t i) const {
     return kScale == ScaleKind::kFull ? load(full_scale[j + i])
-                                      : shared_scale[j / kTile * scale_stride + i];
+                                      : shared_scale[j / kTile * scale_stride + j % kTile + i];
   }
 };
 
@@ -454,24 +463,26 @@ DVAE_HD accumulate_t<T> row_density(const LogWeightParams& p, const RowView<T>& 
   Lanes<L, A> lanes;
   A total = 0;
   for (int64_t j = 0; j < p.size;) {
-    const int64_t stop = min64(p.size, j + int64_t{L::kMaxPush} * kTile);
+    const int64_t stop = min64(p.size, j + Lanes<L, A>::kCapacity);
+    const auto push = [&](int64_t i) __attribute__((always_inline)) {
+      const A param = v.template param<kBias>(j + i);
+      if constexpr (L::kHasScale) {
+        const A scale = v.template scale<kScale>(j, i);
+        L::push(lanes.a[i], param, scale, v.x[j + i]);
+        if constexpr (kScale == ScaleKind::kFull) L::push_log_scale(lanes.b[i], scale);
+      } else if constexpr (kDerivative) {
+        store(out[j + i], L::push_with_derivative(lanes.a[i], lanes.b[i], param, v.x[j + i]));
+      } else {
+        L::push(lanes.a[i], lanes.b[i], param, v.x[j + i]);
+      }
+    };
     lanes.clear();
-    for (; j < stop; j += kTile) {
-      const int64_t n = min64(kTile, stop - j);
-      const auto push = [&](int64_t i) __attribute__((always_inline)) {
-        const A param = v.template param<kBias>(j + i);
-        if constexpr (L::kHasScale) {
-          const A scale = v.template scale<kScale>(j, i);
-          L::push(lanes.a[i], param, scale, v.x[j + i]);
-          if constexpr (kScale == ScaleKind::kFull) L::push_log_scale(lanes.b[i], scale);
-        } else if constexpr (kDerivative) {
-          store(out[j + i], L::push_with_derivative(lanes.a[i], lanes.b[i], param, v.x[j + i]));
-        } else {
-          L::push(lanes.a[i], lanes.b[i], param, v.x[j + i]);
-        }
-      };
-      DVAE_FOR_BLOCK(n, push)
+    for (; j + kLanes <= stop; j += kLanes) {
+#pragma GCC ivdep
+      for (int i = 0; i < kLanes; ++i) push(i);
     }
+    for (int64_t i = 0; i < stop - j; ++i) push(i);
+    j = stop;
     total = total + lanes.finish();
   }
   if constexpr (L::kHasScale) {
@@ -511,11 +522,10 @@ DVAE_HD void row_gradient(const LogWeightParams& p, const RowView<T>& v, accumul
         for (int64_t i = 0; i < n; ++i) scale_sum[j + i] += static_cast<double>(d_scale[i]);
       }
     } else {
-      const auto element = [&](int64_t i) __attribute__((always_inline)) {
-        store(out[j + i],
-              weight * L::derivative(v.template param<kBias>(j + i), v.x[j + i]));
-      };
-      DVAE_FOR_BLOCK(n, element)
+#pragma GCC ivdep
+      for (int64_t i = 0; i < n; ++i) {
+        store(out[j + i], weight * L::derivative(v.template param<kBias>(j + i), v.x[j + i]));
+      }
     }
   }
 }

@@ -85,6 +85,13 @@ def _check_count(name: str, value: int, lower: int) -> None:
         raise ValueError(f"{name} must be >= {lower}, got {value}")
 
 
+def _check_index(name: str, value: int) -> None:
+    """An index in the noise, one 32-bit word of the counter."""
+    _check_count(name, value, 0)
+    if value >= 2**32:
+        raise ValueError(f"{name} must be < 2**32, got {value}")
+
+
 def _seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
     """One int64 on `device`; None draws it there, so that `torch.manual_seed` governs."""
     if seed is None:
@@ -181,7 +188,7 @@ def corrupt(
     Source: arXiv 1511.06406, section 2.
     """
     _check_float("x", x)
-    if not isinstance(corruption, Corruption):
+    if not isinstance(corruption, Corruption) or not corruption.kind:
         raise TypeError(
             "corruption must be an object of dvae_fast.corruptions, such as Masking(0.1), "
             f"got {type(corruption).__name__}"
@@ -190,7 +197,7 @@ def corrupt(
         raise ValueError("x must have at least one dimension, (B, ...), got a scalar")
     if copies is not None:
         _check_count("copies", copies, 1)
-    _check_count("first_example", first_example, 0)
+    _check_index("first_example", first_example)
     kind = corruption.kind
     flat = x if x.dim() == 2 else x.reshape(x.shape[0], math.prod(x.shape[1:]))
     parameter = corruption.parameter
@@ -293,8 +300,8 @@ def sample_latent(
     """
     _check_posterior(mean, log_var)
     _check_count("k", k, 1)
-    _check_count("first_example", first_example, 0)
-    _check_count("first_sample", first_sample, 0)
+    _check_index("first_example", first_example)
+    _check_index("first_sample", first_sample)
     if _autocast_dtype(mean) is not None:
         mean, log_var = mean.float(), log_var.float()
     shape = mean.shape
@@ -377,7 +384,8 @@ class _LogWeights(torch.autograd.Function):
             if scale is not None:
                 per_row = -cast("Tensor", grad_params).to(x.dtype).sum(1)
             else:
-                per_row = torch.einsum("nk,nkd->nd", grad.to(x.dtype), params.to(x.dtype))
+                with torch.autocast(x.device.type, enabled=False):
+                    per_row = torch.einsum("nk,nkd->nd", grad.to(x.dtype), params.to(x.dtype))
             grad_x = per_row.view(-1, *x.shape).sum(0)
         return grad_params, grad_scale if scale is not None else None, grad_x, grad, None
 
@@ -408,6 +416,8 @@ def _check_rows(
     _check_same("log_ratio", log_ratio, of_name, of)
     dtype = accumulation_dtype(of.dtype)
     if x.dtype != dtype:
+        if x.is_complex():
+            raise TypeError(f"x must be real, got {x.dtype}")
         x = x.to(dtype)
     if log_ratio.dtype != dtype:
         if not log_ratio.is_floating_point():
@@ -469,6 +479,8 @@ def _check_params(
             )
             raise TypeError(f"params must be a pair (mean, scale) for a Gaussian, got {got}")
         params, scale = params
+        if scale is None:
+            raise TypeError("scale must be a number or a tensor, got NoneType")
     _check_float("params", params)
     shape = tuple(params.shape)
     if len(shape) < 3:
@@ -555,6 +567,8 @@ def logmeanexp(log_w: Tensor, dim: int = -1) -> Tensor:
     Source: Burda et al. (arXiv 1509.00519), equation 8.
     """
     _check_float("log_w", log_w)
+    if not isinstance(dim, int):
+        raise TypeError(f"dim must be an int, got {type(dim).__name__}")
     if not -log_w.dim() <= dim < log_w.dim():
         raise ValueError(f"dim must be a dimension of log_w, {tuple(log_w.shape)}, got {dim}")
     if log_w.shape[dim] < 1:
@@ -777,7 +791,9 @@ def linear_log_weights(
         _check_shape("bias", bias, (size,), "(D,)")
     if isinstance(lik, Bernoulli):
         if scale is not None:
-            raise ValueError("scale must be None for a Bernoulli likelihood, which has none")
+            raise ValueError(
+                f"scale must be None for a Bernoulli likelihood, which has none, got {scale}"
+            )
     elif scale is None:
         raise ValueError("scale must be given for a Gaussian likelihood, got None")
     leading = shape[:-1]
@@ -785,10 +801,12 @@ def linear_log_weights(
     if _needs_grad(x):
         raise ValueError("x must not require a gradient: linear_log_weights makes none for it")
     if scale is not None:
+        given = scale
         scale = _check_scale(scale, hidden, (*leading, size))
         if scale.dim() == 3:
             raise ValueError(
-                f"scale must have 1 or D = {size} elements here, got {tuple(scale.shape)}"
+                f"scale must have 1 or D = {size} elements here, "
+                f"got {tuple(cast('Tensor', given).shape)}"
             )
     if _validate and not torch.compiler.is_compiling():
         lik.check_support(x)

@@ -1,0 +1,6 @@
+"""``python -m dvae_fast``: the command line."""
+
+from dvae_fast.cli import main
+
+if __name__ == "__main__":
+    main()

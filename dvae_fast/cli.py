@@ -1,0 +1,640 @@
+"""The command line: ``dvae-fast train | evaluate | sample | info``.
+
+Exit codes: 0 done; 1 something is missing, damaged or cannot be written; 2 an option is wrong;
+128 + the signal's number (130 for Ctrl-C) interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import os
+import shlex
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+from dvae_fast._extras import INSTALL, MissingExtraError
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.table import Table
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"dvae-fast: the command line needs the package {error.name}, which is not installed: "
+        f"{INSTALL}"
+    ) from None
+
+from dvae_fast.checkpoint import CHECKPOINT, CheckpointError, load_model, write_json
+from dvae_fast.corruptions import CORRUPTIONS
+from dvae_fast.data import BINARISATIONS, DATASETS, SPLITS, DataError, Dataset
+from dvae_fast.evaluate import estimate_log_likelihood
+from dvae_fast.likelihoods import LIKELIHOODS
+from dvae_fast.models import MODELS, LatentVariableModel
+from dvae_fast.networks import ACTIVATIONS
+from dvae_fast.plots import plot_learning_curve, plot_reconstructions, plot_samples
+from dvae_fast.train import (
+    DEFAULT_EPOCHS,
+    DEFAULT_LEARNING_RATES,
+    DEFAULT_LEVEL,
+    LR_SCHEDULES,
+    METRICS,
+    NonFiniteError,
+    TrainConfig,
+    cpu_threads,
+    default_config,
+    load_config,
+    reconstructions,
+    train,
+)
+from dvae_fast.train import Progress as TrainProgress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+__all__ = ["app", "main"]
+
+RUNS = Path("runs")
+EVALUATION = "evaluation.json"
+_PICTURED = 10  # examples in the picture of reconstructions
+_SAMPLED = 100
+
+app = typer.Typer(
+    help="Train denoising variational autoencoders and judge them by importance sampling.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+
+
+def main() -> None:
+    """Entry point of ``dvae-fast`` and ``python -m dvae_fast``."""
+    app(prog_name="dvae-fast")
+
+
+# --- messages ---------------------------------------------------------------------------------
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(f"dvae-fast: {message}", err=True)
+    raise typer.Exit(code)
+
+
+@contextlib.contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """What a user can put right becomes one line; anything else is a defect, with a traceback."""
+    try:
+        yield
+    except (CheckpointError, DataError, MissingExtraError, NonFiniteError) as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+@contextlib.contextmanager
+def _wrong_options() -> Iterator[None]:
+    """A ValueError from checking the options is the user's."""
+    try:
+        yield
+    except ValueError as error:
+        _fail(str(error), 2)
+
+
+def _number(value: float, digits: int = 2) -> str:
+    return f"{value:,.{digits}f}".replace("-", "−") if math.isfinite(value) else str(value)
+
+
+def _duration(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "–:––"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def _names(choices: Iterable[str]) -> str:
+    return ", ".join(choices)
+
+
+def _by_data(values: Mapping[str, float]) -> str:
+    return _names(f"{value:g} for {data}" for data, value in values.items())
+
+
+def _table(rows: Iterable[tuple[str, str]], title: str) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, escape(value))
+    return table
+
+
+# --- train ------------------------------------------------------------------------------------
+
+
+def _hidden_sizes(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ValueError(
+            f"hidden must be sizes separated by commas, such as 200,200; got {text!r}"
+        ) from None
+
+
+def _new_run_dir(config: TrainConfig) -> Path:
+    stem = f"{config.model}-{config.data}-{datetime.now():%Y%m%d-%H%M%S}"
+    path, count = RUNS / stem, 1
+    while path.exists():
+        count += 1
+        path = RUNS / f"{stem}-{count}"
+    return path
+
+
+def _latest_run_dir() -> Path:
+    checkpoints = list(RUNS.glob(f"*/{CHECKPOINT}"))
+    if not checkpoints:
+        raise CheckpointError(
+            f"no run to resume: no folder of {RUNS.resolve()} holds a {CHECKPOINT}; name one with "
+            "--run-dir"
+        )
+    return max(checkpoints, key=lambda path: path.stat().st_mtime).parent
+
+
+@app.command("train")
+def train_command(
+    context: typer.Context,
+    model: Annotated[str, typer.Option(help=f"One of {_names(MODELS)}.")] = "diwae",
+    data: Annotated[str, typer.Option(help=f"One of {_names(DATASETS)}.")] = "digits",
+    binarise: Annotated[
+        str | None,
+        typer.Option(
+            help=f"One of {_names(BINARISATIONS)}; fixed for mnist alone. "
+            "Default: dynamic; none for frey."
+        ),
+    ] = None,
+    corruption: Annotated[
+        str | None,
+        typer.Option(
+            help=f"For dvae and diwae, one of {_names(CORRUPTIONS)}. "
+            "Default: salt-and-pepper; gaussian for a Gaussian likelihood."
+        ),
+    ] = None,
+    level: Annotated[
+        float | None,
+        typer.Option(
+            help=f"The corruption's rate, or standard deviation. Default: {DEFAULT_LEVEL}."
+        ),
+    ] = None,
+    M: Annotated[int, typer.Option("--copies", "-M", help="Corruptions of each example.")] = 1,
+    K: Annotated[
+        int | None,
+        typer.Option(
+            "--samples",
+            "-K",
+            help="Latent samples of each corruption. Default: 5 for iwae and diwae, else 1.",
+        ),
+    ] = None,
+    latent: Annotated[int, typer.Option(help="Latent dimensions.")] = 50,
+    hidden: Annotated[
+        str, typer.Option(help="Hidden layers of the encoder; the decoder's are its mirror.")
+    ] = "200,200",
+    activation: Annotated[str, typer.Option(help=f"One of {_names(ACTIVATIONS)}.")] = "softplus",
+    likelihood: Annotated[
+        str | None,
+        typer.Option(
+            help=f"One of {_names(LIKELIHOODS)}. Default: bernoulli; gaussian for grey frey."
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help=f"Default: {_by_data(DEFAULT_EPOCHS)}."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 100,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help=f"Adam's, at the start. Default: {_by_data(DEFAULT_LEARNING_RATES)}."),
+    ] = None,
+    lr_schedule: Annotated[
+        str,
+        typer.Option(
+            help=f"One of {_names(LR_SCHEDULES)}; stepwise falls to a tenth in eight stages."
+        ),
+    ] = "constant",
+    seed: Annotated[int, typer.Option(help="Governs everything random in training.")] = 0,
+    data_seed: Annotated[
+        int, typer.Option(help="Governs the split and the binarised validation and test sets.")
+    ] = 0,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads. Default: PyTorch's choice.")
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Default: runs/<model>-<data>-<date>-<time>.")
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the run in --run-dir, or the latest of runs/."),
+    ] = False,
+    evaluate_k: Annotated[
+        int,
+        typer.Option(help="Importance samples for the test set's log-likelihood; 0: none."),
+    ] = 5000,
+    no_tensorboard: Annotated[
+        bool, typer.Option("--no-tensorboard", help="Write no TensorBoard events.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone.")] = False,
+) -> None:
+    """Train a model; with no options, a DIWAE on scikit-learn's digits.
+
+    Leaves a folder with the model, checkpoints to resume from, metrics.json and pictures.
+    """
+    with _one_line_errors():
+        with _wrong_options():
+            values = {
+                "model": model,
+                "data": data,
+                "binarise": binarise,
+                "corruption": corruption,
+                "level": level,
+                "M": M,
+                "K": K,
+                "latent_size": latent,
+                "hidden_sizes": _hidden_sizes(hidden),
+                "activation": activation,
+                "likelihood": likelihood,
+                "epochs": epochs,
+                "batch_size": batch_size,
+                "learning_rate": learning_rate,
+                "lr_schedule": lr_schedule,
+                "seed": seed,
+                "data_seed": data_seed,
+                "threads": threads,
+            }
+            if evaluate_k < 0:
+                raise ValueError(f"evaluate-k must be >= 0, got {evaluate_k}")
+            if resume:
+                run_dir = run_dir or _latest_run_dir()
+                given = {_FIELDS.get(name, name) for name in _given(context)}
+                values = {k: v for k, v in values.items() if k in given and v is not None}
+                config = TrainConfig.from_dict(load_config(run_dir).to_dict() | values)
+            else:
+                config = default_config(**values)  # type: ignore[arg-type]
+        folder = run_dir or _new_run_dir(config)
+        console = Console(quiet=quiet, highlight=False)
+        if not quiet:
+            _announce(console, config, folder, resume)
+        metrics = _train(console, config, folder, resume=resume, tensorboard=not no_tensorboard)
+        if metrics["status"] == "interrupted":
+            command = f"dvae-fast train --resume --run-dir {shlex.quote(str(folder))}"
+            _fail(
+                f"interrupted after {metrics['epochs_done']} of {config.epochs} epochs; all is "
+                f"saved, go on with: {command}",
+                128 + metrics["signal"],
+            )
+        pictures = _pictures(console, config, folder, metrics)
+        rows = [
+            ("best epoch", f"{metrics['best']['epoch']} of {config.epochs}"),
+            ("validation bound", f"{_number(metrics['best']['valid_bound'])} nats"),
+            ("test bound", f"{_number(metrics['test_bound'])} nats"),
+        ]
+        if evaluate_k:
+            try:
+                with cpu_threads(config.threads):
+                    report = _evaluate(console, folder, k=evaluate_k)
+            except KeyboardInterrupt:
+                command = f"dvae-fast evaluate {shlex.quote(str(folder))}"
+                _fail(f"interrupted after training; to judge the model: {command}", 130)
+            metrics["evaluation"] = report
+            write_json(folder / METRICS, metrics)
+            rows += _evaluation_rows(report)
+        rows.append(("files", f"{folder}: {_names([METRICS, *pictures])}, …"))
+        console.print()
+        console.print(_table(rows, f"{config.model} on {config.data}"))
+
+
+#: configuration fields by the parameters of `train_command`, where they differ
+_FIELDS = {"latent": "latent_size", "hidden": "hidden_sizes"}
+
+
+def _given(context: typer.Context) -> set[str]:
+    """The parameters that stand on the command line, as against those left at their defaults."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
+def _announce(console: Console, config: TrainConfig, folder: Path, resume: bool) -> None:
+    values = "grey values" if config.binarise == "none" else f"{config.binarise} binarisation"
+    parts = [values, f"{config.likelihood} likelihood"]
+    if MODELS[config.model].denoising:
+        parts.append(f"{config.corruption} {config.level:g}, M = {config.M}")
+    parts.append(f"K = {config.K}")
+    console.print(
+        f"{'Resuming' if resume else 'Training'} {config.model} on {config.data} "
+        f"({', '.join(parts)}); run folder {folder}",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+def _train(
+    console: Console, config: TrainConfig, folder: Path, *, resume: bool, tensorboard: bool
+) -> dict[str, Any]:
+    bar = Progress(
+        TextColumn("epoch {task.fields[epoch]}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("bound {task.fields[bound]} nats"),
+        TextColumn("{task.fields[rate]} examples/s"),
+        TextColumn("{task.fields[left]} left"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        auto_refresh=False,
+    )
+    task = bar.add_task("", epoch=f"1/{config.epochs}", bound="–", rate="–", left="–:––", total=1)
+    every = max(1, config.epochs // 10)
+
+    def on_progress(state: TrainProgress) -> None:
+        fields: dict[str, Any] = {
+            "epoch": f"{state.epoch}/{state.epochs}",
+            "rate": f"{state.examples_per_second:,.0f}",
+            "left": _duration(state.seconds_left),
+        }
+        if math.isfinite(state.bound):
+            fields["bound"] = _number(state.bound)
+        bar.update(
+            task, completed=state.examples, total=state.total_examples, refresh=True, **fields
+        )
+
+    def on_epoch(record: dict[str, float]) -> None:
+        epoch = int(record["epoch"])
+        if epoch % every == 0 or epoch in (1, config.epochs):
+            console.print(
+                f"epoch {epoch:>{len(str(config.epochs))}}/{config.epochs}   "
+                f"bound: train {_number(record['train_bound'])}, "
+                f"valid {_number(record['valid_bound'])} nats   "
+                f"{record['examples_per_second']:,.0f} examples/s",
+                soft_wrap=True,
+            )
+
+    quiet = console.quiet
+    with contextlib.nullcontext() if quiet else bar, _wrong_options():
+        return train(
+            config,
+            folder,
+            resume=resume,
+            tensorboard=tensorboard,
+            on_progress=None if quiet else on_progress,
+            on_epoch=None if quiet else on_epoch,
+        )
+
+
+def _pictures(
+    console: Console, config: TrainConfig, folder: Path, metrics: dict[str, Any]
+) -> list[str]:
+    """The run's PNGs; their names. Without matplotlib, one line that says so."""
+    model, data = load_model(folder), config.load_data()
+    title = f"{config.model} on {config.data}"
+    try:
+        plot_learning_curve(metrics["history"], folder / "learning_curve.png", title=title)
+        plot_samples(
+            model.sample(_SAMPLED, seed=config.seed), data.image_shape, folder / "samples.png",
+            title=f"{title}: means of p(x|z), z from the prior",
+        )  # fmt: skip
+        _plot_reconstructions(model, data, config, folder / "reconstructions.png", title)
+    except MissingExtraError as error:
+        console.print(f"No pictures: {error}", soft_wrap=True, markup=False)
+        return []
+    return ["learning_curve.png", "samples.png", "reconstructions.png"]
+
+
+def _plot_reconstructions(
+    model: LatentVariableModel, data: Dataset, config: TrainConfig, path: Path, title: str
+) -> None:
+    x, noisy, means = reconstructions(model, data.evaluation("test")[:_PICTURED], config.seed)
+    given = noisy if model.corruption is not None else None
+    plot_reconstructions(x, given, means, data.image_shape, path, title=f"{title}: test set")
+
+
+# --- evaluate ---------------------------------------------------------------------------------
+
+
+@app.command("evaluate")
+def evaluate_command(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
+    k: Annotated[int, typer.Option("--k", "-k", help="Importance samples an example.")] = 5000,
+    split: Annotated[str, typer.Option(help=f"One of {_names(SPLITS)}.")] = "test",
+    limit: Annotated[
+        int | None, typer.Option(help="Only the first so many examples. Default: all.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the importance samples.")] = 0,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Examples at once; changes speed and memory alone.")
+    ] = None,
+    chunk: Annotated[
+        int | None, typer.Option(help="Samples at once; changes speed and memory alone.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads. Default: PyTorch's choice.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone.")] = False,
+) -> None:
+    """Estimate log p(x) of a run's best model by importance sampling.
+
+    Writes evaluation.json into the run's folder.
+    """
+    with _one_line_errors():
+        with _wrong_options():
+            if split not in SPLITS:
+                raise ValueError(f"split must be one of {_names(SPLITS)}; got {split!r}")
+            for name, value in (
+                ("k", k), ("limit", limit), ("batch-size", batch_size), ("chunk", chunk),
+                ("threads", threads),
+            ):  # fmt: skip
+                if value is not None and value < 1:
+                    raise ValueError(f"{name} must be >= 1, got {value}")
+        console = Console(quiet=quiet, highlight=False)
+        with cpu_threads(threads):
+            report = _evaluate(
+                console, run_dir, k=k, split=split, limit=limit, seed=seed,
+                batch_size=batch_size, chunk=chunk,
+            )  # fmt: skip
+        title = f"{report['model']} on {report['data']}, {report['split']} set"
+        console.print(_table(_evaluation_rows(report), title))
+
+
+def _evaluate(
+    console: Console,
+    folder: Path,
+    *,
+    k: int,
+    split: str = "test",
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    chunk: int | None = None,
+) -> dict[str, Any]:
+    """Judge the run's best model, write evaluation.json, and return what it holds."""
+    config, model = load_config(folder), load_model(folder)
+    x = config.load_data().evaluation(split)[:limit]
+    with _evaluation_bar(console, len(x)) as advance:
+        start = time.perf_counter()
+        estimate = estimate_log_likelihood(
+            model, x, k, batch_size=batch_size, chunk=chunk, seed=seed, progress=advance
+        )
+        seconds = time.perf_counter() - start
+    report = {
+        "model": config.model,
+        "data": config.data,
+        "binarise": config.binarise,
+        "likelihood": config.likelihood,
+        "split": split,
+        **estimate.summary(),
+    }
+    log_p = report["log_likelihood"]
+    # For a Gaussian decoder this is a density of values in [0, 1], not a code length.
+    report["bits_per_dimension"] = None if log_p is None else -log_p / (x.shape[1] * math.log(2))
+    report["seconds"] = seconds
+    write_json(folder / EVALUATION, report)
+    return report
+
+
+@contextlib.contextmanager
+def _evaluation_bar(console: Console, total: int) -> Iterator[Any]:
+    if console.quiet:
+        yield None
+        return
+    bar = Progress(
+        TextColumn("evaluating"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed}/{task.total} examples"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]} left"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task("", total=total, left="–:––")
+    start = time.perf_counter()
+
+    def advance(done: int, _: int) -> None:
+        left = (time.perf_counter() - start) * (total - done) / done
+        bar.update(task, completed=done, left=_duration(left))
+
+    with bar:
+        yield advance
+
+
+def _evaluation_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    def shown(key: str, digits: int = 2) -> str:
+        value = report[key]
+        return "not finite" if value is None else _number(value, digits)
+
+    density = ", of a density on [0, 1]" if report["likelihood"] == "gaussian" else ""
+    rows = [
+        (
+            "log p(x)",
+            f"{shown('log_likelihood')} ± {shown('standard_error', 3)} nats "
+            f"(k = {report['k']:,}, {report['examples']:,} examples)",
+        ),
+        ("bits per dimension", shown("bits_per_dimension", 4) + density),
+        ("ELBO", f"{shown('elbo')} nats"),
+        (
+            "effective samples",
+            f"{shown('ess_mean', 1)} of {report['k']:,} on average, {shown('ess_min', 1)} at least",
+        ),
+        ("evaluated in", f"{report['seconds']:.1f} s"),
+    ]
+    if report["non_finite"]:
+        rows.append(("not finite", f"{report['non_finite']} of {report['examples']} examples"))
+    return rows
+
+
+# --- sample -----------------------------------------------------------------------------------
+
+
+@app.command("sample")
+def sample_command(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
+    n: Annotated[int, typer.Option("--n", "-n", help="How many images.")] = _SAMPLED,
+    seed: Annotated[int, typer.Option(help="Of the latents and draws.")] = 0,
+    draw: Annotated[
+        bool, typer.Option("--draw", help="Draw x ~ p(x|z) instead of showing its mean.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="The PNG. Default: samples.png in the run's folder.")
+    ] = None,
+) -> None:
+    """Draw images from a run's best model and write them as one PNG."""
+    with _one_line_errors():
+        with _wrong_options():
+            if n < 1:
+                raise ValueError(f"n must be >= 1, got {n}")
+        config, model = load_config(run_dir), load_model(run_dir)
+        path = out or run_dir / "samples.png"
+        kind = "draws from" if draw else "means of"
+        images = model.sample(n, seed=seed, draw=draw)
+        plot_samples(
+            images, config.image_shape, path,
+            title=f"{config.model} on {config.data}: {kind} p(x|z), z from the prior",
+        )  # fmt: skip
+        typer.echo(f"{path}")
+
+
+# --- info -------------------------------------------------------------------------------------
+
+
+@app.command("info")
+def info_command() -> None:
+    """Versions, backends, the instruction set in use, and what is missing."""
+    from dvae_fast.build_info import build_info
+
+    console = Console(highlight=False)
+    info = dict(build_info())
+    missing = [*info.pop("missing", []), *_missing_extras()]
+    rows = [(_label(name), _shown(value)) for name, value in info.items()]
+    data = os.environ.get("DVAE_FAST_DATA")
+    rows.append(("data folder", data or "DVAE_FAST_DATA is not set: digits, and MNIST by download"))
+    console.print(_table(rows, "This installation"))
+    for sentence in missing:
+        console.print(f"• {sentence}", soft_wrap=True, markup=False)
+    if not missing:
+        console.print("Nothing is missing.")
+
+
+#: optional packages beyond the two this module needs: what imports, what installs, what for
+_EXTRAS = (
+    ("safetensors", "safetensors", "saving and reading runs"),
+    ("sklearn", "scikit-learn", "the data set 'digits'"),
+    ("matplotlib", "matplotlib", "pictures"),
+    ("tensorboard", "tensorboard", "TensorBoard's events"),
+    ("pooch", "pooch", "downloading MNIST"),
+)
+
+
+def _missing_extras() -> list[str]:
+    return [
+        f"The package {package}, for {purpose}: {INSTALL}"
+        for module, package, purpose in _EXTRAS
+        if importlib.util.find_spec(module) is None
+    ]
+
+
+def _label(name: str) -> str:
+    return name if name == "dvae_fast" else name.replace("_", " ")
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)

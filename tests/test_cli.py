@@ -1,0 +1,427 @@
+"""The command line: what it leaves, what it prints, and what it says to a wrong option."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from dvae_fast import cli
+from dvae_fast.checkpoint import CHECKPOINT, MODEL, load_model
+from dvae_fast.evaluate import estimate_log_likelihood
+from dvae_fast.train import load_config
+
+if TYPE_CHECKING:
+    from typer.testing import Result
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ["--latent", "4", "--hidden", "9,7", "-M", "2", "-K", "3", "--batch-size", "237",
+        "--threads", "1"]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVAE_FAST_DATA", raising=False)
+    # rich wraps and colours by the terminal; a fixed one makes the output the same everywhere.
+    monkeypatch.setenv("COLUMNS", "120")
+    for name in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
+
+
+def ok(*arguments: str | Path) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def is_png(path: Path) -> bool:
+    return path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "it"
+    ok("train", *TINY, "--epochs", "2", "--run-dir", folder, "--evaluate-k", "17", "--quiet")
+    return folder
+
+
+# --- train ------------------------------------------------------------------------------------
+
+
+def test_train_leaves_a_complete_run(tmp_path: Path) -> None:
+    output = ok("train", *TINY, "--epochs", "3", "--evaluate-k", "20", "--corruption", "masking",
+                "--level", "0.25")  # fmt: skip
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("diwae-digits-20")
+    for name in ("learning_curve.png", "samples.png", "reconstructions.png"):
+        assert is_png(folder / name)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["status"] == "finished"
+    assert metrics["evaluation"] == json.loads((folder / "evaluation.json").read_text())
+    assert metrics["evaluation"]["k"] == 20
+    assert len(metrics["history"]) == 3
+    assert list(folder.glob("events.out.tfevents*"))
+    c = load_config(folder)
+    assert (c.corruption, c.level, c.M, c.K, c.latent_size, c.hidden_sizes) == (
+        "masking", 0.25, 2, 3, 4, (9, 7),
+    )  # fmt: skip
+    assert load_model(folder).config()["corruption"] == {"name": "masking", "level": 0.25}
+    assert "epoch 1/3" in output
+    assert "epoch 3/3" in output
+    assert f"runs/{folder.name}" in output
+    for value in (metrics["best"]["valid_bound"], metrics["test_bound"]):
+        assert f"−{abs(value):.2f} nats" in output
+    assert "log p(x)" in output
+
+
+def test_quiet_prints_nothing(tmp_path: Path) -> None:
+    output = ok("train", *TINY, "--epochs", "1", "--evaluate-k", "0", "-q", "--no-tensorboard",
+                "--run-dir", "r")  # fmt: skip
+    assert output == ""
+    assert sorted(os.listdir("r")) == [
+        CHECKPOINT, "config.json", "learning_curve.png", "metrics.json", MODEL,
+        "reconstructions.png", "samples.png",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "model, options",
+    [
+        ("vae", {"corruption": "identity", "M": 1, "K": 1}),
+        ("iwae", {"corruption": "identity", "M": 1, "K": 5}),
+        ("dvae", {"corruption": "salt-and-pepper", "level": 0.05, "M": 1, "K": 1}),
+    ],
+)
+def test_each_model_has_its_defaults(model: str, options: dict[str, Any]) -> None:
+    ok("train", "--model", model, "--latent", "3", "--hidden", "5", "--epochs", "1", "-q",
+       "--evaluate-k", "0", "--run-dir", "r", "--batch-size", "500", "--threads", "1")  # fmt: skip
+    config = load_config("r").to_dict()
+    assert {name: config[name] for name in options} == options
+    assert is_png(Path("r/reconstructions.png"))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model", "gan"], "model must be one of vae, iwae, dvae, diwae; got 'gan'"),
+        (["--data", "cifar"], "data must be one of digits, mnist, frey; got 'cifar'"),
+        (["--binarise", "x"], "binarise must be one of dynamic, once, fixed, none; got 'x'"),
+        (["--binarise", "fixed"], "dynamic, once, none for digits (fixed exists for mnist alone)"),
+        (["--corruption", "x"], "corruption must be one of identity, masking, salt-and-pepper"),
+        (["--level", "2"], "level does not fit salt-and-pepper: rate must be in [0, 1], got 2"),
+        (["--model", "vae", "--corruption", "masking"], "corruption must be identity for vae"),
+        (["-K", "0"], "K must be an integer >= 1, got 0"),
+        (["--hidden", "a,b"], "hidden must be sizes separated by commas, such as 200,200"),
+        (["--activation", "x"], "activation must be one of softplus, tanh"),
+        (["--likelihood", "x"], "likelihood must be one of bernoulli, gaussian; got 'x'"),
+        (["--lr-schedule", "x"], "lr_schedule must be one of constant, stepwise; got 'x'"),
+        (["--learning-rate", "-1"], "learning_rate must be a finite number > 0, got -1.0"),
+        (["--evaluate-k", "-1"], "evaluate-k must be >= 0, got -1"),
+    ],
+)
+def test_wrong_options_are_one_line_and_leave_nothing(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    result = run("train", *arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert result.output.startswith("dvae-fast: ")
+    assert result.output.count("\n") == 1
+    assert isinstance(result.exception, SystemExit)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_option_or_a_wrong_type_exits_with_2() -> None:
+    for arguments in (["--colour"], ["--epochs", "many"]):
+        result = run("train", *arguments)
+        assert result.exit_code == 2
+        assert "Error" in result.output
+
+
+def test_help_names_every_choice() -> None:
+    text = " ".join(ok("train", "--help").replace("│", " ").split())
+    for names in ("vae, iwae, dvae, diwae", "digits, mnist, frey", "constant, stepwise",
+                  "dynamic, once, fixed, none", "bernoulli, gaussian"):  # fmt: skip
+        assert names in text
+    assert "--copies" in text
+    assert "--samples" in text
+
+
+def test_absent_data_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DVAE_FAST_DATA", str(tmp_path))
+    result = run("train", "--data", "frey", "-q")
+    assert result.exit_code == 1
+    assert result.output.startswith(f"dvae-fast: frey_face.npz was not found: {tmp_path} does not")
+    assert result.output.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_one_line() -> None:
+    Path("file").write_text("in the way")
+    result = run("train", *TINY, "-q", "--run-dir", "file/run")
+    assert result.exit_code == 1
+    assert result.output.startswith("dvae-fast: cannot write file/run/config.json: ")
+    assert result.output.count("\n") == 1
+
+
+def test_a_run_is_never_overwritten(run_dir: Path) -> None:
+    before = (run_dir / MODEL).read_bytes()
+    result = run("train", *TINY, "--run-dir", run_dir, "-q")
+    assert result.exit_code == 2
+    assert "run_dir must not hold a run already, unless it is resumed" in result.output
+    assert (run_dir / MODEL).read_bytes() == before
+
+
+def test_a_bound_that_is_not_finite_is_one_line() -> None:
+    result = run("train", *TINY, "--learning-rate", "1e30", "-q", "--run-dir", "r")
+    assert result.exit_code == 1
+    assert "became" in result.output
+    assert "Try a smaller learning rate than 1e+30" in result.output
+    assert result.output.count("\n") == 1
+
+
+def test_no_matplotlib_means_no_pictures_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("matplotlib", "matplotlib.figure", "matplotlib.ticker"):
+        monkeypatch.setitem(sys.modules, module, None)
+    output = ok("train", *TINY, "--epochs", "1", "--evaluate-k", "0", "--run-dir", "r")
+    assert "No pictures: drawing needs the package matplotlib, which is not installed: " in output
+    assert "pip install 'dvae_fast[train]'" in output
+    assert not list(Path("r").glob("*.png"))
+    result = run("sample", "r")
+    assert result.exit_code == 1
+    assert "the package matplotlib" in result.output
+
+
+# --- resume -----------------------------------------------------------------------------------
+
+
+def test_resume_takes_the_options_of_the_run() -> None:
+    options = ["-q", "--evaluate-k", "0", "--no-tensorboard"]
+    ok("train", *TINY, *options, "--epochs", "1", "--run-dir", "r")
+    ok("train", "--resume", "--run-dir", "r", "--epochs", "2", *options)
+    assert load_config("r").K == 3
+    assert len(json.loads(Path("r/metrics.json").read_text())["history"]) == 2
+    ok("train", "--resume", "--run-dir", "r", *TINY, *options)  # the same options are no change
+    result = run("train", "--resume", "--run-dir", "r", "-K", "4", *options)
+    assert result.exit_code == 2
+    assert "K must be as in the run to resume, 3; got 4" in result.output
+
+
+def test_resume_finds_the_latest_run() -> None:
+    result = run("train", "--resume")
+    assert result.exit_code == 1
+    assert "no run to resume" in result.output
+    assert "--run-dir" in result.output
+    options = ["-q", "--evaluate-k", "0", "--no-tensorboard"]
+    ok("train", *TINY, *options, "--epochs", "1", "--run-dir", "runs/newer")
+    ok("train", *TINY, *options, "--epochs", "1", "--run-dir", "runs/older")
+    os.utime(f"runs/older/{CHECKPOINT}", (1, 1))
+    ok("train", "--resume", "--epochs", "2", *options)
+    assert load_config("runs/newer").epochs == 2
+    assert load_config("runs/older").epochs == 1
+
+
+# --- evaluate ---------------------------------------------------------------------------------
+
+
+def test_evaluate_reports_what_the_estimator_says(run_dir: Path) -> None:
+    output = ok("evaluate", run_dir, "--k", "13", "--split", "valid", "--limit", "31", "--seed",
+                "5", "--batch-size", "7", "--chunk", "4", "--threads", "1")  # fmt: skip
+    report = json.loads((run_dir / "evaluation.json").read_text())
+    x = load_config(run_dir).load_data().evaluation("valid")[:31]
+    expected = estimate_log_likelihood(load_model(run_dir), x, 13, seed=5)
+    assert report["log_likelihood"] == pytest.approx(expected.mean, rel=1e-6)
+    assert report["standard_error"] == pytest.approx(expected.mean_standard_error, rel=1e-3)
+    assert report["ess_mean"] == pytest.approx(expected.ess.mean().item(), rel=1e-3)
+    assert report["bits_per_dimension"] == pytest.approx(
+        -expected.mean / 64 / math.log(2), rel=1e-6
+    )
+    assert (report["split"], report["k"], report["examples"]) == ("valid", 13, 31)
+    assert report["non_finite"] == 0
+    assert f"−{-expected.mean:.2f} ± {expected.mean_standard_error:.3f} nats" in output
+    assert "k = 13, 31 examples" in output
+    assert "bits per dimension" in output
+    assert "effective samples" in output
+
+
+def test_evaluate_needs_nothing_but_the_folder(run_dir: Path) -> None:
+    """No checkpoint, no metrics; the model and its configuration are enough."""
+    folder = Path("copy")
+    folder.mkdir()
+    for name in (MODEL, "config.json"):
+        (folder / name).write_bytes((run_dir / name).read_bytes())
+    assert ok("evaluate", folder, "--k", "3", "--limit", "5", "-q") == ""
+    assert json.loads((folder / "evaluation.json").read_text())["examples"] == 5
+
+
+def test_evaluate_counts_what_is_not_finite(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(run_dir)
+    with torch.no_grad():
+        model.decoder.output.bias[0] = math.nan
+    monkeypatch.setattr(cli, "load_model", lambda _: model)
+    output = ok("evaluate", run_dir, "--k", "3", "--limit", "5")
+    report = json.loads((run_dir / "evaluation.json").read_text())
+    assert report["non_finite"] == 5
+    assert report["log_likelihood"] is None
+    assert "not finite ± not finite" in output
+    assert "5 of 5 examples" in output
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--split", "dev"], "split must be one of train, valid, test; got 'dev'"),
+        (["--k", "0"], "k must be >= 1, got 0"),
+        (["--limit", "0"], "limit must be >= 1, got 0"),
+        (["--batch-size", "0"], "batch-size must be >= 1, got 0"),
+        (["--chunk", "0"], "chunk must be >= 1, got 0"),
+        (["--threads", "0"], "threads must be >= 1, got 0"),
+    ],
+)
+def test_wrong_options_of_evaluate(arguments: list[str], message: str, run_dir: Path) -> None:
+    result = run("evaluate", run_dir, *arguments)
+    assert result.exit_code == 2
+    assert result.output == f"dvae-fast: {message}\n"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "sample"])
+def test_a_folder_that_is_no_run_is_one_line(command: str) -> None:
+    result = run(command, "nowhere")
+    assert result.exit_code == 1
+    assert result.output == (
+        "dvae-fast: nowhere is not the folder of a run: it holds no config.json\n"
+    )
+
+
+# --- sample -----------------------------------------------------------------------------------
+
+
+def test_sample_writes_a_png(run_dir: Path) -> None:
+    assert ok("sample", run_dir, "--n", "7", "--out", "a.png").strip() == "a.png"
+    ok("sample", run_dir, "--n", "7", "--out", "b.png")
+    ok("sample", run_dir, "--n", "7", "--seed", "1", "--out", "c.png")
+    ok("sample", run_dir, "--n", "7", "--draw", "--out", "d.png")
+    pictures = [Path(f"{name}.png").read_bytes() for name in "abcd"]
+    assert is_png(Path("a.png"))
+    assert pictures[0] == pictures[1]
+    assert len(set(pictures)) == 3
+    result = run("sample", run_dir, "--n", "0")
+    assert result.exit_code == 2
+    assert "n must be >= 1, got 0" in result.output
+
+
+# --- info -------------------------------------------------------------------------------------
+
+
+def test_info_prints_a_table_and_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = {"dvae_fast": "1.2.3", "compiled": False, "isas": ["base", "avx2"], "cuda": None,
+            "missing": ["No compiled kernels: build them with [make].", "No pooch."]}  # fmt: skip
+    fake = types.ModuleType("dvae_fast.build_info")
+    fake.build_info = lambda: info  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "dvae_fast.build_info", fake)
+    lines = ok("info").splitlines()
+    words = [line.split() for line in lines]
+    assert ["dvae_fast", "1.2.3"] in words
+    assert ["compiled", "no"] in words
+    assert ["isas", "base,", "avx2"] in words
+    assert ["cuda", "none"] in words
+    assert "No compiled kernels: build them with [make]." in lines[-2]
+    assert "No pooch." in lines[-1]
+    info["missing"] = []
+    assert "Nothing is missing." in ok("info")
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda _: None)
+    assert "• The package pooch, for downloading MNIST: pip install 'dvae_fast[train]'" in ok(
+        "info"
+    )
+
+
+# --- as a process -----------------------------------------------------------------------------
+
+
+def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=120, check=False,
+        env=environment(), **options,
+    )  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(p for p in paths if p),
+        "PYTHONWARNINGS": "ignore::RuntimeWarning",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+EXTRAS = ("typer", "rich", "sklearn", "safetensors", "tensorboard", "matplotlib", "pooch")
+BLOCK = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS}))\n"
+
+
+def test_the_package_imports_without_the_extras() -> None:
+    result = python("-c", BLOCK + "import dvae_fast, dvae_fast.train, dvae_fast.plots")
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_command_line_without_typer_says_what_to_install() -> None:
+    code = BLOCK + "import runpy; runpy.run_module('dvae_fast', run_name='__main__')"
+    result = python("-c", code)
+    assert result.returncode == 1
+    assert result.stderr == (
+        "dvae-fast: the command line needs the package typer, which is not installed: "
+        "pip install 'dvae_fast[train]'\n"
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 100) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    command = ["-m", "dvae_fast", "train", *TINY, "--epochs", "1000000", "--run-dir", "a run",
+               "--evaluate-k", "0", "--no-tensorboard"]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment(), cwd=tmp_path,
+    )  # fmt: skip
+    try:
+        wait_for(tmp_path / "a run" / CHECKPOINT, process)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in output + errors
+    assert errors.startswith("dvae-fast: interrupted after ")
+    assert errors.endswith("go on with: dvae-fast train --resume --run-dir 'a run'\n")
+    done = json.loads((tmp_path / "a run" / "metrics.json").read_text())["epochs_done"]
+    epochs = str(done + 1)
+    ok("train", "--resume", "--run-dir", "a run", "--epochs", epochs, "-q", "--evaluate-k", "0",
+       "--no-tensorboard")  # fmt: skip
+    assert json.loads(Path("a run/metrics.json").read_text())["status"] == "finished"
+
+
+def test_console_script_is_the_same_program() -> None:
+    result = python("-m", "dvae_fast", "--help")
+    assert result.returncode == 0
+    for name in ("train", "evaluate", "sample", "info"):
+        assert name in result.stdout

@@ -1,0 +1,467 @@
+"""Data sets: splits, binarisation, files, downloads, and what is said when a file is absent."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dvae_fast import data
+from dvae_fast._extras import MissingExtraError
+from dvae_fast.data import DataError, load_dataset
+
+# Indices that np.random.RandomState(0).permutation(1797) begins each part with.
+SPLIT_OF_SEED_0 = {
+    "train": (1081, 1707, 927),
+    "valid": (1768, 1452, 1623),
+    "test": (804, 168, 1371),
+}
+REAL_FOLDER = os.environ.get("DVAE_FAST_DATA")
+
+
+@pytest.fixture(autouse=True)
+def _no_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test depends on a folder of the person who runs it, or writes to their cache."""
+    monkeypatch.delenv(data.FOLDER_VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def rows(images: torch.Tensor) -> list[bytes]:
+    return [row.numpy().tobytes() for row in images]
+
+
+# --- digits and the split ---------------------------------------------------------------------
+
+
+def test_digits_are_cut_in_three_disjoint_parts() -> None:
+    from sklearn.datasets import load_digits
+
+    d = load_dataset("digits", binarise="none")
+    parts = [rows(d.train), rows(d.valid), rows(d.test)]
+    assert [len(p) for p in parts] == [1297, 200, 300]
+    # All 1,797 images differ, so equal sets of rows mean disjoint parts that cover the whole.
+    everything = torch.from_numpy(load_digits().data / 16).float()
+    assert len(set(rows(everything))) == 1797
+    assert sorted(sum(parts, [])) == sorted(rows(everything))  # noqa: RUF017
+    assert d.image_shape == (8, 8)
+    assert d.size == 64
+
+
+def test_digits_split_never_changes() -> None:
+    from sklearn.datasets import load_digits
+
+    images = torch.from_numpy(load_digits().data / 16).float()
+    d = load_dataset("digits", binarise="none", seed=0)
+    for part, indices in SPLIT_OF_SEED_0.items():
+        assert torch.equal(getattr(d, part)[:3], images[list(indices)]), part
+
+
+def test_split_depends_on_the_seed_alone() -> None:
+    a = load_dataset("digits", binarise="none", seed=3)
+    torch.manual_seed(99)
+    np.random.seed(99)  # noqa: NPY002  (the global generator is the point)
+    b = load_dataset("digits", binarise="none", seed=3)
+    c = load_dataset("digits", binarise="none", seed=4)
+    assert torch.equal(a.test, b.test)
+    assert not torch.equal(a.test, c.test)
+
+
+def test_mean_is_that_of_the_training_images() -> None:
+    d = load_dataset("digits", binarise="dynamic")
+    torch.testing.assert_close(d.mean, d.train.double().mean(0).float())
+    assert d.mean.shape == (64,)
+
+
+# --- binarisation -----------------------------------------------------------------------------
+
+
+def test_dynamic_draws_are_bernoulli_of_the_grey_value() -> None:
+    d = load_dataset("digits")
+    generator = torch.Generator().manual_seed(5)
+    index = torch.tensor([7, 1200, 3])
+    draws = torch.stack([d.train_batch(index, generator) for _ in range(400)])
+    grey = d.train[index]
+    assert draws.shape == (400, 3, 64)
+    assert draws.dtype == torch.float32
+    assert set(draws.unique().tolist()) == {0.0, 1.0}
+    certain = (grey == 0) | (grey == 1)
+    assert bool(certain.any())
+    assert torch.equal(draws[:, certain], grey[certain].expand(400, -1))
+    z = (draws.mean(0) - grey)[~certain] / (grey * (1 - grey) / 400).sqrt()[~certain]
+    assert z.abs().max() < 4.5
+    assert 0.8 < z.square().mean() < 1.25
+
+
+def test_dynamic_draws_are_governed_by_the_generator_alone() -> None:
+    d = load_dataset("digits")
+    index = torch.arange(50)
+    torch.manual_seed(1)
+    a = d.train_batch(index, torch.Generator().manual_seed(5))
+    state = torch.get_rng_state()
+    torch.manual_seed(2)
+    generator = torch.Generator().manual_seed(5)
+    b, c = d.train_batch(index, generator), d.train_batch(index, generator)
+    assert torch.equal(a, b)
+    assert not torch.equal(b, c)
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_drawing_leaves_the_data_as_it_is() -> None:
+    d = load_dataset("digits")
+    before = d.train.clone()
+    d.train_batch(torch.arange(30), torch.Generator().manual_seed(0)).fill_(7)
+    d.evaluation("train")
+    assert torch.equal(d.train, before)
+
+
+@pytest.mark.parametrize("binarise", ["dynamic", "once"])
+def test_evaluation_sets_are_one_fixed_draw(binarise: str) -> None:
+    d, grey = load_dataset("digits", binarise=binarise), load_dataset("digits", binarise="none")
+    for split in data.SPLITS:
+        x, p = d.evaluation(split), getattr(grey, split).double()
+        assert torch.equal(x, load_dataset("digits", binarise=binarise).evaluation(split))
+        assert set(x.unique().tolist()) == {0.0, 1.0}
+        z = (x - p).sum() / (p * (1 - p)).sum().sqrt()
+        assert abs(z) < 4.5
+    other = load_dataset("digits", binarise=binarise, seed=1)
+    assert not torch.equal(d.evaluation("test"), other.evaluation("test"))
+
+
+def test_dynamic_and_once_are_judged_on_the_same_draw() -> None:
+    a, b = load_dataset("digits", binarise="dynamic"), load_dataset("digits", binarise="once")
+    assert torch.equal(a.evaluation("test"), b.evaluation("test"))
+
+
+def test_fixed_draws_of_examples_blocks_and_splits_are_independent() -> None:
+    half = torch.full((2 * data._BLOCK + 5, 96), 0.5)
+    valid, test = data._fixed_draw(half, 0, "valid"), data._fixed_draw(half, 0, "test")
+    assert len(set(rows(valid)) | set(rows(test))) == 2 * len(half)
+    # Correlation of neighbours in each direction: 0 ± 1/sqrt(n).
+    centred = 2 * valid - 1
+    for shifted in (centred[1:] * centred[:-1], centred[:, 1:] * centred[:, :-1]):
+        assert abs(shifted.mean()) < 4.5 / shifted.numel() ** 0.5
+    both = (2 * valid - 1) * (2 * test - 1)
+    assert abs(both.mean()) < 4.5 / both.numel() ** 0.5
+
+
+@pytest.mark.parametrize("binarise", ["once", "none"])
+def test_training_images_that_are_fixed_take_nothing_from_the_generator(binarise: str) -> None:
+    d = load_dataset("digits", binarise=binarise)
+    generator = torch.Generator().manual_seed(0)
+    state = generator.get_state()
+    index = torch.tensor([5, 2, 2, 1296])
+    assert torch.equal(d.train_batch(index, generator), d.train[index])
+    assert torch.equal(generator.get_state(), state)
+    assert (set(d.train.unique().tolist()) == {0.0, 1.0}) == (binarise == "once")
+
+
+def test_grey_values_are_sixteenths() -> None:
+    d = load_dataset("digits", binarise="none")
+    sixteenths = d.evaluation("test") * 16
+    assert torch.equal(sixteenths, sixteenths.round())
+    assert d.train.max() == 1
+
+
+# --- arguments --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"name": "cifar"}, "name must be one of digits, mnist, frey; got 'cifar'"),
+        (
+            {"name": "digits", "binarise": "x"},
+            "binarise must be one of dynamic, once, fixed, none; got 'x'",
+        ),
+        (
+            {"name": "digits", "binarise": "fixed"},
+            "binarise must be one of dynamic, once, none for digits (fixed exists for mnist "
+            "alone); got 'fixed'",
+        ),
+        ({"name": "digits", "seed": -1}, "seed must be an int from 0 to 2**32 - 1, got -1"),
+        ({"name": "digits", "seed": 2**32}, "seed must be an int from 0"),
+        ({"name": "digits", "seed": 1.5}, "seed must be an int from 0"),
+    ],
+)
+def test_wrong_arguments_name_the_rule(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        load_dataset(**arguments)
+    assert message in str(caught.value)
+
+
+def test_wrong_split_names_the_valid_ones() -> None:
+    d = load_dataset("digits")
+    with pytest.raises(ValueError, match="split must be one of train, valid, test; got 'dev'"):
+        d.evaluation("dev")
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The three files with the shapes of the real ones, and content that tells the index."""
+    path = tmp_path_factory.mktemp("data")
+    train, test = np.zeros((60000, 28, 28), np.uint8), np.zeros((10000, 28, 28), np.uint8)
+    train[:, 0, 0], train[:, 27, 5] = np.arange(60000) % 256, np.arange(60000) // 256
+    test[:, 3, 4] = 255
+    np.savez_compressed(path / "mnist.npz", train_images=train, test_images=test)
+    packed = {}
+    for i, (split, count) in enumerate([("train", 50000), ("valid", 10000), ("test", 10000)]):
+        bits = np.zeros((count, 784), np.uint8)
+        bits[:, i] = 1
+        bits[7, 783] = 1
+        packed[split] = np.packbits(bits, axis=1)
+    np.savez_compressed(path / "binarized_mnist.npz", **packed)
+    frames = np.zeros((1965, 28, 20), np.uint8)
+    frames[:, 0, 0], frames[:, 27, 19] = np.arange(1965) % 256, np.arange(1965) // 256
+    np.savez_compressed(path / "frey_face.npz", images=frames)
+    return path
+
+
+def test_mnist_keeps_its_order(folder: Path) -> None:
+    d = load_dataset("mnist", binarise="none", folder=folder)
+    assert [len(d.train), len(d.valid), len(d.test)] == [50000, 10000, 10000]
+    assert d.image_shape == (28, 28)
+    for images, index, original in ((d.train, 49999, 49999), (d.valid, 1, 50001)):
+        expected = torch.zeros(28, 28)
+        expected[0, 0], expected[27, 5] = original % 256 / 255, original // 256 / 255
+        torch.testing.assert_close(images[index].view(28, 28), expected)
+    assert torch.equal(d.test.sum(1), torch.ones(10000))
+
+
+def test_folder_comes_from_the_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(data.FOLDER_VARIABLE, str(folder))
+    assert load_dataset("frey", binarise="none").size == 560
+
+
+def test_fixed_mnist_is_unpacked_row_by_row(folder: Path) -> None:
+    d = load_dataset("mnist", binarise="fixed", folder=folder)
+    for i, (split, count) in enumerate([("train", 50000), ("valid", 10000), ("test", 10000)]):
+        images = d.evaluation(split)
+        assert images.shape == (count, 784)
+        assert torch.equal(images[0].nonzero().flatten(), torch.tensor([i]))
+        assert torch.equal(images[7].nonzero().flatten(), torch.tensor([i, 783]))
+    generator = torch.Generator()
+    assert torch.equal(d.train_batch(torch.tensor([7]), generator), d.train[7:8])
+
+
+def test_frey_is_cut_in_three_disjoint_parts(folder: Path) -> None:
+    d = load_dataset("frey", binarise="none", folder=folder)
+    index = [
+        ((part[:, 0] + 256 * part[:, -1]) * 255).round().int().tolist()
+        for part in (d.train, d.valid, d.test)
+    ]
+    assert [len(i) for i in index] == [1572, 193, 200]
+    assert sorted(sum(index, [])) == list(range(1965))  # noqa: RUF017
+    assert index[0] != sorted(index[0])
+    assert d.image_shape == (28, 20)
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "frey_face.npz"
+    file.write_bytes(b"PK\x03\x04 and then nothing")
+    with pytest.raises(DataError, match=r"frey_face\.npz cannot be read as an \.npz file"):
+        load_dataset("frey", folder=tmp_path)
+    np.savez(file, faces=np.zeros((1965, 28, 20), np.uint8))
+    with pytest.raises(DataError, match=r"frey_face\.npz must hold an array 'images'"):
+        load_dataset("frey", folder=tmp_path)
+    np.savez(file, images=np.zeros((1965, 560), np.uint8))
+    with pytest.raises(DataError, match=r"uint8 of shape \(1965, 28, 20\), got uint8 of shape"):
+        load_dataset("frey", folder=tmp_path)
+    np.savez(file, images=np.array([{}], dtype=object))
+    with pytest.raises(DataError, match=r"cannot be read"):
+        load_dataset("frey", folder=tmp_path)
+
+
+@pytest.mark.skipif(REAL_FOLDER is None, reason="DVAE_FAST_DATA is not set")
+@pytest.mark.parametrize(
+    "name, binarise, means",
+    [
+        ("mnist", "none", (None, None, 0.13251)),
+        ("mnist", "fixed", (0.13056, 0.13113, 0.13251)),
+        ("frey", "none", (None, None, None)),
+    ],
+)
+def test_the_real_files(name: str, binarise: str, means: tuple[float | None, ...]) -> None:
+    d = load_dataset(name, binarise=binarise, folder=REAL_FOLDER)
+    for split, mean in zip(data.SPLITS, means, strict=True):
+        if mean is not None:
+            assert d.evaluation(split).mean().item() == pytest.approx(mean, abs=1e-5)
+    if name == "frey":
+        everything = torch.cat([d.train, d.valid, d.test]) * 255
+        assert everything.mean().item() == pytest.approx(154.461, abs=1e-3)
+        assert len(set(rows(everything))) == 1965
+
+
+# --- absent, and downloads --------------------------------------------------------------------
+
+
+def offline(url: str, *_: Any, **__: Any) -> str:
+    raise ConnectionError(f"cannot resolve the host of {url}\nand more, over several lines")
+
+
+@pytest.mark.parametrize(
+    "binarise, file", [("dynamic", "mnist.npz"), ("fixed", "binarized_mnist.npz")]
+)
+def test_offline_and_absent_is_one_clear_line(
+    binarise: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pooch.retrieve", offline)
+    with pytest.raises(DataError) as unset:
+        load_dataset("mnist", binarise=binarise)
+    message = str(unset.value)
+    assert message.startswith(f"{file} was not found: DVAE_FAST_DATA is not set, and http")
+    assert "could not be fetched (cannot resolve the host" in message
+    assert f"Put {file} into a folder and set DVAE_FAST_DATA to that folder." in message
+    assert "\n" not in message
+
+    monkeypatch.setenv(data.FOLDER_VARIABLE, str(tmp_path))
+    with pytest.raises(DataError) as empty:
+        load_dataset("mnist", binarise=binarise)
+    assert f"{tmp_path} does not hold it" in str(empty.value)
+    assert f"Put {file} there, or set DVAE_FAST_DATA" in str(empty.value)
+    with pytest.raises(DataError, match="nowhere is no folder"):
+        load_dataset("mnist", binarise=binarise, folder=tmp_path / "nowhere")
+
+
+def test_frey_is_never_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pooch.retrieve", lambda *_, **__: pytest.fail("tried to download"))
+    with pytest.raises(DataError) as caught:
+        load_dataset("frey")
+    message = str(caught.value)
+    assert message.startswith("frey_face.npz was not found: DVAE_FAST_DATA is not set")
+    assert "no download with a published checksum" in message
+    assert "(1965, 28, 20)" in message
+
+
+@pytest.mark.parametrize(
+    "name, module, package",
+    [("mnist", "pooch", "pooch"), ("digits", "sklearn.datasets", "scikit-learn")],
+)
+def test_missing_package_is_named(
+    name: str, module: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises((DataError, MissingExtraError)) as caught:
+        load_dataset(name)
+    assert f"the package {package}, which is not installed" in str(caught.value)
+    assert "pip install 'dvae_fast[train]'" in str(caught.value)
+
+
+def idx(array: np.ndarray[Any, Any]) -> bytes:
+    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    return header + array.astype(np.uint8).tobytes()
+
+
+def test_mnist_is_downloaded_from_the_first_mirror_that_serves_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    arrays = {
+        "train-images-idx3-ubyte.gz": generator.integers(0, 256, (5, 28, 28)),
+        "t10k-images-idx3-ubyte.gz": generator.integers(0, 256, (3, 28, 28)),
+    }
+    asked = []
+
+    def retrieve(url: str, known_hash: str, fname: str, path: Path) -> str:
+        asked.append(url)
+        assert known_hash.startswith("md5:")
+        assert len(known_hash) == 4 + 32
+        if url.startswith("https://ossci-datasets") and fname.startswith("t10k"):
+            raise ValueError("MD5 hash of downloaded file does not match the known hash")
+        (tmp_path / fname).write_bytes(gzip.compress(idx(arrays[fname])))
+        return str(tmp_path / fname)
+
+    monkeypatch.setattr("pooch.retrieve", retrieve)
+    train, test = data._mnist(None)
+    np.testing.assert_array_equal(train, arrays["train-images-idx3-ubyte.gz"])
+    np.testing.assert_array_equal(test, arrays["t10k-images-idx3-ubyte.gz"])
+    assert train.dtype == np.uint8
+    assert asked == [
+        "https://ossci-datasets.s3.amazonaws.com/mnist/train-images-idx3-ubyte.gz",
+        "https://ossci-datasets.s3.amazonaws.com/mnist/t10k-images-idx3-ubyte.gz",
+        "https://storage.googleapis.com/cvdf-datasets/mnist/t10k-images-idx3-ubyte.gz",
+    ]
+
+
+def test_fixed_mnist_is_downloaded_and_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bits = np.random.default_rng(1).integers(0, 2, (4, 784))
+
+    def retrieve(url: str, known_hash: str, fname: str, path: Path) -> str:
+        assert url.endswith(f"/binarized_mnist/{fname}")
+        assert known_hash.startswith("sha256:")
+        assert len(known_hash) == 7 + 64
+        count = {"train": 4, "valid": 2, "test": 1}[fname[len("binarized_mnist_") : -len(".amat")]]
+        lines = [" ".join(map(str, row)) + " \n" for row in bits[:count]]
+        (tmp_path / fname).write_text("".join(lines))
+        return str(tmp_path / fname)
+
+    monkeypatch.setattr("pooch.retrieve", retrieve)
+    for part, count in zip(data._fixed_mnist(None), (4, 2, 1), strict=True):
+        assert part.dtype == np.uint8
+        np.testing.assert_array_equal(part, bits[:count])
+
+
+def test_a_download_with_the_wrong_content_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With pooch's own check, over file URLs: nothing unverified is ever read."""
+    import pooch
+
+    for file in data._MNIST_FILES:
+        (tmp_path / file).write_bytes(gzip.compress(idx(np.zeros((2, 28, 28)))))
+
+    def copy(url: str, output_file: Any, _: Any) -> None:
+        Path(output_file).write_bytes((tmp_path / url.rpartition("/")[2]).read_bytes())
+
+    real = pooch.retrieve
+    monkeypatch.setattr("pooch.retrieve", lambda *a, **k: real(*a, **k, downloader=copy))
+    with pytest.raises(DataError, match=r"mnist\.npz was not found.*does not match the known hash"):
+        data._mnist(None)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"not gzip", "cannot be read as a gzip file"),
+        (gzip.compress(b"\0\0\x0d\x03" + b"\0" * 12), "is not an idx file of unsigned bytes"),
+        (gzip.compress(b"\0\0\x08\x03\0"), "is not an idx file of unsigned bytes"),
+        (gzip.compress(idx(np.ones((2, 3, 4)))[:-1]), "must hold 24 values.*got 23"),
+        (gzip.compress(idx(np.ones((2, 3, 4))))[:-9], "cannot be read as a gzip file"),
+        (gzip.compress(b"x")[:10] + b"\xff" * 20, "cannot be read as a gzip file"),
+    ],
+    ids=["not-gzip", "floats", "short-header", "short-values", "cut-off", "bad-deflate"],
+)
+def test_damaged_idx_files_are_named(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "x-ubyte.gz"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"x-ubyte.gz {message}"):
+        data._read_idx(path)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("<html>404</html>", "must hold the numbers 0 and 1 alone"),
+        ("0 1 2 ", "must hold the numbers 0 and 1 alone"),
+        ("0 1 " * 300, "must hold lines of 784 numbers, got 600 numbers"),
+        ("", "must hold lines of 784 numbers, got 0 numbers"),
+    ],
+    ids=["html", "two", "short-line", "empty"],
+)
+def test_damaged_amat_files_are_named(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.amat"
+    path.write_text(content)
+    with pytest.raises(DataError, match=message):
+        data._read_amat(path)

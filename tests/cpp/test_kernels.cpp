@@ -1,0 +1,451 @@
+// Every kernel, at every level this CPU has: against float64, against the base level, and the same
+// bits however its range is split.
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "kernel_cases.h"
+
+namespace dvae::test {
+namespace {
+
+const char* const kDTypeNames[] = {"float32", "float64", "bfloat16", "float16"};
+
+void whole(int64_t range, const Body& body) { body(0, range); }
+
+// Uneven pieces, some empty, in no order.
+void split(int64_t range, const Body& body) {
+  std::vector<int64_t> cuts = {0, range};
+  Random random(static_cast<uint64_t>(range));
+  for (int i = 0; i < 6; ++i) {
+    cuts.push_back(static_cast<int64_t>(random.uniform(0, static_cast<double>(range + 1))));
+  }
+  std::sort(cuts.begin(), cuts.end());
+  for (size_t i = cuts.size() - 1; i > 0; --i) body(cuts[i - 1], cuts[i]);
+}
+
+// Four threads on disjoint ranges, as torch's parallel_for would have them.
+void threads(int64_t range, const Body& body) {
+  std::vector<std::thread> pool;
+  for (int64_t i = 0; i < 4; ++i) {
+    pool.emplace_back([&body, range, i] { body(i * range / 4, (i + 1) * range / 4); });
+  }
+  for (std::thread& t : pool) t.join();
+}
+
+// `factor`: 2 where both sides have been rounded.
+void expect_near(const Output& o, const Expected& e, double factor = 1) {
+  ASSERT_EQ(o.values.size(), e.values.size()) << o.name;
+  int wrong = 0;
+  for (size_t i = 0; i < o.values.size() && wrong < 3; ++i) {
+    const double error = std::abs(o.values[i] - e.values[i]);
+    if (!(error <= factor * e.tolerance[i])) {
+      ++wrong;
+      ADD_FAILURE() << o.name << "[" << i << "] is " << o.values[i] << ", not " << e.values[i]
+                    << ": off by " << error << ", " << factor * e.tolerance[i] << " allowed";
+    }
+  }
+}
+
+struct Level {
+  cpu::Isa isa;
+  int dtype;
+};
+
+class KernelTest : public testing::TestWithParam<Level> {
+ protected:
+  const Kernels& kernels() const { return kernels_of(GetParam().isa); }
+  const std::vector<Case>& cases() const { return cases_of(GetParam().dtype); }
+};
+
+TEST_P(KernelTest, AgreesWithFloat64) {
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(c.name);
+    const auto outputs = c.run(kernels(), whole);
+    ASSERT_EQ(outputs.size(), c.expected.size());
+    for (size_t i = 0; i < outputs.size(); ++i) expect_near(outputs[i], c.expected[i]);
+  }
+}
+
+TEST_P(KernelTest, AgreesWithBaseLevel) {
+  if (GetParam().isa == cpu::Isa::kBase) GTEST_SKIP() << "this is the base level";
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(c.name);
+    const auto base = c.run(*cpu::kernels_base(), whole), outputs = c.run(kernels(), whole);
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      if (c.expected[i].exact) {
+        EXPECT_EQ(outputs[i].bytes, base[i].bytes) << outputs[i].name;
+      } else {
+        expect_near(outputs[i], {base[i].values, c.expected[i].tolerance}, 2);
+      }
+    }
+  }
+}
+
+TEST_P(KernelTest, AnySplitGivesTheSameBits) {
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(c.name);
+    const auto one = c.run(kernels(), whole), many = c.run(kernels(), split);
+    for (size_t i = 0; i < one.size(); ++i) {
+      if (one[i].ordered) {
+        expect_near(many[i], c.expected[i]);
+      } else {
+        EXPECT_EQ(one[i].bytes, many[i].bytes) << one[i].name;
+      }
+    }
+  }
+}
+
+TEST_P(KernelTest, ThreadsGiveTheSameBits) {
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(c.name);
+    const auto one = c.run(kernels(), whole), many = c.run(kernels(), threads);
+    for (size_t i = 0; i < one.size(); ++i) {
+      if (one[i].ordered) {
+        expect_near(many[i], c.expected[i]);
+      } else {
+        EXPECT_EQ(one[i].bytes, many[i].bytes) << one[i].name;
+      }
+    }
+  }
+}
+
+TEST_P(KernelTest, StepsOfTheFusedLossGiveItsBits) {
+  const auto& all = cases();
+  int compared = 0;
+  for (size_t c = 0; c + 1 < all.size(); ++c) {
+    if (all[c + 1].name.rfind("iwae in steps", 0) != 0) continue;
+    SCOPED_TRACE(all[c].name);
+    const auto fused = all[c].run(kernels(), whole), steps = all[c + 1].run(kernels(), whole);
+    ASSERT_EQ(fused.size(), steps.size());
+    for (size_t i = 0; i < fused.size(); ++i) {
+      if (fused[i].ordered) {
+        expect_near(steps[i], all[c].expected[i]);
+      } else {
+        EXPECT_EQ(fused[i].bytes, steps[i].bytes) << fused[i].name;
+      }
+    }
+    ++compared;
+  }
+  EXPECT_GT(compared, 20);
+}
+
+std::vector<Level> levels() {
+  std::vector<Level> all;
+  for (const cpu::Isa isa : cpu::available_isas()) {
+    for (int dtype = 0; dtype < kDTypes; ++dtype) all.push_back({isa, dtype});
+  }
+  return all;
+}
+
+std::string level_name(const testing::TestParamInfo<Level>& info) {
+  return std::string(cpu::isa_name(info.param.isa)) + "_" + kDTypeNames[info.param.dtype];
+}
+
+INSTANTIATE_TEST_SUITE_P(Levels, KernelTest, testing::ValuesIn(levels()), level_name);
+
+// --- limits -----------------------------------------------------------------------------------
+
+constexpr double kInf = HUGE_VAL;
+const double kNaN = std::nan("");
+
+template <class T>
+struct Limits {
+  using A = accumulate_t<T>;
+  static constexpr int t = TypeOf<T>::index;
+
+  // Three rows n of two samples k, D = 65, of which row (1, 0) holds `special` at one element.
+  static std::vector<double> log_weights(const Kernels& k, double special, double x_there,
+                                         std::vector<double>* gradient) {
+    const int64_t d = 65, rows = 6;
+    std::vector<T> params(rows * d, make<T>(0.5)), grad_params = unset<T>(rows * d);
+    std::vector<A> x(3 * d, A(1)), log_ratio(rows, A(0)), grad(rows, A(1)), log_w = unset<A>(rows);
+    params[2 * d + 64] = make<T>(special);
+    x[1 * d + 64] = static_cast<A>(x_there);
+    LogWeightParams p{};
+    p.params = params.data();
+    p.x = x.data();
+    p.log_ratio = log_ratio.data();
+    p.log_w = log_w.data();
+    p.grad = grad.data();
+    p.grad_params = grad_params.data();
+    p.rows = rows;
+    p.examples = 3;
+    p.samples = 2;
+    p.size = d;
+    k.log_weights[0][t](p, ScaleKind::kNone, 0, rows);
+    k.log_weights_backward[0][t](p, ScaleKind::kNone, nullptr, 0, rows);
+    if (gradient != nullptr) *gradient = output("", grad_params).values;
+    return output("", log_w).values;
+  }
+
+  static void check_logits(const Kernels& k) {
+    std::vector<double> gradient;
+    const double other = log_weights(k, 0.5, 1, nullptr)[0];
+    for (const double x : {0.0, 1.0}) {
+      for (const double sign : {-1.0, 1.0}) {
+        const bool right = (sign > 0) == (x == 1);
+        const auto log_w = log_weights(k, sign * kInf, x, &gradient);
+        EXPECT_EQ(log_w[0], other);
+        EXPECT_EQ(log_w[3], x == 1 ? other : log_weights(k, 0.5, 0, nullptr)[3]);
+        if (right) {
+          // log p = 0 there: what 64 of the 65 elements give.
+          EXPECT_NEAR(log_w[2], other * 64 / 65, 1e-3);
+        } else {
+          EXPECT_EQ(log_w[2], -kInf);
+        }
+        EXPECT_EQ(gradient[2 * 65 + 64], right ? 0 : x == 1 ? 1 : -1);
+      }
+    }
+    const auto log_w = log_weights(k, kNaN, 1, &gradient);
+    for (size_t row = 0; row < 6; ++row) {
+      EXPECT_EQ(std::isnan(log_w[row]), row == 2) << row;
+    }
+    for (size_t i = 0; i < gradient.size(); ++i) {
+      EXPECT_EQ(std::isnan(gradient[i]), i == 2 * 65 + 64) << i;
+    }
+  }
+
+  // log-weights (n, k) straight into the reductions.
+  static void check_reductions(const Kernels& k) {
+    const std::vector<A> log_w = {A(-1), A(-kInf), A(-kInf), A(-kInf), A(kNaN),
+                                  A(-2), A(-3),    A(kNaN),  A(-5),    A(-5)};
+    std::vector<A> bound = unset<A>(5), grad(5, A(2)), grad_log_w = unset<A>(10), w = log_w;
+    const LogMeanExpParams p = {log_w.data(), bound.data(), grad.data(), grad_log_w.data(), 5, 2};
+    k.logmeanexp[t](p, 0, 5);
+    const auto b = output("", bound).values;
+    EXPECT_NEAR(b[0], -1 - std::log(2), 1e-6);
+    EXPECT_EQ(b[1], -kInf);
+    EXPECT_TRUE(std::isnan(b[2]));
+    EXPECT_TRUE(std::isnan(b[3]));
+    EXPECT_EQ(b[4], -5);
+    k.logmeanexp_backward[t](p, 0, 5);
+    const auto g = output("", grad_log_w).values;
+    EXPECT_NEAR(g[0], 2, 1e-6);
+    EXPECT_EQ(g[1], 0);
+    EXPECT_EQ(g[2], 0);
+    EXPECT_EQ(g[3], 0);
+    for (size_t i = 4; i < 8; ++i) EXPECT_TRUE(std::isnan(g[i])) << i;
+    EXPECT_NEAR(g[8], 1, 1e-6);
+
+    std::vector<A> bound2 = unset<A>(5);
+    LogWeightParams q{};
+    q.log_w = w.data();
+    q.bound = bound2.data();
+    q.samples = 2;
+    k.iwae_normalise[t](q, 0, 5);
+    const auto b2 = output("", bound2).values, weights = output("", w).values;
+    for (size_t i = 0; i < 5; ++i) {
+      EXPECT_TRUE(b2[i] == b[i] || (std::isnan(b2[i]) && std::isnan(b[i]))) << i;
+    }
+    EXPECT_EQ(weights[0], 1);
+    for (size_t i = 1; i < 4; ++i) EXPECT_EQ(weights[i], 0) << i;
+    for (size_t i = 4; i < 8; ++i) EXPECT_TRUE(std::isnan(weights[i])) << i;
+
+    std::vector<double> state(25, 0.0), out(25);
+    for (size_t n = 0; n < 5; ++n) state[5 * n] = -kInf;
+    k.lse_update[t](state.data(), log_w.data(), 2, out.data(), 0, 5);
+    const auto bound_of = [&](size_t n) {
+      return out[5 * n] + std::log(out[5 * n + 1] / out[5 * n + 4]);
+    };
+    EXPECT_NEAR(bound_of(0), -1 - std::log(2), 1e-12);
+    EXPECT_EQ(bound_of(1), -kInf);
+    for (const size_t n : {2, 3}) {
+      EXPECT_TRUE(std::isnan(bound_of(n))) << n;
+      EXPECT_TRUE(std::isnan(out[5 * n])) << "the largest of NaN and a number";
+    }
+    EXPECT_EQ(bound_of(4), -5);
+    // No sample leaves the state as it was.
+    k.lse_update[t](out.data(), log_w.data(), 0, state.data(), 0, 2);
+    EXPECT_TRUE(std::equal(out.begin(), out.begin() + 10, state.begin()));
+  }
+
+  // The whole fused loss where every weight is 0: no NaN of 0 · inf.
+  static void check_fused(const Kernels& k) {
+    const int64_t d = 65;
+    std::vector<T> params(6 * d, make<T>(0.5));
+    std::vector<A> x(3 * d, A(1)), log_ratio(6, A(0)), log_w = unset<A>(6), bound = unset<A>(3);
+    params[2 * d] = make<T>(-kInf);  // both samples of n = 1
+    params[3 * d + 64] = make<T>(-kInf);
+    params[4 * d + 7] = make<T>(-kInf);  // one sample of n = 2
+    LogWeightParams p{};
+    p.params = params.data();
+    p.grad_params = params.data();
+    p.x = x.data();
+    p.log_ratio = log_ratio.data();
+    p.log_w = log_w.data();
+    p.bound = bound.data();
+    p.multiplier = 1;
+    p.rows = 6;
+    p.examples = 3;
+    p.samples = 2;
+    p.size = d;
+    k.iwae[0][t](p, ScaleKind::kNone, nullptr, 0, 3);
+    const auto b = output("", bound).values, g = output("", params).values;
+    EXPECT_TRUE(std::isfinite(b[0]));
+    EXPECT_EQ(b[1], -kInf);
+    EXPECT_NEAR(b[2], b[0] - std::log(2), 1e-5);
+    for (size_t i = 0; i < g.size(); ++i) {
+      const size_t row = i / static_cast<size_t>(d);
+      if (row == 2 || row == 3 || row == 4) {
+        EXPECT_EQ(g[i], 0) << i;
+      } else {
+        EXPECT_NEAR(g[i], (row == 5 ? 1 : 0.5) / (1 + std::exp(0.5)), 2e-3) << i;
+      }
+    }
+  }
+
+  // A weight of 0 stops an infinite derivative: a mean at infinity, of one sample of the second n.
+  static void check_gaussian(const Kernels& k) {
+    const int64_t d = 65;
+    std::vector<T> params(4 * d, make<T>(0.5)), scale(4 * d, make<T>(2));
+    std::vector<T> grad = unset<T>(4 * d), grad_scale = unset<T>(4 * d);
+    std::vector<A> x(2 * d, A(1)), log_ratio(4, A(0)), log_w = unset<A>(4), bound = unset<A>(2);
+    const std::vector<A> upstream = {A(1), A(1), A(0), A(1)};
+    params[2 * d + 64] = make<T>(kInf);
+    LogWeightParams p{};
+    p.params = params.data();
+    p.scale = scale.data();
+    p.x = x.data();
+    p.log_ratio = log_ratio.data();
+    p.log_w = log_w.data();
+    p.bound = bound.data();
+    p.grad = upstream.data();
+    p.grad_params = grad.data();
+    p.grad_scale = grad_scale.data();
+    p.multiplier = 1;
+    p.rows = 4;
+    p.examples = 2;
+    p.samples = 2;
+    p.size = d;
+    const auto row_2_is_zero = [&] {
+      const auto g = output("", grad).values, s = output("", grad_scale).values;
+      for (size_t i = 0; i < g.size(); ++i) {
+        EXPECT_EQ(g[i] == 0, i / 65 == 2) << i;
+        EXPECT_EQ(s[i] == 0, i / 65 == 2) << i;
+        EXPECT_TRUE(std::isfinite(g[i]) && std::isfinite(s[i])) << i;
+      }
+    };
+    k.iwae[1][t](p, ScaleKind::kFull, nullptr, 0, 2);
+    const auto b = output("", bound).values;
+    EXPECT_TRUE(std::isfinite(b[0]));
+    EXPECT_NEAR(b[1], b[0] - std::log(2), 1e-4);
+    row_2_is_zero();
+    std::fill(grad.begin(), grad.end(), make<T>(kNaN));
+    std::fill(grad_scale.begin(), grad_scale.end(), make<T>(kNaN));
+    k.log_weights_backward[1][t](p, ScaleKind::kFull, nullptr, 0, 4);
+    row_2_is_zero();
+  }
+
+  // Logits of 0 have the largest factors, 1 + e^0 = 2: no product of theirs may overflow.
+  static void check_zero_logits(const Kernels& k) {
+    for (const int64_t d : {1920, 2560, 5000}) {
+      const std::vector<T> params(static_cast<size_t>(d), make<T>(0));
+      const std::vector<A> x(static_cast<size_t>(d), A(0.5));
+      std::vector<A> log_w = unset<A>(1);
+      LogWeightParams p{};
+      p.params = params.data();
+      p.x = x.data();
+      p.log_w = log_w.data();
+      p.rows = p.examples = p.samples = 1;
+      p.size = d;
+      k.log_weights[0][t](p, ScaleKind::kNone, 0, 1);
+      const double expected = -static_cast<double>(d) * std::log(2);
+      EXPECT_NEAR(output("", log_w).values[0], expected, kRelative<T> * -expected);
+    }
+  }
+
+  static void check(const Kernels& k) {
+    check_logits(k);
+    check_reductions(k);
+    check_fused(k);
+    check_gaussian(k);
+    check_zero_logits(k);
+  }
+};
+
+TEST(KernelLimits, InfinitiesAndNaN) {
+  for (const cpu::Isa isa : cpu::available_isas()) {
+    const Kernels& k = kernels_of(isa);
+    const auto check = [&](int dtype, void (*f)(const Kernels&)) {
+      SCOPED_TRACE(std::string(cpu::isa_name(isa)) + " " + kDTypeNames[dtype]);
+      f(k);
+    };
+    check(0, Limits<float>::check);
+    check(1, Limits<double>::check);
+    check(2, Limits<BFloat16>::check);
+    check(3, Limits<Half>::check);
+  }
+}
+
+TEST(Kernels, ScaleSumIsAddedTo) {
+  Random random(1);
+  const LogWeights<double> c(65, ScaleOf::kEach, false, random);
+  for (const cpu::Isa isa : cpu::available_isas()) {
+    const Kernels& k = kernels_of(isa);
+    auto grad = unset<double>(c.rows() * c.size);
+    LogWeightParams p = c.all();
+    p.grad_params = grad.data();
+    std::vector<double> zero(128, 0.0), thousand(128, 1000.0);
+    for (auto* sum : {&zero, &thousand}) {
+      k.log_weights_backward[1][1](p, c.kind(), sum->data(), 0, c.rows());
+    }
+    for (size_t i = 0; i < 65; ++i) {
+      EXPECT_NE(zero[i], 0);
+      EXPECT_NEAR(thousand[i], 1000 + zero[i], 1e-10);
+    }
+    // No sum wanted: nothing is written through the null pointer.
+    k.log_weights_backward[1][1](p, c.kind(), nullptr, 0, c.rows());
+  }
+}
+
+TEST_P(KernelTest, EmptyRangesTouchNothing) {
+  const auto none = [](int64_t, const Body&) {};
+  const auto empty = [](int64_t range, const Body& body) {
+    for (const int64_t at : {int64_t{0}, range / 2, range}) body(at, at);
+  };
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(c.name);
+    const auto untouched = c.run(kernels(), none), outputs = c.run(kernels(), empty);
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      EXPECT_EQ(outputs[i].bytes, untouched[i].bytes) << outputs[i].name;
+    }
+  }
+}
+
+TEST(Kernels, TableInUseIsTheIsasFromAnyThread) {
+  std::vector<std::thread> pool;
+  for (int i = 0; i < 4; ++i) {
+    pool.emplace_back([] { EXPECT_EQ(&cpu::kernels(), &kernels_of(cpu::isa_in_use())); });
+  }
+  for (std::thread& t : pool) t.join();
+}
+
+TEST(Isa, AvailableOnesAreCompiledIn) {
+  const auto isas = cpu::available_isas();
+  ASSERT_FALSE(isas.empty());
+  EXPECT_EQ(isas[0], cpu::Isa::kBase);
+  for (const cpu::Isa isa : isas) {
+    const Kernels* const table = isa == cpu::Isa::kAvx512 ? cpu::kernels_avx512()
+                                 : isa == cpu::Isa::kAvx2 ? cpu::kernels_avx2()
+                                                          : cpu::kernels_base();
+    EXPECT_NE(table, nullptr) << cpu::isa_name(isa);
+    EXPECT_EQ(cpu::parse_isa(cpu::isa_name(isa)), isa);
+  }
+}
+
+TEST(Isa, UnknownLevelNamesTheKnown) {
+  try {
+    cpu::parse_isa("sse9");
+    FAIL() << "accepted";
+  } catch (const std::runtime_error& error) {
+    const std::string message = error.what();
+    EXPECT_NE(message.find("'sse9'"), std::string::npos) << message;
+    for (const cpu::Isa isa : cpu::available_isas()) {
+      EXPECT_NE(message.find(cpu::isa_name(isa)), std::string::npos) << message;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dvae::test

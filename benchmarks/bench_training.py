@@ -1,0 +1,143 @@
+"""A training step of a DIWAE on 784-dimensional data: corruption, loss, gradient and Adam."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import rivals
+import torch
+from conftest import Case, Measure, Rival
+from torch import Tensor, nn
+
+import dvae_fast
+from dvae_fast import reference
+from dvae_fast.corruptions import SaltAndPepper
+from dvae_fast.models import DIWAE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+B, D, Z, HIDDEN = 100, 784, 50, (200, 200)
+RATE, SALT = 0.1, 0.5
+
+
+def make_model(k: int) -> DIWAE:
+    """784-200-200-50-200-200-784 with the package's default activation, softplus."""
+    return DIWAE(D, Z, HIDDEN, corruption=SaltAndPepper(RATE, SALT), K=k)
+
+
+def make_rival(model: DIWAE) -> rivals.DIWAE:
+    """The same network in plain PyTorch, with the same parameters."""
+    rival = rivals.DIWAE(D, Z, HIDDEN, nn.Softplus, model.K, RATE, SALT)
+    rival.copy_parameters(model)
+    return rival
+
+
+def make_data(b: int) -> Tensor:
+    """Binary images of which a fifth is white."""
+    return (torch.rand(b, D) < 0.2).float()
+
+
+class TrainingCase(Case):
+    """One step, fused Adam for every rival, the data in memory.
+
+    The flops are those of the linear layers, forward and backward: the encoder runs over B rows,
+    the decoder over B K.
+    """
+
+    def __init__(self, k: int) -> None:
+        self.group = f"training step, 784-200-200-50-200-200-784, B={B} K={k}"
+        self.k = k
+        self.model = make_model(k)
+        self.x = make_data(B)
+        self.elements = B * k * D
+        encoder = D * 200 + 200 * 200 + 200 * 2 * Z
+        decoder = Z * 200 + 200 * 200 + 200 * D
+        # Twice forward's again for both gradients; the first layer needs none for its input.
+        self.flops = 2 * B * (3 * (encoder + k * decoder) - D * 200)
+        self.plain = make_rival(self.model)
+        self._check_formula()
+        self.expected = self._statistics(self.plain, self.plain.loss)
+
+    def build(self, rival: str) -> Rival:
+        if rival.startswith("ours"):
+            model = make_model(self.k)
+            model.load_state_dict(self.model.state_dict())
+            loss = torch.compile(model.loss, dynamic=False) if "compile" in rival else model.loss
+            return self._rival(model, loss)
+        calls = {}
+        if rival == "eager":
+            for name, density in rivals.EAGER_DENSITIES.items():
+                for sample, formula in rivals.REPARAMETERISATIONS.items():
+                    model = self._plain(density, formula)
+                    label = f"{name}, {sample}"
+                    calls[label] = self._rival(model, model.loss, label)
+        else:
+            for name, density in rivals.COMPILED_DENSITIES.items():
+                model = self._plain(density, rivals.reparameterise)
+                calls[name] = self._rival(model, rivals.compiled(model.loss), name)
+        return calls[rivals.fastest({name: c.call for name, c in calls.items()}, seconds=2.0)]
+
+    def _plain(self, density: rivals.Density, formula: Callable[..., Any]) -> rivals.DIWAE:
+        model = make_rival(self.model)
+        model.density, model.reparameterise = density, formula
+        return model
+
+    def _rival(
+        self, model: nn.Module, loss: Callable[[Tensor], Tensor], variant: str = ""
+    ) -> Rival:
+        # A rate of zero costs what any other does, and leaves the model where it started: every
+        # rival does the same work on the same numbers, however often it is called.
+        optimiser = rivals.adam(model, rate=0.0)
+        step = rivals.training_step(loss, optimiser, self.x)
+        return Rival(step, functools.partial(self._statistics, model, loss), variant=variant)
+
+    def _statistics(
+        self, model: nn.Module, loss: Callable[[Tensor], Tensor], draws: int = 20
+    ) -> tuple[float, float, Tensor]:
+        """Mean loss over draws of the noise, its standard error, and the mean gradient."""
+        values = []
+        model.zero_grad()
+        for _ in range(draws):
+            value = loss(self.x)
+            (value / draws).backward()
+            values.append(value.item())
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        model.zero_grad()
+        t = torch.tensor(values, dtype=torch.float64)
+        return t.mean().item(), t.std().item() / math.sqrt(draws), gradient
+
+    def _check_formula(self) -> None:
+        """The plain model is ours: the same loss and gradient from the same noise."""
+        seed = torch.tensor([7])
+        corrupted = dvae_fast.corrupt(self.x, SaltAndPepper(RATE, SALT), seed=seed)
+        noise = reference.latent_noise(1, B, self.k, Z, seed, 0, 0, torch.float32)[0]
+        losses = (self.model.loss(self.x, seed), self.plain.loss_from(self.x, corrupted, noise))
+        gradients = [
+            torch.autograd.grad(loss, list(model.parameters()))
+            for loss, model in zip(losses, (self.model, self.plain), strict=True)
+        ]
+        torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-3)
+        for a, b in zip(*gradients, strict=True):
+            scale = b.abs().max().item()
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * scale)
+
+    def check(self, rival: str, result: tuple[float, float, Tensor]) -> None:
+        value, error, gradient = result
+        expected, expected_error, expected_gradient = self.expected
+        bar = 5 * math.hypot(error, expected_error) + 1e-4 * abs(expected)
+        assert abs(value - expected) <= bar, (rival, value, expected, bar)
+        assert gradient.shape == expected_gradient.shape, rival
+        cosine = torch.cosine_similarity(gradient, expected_gradient, 0).item()
+        assert cosine > 0.95, (rival, cosine)
+        ratio = (gradient.norm() / expected_gradient.norm()).item()
+        assert 0.8 < ratio < 1.25, (rival, ratio)
+
+
+@pytest.mark.parametrize("rival", ["ours", "ours + torch.compile", "eager", "compile"])
+@pytest.mark.parametrize("k", [50, 5, 1])
+def bench_training_step(benchmark: Any, measure: Measure, k: int, rival: str, turn: int) -> None:
+    measure(benchmark, lambda: TrainingCase(k), ("training", k), rival)

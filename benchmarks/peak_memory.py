@@ -1,0 +1,177 @@
+"""Peak memory of a training step, and of `linear_log_weights`, each in a process of its own.
+
+    python benchmarks/peak_memory.py [--json FILE]
+
+The figure is the growth of the resident set: VmHWM, the largest the process has been since it was
+reset just before the work, less VmRSS then. It is the kernel's own account, so it includes what
+torch's allocator does not see: scratch memory of C++ code, packing buffers of the matrix products.
+Its weakness is memory that malloc keeps after it was freed, which makes it depend on history; so
+the processes run with MALLOC_MMAP_THRESHOLD_ at 64 KiB, which gives every larger block its own
+mapping and returns it when it is freed. What else a first call loads (libraries, threads) is loaded
+before by a small step of a plain torch model, the same for all, and Adam's state exists by then.
+
+torch's profiler gives the peak of tensors alone; it is printed next to it as a check, from a
+second process, because profiling takes memory itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FOLDER = Path(__file__).resolve().parent
+STEPS = 5
+MIB = 1 << 20
+
+#: The step's model is that of bench_training; so many samples an example.
+K = 50
+
+
+def _status(name: str) -> int:
+    """A field of /proc/self/status in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status must have a line {name}: Linux only")
+
+
+def _warm_up_torch() -> None:
+    """Load what any training needs: the matrix library, threads, autograd, fused Adam."""
+    import torch
+    from torch import nn
+
+    model = nn.Sequential(nn.Linear(64, 32), nn.Softplus(), nn.Linear(32, 48))
+    optimiser = torch.optim.Adam(model.parameters(), fused=True)
+    for _ in range(2):
+        optimiser.zero_grad()
+        nn.functional.softplus(model(torch.randn(128, 64))).sum().backward()
+        optimiser.step()
+
+
+def _step(rival: str) -> Callable[[], None]:
+    import rivals
+    from bench_training import B, make_data, make_model, make_rival
+
+    ours = make_model(K)
+    x = make_data(B)
+    if rival == "ours":
+        return rivals.training_step(ours.loss, rivals.adam(ours), x)
+    plain = make_rival(ours)
+    if rival == "compile":
+        plain.density = rivals.density_softplus
+        return rivals.training_step(rivals.compiled(plain.loss), rivals.adam(plain), x)
+    plain.density = rivals.EAGER_DENSITIES[rival.partition(", ")[2]]
+    plain.reparameterise = rivals.reparameterise_dot  # keeps less than the sum does
+    return rivals.training_step(plain.loss, rivals.adam(plain), x)
+
+
+def _linear(rival: str) -> Callable[[], None]:
+    import torch
+    from bench_operators import LinearLogWeightsCase
+
+    import dvae_fast
+
+    case = LinearLogWeightsCase()
+    case.logits = case.expected = torch.empty(0)
+
+    def ours() -> None:
+        with torch.no_grad():
+            dvae_fast.linear_log_weights(
+                case.hidden, case.weight, case.bias, case.x, case.log_ratio
+            )
+
+    def addmm() -> None:
+        with torch.no_grad():
+            torch.addmm(case.bias, case.hidden.flatten(0, 1), case.weight.t())
+
+    return ours if rival == "ours" else addmm
+
+
+WORK: dict[str, tuple[Callable[[str], Callable[[], None]], tuple[str, ...]]] = {
+    "training step": (_step, ("ours", "eager, softplus+bmm", "eager, bce", "compile")),
+    "linear_log_weights": (_linear, ("ours", "addmm")),
+}
+
+
+def _allocator_peak(run: Callable[[], None]) -> int:
+    """The largest sum of live tensors during `run`, less that before it."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+def _child(work: str, rival: str, method: str) -> int:
+    """Bytes, measured in this process."""
+    import torch
+
+    sys.path[:0] = [str(FOLDER), str(FOLDER.parent / "tests")]
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.manual_seed(0)
+    _warm_up_torch()
+    call = WORK[work][0](rival)
+    if work == "training step":
+        # Makes Adam's state, the same for all; and a compiler's own memory is not the step's.
+        call()
+    gc.collect()
+
+    if method == "tensors":
+        return _allocator_peak(call)
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from VmRSS
+    before = _status("VmRSS")
+    for _ in range(STEPS):
+        call()
+    return _status("VmHWM") - before
+
+
+def measure(work: str, rival: str, method: str) -> int | None:
+    """Bytes, measured in a new process; None where this system cannot tell."""
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, __file__, "--child", work, rival, method]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if process.returncode != 0:
+        print(f"{work}, {rival}, {method}: {process.stderr.strip()[-300:]}", file=sys.stderr)
+        return None
+    return int(process.stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Peak memory, ours and others.")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(_child(*arguments.child))
+        return
+    results: list[dict[str, Any]] = []
+    for work, (_, names) in WORK.items():
+        for rival in names:
+            row: dict[str, Any] = {"work": work, "rival": rival}
+            for method in ("resident", "tensors"):
+                row[method] = measure(work, rival, method)
+            results.append(row)
+            shown = ", ".join(
+                f"{m} {row[m] / MIB:.1f} MiB" for m in ("resident", "tensors") if row[m] is not None
+            )
+            print(f"{work}, {rival}: {shown}", flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,437 @@
+"""Markdown tables from the benchmarks' JSON: targets, every rival, and the roofline.
+
+    python benchmarks/report.py times.json [--memory FILE] [--accuracy FILE] [--kept FILE]
+
+A figure is the median over all rounds of all turns of one run; the interquartile range is given
+next to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MIB = 1 << 20
+
+
+@dataclass
+class Figure:
+    """One rival of one group: the times of its rounds in seconds, and the work of one call."""
+
+    rival: str
+    variant: str
+    elements: int
+    bytes: int
+    flops: int
+    times: list[float] = field(default_factory=list)
+    turns: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.times)
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range as a share of the median."""
+        if len(self.times) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.times, n=4, method="inclusive")
+        return (high - low) / self.median
+
+    @property
+    def drift(self) -> float:
+        """Slowest over fastest median of a turn."""
+        return max(self.turns) / min(self.turns)
+
+
+Groups = dict[str, dict[str, Figure]]
+
+
+def load(path: Path) -> tuple[Groups, dict[str, Any]]:
+    """The figures by group and rival, turns put together; and the whole file."""
+    content = json.loads(path.read_text())
+    groups: Groups = {}
+    for row in content["benchmarks"]:
+        extra = row["extra_info"]
+        group = groups.setdefault(row["group"], {})
+        name = extra["rival"]
+        figure = group.setdefault(
+            name,
+            Figure(name, extra["variant"], extra["elements"], extra["bytes"], extra["flops"]),
+        )
+        figure.times += row["stats"]["data"]
+        figure.turns.append(statistics.median(row["stats"]["data"]))
+    return groups, content
+
+
+# --- targets --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Target:
+    """`group` starts with this; ours must be `factor` times as fast as the fastest of `against`."""
+
+    group: str
+    against: tuple[str, ...]
+    factor: float
+
+
+EAGER = ("eager",)
+COMPILE = ("compile",)
+
+TARGETS = (
+    Target("iwae_loss forward+backward, B=100 K=50", COMPILE, 3),
+    Target("iwae_loss forward+backward, B=100 K=50", EAGER, 5),
+    Target("iwae_loss forward+backward, B=100 K=5 ", COMPILE, 2.5),
+    Target("iwae_loss forward+backward, B=100 K=1 ", COMPILE, 2.5),
+    Target("log_weights forward", COMPILE, 3.5),
+    Target("log_weights forward", EAGER, 15),
+    Target("log_weights forward", ("eager, chunked",), 15),
+    Target("corrupt salt-and-pepper, 100×784, M=1", EAGER, 6),
+    Target("corrupt salt-and-pepper, 100×784, M=1", COMPILE, 6),
+    Target("corrupt salt-and-pepper, 100×784, M=10", EAGER, 8),
+    Target("corrupt salt-and-pepper, 100×784, M=10", COMPILE, 8),
+    Target("sample_latent", EAGER, 3.5),
+    Target("linear_log_weights", ("addmm",), 1),
+    Target("linear_log_weights", ("addmm, kept buffer",), 1),
+    Target("training step, 784-200-200-50-200-200-784, B=100 K=50", EAGER, 1.25),
+    Target("training step, 784-200-200-50-200-200-784, B=100 K=1", EAGER, 1.5),
+)
+COPY_SHARE = 0.70
+MEMORY_SHARE = 0.6
+LINEAR_EXTRA = 32e6
+ACCURACY = 2e-6
+
+
+def find(groups: Groups, prefix: str) -> tuple[str, dict[str, Figure]] | None:
+    """The group whose name starts with `prefix`, which ends where the name or a number does."""
+    for name, group in groups.items():
+        if name.startswith(prefix) and not name[len(prefix) :][:1].isdigit():
+            return name, group
+    return None
+
+
+def verdict(met: bool) -> str:
+    return "met" if met else "**missed**"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, first column to the left, the rest to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def seconds(value: float) -> str:
+    """Three significant digits with a unit."""
+    unit, scale = "µs", 1e-6
+    if value >= 1:
+        unit, scale = "s", 1.0
+    elif value >= 1e-3:
+        unit, scale = "ms", 1e-3
+    figure = value / scale
+    return f"{figure:.3g} {unit}" if figure < 999.5 else f"{figure:.0f} {unit}"
+
+
+def target_rows(groups: Groups) -> list[list[str]]:
+    rows = []
+    for target in TARGETS:
+        found = find(groups, target.group)
+        if found is None:
+            continue
+        name, group = found
+        rivals = [group[rival] for rival in target.against if rival in group]
+        if "ours" not in group or not rivals:
+            continue
+        rival = min(rivals, key=lambda figure: figure.median)
+        ratio = rival.median / group["ours"].median
+        rows.append(
+            [
+                name,
+                rival.rival,
+                seconds(group["ours"].median),
+                seconds(rival.median),
+                f"{ratio:.2f}×",
+                f"≥ {target.factor:g}×",
+                verdict(ratio >= target.factor),
+            ]
+        )
+    rows += _copy_rows(groups)
+    return rows
+
+
+def _copy_rows(groups: Groups) -> list[list[str]]:
+    """The loss against a copy of as many bytes."""
+    found = find(groups, "iwae_loss forward+backward, B=100 K=50")
+    copy = groups.get("ceilings", {}).get("copy")
+    if found is None or copy is None:
+        return []
+    rows = []
+    for rival in ("ours", "ours, overwrite_params"):
+        figure = found[1].get(rival)
+        if figure is None:
+            continue
+        same = copy.median * figure.bytes / copy.bytes  # a copy of as many bytes
+        share = same / figure.median
+        rows.append(
+            [
+                f"{found[0]}" + rival.removeprefix("ours"),
+                "copy bandwidth at 8 bytes an element",
+                seconds(figure.median),
+                seconds(same),
+                f"{share:.0%}",
+                f"≥ {COPY_SHARE:.0%}",
+                verdict(share >= COPY_SHARE),
+            ]
+        )
+    return rows
+
+
+def memory_rows(memory: list[dict[str, Any]]) -> list[list[str]]:
+    figures = {(row["work"], row["rival"]): row["resident"] for row in memory}
+    ours = figures.get(("training step", "ours"))
+    rows = []
+
+    def size(value: float) -> str:
+        return f"{value / MIB:.1f} MiB"
+
+    for (work, rival), value in figures.items():
+        if ours is None or value is None or work != "training step" or rival == "ours":
+            continue
+        share = ours / value
+        judged = rival.startswith("eager")
+        rows.append(
+            [
+                "peak memory, training step K=50",
+                rival,
+                size(ours),
+                size(value),
+                f"{share:.2f}",
+                f"≤ {MEMORY_SHARE}" if judged else "",
+                verdict(share <= MEMORY_SHARE) if judged else "",
+            ]
+        )
+    extra, product = (figures.get(("linear_log_weights", r)) for r in ("ours", "addmm"))
+    if extra is not None and product is not None:
+        rows.append(
+            [
+                "peak extra memory, linear_log_weights",
+                "addmm",
+                size(extra),
+                size(product),
+                "",
+                f"< {LINEAR_EXTRA / 1e6:.0f} MB",
+                verdict(extra < LINEAR_EXTRA),
+            ]
+        )
+    return rows
+
+
+def accuracy_rows(accuracy: dict[str, Any]) -> list[list[str]]:
+    op, worst = max(accuracy["errors"].items(), key=lambda item: item[1])
+    noise = accuracy["noise"]
+    rows = [
+        [
+            f"largest error, float32, {len(accuracy['errors'])} operators",
+            "float64, over the sum of absolute terms",
+            f"{worst:.1e} ({op})",
+            "",
+            "",
+            f"≤ {ACCURACY:.0e}",
+            verdict(worst <= ACCURACY),
+        ]
+    ]
+    if noise:
+        same = all(noise.values())
+        rows.append(
+            [
+                f"noise on {', '.join(noise)}",
+                "reference, bit by bit",
+                "identical" if same else "differs",
+                "",
+                "",
+                "identical",
+                verdict(same),
+            ]
+        )
+    return rows
+
+
+# --- all rivals, roofline -------------------------------------------------------------------------
+
+
+def rival_rows(groups: Groups) -> list[list[str]]:
+    rows = []
+    for name, group in groups.items():
+        ours = group.get("ours")
+        for i, figure in enumerate(group.values()):
+            label = figure.rival + (f" ({figure.variant})" if figure.variant else "")
+            each = f"{figure.median / figure.elements * 1e9:.3g}" if figure.elements else ""
+            rows.append(
+                [
+                    name if i == 0 else "",
+                    label,
+                    seconds(figure.median),
+                    f"{figure.spread:.0%}",
+                    f"{figure.drift:.2f}",
+                    each,
+                    f"{figure.median / ours.median:.2f}" if ours else "",
+                    str(len(figure.times)),
+                ]
+            )
+    return rows
+
+
+def roofline_rows(groups: Groups) -> list[list[str]]:
+    """Bytes and operations a second as shares of what copy and GEMM reached in the same run."""
+    ceilings = groups.get("ceilings", {})
+    copy, gemm = ceilings.get("copy"), ceilings.get("GEMM")
+    rows = []
+    for name, group in groups.items():
+        for rival, figure in group.items():
+            if rival.startswith("eager") or "torch.compile" in rival:
+                continue
+            cells = [f"{name}: {rival}"]
+            for work, ceiling, unit in (
+                (figure.bytes, copy and copy.bytes / copy.median, 1e9),
+                (figure.flops, gemm and gemm.flops / gemm.median, 1e9),
+            ):
+                rate = work / figure.median
+                cells += [f"{rate / unit:.3g}"] if work else [""]
+                cells += [f"{rate / ceiling:.0%}"] if work and ceiling else [""]
+            rows.append(cells)
+    return rows
+
+
+# --- the whole ------------------------------------------------------------------------------------
+
+
+def machine(content: dict[str, Any]) -> str:
+    """What the figures were measured on and with."""
+    info = content["machine_info"]
+    ours, setting = info["dvae_fast"], info["measured_with"]
+    cpu = setting["cpu"]
+    caches = ", ".join(f"{name} {size >> 10} KiB" for name, size in cpu["caches"].items())
+    commit = content.get("commit_info", {})
+    state = " with uncommitted changes" if commit.get("dirty") else ""
+    build = ours["build"]
+    built = ", ".join(f"{k} {build[k]}" for k in ("isa", "compiler") if k in build)
+    lines = {
+        "CPU": f"{cpu['model']}; {' '.join(cpu['isa'])}",
+        "Cores": f"{setting['threads']}, all of them used by every rival",
+        "Caches": caches + " (as the first core sees them)" if caches else "",
+        "Versions": f"dvae_fast {ours['version']}, torch {setting['torch']}, "
+        f"Python {info['python_version']}, {info['system']} {info['release']}",
+        "Kernels": (built or "compiled") if ours["compiled"] else "**none: the reference ran**",
+        "Commit": f"{commit.get('id', 'unknown')}{state}",
+        "Date": content["datetime"][:19].replace("T", " "),
+        "Load": f"{setting['load_average']:.2f} when the run began",
+    }
+    if setting["malloc"]:
+        lines["malloc"] = ", ".join(f"{k}={v}" for k, v in setting["malloc"].items())
+    return "\n".join(f"- {name}: {text}" for name, text in lines.items() if text)
+
+
+_HOW = """\
+A figure is the median of one run, over all rounds of all turns ({turns} of them). In each turn the
+rivals of a group run one after the other, in another order each time, so that a machine that gets
+slower or faster favours none; each is warmed up again before it is timed. "IQR" is the
+interquartile range over the median, "drift" the slowest turn's median over the fastest's. Every
+rival's result is checked against the reference or ours before it is timed.
+
+Where plain code can be written in several ways, all are tried first and the fastest runs; its
+name stands in brackets. "eager, chunked" is the same in chunks that stay in cache, and "addmm,
+kept buffer" pays for no fresh memory: both are harder rivals than the targets name. "compile" is
+`torch.compile(dynamic=False, fullgraph=True)`, and all training steps use the fused Adam. "eager,
+gradient by hand" is no plain code, and no target speaks of it.
+"""
+
+_ROOFLINE = """\
+Copy is `Tensor.copy_` between buffers far larger than the caches, bytes read and bytes written
+both counted; GEMM is `torch.mm` of square float32 matrices into a kept buffer. Both were measured
+in this run, with the same threads. Bytes are those an operator cannot do without (each input read
+and each output written once), so a share says how far from a plain copy it is. Groups whose data
+fit the last cache can exceed 100 % of the copy.
+"""
+
+_KEPT = """\
+glibc gives large blocks back to the system when they are freed, and fresh ones cost page faults.
+Above, every rival has that default. Here malloc keeps its memory, which takes that cost from
+everybody, and mostly from those that make large intermediates:
+`{malloc}`.
+"""
+
+_MEMORY = """\
+Peak memory is the growth of the resident set during five steps, Adam's state already there, each
+in a process of its own in which freed memory goes back to the system at once (see
+`peak_memory.py`). Of the formulas of eager PyTorch "softplus+bmm" keeps the least, and "bce",
+`F.binary_cross_entropy_with_logits`, is the usual one. The peak of torch's tensors alone, as its
+profiler counts it:
+"""
+
+
+def report(
+    times: Path, memory: Path | None, accuracy: Path | None, kept: Path | None, command: str
+) -> str:
+    groups, content = load(times)
+    head = ["what", "against", "ours", "theirs", "ratio", "target", ""]
+    rows = target_rows(groups)
+    memory_figures = json.loads(memory.read_text()) if memory and memory.exists() else []
+    rows += memory_rows(memory_figures)
+    if accuracy and accuracy.exists():
+        rows += accuracy_rows(json.loads(accuracy.read_text()))
+    verdicts = Counter(row[-1] for row in rows if row[-1])
+    turns = content["machine_info"]["measured_with"]["turns"]
+    rivals_head = ["group", "rival", "median", "IQR", "drift", "ns/element", "of ours", "rounds"]
+    parts = [
+        "# Results",
+        f"Made by `{command}`.",
+        machine(content),
+        _HOW.format(turns=turns),
+        "## Targets",
+        f"{verdicts['met']} of {sum(verdicts.values())} met.",
+        table(head, rows),
+        "## Roofline",
+        _ROOFLINE,
+        table(
+            ["group", "GB/s", "of copy", "GFLOP/s", "of GEMM"],
+            roofline_rows(groups),
+        ),
+        "## Every rival",
+        table(rivals_head, rival_rows(groups)),
+    ]
+    if kept and kept.exists():
+        kept_groups, kept_content = load(kept)
+        malloc = kept_content["machine_info"]["measured_with"]["malloc"]
+        parts += [
+            "## With memory kept by malloc",
+            _KEPT.format(malloc=" ".join(f"{k}={v}" for k, v in malloc.items())),
+            table(rivals_head, rival_rows(kept_groups)),
+        ]
+    if memory_figures:
+        tensors = "; ".join(
+            f"{row['work']}, {row['rival']}: {row['tensors'] / MIB:.1f} MiB"
+            for row in memory_figures
+            if row["tensors"] is not None
+        )
+        parts += ["## Memory", _MEMORY.rstrip() + "\n" + tensors + "."]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Markdown from the benchmarks' JSON.")
+    parser.add_argument("times", type=Path, help="what pytest --benchmark-json wrote")
+    parser.add_argument("--memory", type=Path, help="what peak_memory.py --json wrote")
+    parser.add_argument("--accuracy", type=Path, help="what accuracy.py --json wrote")
+    parser.add_argument("--kept", type=Path, help="times with memory kept by malloc")
+    parser.add_argument("--command", default="python benchmarks/run.py", help="to be named")
+    a = parser.parse_args()
+    print(report(a.times, a.memory, a.accuracy, a.kept, a.command), end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,344 @@
+"""What the kernels are measured against: the best plain PyTorch code for each task.
+
+Plain means formulas, autograd and torch.compile: no gradient written by hand, no custom kernel.
+Where one formula can be written in several ways, all of them are here as candidates and the
+benchmark takes the fastest on the machine it runs on (`fastest`), so that no choice made on
+another machine holds a rival back. Nothing in this file uses dvae_fast.
+
+Shapes: B examples, K samples, Z latent and D data dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from itertools import pairwise
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    Density = Callable[[Tensor, Tensor], Tensor]
+    Noise = Callable[[Tensor, Tensor, float, float], Tensor]
+
+T = TypeVar("T")
+
+
+def compiled(function: Callable[..., T], **options: bool) -> Callable[..., T]:
+    """torch.compile as it is fastest here: static shapes, and an error instead of a graph break."""
+    return torch.compile(function, dynamic=False, fullgraph=True, options=options or None)
+
+
+def fastest(
+    candidates: Mapping[str, Callable[[], object]],
+    prepare: Callable[[], None] | None = None,
+    seconds: float = 0.5,
+) -> str:
+    """The name of the candidate with the least median time, each run `seconds` in turn."""
+    if len(candidates) == 1:
+        return next(iter(candidates))
+
+    def run(call: Callable[[], object]) -> float:
+        if prepare is not None:
+            prepare()
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for call in candidates.values():
+        run(call)  # compiles
+    slowest = max(min(run(call) for _ in range(2)) for call in candidates.values())
+    for _ in range(max(3, min(200, int(seconds / slowest)))):
+        for name, call in candidates.items():
+            times[name].append(run(call))
+    return min(times, key=lambda name: statistics.median(times[name]))
+
+
+# --- corruption: salt and pepper, one uniform number an element ---------------------------------
+
+
+def corrupt_where(x: Tensor, u: Tensor, rate: float, salt: float) -> Tensor:
+    """u < rate · salt gives 1, u < rate gives 0, else x."""
+    one, zero = x.new_ones(()), x.new_zeros(())
+    return torch.where(u < rate * salt, one, torch.where(u < rate, zero, x))
+
+
+def corrupt_masked_fill(x: Tensor, u: Tensor, rate: float, salt: float) -> Tensor:
+    return x.masked_fill(u < rate, 0.0).masked_fill(u < rate * salt, 1.0)
+
+
+def corrupt_select(x: Tensor, u: Tensor, rate: float, salt: float) -> Tensor:
+    """One comparison less in the select: the hit value is itself a comparison."""
+    return torch.where(u < rate, (u < rate * salt).to(x.dtype), x)
+
+
+CORRUPTIONS: dict[str, Noise] = {
+    "where": corrupt_where,
+    "masked_fill": corrupt_masked_fill,
+    "select": corrupt_select,
+}
+
+
+def corrupt(x: Tensor, copies: int | None, rate: float, salt: float, formula: Noise) -> Tensor:
+    """x (B, D) → x̃ (B, D), or (copies, B, D)."""
+    shape = x.shape if copies is None else (copies, *x.shape)
+    return formula(x, torch.rand(shape), rate, salt)
+
+
+# --- latent samples -----------------------------------------------------------------------------
+
+
+def reparameterise(mean: Tensor, log_var: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """z = mean + exp(log_var / 2) ε (B, K, Z), and log p(z) − log q(z) (B, K)."""
+    z = torch.addcmul(mean.unsqueeze(1), torch.exp(0.5 * log_var).unsqueeze(1), noise)
+    return z, 0.5 * (noise.square() - z.square() + log_var.unsqueeze(1)).sum(-1)
+
+
+def reparameterise_dot(mean: Tensor, log_var: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """The same with inner products, which keep no (B, K, Z) intermediate."""
+    z = torch.addcmul(mean.unsqueeze(1), torch.exp(0.5 * log_var).unsqueeze(1), noise)
+    squares = torch.linalg.vecdot(noise, noise) - torch.linalg.vecdot(z, z)
+    return z, 0.5 * (squares + log_var.sum(-1, keepdim=True))
+
+
+REPARAMETERISATIONS = {"sum": reparameterise, "vecdot": reparameterise_dot}
+
+
+def sample_latent(
+    mean: Tensor, log_var: Tensor, k: int, formula: Callable[..., tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    return formula(mean, log_var, torch.randn(mean.shape[0], k, mean.shape[1]))
+
+
+# --- Bernoulli log-density from logits (B, K, D) and x (B, D), summed over D --------------------
+
+
+def density_bce(logits: Tensor, x: Tensor) -> Tensor:
+    target = x.unsqueeze(1).expand_as(logits)
+    return -F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
+
+
+def density_softplus(logits: Tensor, x: Tensor) -> Tensor:
+    return (x.unsqueeze(1) * logits - F.softplus(logits)).sum(-1)
+
+
+def density_softplus_bmm(logits: Tensor, x: Tensor) -> Tensor:
+    """Σ x l as a matrix product, which makes no intermediate of logits' size."""
+    return torch.bmm(logits, x.unsqueeze(2)).squeeze(2) - F.softplus(logits).sum(-1)
+
+
+def density_logsigmoid_bmm(logits: Tensor, x: Tensor) -> Tensor:
+    """(x − 1) l + log σ(l)."""
+    return torch.bmm(logits, (x - 1).unsqueeze(2)).squeeze(2) + F.logsigmoid(logits).sum(-1)
+
+
+def density_explicit(logits: Tensor, x: Tensor) -> Tensor:
+    """x l − max(l, 0) − log(1 + e^−|l|), for compilers to fuse."""
+    softplus = logits.clamp(min=0) + torch.log1p(torch.exp(-logits.abs()))
+    return (x.unsqueeze(1) * logits - softplus).sum(-1)
+
+
+#: Eager PyTorch gains from matrix products and composed kernels, a compiler from pointwise code.
+EAGER_DENSITIES: dict[str, Density] = {
+    "bce": density_bce,
+    "softplus": density_softplus,
+    "softplus+bmm": density_softplus_bmm,
+    "logsigmoid+bmm": density_logsigmoid_bmm,
+}
+COMPILED_DENSITIES: dict[str, Density] = {
+    "bce": density_bce,
+    "softplus": density_softplus,
+    "softplus+bmm": density_softplus_bmm,
+    "explicit": density_explicit,
+}
+
+
+def log_weights(logits: Tensor, x: Tensor, log_ratio: Tensor, density: Density) -> Tensor:
+    return density(logits, x) + log_ratio
+
+
+def log_weights_chunked(
+    logits: Tensor, x: Tensor, log_ratio: Tensor, density: Density, chunk: int
+) -> Tensor:
+    """`log_weights` in chunks of one example's samples, so that intermediates stay in cache."""
+    out = torch.empty_like(log_ratio)
+    for b in range(logits.shape[0]):
+        for k in range(0, logits.shape[1], chunk):
+            out[b, k : k + chunk] = density(logits[b : b + 1, k : k + chunk], x[b : b + 1])[0]
+    return out.add_(log_ratio)
+
+
+def iwae_loss(logits: Tensor, x: Tensor, log_ratio: Tensor, density: Density) -> Tensor:
+    """−mean over B of log (1/K Σ_k w_k); one sample needs no logsumexp."""
+    log_w = density(logits, x) + log_ratio
+    if log_w.shape[1] == 1:
+        return -log_w.mean()
+    return math.log(log_w.shape[1]) - torch.logsumexp(log_w, 1).mean()
+
+
+def iwae_by_hand(logits: Tensor, x: Tensor, log_ratio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Value and gradients without autograd, in place where possible: (loss, ∂logits, ∂log_ratio).
+
+    Not plain code, and no target speaks of it: it shows how much of the gain over eager PyTorch
+    is had by writing the gradient out, with no kernel.
+    """
+    b, k = log_ratio.shape
+    log_w = density_softplus_bmm(logits, x).add_(log_ratio)
+    loss = math.log(k) - torch.logsumexp(log_w, 1).mean()
+    grad_ratio = torch.softmax(log_w, 1).mul_(-1 / b)
+    grad = torch.sigmoid(logits).sub_(x.unsqueeze(1)).mul_(-grad_ratio.unsqueeze(2))
+    return loss, grad, grad_ratio
+
+
+# --- last linear layer and likelihood -----------------------------------------------------------
+
+
+def linear_log_weights(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    x: Tensor,
+    log_ratio: Tensor,
+    density: Density,
+    tile: int,
+) -> Tensor:
+    """Tiles of one example's rows: hidden (B, K, H) → (B, K). The tile's buffer is reused."""
+    out = torch.empty_like(log_ratio)
+    buffer = hidden.new_empty(tile, weight.shape[0])
+    transposed = weight.t()
+    for b in range(hidden.shape[0]):
+        for k in range(0, hidden.shape[1], tile):
+            rows = hidden[b, k : k + tile]
+            logits = buffer[: rows.shape[0]]
+            torch.addmm(bias, rows, transposed, out=logits)
+            out[b, k : k + tile] = density(logits.unsqueeze(0), x[b : b + 1])[0]
+    return out.add_(log_ratio)
+
+
+def linear_log_weights_compiled(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    x: Tensor,
+    log_ratio: Tensor,
+    step: Callable[..., Tensor],
+    tile: int,
+) -> Tensor:
+    """The same with `step(rows, weight, bias, x)` compiled: one fused pass after the product."""
+    out = torch.empty_like(log_ratio)
+    for b in range(hidden.shape[0]):
+        for k in range(0, hidden.shape[1], tile):
+            out[b, k : k + tile] = step(hidden[b, k : k + tile], weight, bias, x[b])
+    return out.add_(log_ratio)
+
+
+def linear_step(density: Density) -> Callable[..., Tensor]:
+    def step(rows: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+        return density(F.linear(rows, weight, bias).unsqueeze(0), x.unsqueeze(0))[0]
+
+    return step
+
+
+# --- model --------------------------------------------------------------------------------------
+
+
+def mlp(sizes: Sequence[int], activation: Callable[[], nn.Module]) -> nn.Sequential:
+    """Linear and activation alternating, no activation after the last layer."""
+    layers: list[nn.Module] = []
+    for a, b in pairwise(sizes):
+        layers += [nn.Linear(a, b), activation()]
+    return nn.Sequential(*layers[:-1])
+
+
+class DIWAE(nn.Module):
+    """A denoising importance-weighted autoencoder in plain PyTorch, Bernoulli decoder.
+
+    It encodes each example once, keeps no copy it does not need, and draws its noise in one call
+    each. `*_from` methods take the noise instead of drawing it, so that they can be checked.
+    """
+
+    def __init__(
+        self,
+        data_size: int,
+        latent_size: int,
+        hidden_sizes: Sequence[int],
+        activation: Callable[[], nn.Module],
+        k: int,
+        rate: float,
+        salt: float,
+    ) -> None:
+        super().__init__()
+        self.latent_size, self.k, self.rate, self.salt = latent_size, k, rate, salt
+        self.encoder = mlp([data_size, *hidden_sizes, 2 * latent_size], activation)
+        self.decoder = mlp([latent_size, *reversed(hidden_sizes), data_size], activation)
+        self.density: Density = density_softplus
+        self.noise: Noise = corrupt_where
+        self.reparameterise = reparameterise
+
+    def copy_parameters(self, model: nn.Module) -> None:
+        """Take `model`'s parameters, which must be the same ones in the same order."""
+        with torch.no_grad():
+            for mine, theirs in zip(self.parameters(), model.parameters(), strict=True):
+                if mine.shape != theirs.shape:
+                    raise ValueError(
+                        f"model must have the same layers, got a parameter of shape "
+                        f"{tuple(theirs.shape)} for {tuple(mine.shape)}"
+                    )
+                mine.copy_(theirs)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_var = self.encoder(x).chunk(2, -1)
+        return mean, log_var
+
+    def loss_from(self, x: Tensor, corrupted: Tensor, noise: Tensor) -> Tensor:
+        z, log_ratio = self.reparameterise(*self.encode(corrupted), noise)
+        return iwae_loss(self.decoder(z), x, log_ratio, self.density)
+
+    def loss(self, x: Tensor) -> Tensor:
+        corrupted = corrupt(x, None, self.rate, self.salt, self.noise)
+        return self.loss_from(x, corrupted, torch.randn(x.shape[0], self.k, self.latent_size))
+
+    def log_weights_from(self, x: Tensor, mean: Tensor, log_var: Tensor, noise: Tensor) -> Tensor:
+        z, log_ratio = self.reparameterise(mean, log_var, noise)
+        return log_weights(self.decoder(z), x, log_ratio, self.density)
+
+    def log_weights(self, x: Tensor, mean: Tensor, log_var: Tensor, k: int) -> Tensor:
+        noise = torch.randn(x.shape[0], k, self.latent_size)
+        return self.log_weights_from(x, mean, log_var, noise)
+
+
+def estimate_log_likelihood(
+    model: DIWAE, log_weights: Callable[..., Tensor], x: Tensor, k: int, chunk: int
+) -> Tensor:
+    """log p̂(x) per example (B,): encoded once, `chunk` samples of every example at a time."""
+    with torch.no_grad():
+        mean, log_var = model.encode(x)
+        log_w = x.new_empty(x.shape[0], k)
+        for start in range(0, k, chunk):
+            n = min(chunk, k - start)
+            log_w[:, start : start + n] = log_weights(x, mean, log_var, n)
+        return torch.logsumexp(log_w, 1) - math.log(k)
+
+
+def training_step(
+    loss: Callable[[Tensor], Tensor], optimiser: torch.optim.Optimizer, x: Tensor
+) -> Callable[[], None]:
+    """One step with the gradients freed rather than zeroed."""
+
+    def step() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        loss(x).backward()
+        optimiser.step()
+
+    return step
+
+
+def adam(model: nn.Module, rate: float = 1e-3) -> torch.optim.Optimizer:
+    """The fused implementation is the fastest of torch's Adams on the CPU too."""
+    return torch.optim.Adam(model.parameters(), lr=rate, fused=True)

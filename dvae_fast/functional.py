@@ -34,6 +34,7 @@ __all__ = [
     "logmeanexp",
     "sample_latent",
     "set_validation",
+    "softplus",
 ]
 
 _op: Any = torch.ops.dvae_fast
@@ -531,6 +532,41 @@ def _log_weights(
     if _needs_grad(params, scale, x, log_ratio):
         return cast("Tensor", _LogWeights.apply(params, scale, x, log_ratio, kind))
     return cast("Tensor", _op.log_weights(params, scale, x, log_ratio, kind))
+
+
+# --- activation -------------------------------------------------------------------------------
+
+
+class _Softplus(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        out = cast("Tensor", _op.softplus(x))
+        ctx.save_for_backward(out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return cast("Tensor", _op.softplus_backward(grad, *ctx.saved_tensors))
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x), element by element, without `torch.nn.Softplus`'s linear part beyond 20.
+
+    Keeps its result for the backward pass rather than its input: the linear layer that follows
+    keeps that anyway, so the activation needs no memory of its own.
+
+    Args:
+        x: any shape, floating point.
+
+    Returns:
+        The shape and dtype of x. Differentiable once.
+
+    Raises:
+        TypeError: if x is not a floating-point tensor.
+    """
+    _check_float("x", x)
+    return cast("Tensor", _Softplus.apply(x) if _needs_grad(x) else _op.softplus(x))
 
 
 # --- logmeanexp and the IWAE loss -------------------------------------------------------------

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dvae_fast import functional
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -24,11 +26,21 @@ __all__ = [
     "BernoulliDecoder",
     "GaussianDecoder",
     "GaussianEncoder",
+    "Softplus",
 ]
+
+
+class Softplus(nn.Module):
+    """log(1 + e^x), fused: see `dvae_fast.functional.softplus`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The shape of x."""
+        return functional.softplus(x)
+
 
 #: Constructors of the non-linearities by the name used in configurations.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "softplus": nn.Softplus,
+    "softplus": Softplus,
     "tanh": nn.Tanh,
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,

@@ -59,6 +59,8 @@ _SCHEMAS = {
         "(Tensor(a!) params, Tensor? scale, Tensor x, Tensor log_ratio, str likelihood, "
         "float multiplier) -> (Tensor, Tensor, Tensor)"
     ),
+    "softplus": "(Tensor x) -> Tensor",
+    "softplus_backward": "(Tensor grad, Tensor out) -> Tensor",
     "rescale_": "(Tensor(a!) grad, Tensor factor) -> ()",
     "lse_update": "(Tensor state, Tensor log_w) -> Tensor",
     "lse_merge": "(Tensor a, Tensor b) -> Tensor",
@@ -123,6 +125,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
         _accumulated(params, *params.shape[:2]),
         _optional_like(scale, params),
     ),
+    "softplus": _like,
+    "softplus_backward": lambda grad, out: _like(out),
     "rescale_": lambda grad, factor: None,
     "lse_update": lambda state, log_w: _like(state),
     "lse_merge": lambda a, b: _like(a),

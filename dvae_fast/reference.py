@@ -350,6 +350,23 @@ def _weighted(weight: Tensor, value: Tensor) -> Tensor:
     return torch.where(weight == 0, torch.zeros_like(value), weight * value)
 
 
+# --- activation -------------------------------------------------------------------------------
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x) = max(x, 0) + log1p(e^−|x|), in any shape."""
+    v = x.to(accumulation_dtype(x.dtype))
+    out = v.clamp(min=0) + torch.log1p(torch.exp(-v.abs()))
+    return out.to(x.dtype, memory_format=torch.contiguous_format)
+
+
+def softplus_backward(grad: Tensor, out: Tensor) -> Tensor:
+    """grad · σ(x) from out = log(1 + e^x): σ(x) = 1 − e^−out."""
+    dtype = accumulation_dtype(out.dtype)
+    result = grad.to(dtype) * -torch.expm1(-out.to(dtype))
+    return result.to(out.dtype, memory_format=torch.contiguous_format)
+
+
 # --- logsumexp over samples -------------------------------------------------------------------
 
 
@@ -358,15 +375,21 @@ def logmeanexp(log_w: Tensor) -> Tensor:
     return torch.logsumexp(log_w, -1) - math.log(log_w.shape[-1])
 
 
-def normalised_weights(log_w: Tensor, bound: Tensor) -> Tensor:
-    """w̃ = w / Σ w = exp(log_w − bound) / K; all 0 where every log-weight is −inf."""
-    weights = torch.exp(log_w - bound.unsqueeze(-1)) / log_w.shape[-1]
-    return torch.where((bound == -math.inf).unsqueeze(-1), torch.zeros_like(weights), weights)
+def normalised_weights(log_w: Tensor) -> Tensor:
+    """w̃ = w / Σ w = e^(log w − max) / Σ e^(log w − max); all 0 where every log-weight is −inf.
+
+    Not e^(log w − bound) / K: the bound is rounded to its own size, at −3000 nats 1e-4 of a weight.
+    """
+    top = log_w.amax(-1, keepdim=True)
+    weights = torch.exp(log_w - torch.where(top == -math.inf, 0.0, top))
+    # A weight of inf leaves its own w̃ undefined and takes all from the others.
+    total = torch.where(top == math.inf, top, weights.sum(-1, keepdim=True))
+    return weights / torch.where(total == 0, 1.0, total)
 
 
 def logmeanexp_backward(grad: Tensor, log_w: Tensor, bound: Tensor) -> Tensor:
     """g w̃, (N, K)."""
-    return _weighted(grad.unsqueeze(-1), normalised_weights(log_w, bound))
+    return _weighted(grad.unsqueeze(-1), normalised_weights(log_w))
 
 
 def iwae(
@@ -380,7 +403,7 @@ def iwae(
     """(bound (N,), w̃ (N, K), multiplier · ∂bound/∂params, multiplier · ∂bound/∂scale)."""
     log_w = log_weights(params, scale, x, log_ratio, likelihood)
     bound = logmeanexp(log_w)
-    weights = normalised_weights(log_w, bound)
+    weights = normalised_weights(log_w)
     grads = log_weights_backward(weights * multiplier, params, scale, x, likelihood)
     return bound, weights, *grads
 

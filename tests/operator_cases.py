@@ -279,6 +279,18 @@ def _log_weights(backward: bool) -> Iterator[_Build]:
         yield _label(s, layout, kind), layout, build
 
 
+def _softplus(backward: bool) -> Iterator[_Build]:
+    for s, layout in _SIZES_AND_LAYOUTS:
+
+        def build(make: Maker, s: Sizes = s) -> tuple[Any, ...]:
+            x = make.normal(s.m, s.b, s.z, std=4.0)
+            if not backward:
+                return (x,)
+            return make.normal(s.m, s.b, s.z), arrange(reference.softplus(x), make.layout)
+
+        yield _label(s, layout), layout, build
+
+
 def _logmeanexp(backward: bool) -> Iterator[_Build]:
     for s, layout in _SIZES_AND_LAYOUTS:
 
@@ -382,6 +394,8 @@ _BUILDERS: dict[str, Callable[[], Iterator[_Build]]] = {
     "latent_log_ratio_backward": lambda: _latent_log_ratio(backward=True),
     "log_weights": lambda: _log_weights(backward=False),
     "log_weights_backward": lambda: _log_weights(backward=True),
+    "softplus": lambda: _softplus(backward=False),
+    "softplus_backward": lambda: _softplus(backward=True),
     "logmeanexp": lambda: _logmeanexp(backward=False),
     "logmeanexp_backward": lambda: _logmeanexp(backward=True),
     "iwae": lambda: _iwae(in_place=False),
@@ -586,6 +600,15 @@ def _terms_log_weights_backward(
     return g * density.d_params, _sum_like_scale(g * density.d_scale, scale)
 
 
+def _terms_softplus(x: Tensor) -> tuple[Tensor, ...]:
+    """Both terms, max(x, 0) and log1p(e^−|x|), are positive."""
+    return (reference.softplus(x),)
+
+
+def _terms_softplus_backward(grad: Tensor, out: Tensor) -> tuple[Tensor, ...]:
+    return (grad.abs() * -torch.expm1(-out),)
+
+
 def _terms_logmeanexp(log_w: Tensor) -> tuple[Tensor, ...]:
     """bound = max + log Σ e^(w − max) − log K."""
     top = log_w.amax(-1)
@@ -703,6 +726,8 @@ _TERMS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "latent_log_ratio_backward": _terms_latent_log_ratio_backward,
     "log_weights": _terms_log_weights,
     "log_weights_backward": _terms_log_weights_backward,
+    "softplus": _terms_softplus,
+    "softplus_backward": _terms_softplus_backward,
     "logmeanexp": _terms_logmeanexp,
     "logmeanexp_backward": _terms_logmeanexp_backward,
     "iwae": _terms_iwae,

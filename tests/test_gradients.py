@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 import dvae_fast
-from dvae_fast import corruptions, reference
+from dvae_fast import corruptions, functional, reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,6 +151,14 @@ def test_log_weights_gaussian(shape: int, d: int, device: str) -> None:
         return dvae_fast.log_weights((mean, scale), x, log_ratio, "gaussian")
 
     assert gradcheck(call, (mean, scale, x, log_ratio))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_softplus(device: str) -> None:
+    x = Inputs(device).normal(M, B, 7)
+    assert gradcheck(lambda x: functional.softplus(3 * x), (x,))
+    plain = torch.nn.functional.softplus(x, threshold=700)
+    torch.testing.assert_close(functional.softplus(x), plain, rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -48,15 +48,18 @@ DVAE_HD void store(BFloat16& to, float v) {
 DVAE_HD void store(Half& to, float v) {
   const uint32_t bits = bit_cast<uint32_t>(v);
   const uint32_t sign = (bits >> 16) & 0x8000u;
-  const uint32_t magnitude = bits & 0x7FFFFFFFu;
+  const int32_t magnitude = static_cast<int32_t>(bits & 0x7FFFFFFFu);
+  // 2¹⁶ and above are inf, whose bits the rounding of 2¹⁶ gives.
+  const int32_t finite = magnitude < 0x47800000 ? magnitude : 0x47800000;
   // Normal: rebias, add just under half a unit of the kept bits (plus one if they are odd).
-  const uint32_t normal = (magnitude - 0x38000000u + 0x0FFFu + ((magnitude >> 13) & 1u)) >> 13;
+  const int32_t normal = (finite - 0x38000000 + 0x0FFF + ((finite >> 13) & 1)) >> 13;
   // Below 2⁻¹⁴ the unit is 2⁻²⁴ everywhere: adding ½ lets the float adder round to it.
-  const uint32_t denormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3F000000u;
-  uint32_t half = magnitude < 0x38800000u ? denormal : normal;
-  half = magnitude >= 0x477FF000u ? 0x7C00u : half;  // rounds to 2¹⁶ or more: inf
-  half = magnitude > 0x7F800000u ? 0x7E00u : half;
-  to.bits = static_cast<uint16_t>(sign | half);
+  const int32_t denormal = bit_cast<int32_t>(bit_cast<float>(finite) + 0.5f) - 0x3F000000;
+  // Masks, not ?: — GCC narrows a choice that will be cut to 16 bits, and then cannot vectorise it.
+  const int32_t is_denormal = -static_cast<int32_t>(magnitude < 0x38800000);
+  const int32_t quiet = -static_cast<int32_t>(magnitude > 0x7F800000) & 0x0200;
+  const int32_t half = quiet | (denormal & is_denormal) | (normal & ~is_denormal);
+  to.bits = static_cast<uint16_t>(sign | static_cast<uint32_t>(half));
 }
 
 DVAE_END_CORE

@@ -29,8 +29,7 @@ struct DiagonalNormal {
   }
   // u = (z − mean)/var: returns ∂z = g (u − z), adds ∂mean = −g u and ∂log_var = ½ g (1 − u² var).
   template <class A>
-  DVAE_HD static A log_ratio_at_gradient(A g, A z, A mean, A inverse_var, A& d_mean,
-                                         A& d_log_var) {
+  DVAE_HD static A log_ratio_at_gradient(A g, A z, A mean, A inverse_var, A& d_mean, A& d_log_var) {
     const A diff = z - mean;
     const A u = diff * inverse_var;
     d_mean = d_mean - g * u;

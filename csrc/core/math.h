@@ -110,6 +110,17 @@ DVAE_HD float log1p(float x) {
 }
 DVAE_HD double log1p(double x) { return ::log1p(x); }
 
+// The same for 0 <= x < 2¹²⁷, or NaN, without the branches of log's special cases: GCC 12 does not
+// vectorise a loop that has those, which costs 13 ns an element instead of 0.8.
+DVAE_HD float log1p_finite(float x) {
+  const float u = 1.0f + x;
+  float e;
+  const float m = detail::split_mantissa(u, e);
+  const float y = detail::log_reduced(m - 1.0f, e) + (x - (u - 1.0f)) / u;
+  return x == x ? y : x;
+}
+DVAE_HD double log1p_finite(double x) { return ::log1p(x); }
+
 DVAE_HD float sqrt(float x) { return ::sqrtf(x); }
 DVAE_HD double sqrt(double x) { return ::sqrt(x); }
 
@@ -119,8 +130,21 @@ DVAE_HD double abs(double x) { return ::fabs(x); }
 // log(1 + e^x) = max(x, 0) + log1p(e^−|x|)
 template <class A>
 DVAE_HD A softplus(A x) {
-  return (x > A(0) ? x : A(0)) + log1p(exp_nonpositive(-abs(x)));
+  return (x > A(0) ? x : A(0)) + log1p_finite(exp_nonpositive(-abs(x)));
 }
+
+// σ(x) = 1 − e^−y from y = log(1 + e^x), y >= 0. For small y by the series, where 1 − e^−y cancels:
+// six terms leave y⁶/5040 of it, 5e-8 at ¼.
+DVAE_HD float sigmoid_of_softplus(float y) {
+  float p = 1.0f - y * (1.0f / 6.0f);
+  p = 1.0f - y * (1.0f / 5.0f) * p;
+  p = 1.0f - y * (1.0f / 4.0f) * p;
+  p = 1.0f - y * (1.0f / 3.0f) * p;
+  p = 1.0f - y * (1.0f / 2.0f) * p;
+  const float direct = 1.0f - exp_nonpositive(-y);
+  return y < 0.25f ? y * p : direct;
+}
+DVAE_HD double sigmoid_of_softplus(double y) { return -::expm1(-y); }
 
 // σ(x) from e = e^−|x|: 1/(1 + e) for x >= 0, e/(1 + e) below.
 template <class A>

@@ -45,6 +45,10 @@ struct Kernels {
   void (*lse_update[kDTypes])(const double* state, const void* log_w, int64_t samples, double* out,
                               int64_t begin, int64_t end);
 
+  // Elements [begin, end): log(1 + e^x), and grad · σ(x) from y = log(1 + e^x).
+  void (*softplus[kDTypes])(const void* in, void* out, int64_t begin, int64_t end);
+  void (*softplus_backward[kDTypes])(const void* grad, const void* out, void* to, int64_t begin,
+                                     int64_t end);
   // grad[i] *= factor for elements [begin, end)
   void (*scale_by[kDTypes])(void* grad, double factor, int64_t begin, int64_t end);
   // out[j] += Σ_r in[r, j] for columns [begin, end)

@@ -10,6 +10,7 @@
 #include "../core/likelihoods.h"
 #include "../core/logsumexp.h"
 #include "../core/math.h"
+#include "../core/mean_exp.h"
 #include "../core/noise.h"
 #include "kernels.h"
 #ifdef DVAE_VECTOR_BYTES
@@ -37,8 +38,8 @@ DVAE_HD void fill(A* p, int64_t n, A value) {
   for (int64_t i = 0; i < n; ++i) p[i] = value;
 }
 
-// body(i, lane) for i in [0, n): whole groups of 16 lanes with a constant trip count, then the rest.
-// The lanes are independent, so the compiler vectorises each group.
+// body(i, lane) for i in [0, n): whole groups of 16 lanes with a constant trip count, then the
+// rest. The lanes are independent, so the compiler vectorises each group.
 template <class F>
 DVAE_HD void for_lanes(int64_t n, const F& body) {
   int64_t i = 0;
@@ -60,8 +61,8 @@ DVAE_HD A sum_lanes(A* v) {
 
 // --- noise ------------------------------------------------------------------------------------
 
-DVAE_HD void noise_words(int64_t block, uint32_t sample, uint32_t example, uint32_t stream,
-                         Key key, uint32_t* w) {
+DVAE_HD void noise_words(int64_t block, uint32_t sample, uint32_t example, uint32_t stream, Key key,
+                         uint32_t* w) {
   const uint32_t first = static_cast<uint32_t>(block) * kLanes;
 #ifdef DVAE_VECTOR_BYTES
   philox_block(first, sample, example, stream, key, w);
@@ -322,8 +323,8 @@ void sample_latent_backward(const LatentParams& p, int64_t begin, int64_t end) {
         }
         for (int64_t i = 0; i < n; ++i) {
           const A scaled = sigma[i] * noise[i];
-          DiagonalNormal::accumulate_gradient(grad_z[i], grad_r, load(mean[j + i]) + scaled,
-                                              scaled, d_mean[i], d_log_var[i]);
+          DiagonalNormal::accumulate_gradient(grad_z[i], grad_r, load(mean[j + i]) + scaled, scaled,
+                                              d_mean[i], d_log_var[i]);
         }
       }
       T* out_mean = at<T>(p.grad_mean, row * p.size + j);
@@ -378,8 +379,7 @@ void latent_log_ratio_backward(const LatentParams& p, int64_t begin, int64_t end
 #pragma GCC ivdep
         for (int64_t i = 0; i < n; ++i) {
           store(out[i], DiagonalNormal::log_ratio_at_gradient(g, load(z[i]), load(mean[j + i]),
-                                                              inverse[i], d_mean[i],
-                                                              d_log_var[i]));
+                                                              inverse[i], d_mean[i], d_log_var[i]));
         }
       }
       T* out_mean = at<T>(p.grad_mean, row * p.size + j);
@@ -449,10 +449,10 @@ DVAE_HD RowView<T> row_view(const LogWeightParams& p, int64_t row) {
 }
 
 // Calls body(i) for the n elements of a block; n = 64 with a constant trip count.
-#define DVAE_FOR_BLOCK(n, body)                      \
-  if ((n) == kTile) {                                \
-    _Pragma("GCC ivdep") for (int i = 0; i < kBlock; ++i) body(i); \
-  } else {                                           \
+#define DVAE_FOR_BLOCK(n, body)                                     \
+  if ((n) == kTile) {                                               \
+    _Pragma("GCC ivdep") for (int i = 0; i < kBlock; ++i) body(i);  \
+  } else {                                                          \
     _Pragma("GCC ivdep") for (int64_t i = 0; i < (n); ++i) body(i); \
   }
 
@@ -553,8 +553,7 @@ void log_weights_backward_as(const LogWeightParams& p, double* scale_sum, int64_
   for (int64_t row = begin; row < end; ++row) {
     const int64_t to = (row - p.first_row) * p.size;
     row_gradient<L, T, kScale, kBias>(p, row_view<T>(p, row), *at<A>(p.grad, row),
-                                      at<T>(p.grad_params, to), at<T>(p.grad_scale, to),
-                                      scale_sum);
+                                      at<T>(p.grad_params, to), at<T>(p.grad_scale, to), scale_sum);
   }
 }
 
@@ -568,9 +567,8 @@ void iwae_sweep_as(const LogWeightParams& p, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
   for (int64_t row = begin; row < end; ++row) {
     *at<A>(p.log_w, row) =
-        ratio_of<T>(p, row) +
-        row_density<L, T, kScale, false, kSweepLeavesDerivative<L, T>>(
-            p, row_view<T>(p, row), at<T>(p.grad_params, row * p.size));
+        ratio_of<T>(p, row) + row_density<L, T, kScale, false, kSweepLeavesDerivative<L, T>>(
+                                  p, row_view<T>(p, row), at<T>(p.grad_params, row * p.size));
   }
 }
 
@@ -591,12 +589,6 @@ void iwae_scale_as(const LogWeightParams& p, double* scale_sum, int64_t begin, i
 
 // --- logsumexp --------------------------------------------------------------------------------
 
-// log Σ e^v = max + log(sum), and NaN if any v is.
-template <class A>
-struct MaxSum {
-  A max, sum;
-};
-
 // kWeights: leaves e^(v − max) in out.
 template <class A, bool kWeights>
 DVAE_HD MaxSum<A> max_and_sum(const A* v, int64_t n, A* out) {
@@ -609,32 +601,25 @@ DVAE_HD MaxSum<A> max_and_sum(const A* v, int64_t n, A* out) {
   }
   A max = top[0];
   for (int i = 1; i < kLanes; ++i) max = top[i] > max ? top[i] : max;
-  // All −inf: e^(−inf − 0) = 0. NaN compared false above, and shows up in the sum.
-  const A anchor = max == -infinity<A>() ? A(0) : max;
-  // A weight of inf: inf − inf would make the sum NaN, which it is only if an element is.
-  A infinite_sum = infinity<A>();
-  if (max == infinity<A>()) {
-    for (int64_t j = 0; j < n; ++j) infinite_sum = v[j] != v[j] ? v[j] : infinite_sum;
-  }
-  for (int64_t j = 0; j < n; j += kLanes) {
-    const int64_t m = min64(kLanes, n - j);
+  // NaN compared false above, and shows up in the sum. A maximum of +inf, which needs each element
+  // looked at, has a loop of its own: the choice inside would keep the usual one scalar.
+  const auto accumulate = [&](auto term) __attribute__((always_inline)) {
+    for (int64_t j = 0; j < n; j += kLanes) {
+      const int64_t m = min64(kLanes, n - j);
 #pragma GCC ivdep
-    for (int64_t i = 0; i < m; ++i) {
-      const A e = exp_nonpositive(v[j + i] - anchor);
-      if constexpr (kWeights) out[j + i] = e;
-      sum[i] = sum[i] + e;
+      for (int64_t i = 0; i < m; ++i) {
+        const A value = v[j + i];
+        if constexpr (kWeights) out[j + i] = shifted_exp(value, max);
+        sum[i] = sum[i] + term(value);
+      }
     }
+  };
+  if (max == infinity<A>()) {
+    accumulate([&](A value) __attribute__((always_inline)) { return sum_term(value, max); });
+  } else {
+    accumulate([&](A value) __attribute__((always_inline)) { return shifted_exp(value, max); });
   }
-  A total = 0;
-  for (int i = 0; i < kLanes; ++i) total = total + sum[i];
-  return {max, max == infinity<A>() ? infinite_sum : total};
-}
-
-// log (1/K Σ w); −inf only if every weight is 0 (a NaN makes the sum NaN, which is not 0).
-template <class A>
-DVAE_HD A bound_of(MaxSum<A> s, int64_t samples) {
-  if (s.sum == A(0)) return -infinity<A>();
-  return s.max + log(s.sum / static_cast<A>(samples));
+  return {max, sum_lanes(sum)};
 }
 
 template <class T>
@@ -644,7 +629,7 @@ void iwae_normalise(const LogWeightParams& p, int64_t begin, int64_t end) {
     A* w = at<A>(p.log_w, row * p.samples);
     const MaxSum<A> s = max_and_sum<A, true>(w, p.samples, w);
     *at<A>(p.bound, row) = bound_of(s, p.samples);
-    const A inverse = s.sum == A(0) ? A(0) : A(1) / s.sum;
+    const A inverse = inverse_of(s);
     for (int64_t k = 0; k < p.samples; ++k) w[k] = w[k] * inverse;
   }
 }
@@ -659,25 +644,23 @@ void logmeanexp(const LogMeanExpParams& p, int64_t begin, int64_t end) {
   }
 }
 
-// g w̃, w̃ = e^(log w − bound)/K
+// g w̃, w̃ = e^(v − max)/Σ e^(v − max). Not e^(v − bound)/K: the bound is rounded to its own size,
+// which at −3000 nats is 1e-4 of every weight.
 template <class T>
 void logmeanexp_backward(const LogMeanExpParams& p, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
   for (int64_t row = begin; row < end; ++row) {
-    const A bound = *at<A>(static_cast<const void*>(p.bound), row), grad = *at<A>(p.grad, row);
-    const A* v = at<A>(p.log_w, row * p.samples);
+    const A grad = *at<A>(p.grad, row);
     A* out = at<A>(p.grad_log_w, row * p.samples);
-    const A factor = grad / static_cast<A>(p.samples);
-    const bool none = bound == -infinity<A>() || grad == A(0);
-    for (int64_t k = 0; k < p.samples; ++k) {
-      out[k] = none ? A(0) : factor * exp(v[k] - bound);
-    }
+    const MaxSum<A> s = max_and_sum<A, true>(at<A>(p.log_w, row * p.samples), p.samples, out);
+    const A factor = grad * inverse_of(s);
+    for (int64_t k = 0; k < p.samples; ++k) out[k] = grad == A(0) ? A(0) : factor * out[k];
   }
 }
 
 template <class T>
-void lse_update(const double* state, const void* log_w, int64_t samples, double* out,
-                int64_t begin, int64_t end) {
+void lse_update(const double* state, const void* log_w, int64_t samples, double* out, int64_t begin,
+                int64_t end) {
   using A = accumulate_t<T>;
   for (int64_t row = begin; row < end; ++row) {
     const A* v = at<A>(log_w, row * samples);
@@ -691,14 +674,7 @@ void lse_update(const double* state, const void* log_w, int64_t samples, double*
       nan = nan || w != w;
     }
     if (nan) chunk.max = quiet_nan<double>();
-    for (int64_t k = 0; k < samples; ++k) {
-      const double w = static_cast<double>(v[k]);
-      const double e = ::exp(w - LogSumExp::anchor(chunk.max));
-      chunk.s1 += e;
-      chunk.s2 += e * e;
-      chunk.sum += w;
-    }
-    chunk.count = static_cast<double>(samples);
+    for (int64_t k = 0; k < samples; ++k) add_below_maximum(chunk, static_cast<double>(v[k]));
     LogSumExp s;
     s.max = from[0], s.s1 = from[1], s.s2 = from[2], s.sum = from[3], s.count = from[4];
     if (samples > 0) s.merge(chunk);
@@ -709,16 +685,16 @@ void lse_update(const double* state, const void* log_w, int64_t samples, double*
 // --- run-time choice of scale and bias --------------------------------------------------------
 
 // Calls body with ScaleKind and "has bias" as compile-time constants, as far as L has them.
-#define DVAE_WITH_SCALE(L, kind, K, ...)                \
-  if constexpr (!L::kHasScale) {                        \
-    constexpr ScaleKind K = ScaleKind::kNone;           \
-    __VA_ARGS__;                                        \
-  } else if ((kind) == ScaleKind::kFull) {              \
-    constexpr ScaleKind K = ScaleKind::kFull;           \
-    __VA_ARGS__;                                        \
-  } else {                                              \
-    constexpr ScaleKind K = ScaleKind::kShared;         \
-    __VA_ARGS__;                                        \
+#define DVAE_WITH_SCALE(L, kind, K, ...)        \
+  if constexpr (!L::kHasScale) {                \
+    constexpr ScaleKind K = ScaleKind::kNone;   \
+    __VA_ARGS__;                                \
+  } else if ((kind) == ScaleKind::kFull) {      \
+    constexpr ScaleKind K = ScaleKind::kFull;   \
+    __VA_ARGS__;                                \
+  } else {                                      \
+    constexpr ScaleKind K = ScaleKind::kShared; \
+    __VA_ARGS__;                                \
   }
 
 template <class L, class T>
@@ -757,8 +733,7 @@ void iwae_scale(const LogWeightParams& p, ScaleKind kind, double* scale_sum, int
 
 // An example's K rows are read twice while they lie in L2.
 template <class L, class T>
-void iwae(const LogWeightParams& p, ScaleKind kind, double* scale_sum, int64_t begin,
-          int64_t end) {
+void iwae(const LogWeightParams& p, ScaleKind kind, double* scale_sum, int64_t begin, int64_t end) {
   for (int64_t n = begin; n < end; ++n) {
     const int64_t row = n * p.samples;
     iwae_sweep<L, T>(p, kind, row, row + p.samples);
@@ -767,7 +742,24 @@ void iwae(const LogWeightParams& p, ScaleKind kind, double* scale_sum, int64_t b
   }
 }
 
-// --- elementwise helpers ----------------------------------------------------------------------
+// --- elementwise ------------------------------------------------------------------------------
+
+template <class T>
+void softplus_forward(const void* in, void* out, int64_t begin, int64_t end) {
+  const T* from = static_cast<const T*>(in);
+  T* to = static_cast<T*>(out);
+#pragma GCC ivdep
+  for (int64_t i = begin; i < end; ++i) store(to[i], softplus(load(from[i])));
+}
+
+template <class T>
+void softplus_backward(const void* grad, const void* out, void* to, int64_t begin, int64_t end) {
+  const T* g = static_cast<const T*>(grad);
+  const T* y = static_cast<const T*>(out);
+  T* d = static_cast<T*>(to);
+#pragma GCC ivdep
+  for (int64_t i = begin; i < end; ++i) store(d[i], load(g[i]) * sigmoid_of_softplus(load(y[i])));
+}
 
 template <class T>
 void scale_by(void* grad, double factor, int64_t begin, int64_t end) {
@@ -792,12 +784,9 @@ void add_column_sums(const void* in, int64_t rows, int64_t columns, double* out,
   }
 }
 
-#define DVAE_DTYPES(f) \
-  { f<float>, f<double>, f<BFloat16>, f<Half> }
-#define DVAE_DTYPES_OF(f, L) \
-  { f<L, float>, f<L, double>, f<L, BFloat16>, f<L, Half> }
-#define DVAE_LIKELIHOODS(f) \
-  { DVAE_DTYPES_OF(f, Bernoulli), DVAE_DTYPES_OF(f, Gaussian) }
+#define DVAE_DTYPES(f) {f<float>, f<double>, f<BFloat16>, f<Half>}
+#define DVAE_DTYPES_OF(f, L) {f<L, float>, f<L, double>, f<L, BFloat16>, f<L, Half>}
+#define DVAE_LIKELIHOODS(f) {DVAE_DTYPES_OF(f, Bernoulli), DVAE_DTYPES_OF(f, Gaussian)}
 
 constexpr Kernels kTable = {
     DVAE_DTYPES(corrupt),
@@ -816,6 +805,8 @@ constexpr Kernels kTable = {
     DVAE_DTYPES(logmeanexp),
     DVAE_DTYPES(logmeanexp_backward),
     DVAE_DTYPES(lse_update),
+    DVAE_DTYPES(softplus_forward),
+    DVAE_DTYPES(softplus_backward),
     DVAE_DTYPES(scale_by),
     DVAE_DTYPES(add_column_sums),
 };

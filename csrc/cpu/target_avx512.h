@@ -1,5 +1,5 @@
-// Begins code compiled for AVX-512; target_end.h ends it. Standard headers come first, so that their
-// inline functions, which the linker merges across files, are compiled for the baseline.
+// Begins code compiled for AVX-512; target_end.h ends it. Standard headers come first, so that
+// their inline functions, which the linker merges across files, are compiled for the baseline.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -13,7 +13,8 @@
 
 #if defined(__x86_64__) && defined(__clang__)
 #define DVAE_HAVE_TARGET 1
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
+#pragma clang attribute push( \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
 #elif defined(__x86_64__) && defined(__GNUC__)
 #define DVAE_HAVE_TARGET 1
 #pragma GCC push_options

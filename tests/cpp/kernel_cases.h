@@ -920,6 +920,31 @@ void add_helpers(int64_t size, Random& random, std::vector<Case>& cases) {
     sums.add<accumulate_t<T>>(sum, terms);
   }
   const std::string name = " D=" + std::to_string(size);
+  const auto out_of = random.array<T>(rows * size, 0, 12);  // values of log(1 + e^x)
+  Expected activated, slope;
+  for (size_t i = 0; i < in.size(); ++i) {
+    const double x = value(in[i]), y = value(out_of[i]), d = x * -std::expm1(-y);
+    activated.add<T>(std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x))), 1);
+    slope.add<T>(d, std::abs(d));
+  }
+  cases.push_back({"softplus" + name,
+                   [=](const Kernels& k, const Parallel& parallel) {
+                     auto out = unset<T>(rows * size);
+                     parallel(rows * size, [&](int64_t i, int64_t j) {
+                       k.softplus[t](in.data(), out.data(), i, j);
+                     });
+                     return std::vector<Output>{output("out", out)};
+                   },
+                   {activated}});
+  cases.push_back({"softplus_backward" + name,
+                   [=](const Kernels& k, const Parallel& parallel) {
+                     auto out = unset<T>(rows * size);
+                     parallel(rows * size, [&](int64_t i, int64_t j) {
+                       k.softplus_backward[t](in.data(), out_of.data(), out.data(), i, j);
+                     });
+                     return std::vector<Output>{output("grad", out)};
+                   },
+                   {slope}});
   cases.push_back({"scale_by" + name,
                    [=](const Kernels& k, const Parallel& parallel) {
                      auto out = in;

@@ -164,6 +164,14 @@ TEST_P(MathTest, Sigmoid) {
   EXPECT_EQ(call(table().sigmoid, HUGE_VALF), 1.0f);
 }
 
+TEST_P(MathTest, SigmoidOfSoftplus) {
+  const auto nonnegative = [](float y) { return !(y < 0); };
+  expect_within(
+      3, table().sigmoid_of_softplus, [](double y) { return -std::expm1(-y); }, nonnegative);
+  EXPECT_EQ(call(table().sigmoid_of_softplus, 0.0f), 0.0f);
+  EXPECT_EQ(call(table().sigmoid_of_softplus, HUGE_VALF), 1.0f);
+}
+
 TEST_P(MathTest, Sqrt) {
   expect_within(0.5, table().sqrt, [](double x) { return std::sqrt(x); }, any);
 }

@@ -27,8 +27,8 @@ inline NoiseParams noise_params(const Tensor& seed, int64_t first_example, int64
                       first_sample <= UINT32_MAX,
                   "first_example and first_sample must lie in [0, 2**32), got ", first_example,
                   " and ", first_sample);
-  return {*static_cast<const int64_t*>(seed.const_data_ptr()),
-          static_cast<uint32_t>(first_example), static_cast<uint32_t>(first_sample)};
+  return {*static_cast<const int64_t*>(seed.const_data_ptr()), static_cast<uint32_t>(first_example),
+          static_cast<uint32_t>(first_sample)};
 }
 
 inline int64_t round_up_to_block(int64_t n) { return (n + kBlock - 1) / kBlock * kBlock; }

@@ -155,8 +155,7 @@ struct Decoder {
   template <class F>
   void sum_scale_over(int64_t rows, int64_t row_size, Tensor& grad_scale, const F& kernel) {
     if (scale.kind != ScaleKind::kShared) {
-      for_rows(rows, row_size,
-               [&](int64_t begin, int64_t end) { kernel(nullptr, begin, end); });
+      for_rows(rows, row_size, [&](int64_t begin, int64_t end) { kernel(nullptr, begin, end); });
       return;
     }
     constexpr int64_t kParts = 16;

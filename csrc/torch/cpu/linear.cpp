@@ -25,9 +25,9 @@ Tensor matrix(const Tensor& like, const void* data, int64_t rows, int64_t column
   int32_t dtype = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(
-      const_cast<void*>(data), 2, sizes, strides, 0, dtype, aoti_torch_device_type_cpu(), 0,
-      &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_create_tensor_from_blob(const_cast<void*>(data), 2, sizes, strides, 0, dtype,
+                                         aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
 
@@ -88,8 +88,7 @@ struct LinearDecoder {
       const int64_t end = std::min(rows, begin + tile);
       const Tensor in = matrix(hidden, base + static_cast<size_t>(begin * inputs) * element,
                                end - begin, inputs, inputs, 1);
-      const Tensor out =
-          matrix(buffer, buffer.const_data_ptr(), end - begin, p.size, p.size, 1);
+      const Tensor out = matrix(buffer, buffer.const_data_ptr(), end - begin, p.size, p.size, 1);
       multiply(out, in, transposed);
       p.first_row = begin;
       body(begin, end, in, out);
@@ -119,9 +118,9 @@ void accumulate(const Tensor& total, const Tensor& part) {
 }  // namespace
 
 Tensor linear_log_weights_cpu(const Tensor& hidden, const Tensor& weight,
-                              const std::optional<Tensor>& bias,
-                              const std::optional<Tensor>& scale, const Tensor& x,
-                              const Tensor& log_ratio_in, const std::string& likelihood) {
+                              const std::optional<Tensor>& bias, const std::optional<Tensor>& scale,
+                              const Tensor& x, const Tensor& log_ratio_in,
+                              const std::string& likelihood) {
   LinearDecoder d(hidden, weight, bias, scale, x, likelihood);
   d.check_rows(log_ratio_in, "log_ratio");
   const Tensor log_ratio = packed(log_ratio_in);
@@ -172,8 +171,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_log_weights_backward_cpu(
       });
     }
     for_rows(padded / kBlock, (end - begin) * kBlock, [&](int64_t first, int64_t last) {
-      kernels.add_column_sums[dtype](data, end - begin, d.p.size, bias_sums.data(),
-                                     first * kBlock, std::min(d.p.size, last * kBlock));
+      kernels.add_column_sums[dtype](data, end - begin, d.p.size, bias_sums.data(), first * kBlock,
+                                     std::min(d.p.size, last * kBlock));
     });
     multiply(matrix(d.hidden, hidden_out + static_cast<size_t>(begin * d.inputs) * d.element,
                     end - begin, d.inputs, d.inputs, 1),
@@ -183,8 +182,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_log_weights_backward_cpu(
       multiply(part, transposed, in);
       accumulate(grad_weight, part);
     } else {
-      STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(
-          grad_weight.get(), grad_weight.get(), transposed.get(), in.get(), 1.0, 1.0));
+      STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(grad_weight.get(), grad_weight.get(),
+                                                             transposed.get(), in.get(), 1.0, 1.0));
     }
   });
   Tensor grad_bias = empty(d.weight, {d.p.size}, d.weight.scalar_type());

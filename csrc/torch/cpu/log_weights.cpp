@@ -73,8 +73,9 @@ std::tuple<Tensor, Tensor> log_weights_backward_cpu(const Tensor& grad_in, const
   Tensor grad_params = new_like(d.params), grad_scale = d.full_scale_gradient();
   d.p.grad = grad.const_data_ptr();
   d.p.grad_params = grad_params.mutable_data_ptr();
-  const auto kernel = cpu::kernels().log_weights_backward[static_cast<int>(d.likelihood)]
-                                                         [static_cast<int>(d.dtype)];
+  const auto kernel =
+      cpu::kernels()
+          .log_weights_backward[static_cast<int>(d.likelihood)][static_cast<int>(d.dtype)];
   d.sum_scale_over(d.p.rows * d.p.samples, d.p.size, grad_scale,
                    [&](double* sums, int64_t begin, int64_t end) {
                      kernel(d.p, d.scale.kind, sums, begin, end);

@@ -44,13 +44,11 @@ Tensor logmeanexp_backward_cpu(const Tensor& grad_in, const Tensor& log_w_in,
     check_dtype(*t, name, log_w_in.scalar_type());
   }
   const Tensor grad = packed(grad_in), log_w = packed(log_w_in);
-  const Tensor bound = packed(bound_in);
   LogMeanExpParams p{};
   p.rows = log_w.sizes()[0];
   p.samples = log_w.sizes()[1];
   Tensor out = new_like(log_w);
   p.log_w = log_w.const_data_ptr();
-  p.bound = const_cast<void*>(bound.const_data_ptr());  // read only, here
   p.grad = grad.const_data_ptr();
   p.grad_log_w = out.mutable_data_ptr();
   const auto kernel = cpu::kernels().logmeanexp_backward[static_cast<int>(dtype)];

@@ -21,10 +21,11 @@ Tensor corrupt_backward_std_cpu(const Tensor& grad, const Tensor& std, const Ten
 std::tuple<Tensor, Tensor> sample_latent_cpu(const Tensor& mean, const Tensor& log_var, int64_t k,
                                              const Tensor& seed, int64_t first_example,
                                              int64_t first_sample);
-std::tuple<Tensor, Tensor> sample_latent_backward_cpu(
-    const std::optional<Tensor>& grad_z, const std::optional<Tensor>& grad_log_ratio,
-    const Tensor& mean, const Tensor& log_var, int64_t k, const Tensor& seed,
-    int64_t first_example, int64_t first_sample);
+std::tuple<Tensor, Tensor> sample_latent_backward_cpu(const std::optional<Tensor>& grad_z,
+                                                      const std::optional<Tensor>& grad_log_ratio,
+                                                      const Tensor& mean, const Tensor& log_var,
+                                                      int64_t k, const Tensor& seed,
+                                                      int64_t first_example, int64_t first_sample);
 Tensor latent_log_ratio_cpu(const Tensor& z, const Tensor& mean, const Tensor& log_var);
 std::tuple<Tensor, Tensor, Tensor> latent_log_ratio_backward_cpu(const Tensor& grad,
                                                                  const Tensor& z,
@@ -35,8 +36,7 @@ Tensor log_weights_cpu(const Tensor& params, const std::optional<Tensor>& scale,
                        const Tensor& log_ratio, const std::string& likelihood);
 std::tuple<Tensor, Tensor> log_weights_backward_cpu(const Tensor& grad, const Tensor& params,
                                                     const std::optional<Tensor>& scale,
-                                                    const Tensor& x,
-                                                    const std::string& likelihood);
+                                                    const Tensor& x, const std::string& likelihood);
 std::tuple<Tensor, Tensor, Tensor, Tensor> iwae_cpu(const Tensor& params,
                                                     const std::optional<Tensor>& scale,
                                                     const Tensor& x, const Tensor& log_ratio,
@@ -49,15 +49,18 @@ std::tuple<Tensor, Tensor, Tensor> iwae_inplace_cpu(const Tensor& params,
                                                     double multiplier);
 void rescale_inplace_cpu(const Tensor& grad, const Tensor& factor);
 
+Tensor softplus_cpu(const Tensor& x);
+Tensor softplus_backward_cpu(const Tensor& grad, const Tensor& out);
+
 Tensor logmeanexp_cpu(const Tensor& log_w);
 Tensor logmeanexp_backward_cpu(const Tensor& grad, const Tensor& log_w, const Tensor& bound);
 Tensor lse_update_cpu(const Tensor& state, const Tensor& log_w);
 Tensor lse_merge_cpu(const Tensor& a, const Tensor& b);
 
 Tensor linear_log_weights_cpu(const Tensor& hidden, const Tensor& weight,
-                              const std::optional<Tensor>& bias,
-                              const std::optional<Tensor>& scale, const Tensor& x,
-                              const Tensor& log_ratio, const std::string& likelihood);
+                              const std::optional<Tensor>& bias, const std::optional<Tensor>& scale,
+                              const Tensor& x, const Tensor& log_ratio,
+                              const std::string& likelihood);
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_log_weights_backward_cpu(
     const Tensor& grad, const Tensor& hidden, const Tensor& weight,
     const std::optional<Tensor>& bias, const std::optional<Tensor>& scale, const Tensor& x,

@@ -17,6 +17,8 @@ STABLE_TORCH_LIBRARY_IMPL(dvae_fast, CPU, m) {
   m.impl("iwae", TORCH_BOX(&iwae_cpu));
   m.impl("iwae_", TORCH_BOX(&iwae_inplace_cpu));
   m.impl("rescale_", TORCH_BOX(&rescale_inplace_cpu));
+  m.impl("softplus", TORCH_BOX(&softplus_cpu));
+  m.impl("softplus_backward", TORCH_BOX(&softplus_backward_cpu));
   m.impl("logmeanexp", TORCH_BOX(&logmeanexp_cpu));
   m.impl("logmeanexp_backward", TORCH_BOX(&logmeanexp_backward_cpu));
   m.impl("lse_update", TORCH_BOX(&lse_update_cpu));

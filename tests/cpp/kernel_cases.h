@@ -860,10 +860,9 @@ void add_logsumexp(int64_t samples, Random& random, std::vector<Case>& cases) {
     bound.add<A>(b, std::abs(max) + std::abs(b - max) + 1);
     bounds.push_back(static_cast<A>(b));
     const double g = static_cast<double>(grad[static_cast<size_t>(n)]);
-    const double held = static_cast<double>(bounds.back());
     for (int64_t k = 0; k < samples; ++k) {
-      const double w = std::exp(at(k) - held) / static_cast<double>(samples);
-      gradient.add<A>(g * w, std::abs(g) * w * (1 + std::abs(at(k) - held)));
+      const double w = std::exp(at(k) - max) / total;
+      gradient.add<A>(g * w, std::abs(g) * w * (1 + std::abs(at(k) - max)));
     }
     update.add<double>(top, 0);
     update.add<double>(s[1] * std::exp(s[0] - top) + s1, s[1] + s1);

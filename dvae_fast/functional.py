@@ -653,7 +653,11 @@ class _IWAELoss(torch.autograd.Function):
         overwrite: bool,
     ) -> Tensor:
         rows = params.shape[0]
-        multiplier = -1.0 / max(rows, 1) if reduction == "mean" else -1.0
+        # A number made from the batch size would be a constant of a compiled graph, one graph for
+        # each size: there the mean's division waits for the backward pass.
+        later = reduction == "mean" and torch.compiler.is_compiling()
+        multiplier = -1.0 / max(rows, 1) if reduction == "mean" and not later else -1.0
+        ctx.rows = rows if later else None
         if overwrite:
             bound, weights, grad_scale = _op.iwae_(params, scale, x, log_ratio, kind, multiplier)
             grad_params = params
@@ -678,6 +682,8 @@ class _IWAELoss(torch.autograd.Function):
                 "the first time. Give retain_graph=True to the first backward"
             )
         grad_params, grad_scale, weights = ctx.grads
+        if ctx.rows is not None:
+            upstream = upstream / ctx.rows
         if not kept:
             # The caller may take over what nobody else holds, rather than copy it.
             ctx.grads = None

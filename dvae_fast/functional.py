@@ -385,9 +385,12 @@ class _LogWeights(torch.autograd.Function):
             if scale is not None:
                 per_row = -cast("Tensor", grad_params).to(x.dtype).sum(1)
             else:
+                # A weight of zero stops an infinite logit: 0 · inf would be NaN.
+                logits = params.to(x.dtype).masked_fill((grad == 0).unsqueeze(-1), 0.0)
                 with torch.autocast(x.device.type, enabled=False):
-                    per_row = torch.einsum("nk,nkd->nd", grad.to(x.dtype), params.to(x.dtype))
-            grad_x = per_row.view(-1, *x.shape).sum(0)
+                    per_row = torch.einsum("nk,nkd->nd", grad.to(x.dtype), logits)
+            copies = per_row.shape[0] // max(x.shape[0], 1)
+            grad_x = per_row.view(copies, *x.shape).sum(0)
         return grad_params, grad_scale if scale is not None else None, grad_x, grad, None
 
 
@@ -661,6 +664,9 @@ class _IWAELoss(torch.autograd.Function):
         if overwrite:
             bound, weights, grad_scale = _op.iwae_(params, scale, x, log_ratio, kind, multiplier)
             grad_params = params
+            if not torch.compiler.is_compiling():
+                # So that torch refuses a backward pass that saved what is overwritten.
+                torch.autograd.graph.increment_version(params)
         else:
             bound, weights, grad_params, grad_scale = _op.iwae(
                 params, scale, x, log_ratio, kind, multiplier
@@ -732,7 +738,9 @@ def iwae_loss(
     per_row_scale = scale is not None and scale.dim() != 3 and reduction == "none"
     fused = _needs_grad(p, scale) and not _needs_grad(x) and not per_row_scale
     if fused:
-        overwrite = overwrite_params and p.is_contiguous() and not p.is_leaf
+        # Neither a leaf nor a view of one: that memory is a parameter's.
+        owner = p if p._base is None else p._base
+        overwrite = overwrite_params and p.is_contiguous() and not owner.is_leaf
         loss = _IWAELoss.apply(p, scale, x, log_ratio, lik.kind, reduction, overwrite)
         return cast("Tensor", loss.view(leading[:-1]) if reduction == "none" else loss)
     bound = logmeanexp(_log_weights(p, scale, x, log_ratio, lik.kind))

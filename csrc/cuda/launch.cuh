@@ -1,0 +1,91 @@
+// Launching: sizes of grids, and the choice of a kernel by dtype and alignment.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <initializer_list>
+#include <utility>
+
+#include "../core/half.h"
+#include "device.cuh"
+#include "kernels.h"
+
+namespace dvae::cuda {
+
+// What a launch depends on of the current device.
+struct Device {
+  int multiprocessors = 0;
+  int shared_bytes = 0;  // that a block may ask for
+  int max_grid = 0;      // blocks in x
+};
+
+inline cudaError_t query(Device& device) {
+  int id = 0;
+  cudaError_t error = cudaGetDevice(&id);
+  const auto get = [&](int* value, cudaDeviceAttr attribute) {
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(value, attribute, id);
+  };
+  get(&device.multiprocessors, cudaDevAttrMultiProcessorCount);
+  get(&device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  get(&device.max_grid, cudaDevAttrMaxGridDimX);
+  return error;
+}
+
+inline int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
+
+// Blocks for `items` of which each takes per_block; kernels go round where there are too few.
+inline int64_t blocks_for(const Device& device, int64_t items, int64_t per_block) {
+  return std::min<int64_t>(divide_up(items, per_block), device.max_grid);
+}
+
+template <class... P, class... A>
+cudaError_t launch(void (*kernel)(P...), dim3 grid, int threads, int64_t shared,
+                   cudaStream_t stream, A&&... args) {
+  constexpr int64_t kAlwaysAllowed = 48 << 10;
+  if (shared > kAlwaysAllowed) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    if (error != cudaSuccess) return error;
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared);
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, std::forward<A>(args)...);
+}
+
+inline dim3 grid_of(int64_t x, int64_t y = 1) {
+  return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y));
+}
+
+// Whether rows of `size` elements of T may be read V at a time, and each base pointer too.
+template <class T>
+bool packs_fit(int64_t size, int V, std::initializer_list<const void*> bases) {
+  bool fits = size % V == 0;
+  for (const void* base : bases) fits = fits && reinterpret_cast<uintptr_t>(base) % 16 == 0;
+  return fits;
+}
+
+template <class T>
+struct Type {
+  using type = T;
+};
+
+// f(Type<T>) with the type that `dtype` names.
+template <class F>
+cudaError_t with_dtype(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return f(Type<double>());
+    case DType::kBFloat16:
+      return f(Type<BFloat16>());
+    case DType::kFloat16:
+      return f(Type<Half>());
+    default:
+      return f(Type<float>());
+  }
+}
+
+}  // namespace dvae::cuda

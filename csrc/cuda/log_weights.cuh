@@ -1,0 +1,103 @@
+// log_weights: params (N, K, D) → log_w (N, K), for the file of each likelihood to instantiate.
+//
+// Bytes an element: sizeof(T) of params (twice that with a full scale); x is read once for kRows
+// rows, from the first-level cache. One sweep, nothing written but a number a row.
+#pragma once
+
+#include "density.cuh"
+#include "launch.cuh"
+#include "reduce.cuh"
+
+namespace dvae::cuda {
+
+// Rows are taken kRows at a time, all of one example: group g is chunk g % chunks of row-set
+// first_n + g / chunks.
+struct RowGroups {
+  int64_t first_n, chunks, groups;
+};
+
+template <class L, class T, ScaleKind kScale, bool kBias, bool kVector, int kTeam, int kRows,
+          int kAhead>
+__global__ void __launch_bounds__(kThreads, 1)
+    log_weights_kernel(const LogWeights p, const RowGroups g) {
+  using A = accumulate_t<T>;
+  using C = ColumnsOf<T, kVector, kTeam>;
+  static_assert(kRows <= kTeam, "lane r writes row r");
+  const int lane = static_cast<int>(threadIdx.x) % kTeam;
+  const A constant = density_constant<L, A>(p, kScale);
+  const int64_t teams = item_stride() / kTeam, team = first_item() / kTeam;
+  const int64_t warp_first = (first_item() - threadIdx.x % kWarp) / kTeam;
+  // Teams of a warp stay together, as the sums over lanes need: the last ones repeat a group.
+  for (int64_t next = 0; warp_first + next < g.groups; next += teams) {
+    const bool own = team + next < g.groups;
+    const Quotient at_group = divide(own ? team + next : g.groups - 1, g.chunks);
+    const int64_t n = g.first_n + at_group.quotient;
+    const int64_t first = n * p.samples + at_group.remainder * kRows;
+    // The example's rows that were asked for; a row outside stands for the nearest inside.
+    const int64_t low = maximum(p.begin, n * p.samples);
+    const int64_t high = minimum(p.end, (n + 1) * p.samples) - 1;
+    const T* params[kRows];
+    const T* scales[kRows];
+    DVAE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t row = maximum(low, minimum(high, first + r)) - p.first_row;
+      params[r] = at<T>(p.params, row * p.size);
+      scales[r] = kScale == ScaleKind::kFull ? at<T>(p.scale, row * p.size) : nullptr;
+    }
+    A total[kRows] = {};
+    add_density<L, T, kScale, kBias, C, kRows, kAhead, false>(
+        example_of<T>(p, divide(n, p.examples).remainder), params, scales, C::first(lane), p.size,
+        total, [](int64_t, auto&, auto&, auto&) {});
+    DVAE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const A sum = team_sum(total[r], kTeam) + constant;
+      const int64_t row = first + r;
+      if (own && lane == r && row >= low && row <= high) {
+        *at<A>(p.log_w, row) = ratio_of<A>(p, row) + sum;
+      }
+    }
+  }
+}
+
+template <class L, class T, ScaleKind kScale, bool kBias>
+cudaError_t launch_log_weights(const LogWeights& p, cudaStream_t stream) {
+  Device device;
+  if (const cudaError_t error = query(device)) return error;
+  const auto run = [&](auto kernel, int team, int rows) {
+    RowGroups g{};
+    g.first_n = p.begin / p.samples;
+    g.chunks = divide_up(p.samples, rows);
+    g.groups = ((p.end - 1) / p.samples - g.first_n + 1) * g.chunks;
+    return launch(kernel, grid_of(blocks_for(device, g.groups * team, kThreads)), kThreads, 0,
+                  stream, p, g);
+  };
+  const bool vector = packs_fit<T>(p.size, kPack<T>, {p.params, p.x, p.bias, p.scale});
+  if (!vector) return run(&log_weights_kernel<L, T, kScale, kBias, false, kWarp, 1, 2>, kWarp, 1);
+  if constexpr (sizeof(T) < 8) {
+    // Eight lanes for four rows: x is read once for the four, hardly a lane idles at a row's end,
+    // and four loads are under way. Where that leaves the device idle, or chunks of samples
+    // half empty, a warp a row.
+    constexpr int kTeam = 8, kRows = 4;
+    const int64_t padded = divide_up(p.samples, kRows) * kRows;
+    const bool full = padded - p.samples <= p.samples / 8;
+    const bool many = (p.end - p.begin) * kTeam / kRows >= int64_t{device.multiprocessors} * 512;
+    if (full && many) {
+      return run(&log_weights_kernel<L, T, kScale, kBias, true, kTeam, kRows, 1>, kTeam, kRows);
+    }
+  }
+  return run(&log_weights_kernel<L, T, kScale, kBias, true, kWarp, 1, 2>, kWarp, 1);
+}
+
+template <class L, ScaleKind kScale>
+cudaError_t log_weights_of(DType dtype, const LogWeights& p, cudaStream_t stream) {
+  return with_dtype(dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    // Only a linear layer's tiles have a bias, and they have no scale an element.
+    if constexpr (kScale != ScaleKind::kFull) {
+      if (p.bias != nullptr) return launch_log_weights<L, T, kScale, true>(p, stream);
+    }
+    return launch_log_weights<L, T, kScale, false>(p, stream);
+  });
+}
+
+}  // namespace dvae::cuda

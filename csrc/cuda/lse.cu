@@ -1,0 +1,94 @@
+// Streaming statistics of log-weights (core/logsumexp.h), state (N, 5) in float64.
+//
+// Bound by float64 arithmetic, about 40 operations a log-weight; the row is read twice, the second
+// time from the cache.
+#include "launch.cuh"
+#include "row_bound.cuh"
+
+namespace dvae::cuda {
+namespace {
+
+constexpr int kState = 5;
+
+DVAE_DEVICE LogSumExp read_state(const double* v) {
+  LogSumExp s;
+  s.max = v[0], s.s1 = v[1], s.s2 = v[2], s.sum = v[3], s.count = v[4];
+  return s;
+}
+DVAE_DEVICE void write_state(double* v, const LogSumExp& s) {
+  v[0] = s.max, v[1] = s.s1, v[2] = s.s2, v[3] = s.sum, v[4] = s.count;
+}
+
+template <class A, class Team>
+__global__ void __launch_bounds__(kThreads, 1)
+    lse_update_kernel(const double* state, const A* log_w, int64_t rows, int64_t samples,
+                      double* out) {
+  constexpr int kTeams = kThreads / Team::kSize;
+  const int team = static_cast<int>(threadIdx.x) / Team::kSize;
+  for (int64_t n = int64_t{blockIdx.x} * kTeams + team; n < rows;
+       n += int64_t{gridDim.x} * kTeams) {
+    const A* v = log_w + n * samples;
+    double top = -infinity<double>(), nan = 0;
+    for (int64_t k = Team::rank(); k < samples; k += Team::kSize) {
+      const double w = static_cast<double>(v[k]);
+      top = w > top ? w : top;
+      nan = w != w ? w : nan;
+    }
+    top = Team::max(top);
+    nan = Team::sum(nan);  // 0, or NaN if an element is
+    LogSumExp chunk;
+    chunk.max = nan != nan ? nan : top;
+    for (int64_t k = Team::rank(); k < samples; k += Team::kSize) {
+      add_below_maximum(chunk, static_cast<double>(v[k]));
+    }
+    chunk.s1 = Team::sum(chunk.s1);
+    chunk.s2 = Team::sum(chunk.s2);
+    chunk.sum = Team::sum(chunk.sum);
+    chunk.count = static_cast<double>(samples);
+    if (Team::rank() != 0) continue;
+    LogSumExp s = read_state(state + n * kState);
+    if (samples > 0) s.merge(chunk);
+    write_state(out + n * kState, s);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads, 1)
+    lse_merge_kernel(const double* a, const double* b, int64_t rows, double* out) {
+  for (int64_t n = first_item(); n < rows; n += item_stride()) {
+    LogSumExp s = read_state(a + n * kState);
+    s.merge(read_state(b + n * kState));
+    write_state(out + n * kState, s);
+  }
+}
+
+}  // namespace
+
+cudaError_t lse_update(DType dtype, const double* state, const void* log_w, int64_t rows,
+                       int64_t samples, double* out, cudaStream_t stream) {
+  if (rows == 0) return cudaSuccess;
+  Device device;
+  if (const cudaError_t error = query(device)) return error;
+  return with_dtype(dtype, [&](auto type) {
+    using A = accumulate_t<typename decltype(type)::type>;
+    const auto with = [&](auto team) {
+      using Team = decltype(team);
+      const int64_t shared = Team::kSize > kWarp ? BlockTeam<kThreads>::kBytes : 0;
+      return launch(&lse_update_kernel<A, Team>,
+                    grid_of(blocks_for(device, rows, kThreads / Team::kSize)), kThreads, shared,
+                    stream, state, static_cast<const A*>(log_w), rows, samples, out);
+    };
+    // float64 exponentials: a block a row pays earlier than for logmeanexp.
+    return samples > 256 ? with(BlockTeam<kThreads>()) : with(WarpTeam());
+  });
+}
+
+cudaError_t lse_merge(const double* a, const double* b, int64_t rows, double* out,
+                      cudaStream_t stream) {
+  if (rows == 0) return cudaSuccess;
+  Device device;
+  if (const cudaError_t error = query(device)) return error;
+  return launch(&lse_merge_kernel, grid_of(blocks_for(device, rows, kThreads)), kThreads, 0, stream,
+                a, b, rows, out);
+}
+
+}  // namespace dvae::cuda

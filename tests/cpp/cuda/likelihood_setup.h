@@ -1,0 +1,107 @@
+// Operands of a likelihood for both backends.
+#pragma once
+
+#include "support.h"
+
+namespace dvae::test {
+
+// A Gaussian's scale: one element, one a dimension, or one an element; Bernoulli has none.
+enum class ScaleOf { kNone, kOne, kEach, kFull };
+constexpr ScaleOf kScales[] = {ScaleOf::kNone, ScaleOf::kOne, ScaleOf::kEach, ScaleOf::kFull};
+
+template <class T>
+struct Likelihood {
+  using A = accumulate_t<T>;
+  int64_t copies = 2, examples, samples, size;
+  ScaleOf scale_of;
+  Buffer<T> params, bias, full_scale;
+  Buffer<A> x, shared_scale, log_ratio, grad;
+  Buffer<double> log_scale{1};
+  std::vector<A> scale_table;
+  double log_scale_sum = 0;
+
+  Likelihood(int64_t examples_in, int64_t samples_in, int64_t size_in, ScaleOf scale_in,
+             int64_t offset, Random& random)
+      : examples(examples_in),
+        samples(samples_in),
+        size(size_in),
+        scale_of(scale_in),
+        params(random.buffer<T>(rows() * size, -4, 4, offset)),
+        bias(random.buffer<T>(size, -1, 1, offset)),
+        full_scale(
+            random.buffer<T>(scale_in == ScaleOf::kFull ? rows() * size : 0, 0.5, 2, offset)),
+        x(random.data<A>(examples * size, offset)),
+        shared_scale(random.buffer<A>(scale_in == ScaleOf::kEach ? size : 1, 0.5, 2, offset)),
+        log_ratio(random.buffer<A>(rows(), -3, 3)),
+        grad(random.buffer<A>(rows(), -1, 1)) {
+    for (int64_t i = 0; i < whole_blocks(size); ++i) {
+      scale_table.push_back(shared_scale[std::min(i, shared_scale.size() - 1)]);
+    }
+    for (int64_t i = 0; i < size; ++i) {
+      log_scale_sum += std::log(static_cast<double>(scale_table[static_cast<size_t>(i)]));
+    }
+  }
+
+  int64_t rows() const { return copies * examples * samples; }
+  LikelihoodKind likelihood() const {
+    return scale_of == ScaleOf::kNone ? LikelihoodKind::kBernoulli : LikelihoodKind::kGaussian;
+  }
+  ScaleKind kind() const {
+    return scale_of == ScaleOf::kNone   ? ScaleKind::kNone
+           : scale_of == ScaleOf::kFull ? ScaleKind::kFull
+                                        : ScaleKind::kShared;
+  }
+  bool shared() const { return kind() == ScaleKind::kShared; }
+  // Bounds the absolute terms of a row: |l|, or u²/2 with u <= 12, and more.
+  double terms() const { return (scale_of == ScaleOf::kNone ? 6.0 : 75.0) * size + 5; }
+
+  LogWeightParams host() const {
+    LogWeightParams p{};
+    fill(p);
+    p.scale_stride = kBlock;
+    p.log_scale_sum = shared() ? log_scale_sum : 0;
+    if (shared()) p.scale = scale_table.data();
+    return p;
+  }
+  // With Σ log scale as the device makes it.
+  cuda::LogWeights device() {
+    cuda::LogWeights p{};
+    fill(p);
+    p.begin = 0;
+    p.end = rows();
+    p.parts = 1;
+    p.log_scale_sum = kNaN;  // not read
+    if (shared()) {
+      p.scale = shared_scale.data();
+      p.scale_stride = scale_of == ScaleOf::kEach ? 1 : 0;
+      EXPECT_EQ(cuda::log_scale_sum(TypeOf<T>::dtype, shared_scale.data(), shared_scale.size(),
+                                    size, log_scale.data(), nullptr),
+                cudaSuccess);
+      p.log_scale = log_scale.data();
+    }
+    return p;
+  }
+  std::string name() const {
+    return "scale " + std::to_string(static_cast<int>(scale_of)) + " K=" + std::to_string(samples) +
+           " D=" + std::to_string(size);
+  }
+  const cpu::Kernels& table() const { return cpu_kernels(); }
+  static constexpr int t = static_cast<int>(TypeOf<T>::dtype);
+  int l() const { return static_cast<int>(likelihood()); }
+
+ private:
+  void fill(LogWeightParams& p) const {
+    p.params = params.data();
+    if (scale_of == ScaleOf::kFull) p.scale = full_scale.data();
+    p.x = x.data();
+    p.log_ratio = log_ratio.data();
+    p.grad = grad.data();
+    p.multiplier = 1;
+    p.rows = copies * examples;
+    p.examples = examples;
+    p.samples = samples;
+    p.size = size;
+  }
+};
+
+}  // namespace dvae::test

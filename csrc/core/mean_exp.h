@@ -1,4 +1,4 @@
-// log(1/K Σ e^v) of one row, its normalised weights and their gradient, given the row's maximum.
+// log(1/K Σ e^v) of one row, and its normalised weights, given the row's maximum.
 #pragma once
 
 #include "logsumexp.h"
@@ -42,12 +42,6 @@ DVAE_HD A bound_of(MaxSum<A> s, int64_t samples) {
 template <class A>
 DVAE_HD A inverse_of(MaxSum<A> s) {
   return s.sum == A(0) ? A(0) : A(1) / s.sum;
-}
-
-// g w̃ = g e^(v − bound)/K, with factor = g/K.
-template <class A>
-DVAE_HD A bound_gradient(A factor, A v, A bound) {
-  return bound == -infinity<A>() || factor == A(0) ? A(0) : factor * exp(v - bound);
 }
 
 // Adds an element to statistics whose maximum, over all elements, is known (NaN if one is).

@@ -5,6 +5,7 @@
 // (4 with a full scale), read once and written once. Otherwise sweep, normalise, scale: three
 // kernels and 3 · sizeof(T). A Hopper block has 227 KiB: K = 74 in float32 and 147 in bfloat16 at
 // D = 784. A shared scale takes the second way, where its gradient is summed over rows.
+// Registers (sm_90a): Bernoulli 64 in float32 and 16 bits; Gaussian 70–83, in blocks half the size.
 #pragma once
 
 #include "density.cuh"
@@ -127,8 +128,8 @@ __global__ void __launch_bounds__(kFusedWarps<L, T>* kWarp, 1)
   }
 }
 
-// The layout for a block of this device; of at most `most` warps; shared_bytes is
-// too large if an example does not fit.
+// The layout for a block of this device; shared_bytes is too large for it if an example does not
+// fit.
 template <class T, ScaleKind kScale>
 FusedLayout fused_layout(const LogWeights& p, const Device& device, int64_t step, int most_warps) {
   using A = accumulate_t<T>;

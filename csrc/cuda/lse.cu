@@ -1,7 +1,7 @@
 // Streaming statistics of log-weights (core/logsumexp.h), state (N, 5) in float64.
 //
 // Bound by float64 arithmetic, about 40 operations a log-weight; the row is read twice, the second
-// time from the cache.
+// time from the cache. Registers (sm_90a): 62.
 #include "launch.cuh"
 #include "row_bound.cuh"
 

@@ -1,4 +1,5 @@
 // The last step of sums over rows (columns.cuh), and Σ log scale. Small: (parts + 1) · D numbers.
+// Registers (sm_90a): 28–40.
 #include "../core/math.h"
 #include "launch.cuh"
 #include "reduce.cuh"

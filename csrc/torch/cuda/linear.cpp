@@ -27,12 +27,13 @@ Tensor matrix(const Tensor& like, const void* data, int64_t rows, int64_t column
               int64_t row_stride, int64_t column_stride) {
   const int64_t sizes[] = {rows, columns};
   const int64_t strides[] = {row_stride, column_stride};
-  int32_t dtype = 0;
+  int32_t dtype = 0, device_type = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(
-      const_cast<void*>(data), 2, sizes, strides, 0, dtype, aoti_torch_device_type_cuda(),
-      like.get_device_index(), &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_create_tensor_from_blob(const_cast<void*>(data), 2, sizes, strides, 0, dtype,
+                                         device_type, like.get_device_index(), &handle));
   return Tensor(handle);
 }
 

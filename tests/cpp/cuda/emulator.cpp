@@ -4,6 +4,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <vector>
 
@@ -66,6 +67,7 @@ struct Block {
 };
 
 Block block;
+std::mutex mutex;  // one launch at a time, whichever thread makes it
 std::map<const void*, int> shared_allowed;
 
 void set_thread(unsigned t) {
@@ -200,12 +202,14 @@ void exchange(unsigned mask, int from, const void* give, void* take, size_t byte
 
 cudaError_t allow_shared(const void* kernel, int bytes) {
   if (bytes > settings.shared_bytes) return cudaErrorInvalidValue;
+  const std::lock_guard<std::mutex> lock(mutex);
   shared_allowed[kernel] = bytes;
   return cudaSuccess;
 }
 
 cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel,
                 const std::function<void()>& thread) {
+  const std::lock_guard<std::mutex> lock(mutex);
   const dim3 grid = config.gridDim, size = config.blockDim;
   const uint64_t threads = uint64_t{size.x} * size.y * size.z;
   const auto allowed = shared_allowed.find(kernel);

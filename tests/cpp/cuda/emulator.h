@@ -12,8 +12,7 @@
 //    shuffle that is not of all lanes of a warp, all at the same line.
 //  - A launch is refused where a GPU would refuse it: sizes of grid, block and shared memory.
 //
-// It knows nothing of the order of memory accesses, caches, registers or time. One host thread
-// may use it.
+// It knows nothing of the order of memory accesses, caches, registers or time.
 #pragma once
 
 #define DVAE_CUDA_EMULATOR 1
@@ -60,6 +59,7 @@ using cudaStream_t = CUstream_st*;
 enum cudaDeviceAttr {
   cudaDevAttrMaxGridDimX = 5,
   cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrL2CacheSize = 38,
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
@@ -84,6 +84,7 @@ struct Settings {
   int multiprocessors = 3;
   int max_grid = 0x7FFFFFFF;
   int shared_bytes = 227 << 10;
+  int cache_bytes = 1 << 20;
   Order order = Order::kForward;
   uint64_t seed = 0;  // of Order::kShuffled
 };
@@ -135,6 +136,12 @@ void __stwb(T* to, T value) {
 
 // --- the runtime's functions ------------------------------------------------------------------
 
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaSuccess                     ? "no error"
+         : error == cudaErrorInvalidConfiguration ? "invalid configuration argument"
+                                                  : "invalid argument";
+}
+
 inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
@@ -147,6 +154,9 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
       return cudaSuccess;
     case cudaDevAttrMultiProcessorCount:
       *value = emulator::settings.multiprocessors;
+      return cudaSuccess;
+    case cudaDevAttrL2CacheSize:
+      *value = emulator::settings.cache_bytes;
       return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
       *value = emulator::settings.shared_bytes;

@@ -119,7 +119,7 @@ TYPED_TEST(Iwae, Warps) {
       for (const int64_t more : {0, 15}) {  // 2000 is a multiple of 16 bytes
         Likelihood<T> s(2, samples, size + more, scale, 0, random);
         check(s, false, 1);
-        if (samples < 4) {
+        if (samples < 3) {
           EXPECT_GT(emulator::counts.threads, 32 * samples);
         }
         if (testing::Test::HasFatalFailure()) return;

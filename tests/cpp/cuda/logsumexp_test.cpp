@@ -117,6 +117,22 @@ TYPED_TEST(LogSumExpOf, Update) {
   }
 }
 
+// Gradients from the differences of log-weights, not from a bound rounded to its own size.
+TEST(LogSumExpCases, GradientFarFromZero) {
+  Random random(8);
+  const auto log_w = random.buffer<float>(50, -3010, -3000);
+  Buffer<float> grad(1), out(50);
+  grad[0] = 1;
+  const LogMeanExpParams p = {log_w.data(), nullptr, grad.data(), out.data(), 1, 50};
+  ASSERT_EQ(cuda::logmeanexp_backward(DType::kFloat32, p, nullptr), cudaSuccess);
+  double total = 0;
+  for (int64_t k = 0; k < 50; ++k) total += std::exp(log_w.at(k) + 3000);
+  for (int64_t k = 0; k < 50; ++k) {
+    const double wanted = std::exp(log_w.at(k) + 3000) / total;
+    EXPECT_NEAR(out[k], wanted, 2e-6 * wanted);
+  }
+}
+
 // No samples: the state as it was.
 TEST(LogSumExpCases, UpdateWithNothing) {
   Random random(6);

@@ -7,7 +7,6 @@ nvcc is found. Everything else is in pyproject.toml.
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import sys
 from pathlib import Path
@@ -83,15 +82,11 @@ def extensions() -> list[object]:
     # denormals. errno and floating-point traps are what nobody reads, and keep loops scalar.
     math = ["-fno-math-errno", "-fno-trapping-math"]
     flags = ["-O3", "-std=c++17", "-fvisibility=hidden", *math]
-    if platform.machine() in ("x86_64", "AMD64"):
-        flags.append("-mtune=generic")
-    with_cuda = cuda_wanted()
-    macros = [("TORCH_TARGET_VERSION", STABLE_ABI)]
-    build = CUDAExtension if with_cuda else CppExtension
+    build = CUDAExtension if cuda_wanted() else CppExtension
     operators = build(
         "dvae_fast._C",
         sources("csrc/torch/*.cpp", "csrc/torch/cpu/*.cpp", "csrc/cpu/*.cpp"),
-        define_macros=macros,
+        define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI)],
         extra_compile_args={"cxx": flags},
         py_limited_api=True,
     )

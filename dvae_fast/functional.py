@@ -579,7 +579,7 @@ class _LogMeanExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, log_w: Tensor) -> Tensor:
         bound = _op.logmeanexp(log_w)
-        ctx.save_for_backward(log_w, bound)
+        ctx.save_for_backward(log_w)
         return cast("Tensor", bound)
 
     @staticmethod

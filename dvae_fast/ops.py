@@ -50,7 +50,7 @@ _SCHEMAS = {
     "log_weights": f"({_LIKELIHOOD}, Tensor log_ratio, str likelihood) -> Tensor",
     "log_weights_backward": f"(Tensor grad, {_LIKELIHOOD}, str likelihood) -> (Tensor, Tensor)",
     "logmeanexp": "(Tensor log_w) -> Tensor",
-    "logmeanexp_backward": "(Tensor grad, Tensor log_w, Tensor bound) -> Tensor",
+    "logmeanexp_backward": "(Tensor grad, Tensor log_w) -> Tensor",
     "iwae": (
         f"({_LIKELIHOOD}, Tensor log_ratio, str likelihood, float multiplier) "
         "-> (Tensor, Tensor, Tensor, Tensor)"
@@ -113,7 +113,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
         _optional_like(scale, params),
     ),
     "logmeanexp": lambda log_w: log_w.new_empty(log_w.shape[0]),
-    "logmeanexp_backward": lambda grad, log_w, bound: _like(log_w),
+    "logmeanexp_backward": lambda grad, log_w: _like(log_w),
     "iwae": lambda params, scale, *_: (
         _accumulated(params, params.shape[0]),
         _accumulated(params, *params.shape[:2]),

@@ -387,7 +387,7 @@ def normalised_weights(log_w: Tensor) -> Tensor:
     return weights / torch.where(total == 0, 1.0, total)
 
 
-def logmeanexp_backward(grad: Tensor, log_w: Tensor, bound: Tensor) -> Tensor:
+def logmeanexp_backward(grad: Tensor, log_w: Tensor) -> Tensor:
     """g w̃, (N, K)."""
     return _weighted(grad.unsqueeze(-1), normalised_weights(log_w))
 

@@ -586,7 +586,7 @@ OPERANDS: dict[str, tuple[str, tuple[Any, ...]]] = {
         "sample_latent_backward",
         (_T(2, 5, 6, 4), _T(2, 5, 7), _T(2, 5, 4), _T(2, 5, 4), 7, _SEED, 0, 0)),
     "z of other size": ("latent_log_ratio", (_T(10, 7, 3), _T(10, 4), _T(10, 4))),
-    "bound of other rows": ("logmeanexp_backward", (_T(5), _T(5, 7), _T(4))),
+    "gradient of other bounds": ("logmeanexp_backward", (_T(4), _T(5, 7))),
     "factor of other rows": ("rescale_", (_T(5, 7), _T(4))),
     "state of other examples": ("lse_update", (_T(4, 5, dtype=torch.float64), _T(5, 7))),
     "weight of other width": (

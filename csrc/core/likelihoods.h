@@ -44,7 +44,7 @@ struct Bernoulli {
   }
   template <class A>
   DVAE_HD static A finish(A a, A b) {
-    return -(a + log1p_finite(b));
+    return -(a + log1p(b));
   }
 };
 

@@ -83,11 +83,11 @@ struct LogWeightParams {
   int64_t rows, examples, samples, size;
 };
 
-// log_w (N, K), bound (N,), weights or gradient (N, K).
+// log_w (N, K) → bound (N,); or with grad (N,) → grad_log_w (N, K).
 struct LogMeanExpParams {
   const void* log_w;  // A
   void* bound;        // A
-  const void* grad;   // A, (N,)
+  const void* grad;   // A
   void* grad_log_w;   // A
   int64_t rows, samples;
 };

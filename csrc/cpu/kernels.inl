@@ -1,8 +1,8 @@
 // The CPU kernels: plain loops over core's functions, compiled once per ISA.
 //
 // Included by kernels_<isa>.cpp, which sets the target and defines DVAE_ISA. Inner loops run over
-// one block of 64 elements with an array of accumulators, one per element, so that the compiler
-// vectorises them without reordering any sum.
+// lanes, each with an accumulator of its own, so that the compiler vectorises them without
+// reordering any sum: 16 lanes where a row is summed, a noise block of 64 where columns are.
 
 #include "../core/corruptions.h"
 #include "../core/half.h"
@@ -63,17 +63,12 @@ DVAE_HD A sum_lanes(A* v) {
 
 DVAE_HD void noise_words(int64_t block, uint32_t sample, uint32_t example, uint32_t stream, Key key,
                          uint32_t* w) {
-  const uint32_t first = static_cast<uint32_t>(block) * kLanes;
 #ifdef DVAE_VECTOR_BYTES
-  philox_block(first, sample, example, stream, key, w);
+  philox_block(static_cast<uint32_t>(block) * kLanes, sample, example, stream, key, w);
 #else
   for (int i = 0; i < kLanes; ++i) {
-    uint32_t c0 = first + static_cast<uint32_t>(i), c1 = sample, c2 = example, c3 = stream;
-    philox4x32(c0, c1, c2, c3, key);
-    w[i] = c0;
-    w[kLanes + i] = c1;
-    w[2 * kLanes + i] = c2;
-    w[3 * kLanes + i] = c3;
+    noise_lane(block, i, sample, example, stream, key, w[i], w[kLanes + i], w[2 * kLanes + i],
+               w[3 * kLanes + i]);
   }
 #endif
 }
@@ -265,7 +260,7 @@ struct LatentRow {
 
 DVAE_HD LatentRow latent_row(const LatentParams& p, int64_t row, int64_t sample) {
   return {row, sample, p.noise.first_example + static_cast<uint32_t>(row % p.examples),
-          kStreamLatent | static_cast<uint32_t>(row / p.examples) << 8};
+          stream_word(kStreamLatent, static_cast<uint32_t>(row / p.examples))};
 }
 
 template <class T>

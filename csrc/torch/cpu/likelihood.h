@@ -100,6 +100,27 @@ struct Scale {
   }
 };
 
+// Σ over rows, per dimension, of what kernel(sums, begin, end) adds; in parts that do not depend on
+// the number of threads, so that the result does not either.
+template <class F>
+std::vector<double> sum_over_parts(int64_t rows, int64_t row_size, int64_t size, const F& kernel) {
+  constexpr int64_t kParts = 16;
+  const int64_t padded = round_up_to_block(size);
+  std::vector<double> sums(static_cast<size_t>(kParts * padded));
+  for_rows(kParts, (rows * row_size + kParts - 1) / kParts, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      kernel(sums.data() + part * padded, rows * part / kParts, rows * (part + 1) / kParts);
+    }
+  });
+  for (int64_t part = 1; part < kParts; ++part) {
+    for (int64_t i = 0; i < padded; ++i) {
+      sums[static_cast<size_t>(i)] += sums[static_cast<size_t>(part * padded + i)];
+    }
+  }
+  sums.resize(static_cast<size_t>(padded));
+  return sums;
+}
+
 // params (N, K, D), x (B, D) and the scale.
 struct Decoder {
   LikelihoodKind likelihood;
@@ -114,7 +135,8 @@ struct Decoder {
         dtype(dtype_of(params_in, "params")),
         params(packed(params_in)),
         x(packed(x_in)),
-        scale(scale_in, likelihood, params_in, params_in.sizes()[params_in.dim() - 1]) {
+        scale(scale_in, likelihood, params_in,
+              params_in.dim() > 0 ? params_in.sizes()[params_in.dim() - 1] : 0) {
     check_shape(params, "params", {-1, -1, -1});
     p.rows = params.sizes()[0];
     p.samples = params.sizes()[1];
@@ -150,27 +172,15 @@ struct Decoder {
     return out;
   }
 
-  // Runs kernel(scale_sum, begin, end) over rows; a shared scale's gradient is summed over parts
-  // that do not depend on the number of threads, and takes the place of grad_scale.
+  // Runs kernel(scale_sum, begin, end) over rows; a shared scale's gradient takes the place of
+  // grad_scale.
   template <class F>
   void sum_scale_over(int64_t rows, int64_t row_size, Tensor& grad_scale, const F& kernel) {
     if (scale.kind != ScaleKind::kShared) {
       for_rows(rows, row_size, [&](int64_t begin, int64_t end) { kernel(nullptr, begin, end); });
       return;
     }
-    constexpr int64_t kParts = 16;
-    const int64_t padded = round_up_to_block(p.size);
-    std::vector<double> sums(static_cast<size_t>(kParts * padded));
-    for_rows(kParts, (rows * row_size + kParts - 1) / kParts, [&](int64_t begin, int64_t end) {
-      for (int64_t part = begin; part < end; ++part) {
-        kernel(sums.data() + part * padded, rows * part / kParts, rows * (part + 1) / kParts);
-      }
-    });
-    for (int64_t part = 1; part < kParts; ++part) {
-      for (int64_t i = 0; i < padded; ++i) {
-        sums[static_cast<size_t>(i)] += sums[static_cast<size_t>(part * padded + i)];
-      }
-    }
+    const std::vector<double> sums = sum_over_parts(rows, row_size, p.size, kernel);
     grad_scale = scale.reduce(sums, p.size);
   }
 };

@@ -101,18 +101,12 @@ struct LinearDecoder {
   }
 };
 
-// total += part
+// total += part, a float32 sum of bfloat16 or float16 products.
 void accumulate(const Tensor& total, const Tensor& part) {
-  float* to32 = nullptr;
-  const int64_t n = total.numel();
-  if (total.scalar_type() == ScalarType::Double) {
-    double* to = static_cast<double*>(total.mutable_data_ptr());
-    const double* from = static_cast<const double*>(part.const_data_ptr());
-    for (int64_t i = 0; i < n; ++i) to[i] += from[i];
-    return;
-  }
-  to32 = static_cast<float*>(total.mutable_data_ptr());
-  for (int64_t i = 0; i < n; ++i) to32[i] += static_cast<float>(read_element(part, i));
+  float* to = static_cast<float*>(total.mutable_data_ptr());
+  for_rows(total.numel(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) to[i] += static_cast<float>(read_element(part, i));
+  });
 }
 
 }  // namespace
@@ -164,7 +158,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_log_weights_backward_cpu(
     void* data = tile.mutable_data_ptr();
     d.p.grad_params = data;
     if (d.scale.kind == ScaleKind::kShared) {
-      kernel(d.p, d.scale.kind, scale_sums.data(), begin, end);
+      const std::vector<double> sums = sum_over_parts(
+          end - begin, d.p.size, d.p.size, [&](double* sum, int64_t first, int64_t last) {
+            kernel(d.p, d.scale.kind, sum, begin + first, begin + last);
+          });
+      for (size_t i = 0; i < sums.size(); ++i) scale_sums[i] += sums[i];
     } else {
       for_rows(end - begin, d.p.size, [&](int64_t first, int64_t last) {
         kernel(d.p, d.scale.kind, nullptr, begin + first, begin + last);

@@ -36,13 +36,10 @@ Tensor logmeanexp_cpu(const Tensor& log_w_in) {
   return bound;
 }
 
-Tensor logmeanexp_backward_cpu(const Tensor& grad_in, const Tensor& log_w_in,
-                               const Tensor& bound_in) {
+Tensor logmeanexp_backward_cpu(const Tensor& grad_in, const Tensor& log_w_in) {
   const DType dtype = log_weight_dtype(log_w_in);
-  for (const auto& [t, name] : {std::pair{&grad_in, "grad"}, std::pair{&bound_in, "bound"}}) {
-    check_shape(*t, name, {log_w_in.sizes()[0]});
-    check_dtype(*t, name, log_w_in.scalar_type());
-  }
+  check_shape(grad_in, "grad", {log_w_in.sizes()[0]});
+  check_dtype(grad_in, "grad", log_w_in.scalar_type());
   const Tensor grad = packed(grad_in), log_w = packed(log_w_in);
   LogMeanExpParams p{};
   p.rows = log_w.sizes()[0];

@@ -53,7 +53,7 @@ Tensor softplus_cpu(const Tensor& x);
 Tensor softplus_backward_cpu(const Tensor& grad, const Tensor& out);
 
 Tensor logmeanexp_cpu(const Tensor& log_w);
-Tensor logmeanexp_backward_cpu(const Tensor& grad, const Tensor& log_w, const Tensor& bound);
+Tensor logmeanexp_backward_cpu(const Tensor& grad, const Tensor& log_w);
 Tensor lse_update_cpu(const Tensor& state, const Tensor& log_w);
 Tensor lse_merge_cpu(const Tensor& a, const Tensor& b);
 

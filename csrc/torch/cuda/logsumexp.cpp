@@ -36,23 +36,18 @@ Tensor logmeanexp_cuda(const Tensor& log_w_in) {
   return bound;
 }
 
-Tensor logmeanexp_backward_cuda(const Tensor& grad_in, const Tensor& log_w_in,
-                                const Tensor& bound_in) {
+Tensor logmeanexp_backward_cuda(const Tensor& grad_in, const Tensor& log_w_in) {
   const DType dtype = log_weight_dtype(log_w_in);
-  for (const auto& [t, name] : {std::pair{&grad_in, "grad"}, std::pair{&bound_in, "bound"}}) {
-    check_shape(*t, name, {log_w_in.sizes()[0]});
-    check_dtype(*t, name, log_w_in.scalar_type());
-    check_device(*t, name, log_w_in);
-  }
+  check_shape(grad_in, "grad", {log_w_in.sizes()[0]});
+  check_dtype(grad_in, "grad", log_w_in.scalar_type());
+  check_device(grad_in, "grad", log_w_in);
   const OnDevice device(log_w_in);
   const Tensor grad = packed(grad_in), log_w = packed(log_w_in);
-  const Tensor bound = packed(bound_in);
   LogMeanExpParams p{};
   p.rows = log_w.sizes()[0];
   p.samples = log_w.sizes()[1];
   Tensor out = new_like(log_w);
   p.log_w = log_w.const_data_ptr();
-  p.bound = const_cast<void*>(bound.const_data_ptr());  // read only, here
   p.grad = grad.const_data_ptr();
   p.grad_log_w = out.mutable_data_ptr();
   check_launch(cuda::logmeanexp_backward(dtype, p, device.stream()), "logmeanexp_backward");

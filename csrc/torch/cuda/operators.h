@@ -54,7 +54,7 @@ Tensor softplus_cuda(const Tensor& x);
 Tensor softplus_backward_cuda(const Tensor& grad, const Tensor& out);
 
 Tensor logmeanexp_cuda(const Tensor& log_w);
-Tensor logmeanexp_backward_cuda(const Tensor& grad, const Tensor& log_w, const Tensor& bound);
+Tensor logmeanexp_backward_cuda(const Tensor& grad, const Tensor& log_w);
 Tensor lse_update_cuda(const Tensor& state, const Tensor& log_w);
 Tensor lse_merge_cuda(const Tensor& a, const Tensor& b);
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dvae_fast import functional, reference
-from dvae_fast.networks import check_size
+from dvae_fast.networks import check_size, evaluating
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from dvae_fast.models import LatentVariableModel
 
@@ -93,18 +92,6 @@ def _split(k: int, batch_size: int | None, chunk: int | None, rows: int) -> tupl
     return batch_size or max(1, rows // chunk), chunk
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and each submodule's own mode again afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 @torch.no_grad()
 def estimate_log_likelihood(
     model: LatentVariableModel,
@@ -158,7 +145,7 @@ def estimate_log_likelihood(
 
     examples = x.shape[0]
     states = []
-    with _evaluating(model):
+    with evaluating(model):
         for first in range(0, examples, batch_size):
             batch = x[first : first + batch_size].to(like.device, like.dtype)
             mean, log_var = model.encode(batch)

@@ -45,7 +45,7 @@ from dvae_fast.data import BINARISATIONS, DATASETS, IMAGE_SHAPES, Dataset, load_
 from dvae_fast.functional import corrupt
 from dvae_fast.likelihoods import LIKELIHOODS
 from dvae_fast.models import MODELS, LatentVariableModel, make_model
-from dvae_fast.networks import ACTIVATIONS
+from dvae_fast.networks import ACTIVATIONS, evaluating
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -490,7 +490,7 @@ class _Run:
         """Mean bound over a split, in nats; the same noise at every call."""
         x = self.data.evaluation(split)
         total = torch.zeros((), dtype=torch.float64)
-        with _evaluating(self.model):
+        with evaluating(self.model):
             for i, batch in enumerate(torch.split(x, self.config.batch_size)):
                 # A seed for each batch, because the noise counts examples from its first.
                 key = (seed + i) % 2**63
@@ -597,16 +597,6 @@ class _Run:
             "best": {"epoch": self.best_epoch, "valid_bound": self.best_bound},
             "history": self.history,
         }
-
-
-@contextlib.contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 @contextlib.contextmanager

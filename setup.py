@@ -1,12 +1,14 @@
 """Builds the compiled parts: the operators `_C` (torch's stable ABI) and `_core` (torch-free).
 
-DVAE_FAST_CUDA=0|1 switches CUDA off or demands it; unset, it is built where torch has CUDA and
-nvcc is found. Everything else is in pyproject.toml.
+DVAE_FAST_CUDA=1 builds the CUDA kernels too. They compile, and pass their tests in an emulator, but
+have not run on a GPU yet, so unset means 0 until they have. TORCH_CUDA_ARCH_LIST names the
+architectures; unset, they are torch's own. Everything else is in pyproject.toml.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -27,9 +29,6 @@ except ImportError as error:
 MINIMUM_TORCH = (2, 11)
 STABLE_ABI = "0x020b000000000000"  # torch 2.11: one build serves it and all later ones
 
-# csrc/cuda and csrc/torch/cuda are compiled by CI but have not run on a GPU: not built until then.
-CUDA_READY = False
-
 ROOT = Path(__file__).parent
 
 
@@ -48,20 +47,32 @@ def cuda_wanted() -> bool:
     switch = os.environ.get("DVAE_FAST_CUDA", "")
     if switch not in ("", "0", "1"):
         sys.exit(f"dvae_fast: DVAE_FAST_CUDA must be 0 or 1, got {switch!r}")
-    if switch == "0" or not CUDA_READY:
-        if switch == "1":
-            sys.exit("dvae_fast: DVAE_FAST_CUDA=1, but this version cannot build CUDA kernels yet")
+    if switch != "1":
         return False
     missing = []
     if torch.version.cuda is None:
         missing.append(f"a torch with CUDA (this is {torch.__version__})")
     if CUDA_HOME is None or not shutil.which("nvcc", path=f"{CUDA_HOME}/bin"):
         missing.append("nvcc (install the CUDA toolkit, or set CUDA_HOME)")
-    if missing and switch == "1":
+    if missing:
         sys.exit(f"dvae_fast: DVAE_FAST_CUDA=1 needs {' and '.join(missing)}")
-    if missing and torch.version.cuda is not None:
-        print(f"dvae_fast: building for the CPU only; CUDA needs {' and '.join(missing)}")
-    return not missing
+    return True
+
+
+def cuda_architectures() -> list[str]:
+    """What to compile for, in TORCH_CUDA_ARCH_LIST's notation, which is set where it is not."""
+    name = "TORCH_CUDA_ARCH_LIST"
+    if not os.environ.get(name):
+        # As torch was built itself: ["sm_80", "sm_90a", "compute_90"]. get_arch_list() is empty
+        # on a machine without a GPU.
+        flags = torch._C._cuda_getArchFlags().split()
+        numbers = [
+            re.sub(r"(\d)([a-z]?)$", r".\1\2", f.removeprefix("sm_")) for f in flags if "sm_" in f
+        ]
+        if not numbers:
+            sys.exit(f"dvae_fast: {name} must name the GPUs to build for, as 9.0 or 8.0;9.0+PTX")
+        os.environ[name] = ";".join(numbers) + "+PTX"
+    return re.split(r"[;\s]+", os.environ[name].strip())
 
 
 def check_tools() -> None:
@@ -82,18 +93,28 @@ def extensions() -> list[object]:
     # denormals. errno and floating-point traps are what nobody reads, and keep loops scalar.
     math = ["-fno-math-errno", "-fno-trapping-math"]
     flags = ["-O3", "-std=c++17", "-fvisibility=hidden", *math]
-    build = CUDAExtension if cuda_wanted() else CppExtension
+    files = sources("csrc/torch/*.cpp", "csrc/torch/cpu/*.cpp", "csrc/cpu/*.cpp")
+    macros = [("TORCH_TARGET_VERSION", STABLE_ABI)]
+    core_macros = []
+    build, compile_args = CppExtension, {"cxx": flags}
+    if cuda_wanted():
+        build = CUDAExtension
+        files += sources("csrc/torch/cuda/*.cpp", "csrc/cuda/*.cu")
+        macros += [("USE_CUDA", None)]  # shows torch's CUDA functions in the stable headers
+        compile_args["nvcc"] = ["-O3", "-std=c++17", "-Xcompiler=-fvisibility=hidden"]
+        core_macros = [("DVAE_CUDA_ARCHES", '"' + " ".join(cuda_architectures()) + '"')]
     operators = build(
         "dvae_fast._C",
-        sources("csrc/torch/*.cpp", "csrc/torch/cpu/*.cpp", "csrc/cpu/*.cpp"),
-        define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI)],
-        extra_compile_args={"cxx": flags},
+        files,
+        define_macros=macros,
+        extra_compile_args=compile_args,
         py_limited_api=True,
     )
     core = Pybind11Extension(
         "dvae_fast._core",
         [*sources("csrc/python/*.cpp"), "csrc/cpu/isa.cpp"],
         cxx_std=17,
+        define_macros=core_macros,
         extra_compile_args=["-O2", *math],
     )
     return [operators, core]

@@ -40,7 +40,7 @@ def build_info() -> dict[str, Any]:
         )
     elif core is None:
         missing.append(f"The module dvae_fast._core. Build it with: {ops.BUILD_COMMAND}")
-    architectures = list(core.build["cuda_architectures"]) if core is not None else []
+    architectures = core.build["cuda_architectures"].split() if core is not None else []
     if torch.cuda.is_available() and not architectures:
         missing.append(
             "CUDA kernels: tensors on the GPU use the slower PyTorch reference. They need nvcc "

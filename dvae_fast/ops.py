@@ -19,7 +19,7 @@ from dvae_fast import reference
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["BUILD_COMMAND", "LIBRARY_ERROR", "library_loaded"]
+__all__ = ["BUILD_COMMAND", "LIBRARY_ERROR", "cuda_kernels", "library_loaded"]
 
 BUILD_COMMAND = "python -m pip install --no-build-isolation -e ."
 
@@ -173,3 +173,37 @@ if LIBRARY_ERROR is not None:
 def library_loaded() -> bool:
     """Whether the compiled kernels are in use."""
     return LIBRARY_ERROR is None and "dvae_fast._C" in sys.modules
+
+
+def cuda_kernels() -> bool:
+    """Whether the compiled library has kernels for CUDA."""
+    return library_loaded() and _CUDA_KERNELS
+
+
+# --- CUDA tensors without CUDA kernels --------------------------------------------------------
+
+_CUDA_KERNELS: bool = torch._C._dispatch_has_kernel_for_dispatch_key("dvae_fast::iwae", "CUDA")
+
+
+def _reference_on_cuda(name: str) -> Callable[..., Any]:
+    """The reference, which says so at the first call of any operator."""
+
+    def run(*args: Any) -> Any:
+        global _cuda_warning_due
+        if _cuda_warning_due:
+            _cuda_warning_due = False
+            warnings.warn(
+                "dvae_fast: no CUDA kernels in this build; tensors on the GPU use the slower "
+                f"PyTorch reference. With nvcc installed: DVAE_FAST_CUDA=1 {BUILD_COMMAND}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return getattr(reference, name)(*args)
+
+    return run
+
+
+_cuda_warning_due = True
+if library_loaded() and not _CUDA_KERNELS and torch.version.cuda is not None:
+    for _name in _SCHEMAS:
+        _library.impl(_name, _reference_on_cuda(_name), "CUDA")

@@ -12,9 +12,10 @@ matrix product in autocast's dtype.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
 from dvae_fast.corruptions import Corruption
 from dvae_fast.likelihoods import Bernoulli, Likelihood, get_likelihood
 from dvae_fast.reference import accumulation_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = [
     "corrupt",
@@ -111,7 +115,24 @@ def _seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
         )
     if not _INT64[0] <= seed <= _INT64[1]:
         raise ValueError(f"seed must fit in 64 bits, from -2**63 to 2**63 - 1, got {seed}")
-    return torch.tensor([seed], dtype=torch.int64, device=device)
+    # Filled on the device: a copy from the host would wait for it, and break a CUDA graph.
+    return torch.full((1,), seed, dtype=torch.int64, device=device)
+
+
+def _differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """torch's once_differentiable, which alone lets a constant upstream gradient pass: then
+    create_graph=True would give a gradient without a graph, and a penalty on it would lose terms
+    without a word.
+    """
+    once = once_differentiable(backward)
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *grads: Tensor | None) -> Any:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            grads = tuple(g if g is None else g.detach().requires_grad_() for g in grads)
+        return once(ctx, *grads)
+
+    return run
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
@@ -146,7 +167,7 @@ class _Corrupt(torch.autograd.Function):
         return cast("Tensor", _op.corrupt(x, kind, parameter, salt, seed, copies, first_example, 0))
 
     @staticmethod
-    @once_differentiable
+    @_differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         parameter, salt, seed = ctx.saved_tensors
         grad_x = grad_parameter = None
@@ -247,7 +268,7 @@ class _SampleLatent(torch.autograd.Function):
         )
 
     @staticmethod
-    @once_differentiable
+    @_differentiable_once
     def backward(
         ctx: Any, grad_z: Tensor | None, grad_log_ratio: Tensor | None
     ) -> tuple[Tensor | None, ...]:
@@ -324,7 +345,7 @@ class _LatentLogRatio(torch.autograd.Function):
         return cast("Tensor", _op.latent_log_ratio(z, mean, log_var))
 
     @staticmethod
-    @once_differentiable
+    @_differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         return cast("tuple[Tensor, ...]", _op.latent_log_ratio_backward(grad, *ctx.saved_tensors))
 
@@ -373,7 +394,7 @@ class _LogWeights(torch.autograd.Function):
         return cast("Tensor", _op.log_weights(params, scale, x, log_ratio, kind))
 
     @staticmethod
-    @once_differentiable
+    @_differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         params, scale, x = ctx.saved_tensors
         need = ctx.needs_input_grad
@@ -439,9 +460,10 @@ def _check_scale(scale: Any, like: Tensor, shape: tuple[int, ...]) -> Tensor:
     if not isinstance(scale, Tensor):
         if not isinstance(scale, (int, float)) or isinstance(scale, bool):
             raise TypeError(f"scale must be a number or a tensor, got {type(scale).__name__}")
-        if not (scale > 0 and math.isfinite(scale)):
+        if not 0 < scale < math.inf:
             raise ValueError(f"scale must be > 0 and finite, got {scale}")
-        return torch.tensor(float(scale), dtype=accumulation_dtype(like.dtype), device=like.device)
+        # Filled on the device, as the seed is.
+        return torch.full((), scale, dtype=accumulation_dtype(like.dtype), device=like.device)
     _check_float("scale", scale)
     _check_same("scale", scale, "params", like)
     small = scale.numel() <= shape[-1] and scale.device.type == "cpu"
@@ -548,7 +570,7 @@ class _Softplus(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @_differentiable_once
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return cast("Tensor", _op.softplus_backward(grad, *ctx.saved_tensors))
 
@@ -583,7 +605,7 @@ class _LogMeanExp(torch.autograd.Function):
         return cast("Tensor", bound)
 
     @staticmethod
-    @once_differentiable
+    @_differentiable_once
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return cast("Tensor", _op.logmeanexp_backward(grad, *ctx.saved_tensors))
 
@@ -664,9 +686,8 @@ class _IWAELoss(torch.autograd.Function):
         if overwrite:
             bound, weights, grad_scale = _op.iwae_(params, scale, x, log_ratio, kind, multiplier)
             grad_params = params
-            if not torch.compiler.is_compiling():
-                # So that torch refuses a backward pass that saved what is overwritten.
-                torch.autograd.graph.increment_version(params)
+            # So that torch refuses a backward pass that saved what is overwritten.
+            torch.autograd.graph.increment_version(params)
         else:
             bound, weights, grad_params, grad_scale = _op.iwae(
                 params, scale, x, log_ratio, kind, multiplier
@@ -679,7 +700,7 @@ class _IWAELoss(torch.autograd.Function):
         return cast("Tensor", (bound.mean() if reduction == "mean" else bound.sum()).neg_())
 
     @staticmethod
-    @once_differentiable
+    @_differentiable_once
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         kept = _graph_is_kept()
         if ctx.grads is None:
@@ -722,7 +743,8 @@ def iwae_loss(
         reduction: "mean" over all (*L, B), "sum", or "none".
         overwrite_params: leave the gradient in the decoder output instead of allocating as much
             memory again. Only for an output that nothing else reads, then or in backward, as is
-            true of what a linear layer returns; ignored where there is no gradient to make.
+            true of what a linear layer returns; ignored where there is no gradient to make, and
+            under torch.compile, which could not notice another reader.
 
     Returns:
         A scalar in nats, or (*L, B) for "none". Differentiable once.
@@ -740,7 +762,12 @@ def iwae_loss(
     if fused:
         # Neither a leaf nor a view of one: that memory is a parameter's.
         owner = p if p._base is None else p._base
-        overwrite = overwrite_params and p.is_contiguous() and not owner.is_leaf
+        overwrite = (
+            overwrite_params
+            and p.is_contiguous()
+            and not owner.is_leaf
+            and not torch.compiler.is_compiling()
+        )
         loss = _IWAELoss.apply(p, scale, x, log_ratio, lik.kind, reduction, overwrite)
         return cast("Tensor", loss.view(leading[:-1]) if reduction == "none" else loss)
     bound = logmeanexp(_log_weights(p, scale, x, log_ratio, lik.kind))
@@ -771,7 +798,7 @@ class _LinearLogWeights(torch.autograd.Function):
         )
 
     @staticmethod
-    @once_differentiable
+    @_differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, scale, x = ctx.saved_tensors
         grads = _op.linear_log_weights_backward(grad, hidden, weight, bias, scale, x, ctx.kind)

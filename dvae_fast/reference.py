@@ -423,11 +423,10 @@ def iwae_(
 
 
 def rescale_(grad: Tensor, factor: Tensor) -> None:
-    """grad (N, ...) *= factor, of one element or N; a factor of 1 costs no pass."""
-    if factor.numel() == 1:
-        grad.mul_(factor.reshape(()).to(grad.dtype))
-    else:
-        grad.mul_(factor.to(grad.dtype).view(-1, *[1] * (grad.dim() - 1)))
+    """grad (N, ...) *= factor, of one element or N; float16 does not hold a loss scale of 65536."""
+    dtype = accumulation_dtype(grad.dtype)
+    shape = (-1, *[1] * (grad.dim() - 1)) if factor.numel() > 1 else ()
+    grad.copy_(grad.to(dtype) * factor.to(dtype).reshape(shape))
 
 
 # Streaming state per example, float64: max m, Σ e^(w−m), Σ e^2(w−m), Σ w, count.

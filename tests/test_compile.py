@@ -259,6 +259,21 @@ def test_checkpointed_step_has_the_same_gradients(
     _assert_same(_loss_and_grads(step, run, x, seed), expected)
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_overwriting_what_another_operation_saved_is_not_done_when_compiled(backend: str) -> None:
+    """Torch's check is not there in a compiled graph, so nothing is overwritten."""
+    g = torch.Generator().manual_seed(3)
+    leaf = torch.randn(B, K, 65, generator=g, requires_grad=True)
+    x, log_ratio = torch.rand(B, 65, generator=g), torch.randn(B, K, generator=g)
+
+    def loss(leaf: Tensor, overwrite: bool) -> Tensor:
+        return dvae_fast.iwae_loss(torch.tanh(leaf), x, log_ratio, overwrite_params=overwrite)
+
+    compiled = torch.compile(loss, backend=backend, fullgraph=True)
+    actual = torch.autograd.grad(compiled(leaf, True), leaf)
+    torch.testing.assert_close(actual, torch.autograd.grad(loss(leaf, False), leaf))
+
+
 @each_device
 def test_checkpointed_decoder_may_be_overwritten(device: str) -> None:
     """A checkpoint around the decoder alone: the loss writes over what it returns."""

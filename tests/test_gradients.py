@@ -816,6 +816,29 @@ def test_overwriting_what_another_operation_saved_raises(
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    "function", ["iwae_loss", "log_weights", "logmeanexp", "softplus", "linear_log_weights"]
+)
+def test_a_gradient_of_a_gradient_raises(function: str, device: str) -> None:
+    """Not a silent constant: a penalty on it would lose terms."""
+    inputs = Inputs(device, torch.float32)
+    leaf, x, log_ratio = inputs.normal(B, K, 65), inputs.data(B, 65), inputs.normal(B, K)
+    weight = inputs.normal(65, 65)
+    out = {
+        "iwae_loss": lambda: dvae_fast.iwae_loss(leaf * 1, x, log_ratio),
+        "log_weights": lambda: dvae_fast.log_weights(leaf, x, log_ratio).logsumexp(1).sum(),
+        "logmeanexp": lambda: dvae_fast.logmeanexp(leaf).sum(),
+        "softplus": lambda: dvae_fast.functional.softplus(leaf).sum(),
+        "linear_log_weights": lambda: dvae_fast.linear_log_weights(
+            leaf, weight, None, x, log_ratio
+        ).sum(),
+    }[function]()
+    (grad,) = torch.autograd.grad(out, leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        grad.square().sum().backward()
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_overwriting_after_another_reader_raises(device: str) -> None:
     """So does an operation that reads the decoder output beside the loss and saved it."""
     layer, hidden, x, log_ratio = _decoder(device)

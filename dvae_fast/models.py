@@ -19,10 +19,10 @@ from dvae_fast.corruptions import Corruption, Identity, SaltAndPepper, make_corr
 from dvae_fast.likelihoods import get_likelihood
 from dvae_fast.networks import (
     DECODERS,
-    BernoulliDecoder,
     GaussianEncoder,
     check_size,
     check_sizes,
+    splits,
 )
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class LatentVariableModel(nn.Module):
     def _log_weights(self, z: Tensor, x: Tensor, log_ratio: Tensor) -> Tensor:
         """log w in the shape of log_ratio, not holding the logits of a Bernoulli."""
         decoder = self.decoder
-        if isinstance(decoder, BernoulliDecoder):
+        if splits(decoder):
             output = decoder.output
             return functional.linear_log_weights(
                 decoder.trunk(z), output.weight, output.bias, x, log_ratio, self.likelihood
@@ -154,7 +154,7 @@ class LatentVariableModel(nn.Module):
             log_ratio,
             self.likelihood,
             self.objective,
-            overwrite_params=isinstance(self.decoder, BernoulliDecoder),
+            overwrite_params=splits(self.decoder),
         )
 
     def forward(self, x: Tensor, seed: int | Tensor | None = None) -> Tensor:

@@ -19,6 +19,7 @@ from dvae_fast import functional
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from typing import TypeGuard
 
 __all__ = [
     "ACTIVATIONS",
@@ -193,6 +194,19 @@ class BernoulliDecoder(nn.Module):
         """(..., Z) → logits (..., D)."""
         logits: Tensor = self.output(self.trunk(z))
         return logits
+
+
+def splits(decoder: nn.Module) -> TypeGuard[BernoulliDecoder]:
+    """Whether trunk and then a linear output is all that calling `decoder` does.
+
+    Not so for a subclass, another layer in the place of `output`, or with hooks on either.
+    """
+    if type(decoder) is not BernoulliDecoder or type(decoder.output) is not nn.Linear:
+        return False
+    return not any(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+        for module in (decoder, decoder.output)
+    )
 
 
 class GaussianDecoder(nn.Module):

@@ -446,6 +446,33 @@ def test_a_replaced_decoder_is_used_everywhere() -> None:
     torch.testing.assert_close(model.bound(x, SEED).mean(), -plain.detach())
 
 
+class _Tempered(BernoulliDecoder):
+    def forward(self, z: Tensor) -> Tensor:
+        return super().forward(z) * 0.25
+
+
+@pytest.mark.parametrize("how", ["subclass", "hook", "output_hook", "output"])
+def test_a_changed_decoder_is_used_everywhere(how: str) -> None:
+    """Calling trunk and output in turn is not what calling any of these does."""
+    model, x = _model("diwae"), _data()
+    decoder = model.decoder
+    assert isinstance(decoder, BernoulliDecoder)
+    before = model.bound(x, SEED).mean()
+    if how == "subclass":
+        model.decoder = _Tempered(Z, model.hidden_sizes[::-1], D).double()
+        model.decoder.load_state_dict(decoder.state_dict())
+    elif how == "hook":
+        decoder.register_forward_hook(lambda module, args, out: out * 0.25)
+    elif how == "output_hook":
+        decoder.output.register_forward_pre_hook(lambda module, args: (args[0] * 0.25,))
+    else:
+        decoder.output = nn.Sequential(decoder.output, nn.Tanh())  # type: ignore[assignment]
+    after = model.bound(x, SEED).mean()
+    assert abs(after - before) > 1e-3
+    torch.testing.assert_close(after, _plain_bound(model, x, SEED).mean().detach())
+    torch.testing.assert_close(model.loss(x, SEED).detach(), -after)
+
+
 # --- construction and configuration -----------------------------------------------------------
 
 

@@ -3,7 +3,8 @@
 #   make test   run the tests
 # Both make .venv, install what is needed there and build the extension.
 
-# On Linux, PyPI's own torch carries CUDA, several gigabytes of it. `make TORCH=torch` takes that.
+# One version for everybody. On Linux, PyPI's own torch carries CUDA, gigabytes that nothing here needs;
+# where pip is told of torch's CPU index (PIP_EXTRA_INDEX_URL), TORCH=torch==2.13.0+cpu takes less.
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
 VENV := .venv

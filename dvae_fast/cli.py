@@ -148,13 +148,24 @@ def _hidden_sizes(text: str | None) -> tuple[int, ...] | None:
         ) from None
 
 
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be from 0 to {2**63 - 1}, got {seed}")
+
+
 def _new_run_dir(config: TrainConfig) -> Path:
     stem = f"{config.model}-{config.data}-{datetime.now():%Y%m%d-%H%M%S}"
     path, count = RUNS / stem, 1
-    while path.exists():
-        count += 1
-        path = RUNS / f"{stem}-{count}"
-    return path
+    while True:
+        try:
+            path.mkdir(parents=True)  # claims it: another run may begin in the same second
+        except FileExistsError:
+            count += 1
+            path = RUNS / f"{stem}-{count}"
+            continue
+        except OSError:
+            pass  # training says what is wrong with it
+        return path
 
 
 def _latest_run_dir() -> Path:
@@ -289,13 +300,23 @@ def train_command(
         console = Console(quiet=quiet, highlight=False)
         if not quiet:
             _announce(console, config, folder, resume)
-        metrics = _train(console, config, folder, resume=resume, tensorboard=not no_tensorboard)
+        try:
+            metrics = _train(console, config, folder, resume=resume, tensorboard=not no_tensorboard)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # if nothing was put there
+            raise
         if metrics["status"] == "interrupted":
             command = f"dvae-fast train --resume --run-dir {shlex.quote(str(folder))}"
             _fail(
                 f"interrupted after {metrics['epochs_done']} of {config.epochs} epochs; all is "
                 f"saved, go on with: {command}",
                 128 + metrics["signal"],
+            )
+        judge = f"dvae-fast evaluate {shlex.quote(str(folder))}"
+        if "signal" in metrics:
+            _fail(
+                f"trained, then interrupted; to judge the model: {judge}", 128 + metrics["signal"]
             )
         pictures = _pictures(console, config, folder, metrics)
         rows = [
@@ -308,8 +329,7 @@ def train_command(
                 with cpu_threads(config.threads):
                     report = _evaluate(console, folder, k=evaluate_k)
             except KeyboardInterrupt:
-                command = f"dvae-fast evaluate {shlex.quote(str(folder))}"
-                _fail(f"interrupted after training; to judge the model: {command}", 130)
+                _fail(f"interrupted after training; to judge the model: {judge}", 130)
             metrics["evaluation"] = report
             write_json(folder / METRICS, metrics)
             rows += _evaluation_rows(report)
@@ -459,6 +479,7 @@ def evaluate_command(
             ):  # fmt: skip
                 if value is not None and value < 1:
                     raise ValueError(f"{name} must be >= 1, got {value}")
+            _check_seed(seed)
         console = Console(quiet=quiet, highlight=False)
         with cpu_threads(threads):
             report = _evaluate(
@@ -576,6 +597,7 @@ def sample_command(
         with _wrong_options():
             if n < 1:
                 raise ValueError(f"n must be >= 1, got {n}")
+            _check_seed(seed)
         config, model = load_config(run_dir), load_model(run_dir)
         path = out or run_dir / "samples.png"
         kind = "draws from" if draw else "means of"

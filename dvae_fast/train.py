@@ -181,6 +181,8 @@ class TrainConfig:
                     f"M must be 1 for {self.model} (only {denoising} corrupt); got {self.M}"
                 )
         try:
+            if not math.isfinite(self.level):
+                raise ValueError(f"level must be finite, got {self.level!r}")
             make_corruption(self.corruption, self.level)
         except (TypeError, ValueError) as error:
             raise ValueError(f"level does not fit {self.corruption}: {error}") from None
@@ -255,7 +257,10 @@ def default_config(model: str = "diwae", data: str = "digits", **given: Any) -> 
         values.setdefault("corruption", "gaussian" if gaussian else "salt-and-pepper")
     else:
         values.setdefault("corruption", "identity")
-    values.setdefault("level", 0.0 if values["corruption"] == "identity" else DEFAULT_LEVEL)
+    identity = values["corruption"] == "identity"
+    if identity and values.get("level", 0) != 0:
+        raise ValueError(f"level must be 0 without a corruption, got {values['level']!r}")
+    values.setdefault("level", 0.0 if identity else DEFAULT_LEVEL)
     return TrainConfig(model=model, data=data, **values)
 
 
@@ -339,19 +344,34 @@ class _Board:
 
             # Whatever a crashed run wrote beyond its checkpoint is hidden.
             purge = epoch + 1 if epoch else None
-            self.writer = SummaryWriter(str(folder), purge_step=purge)
+            with self._optional():
+                self.writer = SummaryWriter(str(folder), purge_step=purge)
+
+    @contextlib.contextmanager
+    def _optional(self) -> Iterator[None]:
+        """What cannot be written is done without: a log must not end a run."""
+        try:
+            yield
+        except OSError as error:
+            self.writer = None
+            warnings.warn(
+                f"TensorBoard's events cannot be written ({error}); going on without them",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def epoch(self, record: Mapping[str, float]) -> None:
         if self.writer is None:
             return
         step = int(record["epoch"])
-        for tag, key in (
-            ("bound/train", "train_bound"),
-            ("bound/valid", "valid_bound"),
-            ("learning rate", "learning_rate"),
-            ("examples per second", "examples_per_second"),
-        ):
-            self.writer.add_scalar(tag, record[key], step)
+        with self._optional():
+            for tag, key in (
+                ("bound/train", "train_bound"),
+                ("bound/valid", "valid_bound"),
+                ("learning rate", "learning_rate"),
+                ("examples per second", "examples_per_second"),
+            ):
+                self.writer.add_scalar(tag, record[key], step)
 
     def pictures(
         self, model: LatentVariableModel, data: Dataset, epoch: int, *, last: bool = False
@@ -361,15 +381,17 @@ class _Board:
         self.next_picture = time.monotonic() + _PICTURE_SECONDS
         rows = reconstructions(model, data.evaluation("valid")[:8], seed=0)
         shape = (-1, 1, *data.image_shape)
-        for tag, images in (
-            ("samples", model.sample(64, seed=0)),
-            ("x, corrupted, reconstructed", torch.cat(rows)),
-        ):
-            self.writer.add_images(tag, images.clamp(0, 1).reshape(shape), epoch)
+        with self._optional():
+            for tag, images in (
+                ("samples", model.sample(64, seed=0)),
+                ("x, corrupted, reconstructed", torch.cat(rows)),
+            ):
+                self.writer.add_images(tag, images.clamp(0, 1).reshape(shape), epoch)
 
     def close(self) -> None:
         if self.writer is not None:
-            self.writer.close()
+            with self._optional():
+                self.writer.close()
 
 
 class _Signals:
@@ -422,7 +444,7 @@ class _Run:
         seeds = torch.randint(0, 2**63 - 1, (3,), generator=self.generator).tolist()
         initial, self.valid_seed, self.test_seed = seeds
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(initial)
+            torch.default_generator.manual_seed(initial)
             self.model = config.make_model(data)
         self.parameters = dict(self.model.named_parameters())
         self.names: dict[Tensor, str] = {p: name for name, p in self.parameters.items()}
@@ -550,7 +572,10 @@ class _Run:
     def restore(self) -> None:
         path = self.folder / CHECKPOINT
         tensors, header = load_tensors(path)
-        old = TrainConfig.from_dict(header["config"]).to_dict()
+        try:
+            old = TrainConfig.from_dict(header["config"]).to_dict()
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} is not a run's checkpoint: {error}") from None
         new = self.config.to_dict()
         for name in old.keys() - {"epochs", "threads"}:
             if old[name] != new[name]:
@@ -639,7 +664,8 @@ def train(
     Returns:
         What ``metrics.json`` holds: ``status`` ("finished" or "interrupted"), ``config``,
         ``versions``, ``history`` and ``best`` (bounds in nats per example) and, if finished,
-        ``test_bound`` of the best model; if interrupted, the number of the ``signal``.
+        ``test_bound`` of the best model; if a signal came, even too late to interrupt, its number
+        as ``signal``.
 
     Raises:
         ValueError: if the folder holds a run and `resume` is False, or holds another than
@@ -670,7 +696,7 @@ def train(
                 run.model.load_state_dict(run.best)
                 metrics["test_bound"] = run.bound("test", run.test_seed)
                 board.pictures(run.model, data, run.best_epoch, last=True)
-            else:
+            if signals.received is not None:
                 metrics["signal"] = signals.received
             write_json(folder / METRICS, metrics)
         finally:

@@ -52,7 +52,7 @@ struct Bernoulli {
 // The constant, and log s where s is shared by all rows, are added once a row by the caller.
 struct Gaussian {
   static constexpr bool kHasScale = true;
-  static constexpr int kMaxPush = 1 << 30;
+  static constexpr int kMaxPush = 64;  // a longer sum in one float would lose what it adds
   static constexpr double kHalfLog2Pi = 0.91893853320467274178;
 
   template <class A>

@@ -21,6 +21,7 @@ namespace dvae::cpu {
 namespace {
 
 constexpr int64_t kTile = kBlock;
+constexpr int64_t kSumRows = 64;  // terms of one kind that a single float takes in
 
 DVAE_HD int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -291,6 +292,24 @@ void sample_latent(const LatentParams& p, int64_t begin, int64_t end) {
   }
 }
 
+// A sum over samples, of a block: in two levels, for one float that has taken in thousands loses as
+// much of each.
+template <class A>
+struct SampleSum {
+  alignas(64) A part[kBlock] = {};
+  alignas(64) A total[kBlock] = {};
+
+  DVAE_HD void end_sample(int64_t k) {
+    if ((k + 1) % kSumRows != 0) return;
+    for (int i = 0; i < kBlock; ++i) total[i] = total[i] + part[i];
+    fill(part, kBlock, A(0));
+  }
+  template <class T>
+  DVAE_HD void store_to(T* out, int64_t n) const {
+    for (int64_t i = 0; i < n; ++i) store(out[i], total[i] + part[i]);
+  }
+};
+
 template <class T>
 void sample_latent_backward(const LatentParams& p, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
@@ -304,8 +323,7 @@ void sample_latent_backward(const LatentParams& p, int64_t begin, int64_t end) {
     for (int64_t j = 0, block = 0; j < p.size; j += kTile, ++block) {
       const int64_t n = min64(kTile, p.size - j);
       const A* sigma = std.get(log_var, p.size, row, j, A(0.5));
-      alignas(64) A d_mean[kBlock] = {};
-      alignas(64) A d_log_var[kBlock] = {};
+      SampleSum<A> d_mean, d_log_var;
       for (int64_t k = 0; k < p.samples; ++k) {
         const LatentRow at_row = latent_row(p, row, k);
         const int64_t r = row * p.samples + k;
@@ -319,15 +337,13 @@ void sample_latent_backward(const LatentParams& p, int64_t begin, int64_t end) {
         for (int64_t i = 0; i < n; ++i) {
           const A scaled = sigma[i] * noise[i];
           DiagonalNormal::accumulate_gradient(grad_z[i], grad_r, load(mean[j + i]) + scaled, scaled,
-                                              d_mean[i], d_log_var[i]);
+                                              d_mean.part[i], d_log_var.part[i]);
         }
+        d_mean.end_sample(k);
+        d_log_var.end_sample(k);
       }
-      T* out_mean = at<T>(p.grad_mean, row * p.size + j);
-      T* out_log_var = at<T>(p.grad_log_var, row * p.size + j);
-      for (int64_t i = 0; i < n; ++i) {
-        store(out_mean[i], d_mean[i]);
-        store(out_log_var[i], d_log_var[i]);
-      }
+      d_mean.store_to(at<T>(p.grad_mean, row * p.size + j), n);
+      d_log_var.store_to(at<T>(p.grad_log_var, row * p.size + j), n);
     }
   }
 }
@@ -364,8 +380,7 @@ void latent_log_ratio_backward(const LatentParams& p, int64_t begin, int64_t end
     for (int64_t j = 0; j < p.size; j += kTile) {
       const int64_t n = min64(kTile, p.size - j);
       const A* inverse = precision.get(log_var, p.size, row, j, A(-1));
-      alignas(64) A d_mean[kBlock] = {};
-      alignas(64) A d_log_var[kBlock] = {};
+      SampleSum<A> d_mean, d_log_var;
       for (int64_t k = 0; k < p.samples; ++k) {
         const int64_t r = row * p.samples + k;
         const A g = *at<A>(p.grad_log_ratio, r);
@@ -373,16 +388,15 @@ void latent_log_ratio_backward(const LatentParams& p, int64_t begin, int64_t end
         T* out = at<T>(p.grad_z_out, r * p.size + j);
 #pragma GCC ivdep
         for (int64_t i = 0; i < n; ++i) {
-          store(out[i], DiagonalNormal::log_ratio_at_gradient(g, load(z[i]), load(mean[j + i]),
-                                                              inverse[i], d_mean[i], d_log_var[i]));
+          store(out[i],
+                DiagonalNormal::log_ratio_at_gradient(g, load(z[i]), load(mean[j + i]), inverse[i],
+                                                      d_mean.part[i], d_log_var.part[i]));
         }
+        d_mean.end_sample(k);
+        d_log_var.end_sample(k);
       }
-      T* out_mean = at<T>(p.grad_mean, row * p.size + j);
-      T* out_log_var = at<T>(p.grad_log_var, row * p.size + j);
-      for (int64_t i = 0; i < n; ++i) {
-        store(out_mean[i], d_mean[i]);
-        store(out_log_var[i], d_log_var[i]);
-      }
+      d_mean.store_to(at<T>(p.grad_mean, row * p.size + j), n);
+      d_log_var.store_to(at<T>(p.grad_log_var, row * p.size + j), n);
     }
   }
 }
@@ -770,12 +784,14 @@ void add_column_sums(const void* in, int64_t rows, int64_t columns, double* out,
   using A = accumulate_t<T>;
   for (int64_t j = begin; j < end; j += kTile) {
     const int64_t n = min64(kTile, end - j);
-    alignas(64) A sum[kBlock] = {};
-    for (int64_t r = 0; r < rows; ++r) {
-      const T* row = at<T>(in, r * columns + j);
-      for (int64_t i = 0; i < n; ++i) sum[i] = sum[i] + load(row[i]);
+    for (int64_t first = 0; first < rows; first += kSumRows) {
+      alignas(64) A sum[kBlock] = {};
+      for (int64_t r = first; r < min64(first + kSumRows, rows); ++r) {
+        const T* row = at<T>(in, r * columns + j);
+        for (int64_t i = 0; i < n; ++i) sum[i] = sum[i] + load(row[i]);
+      }
+      for (int64_t i = 0; i < n; ++i) out[j + i] += static_cast<double>(sum[i]);
     }
-    for (int64_t i = 0; i < n; ++i) out[j + i] += static_cast<double>(sum[i]);
   }
 }
 

@@ -1,0 +1,62 @@
+"""float32 sums of thousands of equal terms, the worst case of rounding: 2e-6 of Σ |terms|."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from operator_cases import DEVICES
+from torch import Tensor
+
+import dvae_fast
+
+TOLERANCE = 2e-6
+
+
+def _error(actual: Tensor, expected: Tensor) -> float:
+    """Largest relative error; all terms have one sign, so a sum is the sum of their sizes."""
+    return ((actual.double().cpu() - expected.cpu()) / expected.cpu()).abs().max().item()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("size", [3072, 12288, 196608])
+@pytest.mark.parametrize("full", [False, True])
+def test_gaussian_log_weights_over_many_dimensions(size: int, full: bool, device: str) -> None:
+    mean = torch.zeros(1, 3, size, device=device)
+    x = torch.full((1, size), 5.3, device=device)
+    scale = torch.ones_like(mean) if full else 1.0
+    log_ratio = torch.zeros(1, 3, device=device)
+    expected = dvae_fast.log_weights(
+        (mean.double(), torch.ones_like(mean).double()), x.double(), log_ratio.double(), "gaussian"
+    )
+    actual = dvae_fast.log_weights((mean, scale), x, log_ratio, "gaussian")
+    assert _error(actual, expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("rows", [500, 10_000, 50_000])
+def test_gradient_of_a_bias_over_many_rows(rows: int, device: str) -> None:
+    hidden = torch.zeros(1, rows, 3, device=device)
+    weight = torch.zeros(7, 3, device=device)
+    bias = torch.full((7,), 0.7, device=device, requires_grad=True)
+    x, log_ratio = torch.zeros(1, 7, device=device), torch.zeros(1, rows, device=device)
+    out = dvae_fast.linear_log_weights(hidden, weight, bias, x, log_ratio)
+    (actual,) = torch.autograd.grad(out.sum(), bias)
+    assert _error(actual, -rows * torch.sigmoid(bias.detach().double())) <= TOLERANCE
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("k", [500, 5000])
+def test_gradients_of_latents_over_many_samples(k: int, device: str) -> None:
+    mean = torch.zeros(1, 5, device=device, requires_grad=True)
+    log_var = torch.zeros(1, 5, device=device, requires_grad=True)
+    z, _ = dvae_fast.sample_latent(mean, log_var, k, seed=1)
+    (actual,) = torch.autograd.grad(0.3 * z.sum(), mean)
+    expected = torch.full((1, 5), k * torch.tensor(0.3).item(), dtype=torch.float64)
+    assert _error(actual, expected) <= TOLERANCE
+
+    ratio = dvae_fast.latent_log_ratio(torch.full((1, k, 5), 1.7, device=device), mean, log_var)
+    grads = torch.autograd.grad(ratio.sum(), (mean, log_var))
+    # ½ (log_var + (z − mean)² / e^log_var) − ½ z²
+    d = torch.full((1, 5), 1.7).double()
+    assert _error(grads[0], -k * d) <= TOLERANCE
+    assert _error(grads[1], 0.5 * k * (1 - d.square())) <= TOLERANCE

@@ -425,7 +425,7 @@ def iwae_(
 def rescale_(grad: Tensor, factor: Tensor) -> None:
     """grad (N, ...) *= factor, of one element or N; float16 does not hold a loss scale of 65536."""
     dtype = accumulation_dtype(grad.dtype)
-    shape = (-1, *[1] * (grad.dim() - 1)) if factor.numel() > 1 else ()
+    shape = () if factor.numel() == 1 else (-1, *[1] * (grad.dim() - 1))
     grad.copy_(grad.to(dtype) * factor.to(dtype).reshape(shape))
 
 

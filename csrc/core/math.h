@@ -2,7 +2,8 @@
 //
 // The float versions are branch-free polynomials (coefficients of Moshier's Cephes library).
 // Errors, checked in tests/cpp: exp, log, log1p and softplus 2 ulp, sigmoid and sincos 3,
-// log_uniform 3.5. The double versions are libm's: float64 is for oracles, not for speed.
+// log_uniform 3.5. The double versions are libm's: float64 is for oracles, not for speed. In device
+// code exp_nonpositive and reciprocal take the special-function unit, which adds some 2 ulp.
 #pragma once
 
 #include <cmath>
@@ -70,9 +71,19 @@ DVAE_HD float split_mantissa(float x, float& e) {
 
 // e^x for x <= 0 or NaN; results below the smallest normal float are 0.
 DVAE_HD float exp_nonpositive(float x) {
+#if defined(__CUDA_ARCH__)
+  // 2^t, t = x log2 e, and what rounding took from t put back: half the instructions of the
+  // polynomial, which alone would hold a kernel below the memory's speed.
+  const float t = x * 1.44269502f;
+  const float rest = ::fmaf(x, 1.44269502f, -t) + x * 1.92596303e-8f;
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(t));
+  y = ::fmaf(y, rest * 0.693147181f, y);
+#else
   int32_t n;
   const float r = detail::reduce_exp(x, n);
   const float y = detail::exp_reduced(r) * detail::power_of_two(n);
+#endif
   return x < -87.33654f ? 0.0f : y;
 }
 DVAE_HD double exp_nonpositive(double x) { return ::exp(x); }
@@ -140,10 +151,22 @@ DVAE_HD float sigmoid_of_softplus(float y) {
 }
 DVAE_HD double sigmoid_of_softplus(double y) { return -::expm1(-y); }
 
+// 1/y for y in [1, 2] or NaN; an IEEE division costs device code a call.
+DVAE_HD float reciprocal(float y) {
+#if defined(__CUDA_ARCH__)
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(y));
+  return r;
+#else
+  return 1.0f / y;
+#endif
+}
+DVAE_HD double reciprocal(double y) { return 1.0 / y; }
+
 // σ(x) from e = e^−|x|: 1/(1 + e) for x >= 0, e/(1 + e) below.
 template <class A>
 DVAE_HD A sigmoid_from(A x, A e) {
-  const A r = A(1) / (A(1) + e);
+  const A r = reciprocal(A(1) + e);
   return x >= A(0) ? r : e * r;
 }
 template <class A>

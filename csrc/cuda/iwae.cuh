@@ -135,33 +135,28 @@ FusedLayout fused_layout(const LogWeights& p, const Device& device, int64_t step
   using A = accumulate_t<T>;
   FusedLayout l{};
   const int64_t steps = std::max<int64_t>(divide_up(p.size, step), 1);
-  // Few samples: several warps a row, each with at least two steps.
-  l.segments = static_cast<int>(
-      std::clamp<int64_t>(8 / std::max<int64_t>(p.samples, 1), 1, divide_up(steps, 2)));
-  l.segment = divide_up(steps, l.segments) * step;
-  const int64_t items = p.samples * l.segments;
   l.row_bytes = p.size * static_cast<int64_t>(sizeof(T)) * (kScale == ScaleKind::kFull ? 2 : 1);
   l.density_at = divide_up(p.samples * l.row_bytes, 16) * 16;
-  l.shared_bytes = l.density_at + items * static_cast<int64_t>(sizeof(A));
   // Where several blocks fit in a multiprocessor's shared memory they share its registers too, so
   // that one loads while another computes.
-  const int64_t blocks =
-      std::clamp<int64_t>(device.shared_bytes / std::max<int64_t>(l.shared_bytes, 1), 1, 4);
+  const int64_t block_bytes = l.density_at + device.shared_reserved + 1024;
+  const int64_t blocks = std::clamp<int64_t>(device.shared_total / block_bytes, 1, 4);
   const int64_t most = most_warps / blocks;
-  // The number of warps that leaves the fewest idle in the last round, the larger of equals.
-  const auto padded = [&](int64_t warps) { return divide_up(items, warps) * warps; };
-  int64_t warps = std::clamp<int64_t>(items, 1, most);
-  for (int64_t w = most; items > most && w >= most / 2; --w) {
-    if (padded(w) < padded(warps)) warps = w;
-  }
-  l.warps = static_cast<int>(warps);
+  // Few samples: several warps a row, each with at least two steps.
+  const int64_t samples = std::max<int64_t>(p.samples, 1);
+  l.segments = static_cast<int>(std::clamp<int64_t>(most / samples, 1, divide_up(steps, 2)));
+  l.segment = divide_up(steps, l.segments) * step;
+  const int64_t items = std::max<int64_t>(p.samples * l.segments, 1);
+  l.shared_bytes = l.density_at + items * static_cast<int64_t>(sizeof(A));
+  // As few rounds as the most warps need, and no more warps than those rounds.
+  l.warps = static_cast<int>(divide_up(items, divide_up(items, most)));
   return l;
 }
 
 template <class L, class T, ScaleKind kScale>
 cudaError_t launch_fused(const LogWeights& p, const Device& device, bool& fits,
                          cudaStream_t stream) {
-  const auto bases = {p.params, p.x, p.scale, static_cast<const void*>(p.grad_params),
+  const auto bases = {p.params, p.x, scale_rows<kScale>(p), static_cast<const void*>(p.grad_params),
                       static_cast<const void*>(p.grad_scale)};
   const bool vector = packs_fit<T>(p.size, kPack<T>, bases);
   const int64_t step =

@@ -16,6 +16,8 @@ namespace dvae::cuda {
 struct Device {
   int multiprocessors = 0;
   int shared_bytes = 0;  // that a block may ask for
+  int shared_total = 0;  // of a multiprocessor, of which each block takes shared_reserved more
+  int shared_reserved = 0;
   int max_grid = 0;      // blocks in x
 };
 
@@ -27,6 +29,8 @@ inline cudaError_t query(Device& device) {
   };
   get(&device.multiprocessors, cudaDevAttrMultiProcessorCount);
   get(&device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  get(&device.shared_total, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  get(&device.shared_reserved, cudaDevAttrReservedSharedMemoryPerBlock);
   get(&device.max_grid, cudaDevAttrMaxGridDimX);
   return error;
 }
@@ -43,9 +47,15 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, int threads, int64_t shared,
                    cudaStream_t stream, A&&... args) {
   constexpr int64_t kAlwaysAllowed = 48 << 10;
   if (shared > kAlwaysAllowed) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    // Always the device's most, not what this launch needs: the attribute is the kernel's, and
+    // another thread may be about to launch it with more.
+    Device device;
+    cudaError_t error = query(device);
+    if (error == cudaSuccess) {
+      error =
+          cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared_bytes);
+    }
     if (error != cudaSuccess) return error;
   }
   cudaLaunchConfig_t config = {};
@@ -66,6 +76,12 @@ bool packs_fit(int64_t size, int V, std::initializer_list<const void*> bases) {
   bool fits = size % V == 0;
   for (const void* base : bases) fits = fits && reinterpret_cast<uintptr_t>(base) % 16 == 0;
   return fits;
+}
+
+// The scale where it is read as a row is, else null: one element for all may lie anywhere.
+template <ScaleKind kScale>
+const void* scale_rows(const LogWeights& p) {
+  return kScale == ScaleKind::kShared && p.scale_stride == 0 ? nullptr : p.scale;
 }
 
 template <class T>

@@ -74,7 +74,8 @@ cudaError_t launch_log_weights(const LogWeights& p, cudaStream_t stream) {
     return launch(kernel, grid_of(blocks_for(device, g.groups * team, kThreads)), kThreads, 0,
                   stream, p, g);
   };
-  const bool vector = packs_fit<T>(p.size, kPack<T>, {p.params, p.x, p.bias, p.scale});
+  const bool vector =
+      packs_fit<T>(p.size, kPack<T>, {p.params, p.x, p.bias, scale_rows<kScale>(p)});
   if (!vector) return run(&log_weights_kernel<L, T, kScale, kBias, false, kWarp, 1, 2>, kWarp, 1);
   if constexpr (sizeof(T) < 8) {
     // Eight lanes for four rows: x is read once for the four, hardly a lane idles at a row's end,

@@ -112,7 +112,7 @@ cudaError_t launch_log_weights_backward(const LogWeights& p, cudaStream_t stream
   const auto bases = {p.params,
                       p.x,
                       p.bias,
-                      p.scale,
+                      scale_rows<kScale>(p),
                       static_cast<const void*>(p.grad_params),
                       static_cast<const void*>(p.grad_scale)};
   if (packs_fit<T>(p.size, kPack<T>, bases)) {

@@ -60,7 +60,9 @@ enum cudaDeviceAttr {
   cudaDevAttrMaxGridDimX = 5,
   cudaDevAttrMultiProcessorCount = 16,
   cudaDevAttrL2CacheSize = 38,
+  cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81,
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
+  cudaDevAttrReservedSharedMemoryPerBlock = 111,
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 
@@ -84,6 +86,8 @@ struct Settings {
   int multiprocessors = 3;
   int max_grid = 0x7FFFFFFF;
   int shared_bytes = 227 << 10;
+  int shared_total = 228 << 10;
+  int shared_reserved = 1 << 10;
   int cache_bytes = 1 << 20;
   Order order = Order::kForward;
   uint64_t seed = 0;  // of Order::kShuffled
@@ -157,6 +161,12 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
       return cudaSuccess;
     case cudaDevAttrL2CacheSize:
       *value = emulator::settings.cache_bytes;
+      return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      *value = emulator::settings.shared_total;
+      return cudaSuccess;
+    case cudaDevAttrReservedSharedMemoryPerBlock:
+      *value = emulator::settings.shared_reserved;
       return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
       *value = emulator::settings.shared_bytes;

@@ -101,7 +101,7 @@ TEST(Emulator, RefusesWhatADeviceWould) {
   EXPECT_EQ(launch(&nothing, grid_of(0), 1, 0, nullptr), cudaErrorInvalidConfiguration);
   EXPECT_EQ(launch(&nothing, grid_of(1, 65536), 1, 0, nullptr), cudaErrorInvalidConfiguration);
   EXPECT_EQ(launch(&nothing, grid_of(1), 1025, 0, nullptr), cudaErrorInvalidConfiguration);
-  EXPECT_EQ(launch(&nothing, grid_of(1), 1, 228 << 10, nullptr), cudaErrorInvalidValue);
+  EXPECT_EQ(launch(&nothing, grid_of(1), 1, 228 << 10, nullptr), cudaErrorInvalidConfiguration);
   EXPECT_EQ(launch(&nothing, grid_of(1), 1, 227 << 10, nullptr), cudaSuccess);
   cudaLaunchConfig_t config = {};
   config.gridDim = config.blockDim = dim3(1);

@@ -88,7 +88,7 @@ CORRUPTIONS: dict[str, Noise] = {
 def corrupt(x: Tensor, copies: int | None, rate: float, salt: float, formula: Noise) -> Tensor:
     """x (B, D) → x̃ (B, D), or (copies, B, D)."""
     shape = x.shape if copies is None else (copies, *x.shape)
-    return formula(x, torch.rand(shape), rate, salt)
+    return formula(x, torch.rand(shape, device=x.device), rate, salt)
 
 
 # --- latent samples -----------------------------------------------------------------------------
@@ -113,7 +113,8 @@ REPARAMETERISATIONS = {"sum": reparameterise, "vecdot": reparameterise_dot}
 def sample_latent(
     mean: Tensor, log_var: Tensor, k: int, formula: Callable[..., tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
-    return formula(mean, log_var, torch.randn(mean.shape[0], k, mean.shape[1]))
+    noise = torch.randn(mean.shape[0], k, mean.shape[1], device=mean.device)
+    return formula(mean, log_var, noise)
 
 
 # --- Bernoulli log-density from logits (B, K, D) and x (B, D), summed over D --------------------
@@ -302,14 +303,15 @@ class DIWAE(nn.Module):
 
     def loss(self, x: Tensor) -> Tensor:
         corrupted = corrupt(x, None, self.rate, self.salt, self.noise)
-        return self.loss_from(x, corrupted, torch.randn(x.shape[0], self.k, self.latent_size))
+        noise = torch.randn(x.shape[0], self.k, self.latent_size, device=x.device)
+        return self.loss_from(x, corrupted, noise)
 
     def log_weights_from(self, x: Tensor, mean: Tensor, log_var: Tensor, noise: Tensor) -> Tensor:
         z, log_ratio = self.reparameterise(mean, log_var, noise)
         return log_weights(self.decoder(z), x, log_ratio, self.density)
 
     def log_weights(self, x: Tensor, mean: Tensor, log_var: Tensor, k: int) -> Tensor:
-        noise = torch.randn(x.shape[0], k, self.latent_size)
+        noise = torch.randn(x.shape[0], k, self.latent_size, device=x.device)
         return self.log_weights_from(x, mean, log_var, noise)
 
 

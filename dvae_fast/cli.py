@@ -46,6 +46,7 @@ from dvae_fast.train import (
     METRICS,
     NonFiniteError,
     TrainConfig,
+    check_device,
     cpu_threads,
     default_config,
     load_config,
@@ -245,6 +246,10 @@ def train_command(
     threads: Annotated[
         int | None, typer.Option(help="CPU threads. Default: PyTorch's choice.")
     ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    cuda_graph: Annotated[
+        bool, typer.Option("--cuda-graph", help="Replay each step as one CUDA graph.")
+    ] = False,
     run_dir: Annotated[
         Path | None, typer.Option(help="Default: runs/<model>-<data>-<date>-<time>.")
     ] = None,
@@ -286,6 +291,8 @@ def train_command(
                 "seed": seed,
                 "data_seed": data_seed,
                 "threads": threads,
+                "device": device,
+                "cuda_graph": cuda_graph,
             }
             if evaluate_k < 0:
                 raise ValueError(f"evaluate-k must be >= 0, got {evaluate_k}")
@@ -303,8 +310,10 @@ def train_command(
         try:
             metrics = _train(console, config, folder, resume=resume, tensorboard=not no_tensorboard)
         except BaseException:
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # if nothing was put there
+            if run_dir is None:
+                with contextlib.suppress(OSError):  # nothing was put there
+                    folder.rmdir()
+                    RUNS.rmdir()
             raise
         if metrics["status"] == "interrupted":
             command = f"dvae-fast train --resume --run-dir {shlex.quote(str(folder))}"
@@ -327,7 +336,7 @@ def train_command(
         if evaluate_k:
             try:
                 with cpu_threads(config.threads):
-                    report = _evaluate(console, folder, k=evaluate_k)
+                    report = _evaluate(console, folder, k=evaluate_k, device=config.device)
             except KeyboardInterrupt:
                 _fail(f"interrupted after training; to judge the model: {judge}", 130)
             metrics["evaluation"] = report
@@ -463,6 +472,7 @@ def evaluate_command(
     threads: Annotated[
         int | None, typer.Option(help="CPU threads. Default: PyTorch's choice.")
     ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone.")] = False,
 ) -> None:
     """Estimate log p(x) of a run's best model by importance sampling.
@@ -480,11 +490,12 @@ def evaluate_command(
                 if value is not None and value < 1:
                     raise ValueError(f"{name} must be >= 1, got {value}")
             _check_seed(seed)
+            check_device("device", device)
         console = Console(quiet=quiet, highlight=False)
         with cpu_threads(threads):
             report = _evaluate(
                 console, run_dir, k=k, split=split, limit=limit, seed=seed,
-                batch_size=batch_size, chunk=chunk,
+                batch_size=batch_size, chunk=chunk, device=device,
             )  # fmt: skip
         title = f"{report['model']} on {report['data']}, {report['split']} set"
         console.print(_table(_evaluation_rows(report), title))
@@ -500,9 +511,10 @@ def _evaluate(
     seed: int = 0,
     batch_size: int | None = None,
     chunk: int | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Judge the run's best model, write evaluation.json, and return what it holds."""
-    config, model = load_config(folder), load_model(folder)
+    config, model = load_config(folder), load_model(folder).to(device)
     x = config.load_data().evaluation(split)[:limit]
     with _evaluation_bar(console, len(x)) as advance:
         start = time.perf_counter()

@@ -32,7 +32,7 @@ import os
 import struct
 import zipfile
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -76,7 +76,6 @@ class DataError(RuntimeError):
 
 # --- Bernoulli draws --------------------------------------------------------------------------
 
-_ONE = torch.ones(1)
 _BLOCK = 256  # examples a call: bounds the memory of the reference; part of what a draw depends on
 
 
@@ -89,7 +88,7 @@ def _bernoulli(probability: Tensor, seed: Tensor, example: int = 0) -> Tensor:
     """
     flat = probability.reshape(-1)
     draw = torch.ops.dvae_fast.corrupt(
-        flat.view(1, -1), "salt_and_pepper", _ONE, flat, seed, 1, example, 0
+        flat.view(1, -1), "salt_and_pepper", flat.new_ones(1), flat, seed, 1, example, 0
     )
     return cast("Tensor", draw.view(probability.shape))
 
@@ -134,14 +133,18 @@ class Dataset:
         """D, the number of pixels."""
         return self.train.shape[1]
 
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same data with the training images, which alone are read often, on `device`."""
+        return replace(self, train=self.train.to(device))
+
     def train_batch(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """Training examples by index: (B,) int64 → (B, D); ``dynamic`` draws from `generator`."""
-        grey = self.train.index_select(0, index)
+        grey = self.train.index_select(0, index.to(self.train.device))
         if self.binarise != "dynamic":
             return grey
         # The generator gives the seed and the kernel the noise: one number drawn, not B·D.
         seed = torch.randint(0, 2**63 - 1, (1,), generator=generator)
-        return _bernoulli(grey, seed)
+        return _bernoulli(grey, seed.to(grey.device))
 
     def evaluation(self, split: str) -> Tensor:
         """The tensor to judge a model on, (N, D); the same at every call.

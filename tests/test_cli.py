@@ -133,6 +133,11 @@ def test_each_model_has_its_defaults(model: str, options: dict[str, Any]) -> Non
         (["--lr-schedule", "x"], "lr_schedule must be one of constant, stepwise; got 'x'"),
         (["--learning-rate", "-1"], "learning_rate must be a finite number > 0, got -1.0"),
         (["--evaluate-k", "-1"], "evaluate-k must be >= 0, got -1"),
+        (["--model", "vae", "--level", "0.3"], "level must be 0 without a corruption, got 0.3"),
+        (["--level", "nan"], "level must be finite, got nan"),
+        (["--device", "gpu"], "device must be cpu, cuda or cuda:N, got 'gpu'"),
+        (["--device", "cuda:99"], "device must be one that torch sees"),
+        (["--cuda-graph"], "cuda_graph must be off unless device is cuda; device is cpu"),
     ],
 )
 def test_wrong_options_are_one_line_and_leave_nothing(
@@ -208,6 +213,40 @@ def test_no_matplotlib_means_no_pictures_and_one_line(monkeypatch: pytest.Monkey
 
 
 # --- resume -----------------------------------------------------------------------------------
+
+
+def test_two_runs_of_the_same_second_have_a_folder_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopped(cli.datetime):  # type: ignore[name-defined, misc]
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return cls(2026, 1, 2, 3, 4, 5)
+
+    monkeypatch.setattr(cli, "datetime", Stopped)
+    config = cli.default_config()
+    folders = [cli._new_run_dir(config) for _ in range(3)]
+    assert len(set(folders)) == 3
+    assert all(folder.is_dir() for folder in folders)
+
+
+def test_ctrl_c_at_the_end_does_not_start_the_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = cli.train
+
+    def train(config: Any, folder: Path, **options: Any) -> Any:
+        def on_epoch(record: dict[str, float]) -> None:
+            if record["epoch"] == config.epochs:
+                raise KeyboardInterrupt
+
+        return real(config, folder, **options | {"on_epoch": on_epoch})
+
+    monkeypatch.setattr(cli, "train", train)
+    result = run("train", *TINY, "--epochs", "2", "--run-dir", "it")
+    assert result.exit_code == 130
+    assert "trained, then interrupted; to judge the model: dvae-fast evaluate it" in result.output
+    assert "evaluation" not in json.loads((tmp_path / "it" / "metrics.json").read_text())
 
 
 def test_resume_takes_the_options_of_the_run() -> None:
@@ -291,6 +330,8 @@ def test_evaluate_counts_what_is_not_finite(run_dir: Path, monkeypatch: pytest.M
         (["--batch-size", "0"], "batch-size must be >= 1, got 0"),
         (["--chunk", "0"], "chunk must be >= 1, got 0"),
         (["--threads", "0"], "threads must be >= 1, got 0"),
+        (["--seed", "-1"], f"seed must be from 0 to {2**63 - 1}, got -1"),
+        (["--seed", str(2**63)], f"seed must be from 0 to {2**63 - 1}, got {2**63}"),
     ],
 )
 def test_wrong_options_of_evaluate(arguments: list[str], message: str, run_dir: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dvae_fast import train as trainer
-from dvae_fast.checkpoint import CHECKPOINT, CheckpointError, load_model, load_tensors
+from dvae_fast.checkpoint import CHECKPOINT, MODEL, CheckpointError, load_model, load_tensors
 from dvae_fast.train import (
     CONFIG,
     METRICS,
@@ -461,6 +461,19 @@ def test_a_signal_saves_and_returns(number: signal.Signals, tmp_path: Path) -> N
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
+def test_a_signal_too_late_to_interrupt_is_told(tmp_path: Path) -> None:
+    """So that the command line does not go on to a long evaluation."""
+    config = tiny()
+
+    def send(record: dict[str, float]) -> None:
+        if record["epoch"] == config.epochs:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    metrics = train(config, tmp_path, tensorboard=False, on_epoch=send)
+    assert (metrics["status"], metrics["signal"]) == ("finished", signal.SIGINT)
+    assert json.loads((tmp_path / METRICS).read_text())["signal"] == signal.SIGINT
+
+
 @pytest.mark.usefixtures("every_step")
 def test_a_second_signal_interrupts_at_once(tmp_path: Path) -> None:
     def send(_: object) -> None:
@@ -542,6 +555,28 @@ def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint(
     train(tiny(), tmp_path / "straight", tensorboard=False)
     train(tiny(), tmp_path, tensorboard=False, resume=True)
     assert_same_state(tmp_path, tmp_path / "straight")
+
+
+def test_a_log_that_cannot_be_written_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tensorboard.SummaryWriter, "add_scalar", full)
+    with pytest.warns(RuntimeWarning, match="No space left on device.*going on without") as caught:
+        metrics = train(tiny(), tmp_path)
+    assert metrics["status"] == "finished"
+    assert len([w for w in caught if "TensorBoard" in str(w.message)]) == 1
+
+
+def test_a_checkpoint_of_something_else_is_named(tmp_path: Path) -> None:
+    train(tiny(), tmp_path, tensorboard=False)
+    (tmp_path / CHECKPOINT).write_bytes((tmp_path / MODEL).read_bytes())
+    with pytest.raises(CheckpointError, match=f"{CHECKPOINT} is not a run's checkpoint"):
+        train(tiny(), tmp_path, resume=True, tensorboard=False)
 
 
 def test_a_folder_that_cannot_be_written_is_named_before_the_work(tmp_path: Path) -> None:

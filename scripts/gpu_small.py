@@ -1,0 +1,69 @@
+"""Every CUDA kernel on small operands, against the CPU; small enough for compute-sanitizer."""
+
+from __future__ import annotations
+
+import torch
+
+import dvae_fast
+from dvae_fast import corruptions, ops
+
+DEVICE = "cuda"
+
+
+def close(a: torch.Tensor, b: torch.Tensor, what: str) -> None:
+    torch.testing.assert_close(
+        a.cpu().double(), b.cpu().double(), rtol=2e-2, atol=2e-2, msg=lambda m: f"{what}: {m}"
+    )
+
+
+def loss_and_gradients(device: str, dtype: torch.dtype, size: int, likelihood: str) -> list:
+    g = torch.Generator().manual_seed(size)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=g).to(dtype).to(device)
+
+    x = torch.rand(3, size, generator=g).to(device)
+    mean, log_var = normal(2, 3, 5).requires_grad_(), normal(2, 3, 5).requires_grad_()
+    z, ratio = dvae_fast.sample_latent(mean.float(), log_var.float(), 7, seed=1)
+    ratio = ratio + dvae_fast.latent_log_ratio(z, mean.float(), log_var.float())
+    logits = normal(2, 3, 7, size).requires_grad_()
+    params = logits if likelihood == "bernoulli" else (logits, logits.float().exp().to(dtype))
+    weight, bias = normal(size, 5).requires_grad_(), normal(size).requires_grad_()
+    linear = (weight, bias) if likelihood == "bernoulli" else None
+    out = [
+        dvae_fast.iwae_loss(params, x, ratio, likelihood),
+        dvae_fast.logmeanexp(dvae_fast.log_weights(params, x, ratio, likelihood)).mean(),
+    ]
+    if linear is not None:
+        out.append(dvae_fast.linear_log_weights(z.to(dtype), *linear, x, ratio).mean())
+    leaves = [mean, log_var, logits, *(linear or ())]
+    return [*out, *torch.autograd.grad(sum(o.double() for o in out), leaves)]
+
+
+def main() -> None:
+    assert ops.cuda_kernels(), "the extension has no CUDA kernels: DVAE_FAST_CUDA=1"
+    x = torch.rand(5, 65)
+    for corruption in (
+        corruptions.Masking(0.3),
+        corruptions.SaltAndPepper(torch.rand(65)),
+        corruptions.BitFlip(0.3),
+        corruptions.AdditiveGaussian(0.3),
+    ):
+        cpu = dvae_fast.corrupt(x, corruption, copies=3, seed=4)
+        gpu = dvae_fast.corrupt(x.to(DEVICE), corruption.to(DEVICE), copies=3, seed=4)
+        close(gpu, cpu, repr(corruption))
+    for likelihood in ("bernoulli", "gaussian"):
+        for dtype in (torch.float32, torch.bfloat16):
+            for size in (1, 64, 65, 784):
+                results = (loss_and_gradients(d, dtype, size, likelihood) for d in (DEVICE, "cpu"))
+                if dtype == torch.float32:
+                    for i, (a, b) in enumerate(zip(*results, strict=True)):
+                        close(a, b, f"{likelihood}, D={size}, result {i}")
+                else:
+                    next(results)
+    torch.cuda.synchronize()
+    print("gpu_small: all as on the CPU")
+
+
+if __name__ == "__main__":
+    main()

@@ -93,10 +93,12 @@ class Bench:
     def tensor(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.randn(*shape, device=self.device).to(dtype)
 
-    def compiled(self, function: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
-        """torch.compile as it comes, and as it is told to try everything."""
+    def compiled(
+        self, function: Callable[..., Any], autotune: bool = True
+    ) -> dict[str, Callable[..., Any]]:
+        """torch.compile as it comes, and told to try everything, for products in minutes."""
         modes = {"compile": None, "compile, max-autotune": "max-autotune-no-cudagraphs"}
-        if self.tiny:
+        if self.tiny or not autotune:
             modes.popitem()
         return {
             name: torch.compile(function, dynamic=False, fullgraph=True, mode=mode)
@@ -245,7 +247,8 @@ def training_step(b: Bench, k: int) -> None:
     if gpu:
         model, optimizer = ours()
         graph = GraphedStep(model.loss, optimizer, x)
-        # As the trainer does: a seed for each step, drawn outside the graph.
+        # A seed for each step, drawn outside the graph as the trainer does; its fetching of the
+        # batch is left out, for every rival.
         seeds = torch.randint(2**62, (64, 1), device=b.device).unbind()
         count = [0]
 
@@ -258,7 +261,7 @@ def training_step(b: Bench, k: int) -> None:
     calls["ours, eager" if gpu else "ours"] = rivals.training_step(model.loss, optimizer, x)
     plain = rivals.DIWAE(D, z, hidden, nn.Softplus, k, RATE, SALT).to(b.device)
     calls["eager"] = rivals.training_step(plain.loss, adam(plain), x)
-    for name, loss in b.compiled(plain.loss).items():
+    for name, loss in b.compiled(plain.loss, autotune=False).items():
         calls[name] = rivals.training_step(loss, adam(plain), x)
     encoder, decoder = D * 200 + 200 * 200 + 200 * 2 * z, z * 200 + 200 * 200 + 200 * D
     flops = 2 * examples * (3 * (encoder + k * decoder) - D * 200)
@@ -313,6 +316,8 @@ def machine(device: torch.device) -> dict[str, Any]:
         "driver": _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "cuda_kernels": ops.cuda_kernels(),
         "build": {name: str(value) for name, value in dvae_fast.build_info().items()},
+        # Of scripts/gpu_check.sh: what ran before, and its exit status.
+        "checks": dict(c.split("=") for c in os.environ.get("DVAE_FAST_CHECKS", "").split()),
         "commit": os.environ.get("DVAE_FAST_COMMIT")
         or _said("git", "-C", root, "rev-parse", "HEAD"),
         "date": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
@@ -334,6 +339,8 @@ def main() -> None:
     fp32, bf16 = torch.float32, torch.bfloat16
     steps: list[Callable[[], None]] = [
         lambda: ceilings(b),
+        lambda: training_step(b, 5),
+        lambda: evaluation(b),
         lambda: log_weights(b, fp32),
         lambda: log_weights(b, bf16),
         lambda: iwae_loss(b, 50, fp32),
@@ -342,13 +349,11 @@ def main() -> None:
         lambda: iwae_loss(b, 500, fp32),
         lambda: corrupt(b),
         lambda: sample_latent(b),
-        lambda: training_step(b, 5),
         lambda: training_step(b, 50),
-        lambda: evaluation(b),
     ]
     failures = []
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        for step in steps:
+        for i, step in enumerate(steps):
             try:
                 step()
             except Exception as error:  # what was measured is written all the same
@@ -358,6 +363,7 @@ def main() -> None:
                 "machine": about,
                 "results": [asdict(r) for r in b.results],
                 "failures": failures,
+                "complete": i + 1 == len(steps),  # False: it was stopped
             }
             a.json.write_text(json.dumps(content, indent=2) + "\n")
     if failures or any(r.errors for r in b.results):

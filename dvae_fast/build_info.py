@@ -26,7 +26,8 @@ def build_info() -> dict[str, Any]:
 
     Returns:
         A dict of ``dvae_fast``, ``torch``, ``python`` (versions), ``compiled`` (whether the fused
-        kernels run), ``isa`` (the CPU level in use, None without kernels), ``isas`` (levels this
+        kernels run), ``isa`` (the CPU level in use, None without kernels or with a
+            wrong ``DVAE_FAST_ISA``), ``isas`` (levels this
         build and CPU have), ``compiler``, ``threads``, ``cuda`` (torch's CUDA version or None),
         ``cuda_architectures`` (those the kernels were built for), and ``missing``: a sentence
         for everything that is absent, with how to get it.
@@ -40,6 +41,12 @@ def build_info() -> dict[str, Any]:
         )
     elif core is None:
         missing.append(f"The module dvae_fast._core. Build it with: {ops.BUILD_COMMAND}")
+    isa = None
+    if core is not None and ops.library_loaded():
+        try:
+            isa = core.isa()
+        except RuntimeError as error:  # DVAE_FAST_ISA names none, or one that is not here
+            missing.append(str(error))
     architectures = core.build["cuda_architectures"].split() if core is not None else []
     if torch.cuda.is_available() and not architectures:
         missing.append(
@@ -51,7 +58,7 @@ def build_info() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "compiled": ops.library_loaded(),
-        "isa": core.isa() if core is not None and ops.library_loaded() else None,
+        "isa": isa,
         "isas": list(core.isas()) if core is not None else [],
         "compiler": core.build["compiler"] if core is not None else None,
         "threads": torch.get_num_threads(),

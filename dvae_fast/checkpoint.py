@@ -172,13 +172,17 @@ def load_model(path: str | os.PathLike[str]) -> LatentVariableModel:
     path = Path(path)
     if path.is_dir() or not path.suffix:
         if not (path / MODEL).is_file():
-            raise CheckpointError(f"{path} is not the folder of a run: it holds no {MODEL}")
+            why = "is not the folder of a run"
+            if (path / CHECKPOINT).is_file():
+                why = "is the folder of a run that has not finished an epoch yet"
+            raise CheckpointError(f"{path} {why}: it holds no {MODEL}")
         path = path / MODEL
     tensors, header = load_tensors(path)
     try:
         # The initial values are replaced at once; drawing them must not move the global generator.
         with torch.random.fork_rng(devices=[]):
             model = LatentVariableModel.from_config(header["model"])
+        model.to(dtype=next((t.dtype for t in tensors.values() if t.is_floating_point()), None))
         model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not hold a model that fits: {error}") from None

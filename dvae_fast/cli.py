@@ -248,7 +248,8 @@ def train_command(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     cuda_graph: Annotated[
-        bool, typer.Option("--cuda-graph", help="Replay each step as one CUDA graph.")
+        bool,
+        typer.Option("--cuda-graph/--no-cuda-graph", help="Replay a step as one CUDA graph."),
     ] = False,
     run_dir: Annotated[
         Path | None, typer.Option(help="Default: runs/<model>-<data>-<date>-<time>.")
@@ -300,9 +301,12 @@ def train_command(
                 run_dir = run_dir or _latest_run_dir()
                 given = {_FIELDS.get(name, name) for name in _given(context)}
                 values = {k: v for k, v in values.items() if k in given and v is not None}
+                if values.get("device") == "cpu":
+                    values.setdefault("cuda_graph", False)
                 config = TrainConfig.from_dict(load_config(run_dir).to_dict() | values)
             else:
                 config = default_config(**values)  # type: ignore[arg-type]
+            check_device("device", config.device)
         folder = run_dir or _new_run_dir(config)
         console = Console(quiet=quiet, highlight=False)
         if not quiet:

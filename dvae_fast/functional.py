@@ -90,11 +90,11 @@ def _check_count(name: str, value: int, lower: int) -> None:
         raise ValueError(f"{name} must be >= {lower}, got {value}")
 
 
-def _check_index(name: str, value: int) -> None:
-    """An index in the noise, one 32-bit word of the counter."""
+def _check_index(name: str, value: int, count: int) -> None:
+    """The first of `count` indices in the noise, each one 32-bit word of the counter."""
     _check_count(name, value, 0)
-    if value >= 2**32:
-        raise ValueError(f"{name} must be < 2**32, got {value}")
+    if value + count > 2**32:
+        raise ValueError(f"{name} must be <= 2**32 − {count}, the number drawn; got {value}")
 
 
 def _seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
@@ -117,6 +117,15 @@ def _seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
         raise ValueError(f"seed must fit in 64 bits, from -2**63 to 2**63 - 1, got {seed}")
     # Filled on the device: a copy from the host would wait for it, and break a CUDA graph.
     return torch.full((1,), seed, dtype=torch.int64, device=device)
+
+
+def _looks() -> bool:
+    """Whether values are to be checked and can be: nothing may wait for a graph being captured."""
+    return (
+        _validate
+        and not torch.compiler.is_compiling()
+        and not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+    )
 
 
 def _differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -219,7 +228,7 @@ def corrupt(
         raise ValueError("x must have at least one dimension, (B, ...), got a scalar")
     if copies is not None:
         _check_count("copies", copies, 1)
-    _check_index("first_example", first_example)
+    _check_index("first_example", first_example, x.shape[0])
     kind = corruption.kind
     flat = x if x.dim() == 2 else x.reshape(x.shape[0], math.prod(x.shape[1:]))
     parameter = corruption.parameter
@@ -322,8 +331,8 @@ def sample_latent(
     """
     _check_posterior(mean, log_var)
     _check_count("k", k, 1)
-    _check_index("first_example", first_example)
-    _check_index("first_sample", first_sample)
+    _check_index("first_example", first_example, mean.shape[-2])
+    _check_index("first_sample", first_sample, k)
     if _autocast_dtype(mean) is not None:
         mean, log_var = mean.float(), log_var.float()
     shape = mean.shape
@@ -460,14 +469,17 @@ def _check_scale(scale: Any, like: Tensor, shape: tuple[int, ...]) -> Tensor:
     if not isinstance(scale, Tensor):
         if not isinstance(scale, (int, float)) or isinstance(scale, bool):
             raise TypeError(f"scale must be a number or a tensor, got {type(scale).__name__}")
-        if not 0 < scale < math.inf:
-            raise ValueError(f"scale must be > 0 and finite, got {scale}")
+        dtype = accumulation_dtype(like.dtype)
+        limits = torch.finfo(dtype)
+        if not limits.tiny <= scale <= limits.max:
+            rule = f"{limits.tiny:.3g} or more, and at most {limits.max:.3g}"
+            raise ValueError(f"scale must be > 0 and finite ({rule} for {dtype}), got {scale}")
         # Filled on the device, as the seed is.
-        return torch.full((), scale, dtype=accumulation_dtype(like.dtype), device=like.device)
+        return torch.full((), scale, dtype=dtype, device=like.device)
     _check_float("scale", scale)
     _check_same("scale", scale, "params", like)
     small = scale.numel() <= shape[-1] and scale.device.type == "cpu"
-    look = (_validate or small) and not torch.compiler.is_compiling()
+    look = _looks() or (small and not torch.compiler.is_compiling())
     # NaN is data gone wrong, not a wrong argument: it flows to the result.
     if look and bool((scale.detach() <= 0).any()):
         raise ValueError(f"scale must be > 0, got a minimum of {scale.min().item():g}")
@@ -482,7 +494,7 @@ def _check_scale(scale: Any, like: Tensor, shape: tuple[int, ...]) -> Tensor:
             f"scale must be a number or broadcast to the shape of mean, {shape}, "
             f"got {tuple(scale.shape)}"
         ) from None
-    return full.reshape(math.prod(shape[:-2]), *shape[-2:]).to(like.dtype)
+    return full.reshape(math.prod(shape[:-2]), *shape[-2:])
 
 
 def _check_params(
@@ -514,7 +526,12 @@ def _check_params(
     x, log_ratio = _check_rows(x, log_ratio, shape[:-1], shape[-1], params, "params")
     if scale is not None:
         scale = _check_scale(scale, params, shape)
-    if _validate and not torch.compiler.is_compiling():
+        if scale.dim() == 3 and scale.dtype != params.dtype:
+            # Autocast may make a mean in bfloat16 and a scale in float32, for which that is too
+            # coarse.
+            common = torch.promote_types(scale.dtype, params.dtype)
+            scale, params = scale.to(common), params.to(common)
+    if _looks():
         lik.check_support(x)
     if len(shape) != 3:
         params = params.reshape(math.prod(shape[:-2]), *shape[-2:])
@@ -758,7 +775,10 @@ def iwae_loss(
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
     p, scale, x, log_ratio, lik, leading = _check_params(params, x, log_ratio, likelihood)
     per_row_scale = scale is not None and scale.dim() != 3 and reduction == "none"
-    fused = _needs_grad(p, scale) and not _needs_grad(x) and not per_row_scale
+    # The fused pass stores the gradient before the upstream one is known: float16 would lose what
+    # a loss scale is there to keep.
+    small = p.dtype == torch.float16
+    fused = _needs_grad(p, scale) and not _needs_grad(x) and not per_row_scale and not small
     if fused:
         # Neither a leaf nor a view of one: that memory is a parameter's.
         owner = p if p._base is None else p._base
@@ -885,7 +905,7 @@ def linear_log_weights(
                 f"scale must have 1 or D = {size} elements here, "
                 f"got {tuple(cast('Tensor', given).shape)}"
             )
-    if _validate and not torch.compiler.is_compiling():
+    if _looks():
         lik.check_support(x)
     hidden = hidden.reshape(math.prod(leading[:-1]), *shape[-2:])
     args = (hidden, weight, bias, scale, x, log_ratio, lik.kind)

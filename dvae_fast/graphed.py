@@ -28,15 +28,17 @@ def undone(parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> It
         p: {k: v.clone() for k, v in state.items() if isinstance(v, Tensor)}
         for p, state in optimizer.state.items()
     }
-    yield
-    with torch.no_grad():
-        for p, old in zip(parameters, kept, strict=True):
-            p.copy_(old)
-        for p, state in optimizer.state.items():
-            for key, value in state.items():
-                if isinstance(value, Tensor):
-                    before = states.get(p, {}).get(key)
-                    value.zero_() if before is None else value.copy_(before)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, old in zip(parameters, kept, strict=True):
+                p.copy_(old)
+            for p, state in optimizer.state.items():
+                for key, value in state.items():
+                    if isinstance(value, Tensor):
+                        before = states.get(p, {}).get(key)
+                        value.zero_() if before is None else value.copy_(before)
 
 
 class GraphedStep:
@@ -69,18 +71,20 @@ class GraphedStep:
             return value.detach()
 
         # As torch's notes on CUDA graphs ask: on a side stream, so that libraries and allocator
-        # are ready, and gradients gone, so that the capture makes them in its own memory.
-        side = torch.cuda.Stream(x.device)
-        side.wait_stream(torch.cuda.current_stream(x.device))
-        with torch.cuda.stream(side), undone(parameters, optimizer):
-            for _ in range(_WARM_UP):
-                optimizer.zero_grad(set_to_none=True)
-                step()
-        torch.cuda.current_stream(x.device).wait_stream(side)
-        optimizer.zero_grad(set_to_none=True)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._value = step()
+        # are ready, and gradients gone, so that the capture makes them in its own memory. The
+        # stream is ours in the capture too: torch's own belongs to the device that was first.
+        with torch.cuda.device(x.device):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side), undone(parameters, optimizer):
+                for _ in range(_WARM_UP):
+                    optimizer.zero_grad(set_to_none=True)
+                    step()
+            torch.cuda.current_stream().wait_stream(side)
+            optimizer.zero_grad(set_to_none=True)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, stream=side):
+                self._value = step()
 
     @property
     def shape(self) -> torch.Size:

@@ -204,7 +204,10 @@ def splits(decoder: nn.Module) -> TypeGuard[BernoulliDecoder]:
     if type(decoder) is not BernoulliDecoder or type(decoder.output) is not nn.Linear:
         return False
     return not any(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
         for module in (decoder, decoder.output)
     )
 

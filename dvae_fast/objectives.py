@@ -52,6 +52,7 @@ def sample_latents(
         outside the logarithm, (*L, K, B, 1, Z) and (*L, K, B, 1), as if they were corruptions.
     """
     if check_objective(objective) == "elbo" and k != 1:
+        functional._check_posterior(mean, log_var)
         functional._check_count("k", k, 1)
         shape = (*mean.shape[:-2], k, *mean.shape[-2:])
         mean, log_var = mean.unsqueeze(-3).expand(shape), log_var.unsqueeze(-3).expand(shape)
@@ -71,11 +72,11 @@ def bound(log_w: Tensor, objective: str) -> Tensor:
         of log w ("elbo"). This is the bound itself, never the surrogate Σ w̃ log w.
 
     Raises:
-        ValueError: if the objective is unknown or log_w has fewer than two dimensions.
+        ValueError: if the objective is unknown, log_w has fewer than two dimensions, or K < 1.
     """
     check_objective(objective)
-    if log_w.dim() < 2:
-        raise ValueError(f"log_w must have shape (*L, B, K), got {tuple(log_w.shape)}")
+    if log_w.dim() < 2 or log_w.shape[-1] < 1:
+        raise ValueError(f"log_w must have shape (*L, B, K) with K >= 1, got {tuple(log_w.shape)}")
     per_copy = functional.logmeanexp(log_w) if objective == "iwae" else log_w.mean(-1)
     return per_copy if per_copy.dim() == 1 else per_copy.flatten(0, -2).mean(0)
 

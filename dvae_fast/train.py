@@ -94,15 +94,15 @@ def _check_choice(name: str, value: Any, choices: Any) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
 
 
-def check_device(name: str, value: Any) -> None:
-    """Raise ValueError unless `value` is ``cpu``, or ``cuda`` or ``cuda:N`` and there."""
+def check_device(name: str, value: Any, *, here: bool = True) -> None:
+    """Raise ValueError unless `value` is ``cpu``, ``cuda`` or ``cuda:N``, and there if `here`."""
     try:
         device = torch.device(value)
     except (RuntimeError, TypeError):
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise ValueError(f"{name} must be cpu, cuda or cuda:N, got {value!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if here and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"{name} must be one that torch sees ({torch.cuda.device_count()} GPUs), got {value!r}"
         )
@@ -187,7 +187,8 @@ class TrainConfig:
         _check_count("data_seed", self.data_seed, 0, 2**32)
         if self.threads is not None:
             _check_count("threads", self.threads, 1)
-        check_device("device", self.device)
+        # A run is read on machines other than its own, too.
+        check_device("device", self.device, here=False)
         if self.cuda_graph and torch.device(self.device).type != "cuda":
             raise ValueError(
                 f"cuda_graph must be off unless device is cuda; device is {self.device}"
@@ -514,7 +515,8 @@ class _Run:
     def step(self) -> None:
         index = self.permutation[self.position : self.position + self.config.batch_size]
         x = self.images.train_batch(index, self.generator)
-        seed = torch.randint(0, 2**63 - 1, (1,), generator=self.generator).to(self.device)
+        seed = torch.randint(0, 2**63 - 1, (1,), generator=self.generator)
+        seed = seed.to(self.device, non_blocking=True)
         if self.config.cuda_graph and len(index) == self.config.batch_size:
             if self.graph is None:
                 self.graph = GraphedStep(self.model.loss, self.optimizer, x)
@@ -579,7 +581,8 @@ class _Run:
         return NonFiniteError(
             f"{what} became {value} in epoch {self.epoch + 1}, after {self.position} of "
             f"{len(self.data.train)} examples; {self.folder / CHECKPOINT} holds the last state "
-            f"before that. Try a smaller learning rate than {self.config.learning_rate:g}."
+            f"before that. Start another run with a smaller learning rate than "
+            f"{self.config.learning_rate:g}."
         )
 
     # --- files ---
@@ -609,7 +612,7 @@ class _Run:
             "best_bound": self.best_bound,
             "history": self.history,
         }
-        if not self.best_saved:
+        if not self.best_saved and self.best_epoch:
             save_model(self.folder / MODEL, self.model.config(), self.best)
             self.best_saved = True
         save_tensors(self.folder / CHECKPOINT, tensors, header)
@@ -627,6 +630,11 @@ class _Run:
                 raise ValueError(
                     f"{name} must be as in the run to resume, {old[name]!r}; got {new[name]!r}"
                 )
+        if self.config.lr_schedule != "constant" and old["epochs"] != new["epochs"]:
+            raise ValueError(
+                f"epochs must be as in the run to resume, {old['epochs']}, unless the learning "
+                f"rate is constant; got {new['epochs']}"
+            )
         if self.config.epochs < header["epoch"]:
             raise ValueError(
                 f"epochs must be >= {header['epoch']}, the epochs done, to resume; "
@@ -714,11 +722,12 @@ def train(
 
     Raises:
         ValueError: if the folder holds a run and `resume` is False, or holds another than
-            `config` says.
+            `config` says; if the device is not there.
         NonFiniteError: if a bound becomes NaN or infinite; the last good checkpoint is kept.
         CheckpointError: if a file cannot be written or read; earlier ones stay intact.
         DataError, MissingExtraError: if the data or safetensors cannot be had.
     """
+    check_device("device", config.device)
     folder = Path(run_dir)
     if resume and not (folder / CHECKPOINT).is_file():
         raise CheckpointError(f"{folder} holds no {CHECKPOINT} to resume from")
@@ -789,6 +798,9 @@ def _loop(
             last = now
             if now >= next_report:
                 run.check_finite()
+                waited = time.perf_counter() - now  # for the steps that a GPU still had before it
+                run.seconds += waited
+                trained += waited
                 report()
                 if now >= next_save:
                     run.save()

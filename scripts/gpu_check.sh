@@ -22,7 +22,7 @@ command -v g++ >/dev/null || missing+=("g++")
 [ -n "${CUDA_HOME:-}" ] || [ ! -x /usr/local/cuda/bin/nvcc ] || export CUDA_HOME=/usr/local/cuda
 [ -z "${CUDA_HOME:-}" ] || export PATH="$CUDA_HOME/bin:$PATH"
 command -v nvcc >/dev/null || missing+=("nvcc (set CUDA_HOME if it is not in PATH)")
-mkdir -p "$(dirname "$output")" && : >>"$output" || missing+=("a place to write $output")
+mkdir -p "$(dirname "$output")" && : >"$output" || missing+=("a place to write $output")
 if command -v "$PYTHON" >/dev/null; then
   "$PYTHON" - <<'PY' || missing+=("a torch >= 2.11 that sees a GPU, in $PYTHON")
 import sys
@@ -33,6 +33,11 @@ except ImportError as error:
 version = tuple(int(n) for n in torch.__version__.split(".")[:2])
 sys.exit(not (version >= (2, 11) and torch.version.cuda and torch.cuda.is_available()))
 PY
+  if command -v nvcc >/dev/null; then
+    cuda=$("$PYTHON" -c 'import torch; print((torch.version.cuda or "").split(".")[0])' 2>/dev/null)
+    nvcc --version | grep -q "release $cuda\\." ||
+      missing+=("an nvcc of CUDA $cuda, as torch is built with (this: $(nvcc --version | tail -n 1))")
+  fi
 fi
 if [ ${#missing[@]} -gt 0 ]; then
   printf 'gpu_check: missing: %s\n' "${missing[@]}" >&2
@@ -43,7 +48,9 @@ fi
 
 step "Tools"
 tools=()
-for module in setuptools:setuptools ninja:ninja pybind11:pybind11 numpy:numpy pytest:pytest \
+"$PYTHON" -c 'import setuptools, sys; sys.exit(int(setuptools.__version__.split(".")[0]) < 77)' \
+  2>/dev/null || tools+=("setuptools>=77")
+for module in ninja:ninja pybind11:pybind11 numpy:numpy pytest:pytest \
   pytest_benchmark:pytest-benchmark hypothesis:hypothesis scipy:scipy typer:typer rich:rich \
   sklearn:scikit-learn safetensors:safetensors matplotlib:matplotlib pooch:pooch; do
   "$PYTHON" -c "import ${module%%:*}" 2>/dev/null || tools+=("${module##*:}")
@@ -74,20 +81,27 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 failed=0
 step "Tests on the GPU"
 # Every test that has a device takes both; those of the CPU alone have their own CI.
-timeout 240 "$PYTHON" -m pytest -q -p no:cacheprovider -k "cuda or graph or gpu" || failed=1
+record() {  # NAME STATUS
+  checks+=("$1=$2")
+  [ "$2" -eq 0 ] || failed=1
+}
+checks=()
+timeout 200 "$PYTHON" -m pytest -q -p no:cacheprovider -k "cuda or graph or gpu"
+record tests $?
 
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     step "compute-sanitizer $tool"
-    timeout 100 compute-sanitizer --tool "$tool" --error-exitcode 9 "$PYTHON" scripts/gpu_small.py ||
-      failed=1
+    timeout 90 compute-sanitizer --tool "$tool" --error-exitcode 9 "$PYTHON" scripts/gpu_small.py
+    record "$tool" $?
   done
 else
   echo "compute-sanitizer is not here: skipped"
 fi
 
 step "Benchmarks"
-timeout 200 "$PYTHON" benchmarks/gpu.py --json "$output" --seconds 0.5 || failed=1
+DVAE_FAST_CHECKS="${checks[*]}" timeout 240 "$PYTHON" benchmarks/gpu.py --json "$output" --seconds 0.3
+record benchmarks $?
 
 step "Done"
 [ "$failed" -eq 0 ] && echo "All passed; $output" || echo "gpu_check: something failed, see above; $output" >&2

@@ -1,11 +1,11 @@
-"""Every CUDA kernel on small operands, against the CPU; small enough for compute-sanitizer."""
+"""The CUDA kernels on small operands, against the CPU; small enough for compute-sanitizer."""
 
 from __future__ import annotations
 
 import torch
 
 import dvae_fast
-from dvae_fast import corruptions, ops
+from dvae_fast import corruptions, models, ops
 
 DEVICE = "cuda"
 
@@ -40,6 +40,42 @@ def loss_and_gradients(device: str, dtype: torch.dtype, size: int, likelihood: s
     return [*out, *torch.autograd.grad(sum(o.double() for o in out), leaves)]
 
 
+def more(device: str) -> list[torch.Tensor]:
+    """What a loss of few samples does not launch, each once."""
+    g = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=g).to(device)
+
+    x, ratio = torch.rand(3, 784, generator=g).to(device), normal(3, 300)
+    out = []
+    # Too many samples for shared memory; and sums over rows, of a shared scale and of a bias.
+    logits = normal(3, 300, 784).requires_grad_()
+    loss = dvae_fast.iwae_loss(logits, x, ratio)
+    out += [loss, *torch.autograd.grad(loss, logits)]
+    scale = normal(784).exp().requires_grad_()
+    for one in (scale, scale[0]):
+        loss = dvae_fast.iwae_loss((logits, one), x, ratio, "gaussian")
+        out += [loss, *torch.autograd.grad(loss, (logits, scale))]
+    hidden, weight = normal(3, 300, 5).requires_grad_(), normal(784, 5)
+    weights = dvae_fast.linear_log_weights(hidden, weight, None, x, ratio)
+    out += [weights, *torch.autograd.grad(weights.mean(), hidden)]
+    overwritten = dvae_fast.iwae_loss(logits * 1, x, ratio, overwrite_params=True)
+    out += [overwritten, *torch.autograd.grad(overwritten, logits)]
+    soft = dvae_fast.functional.softplus(logits)
+    out += [soft, *torch.autograd.grad(soft.sum(), logits)]
+    clean = x.clone().requires_grad_()
+    std = scale.detach().requires_grad_()
+    for corruption in (corruptions.Masking(0.3), corruptions.AdditiveGaussian(std)):
+        noisy = dvae_fast.corrupt(clean, corruption, copies=3, seed=4)
+        leaves = (clean, std) if isinstance(corruption, corruptions.AdditiveGaussian) else (clean,)
+        out += torch.autograd.grad(noisy.square().sum(), leaves)
+    torch.manual_seed(0)
+    model = models.IWAE(784, 5, (9,)).to(device)
+    out.append(dvae_fast.estimate_log_likelihood(model, x, 700, chunk=300, seed=1).log_likelihood)
+    return out
+
+
 def main() -> None:
     assert ops.cuda_kernels(), "the extension has no CUDA kernels: DVAE_FAST_CUDA=1"
     x = torch.rand(5, 65)
@@ -61,6 +97,8 @@ def main() -> None:
                         close(a, b, f"{likelihood}, D={size}, result {i}")
                 else:
                     next(results)
+    for i, (a, b) in enumerate(zip(more(DEVICE), more("cpu"), strict=True)):
+        close(a, b, f"more, result {i}")
     torch.cuda.synchronize()
     print("gpu_small: all as on the CPU")
 

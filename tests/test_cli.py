@@ -18,7 +18,7 @@ import torch
 from typer.testing import CliRunner
 
 from dvae_fast import cli
-from dvae_fast.checkpoint import CHECKPOINT, MODEL, load_model
+from dvae_fast.checkpoint import CHECKPOINT, MODEL, load_model, load_tensors, save_tensors
 from dvae_fast.evaluate import estimate_log_likelihood
 from dvae_fast.train import load_config
 
@@ -196,7 +196,7 @@ def test_a_bound_that_is_not_finite_is_one_line() -> None:
     result = run("train", *TINY, "--learning-rate", "1e30", "-q", "--run-dir", "r")
     assert result.exit_code == 1
     assert "became" in result.output
-    assert "Try a smaller learning rate than 1e+30" in result.output
+    assert "Start another run with a smaller learning rate than 1e+30" in result.output
     assert result.output.count("\n") == 1
 
 
@@ -247,6 +247,26 @@ def test_ctrl_c_at_the_end_does_not_start_the_evaluation(
     assert result.exit_code == 130
     assert "trained, then interrupted; to judge the model: dvae-fast evaluate it" in result.output
     assert "evaluation" not in json.loads((tmp_path / "it" / "metrics.json").read_text())
+
+
+def test_a_run_of_a_gpu_is_read_and_resumed_without_one() -> None:
+    ok("train", *TINY, "--epochs", "1", "--run-dir", "it", "--evaluate-k", "0", "-q")
+    for path in (Path("it/config.json"), Path("it/checkpoint.safetensors")):
+        data = path.read_bytes()
+        if path.suffix == ".json":
+            config = json.loads(data) | {"device": "cuda:7", "cuda_graph": True}
+            path.write_text(json.dumps(config))
+        else:
+            tensors, header = load_tensors(path)
+            header["config"] |= {"device": "cuda:7", "cuda_graph": True}
+            save_tensors(path, tensors, header)
+    ok("evaluate", "it", "--k", "5", "--limit", "3")
+    result = run("train", "--resume", "--run-dir", "it", "--epochs", "2", "--evaluate-k", "0")
+    assert result.exit_code == 2
+    assert "device must be one that torch sees" in result.output
+    ok("train", "--resume", "--run-dir", "it", "--epochs", "2", "--evaluate-k", "0",
+       "--device", "cpu")  # fmt: skip
+    assert load_config("it").device == "cpu"
 
 
 def test_resume_takes_the_options_of_the_run() -> None:

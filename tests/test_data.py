@@ -320,7 +320,8 @@ def test_offline_and_absent_is_one_clear_line(
         load_dataset("mnist", binarise=binarise)
     message = str(unset.value)
     assert message.startswith(f"{file} was not found: DVAE_FAST_DATA is not set, and http")
-    assert "could not be fetched (cannot resolve the host" in message
+    assert "could not be fetched (no connection)" in message
+    assert "It is an .npz file with " in message
     assert f"Put {file} into a folder and set DVAE_FAST_DATA to that folder." in message
     assert "\n" not in message
 

@@ -118,6 +118,7 @@ def _index_rows(function: str, name: str) -> Iterator[Row]:
     """An index in the noise: an int that fits the 32 bits of a counter's word."""
     yield from _count_rows(function, name, 0)
     yield Row(function, {name: 2**32}, ValueError, (name, "32", f"{2**32}"))
+    yield Row(function, {name: 2**32 - 1}, ValueError, (name, "2**32", f"{2**32 - 1}"))
 
 
 def _float_rows(function: str, name: str, *, pair: bool = False) -> Iterator[Row]:

@@ -860,3 +860,29 @@ def test_changing_what_backward_needs_raises(device: str) -> None:
         logits.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.backward()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_full_scale_keeps_its_precision_beside_a_low_precision_mean(device: str) -> None:
+    """As autocast may hand them over: bfloat16 would move a scale of 0.02 by 16 nats."""
+    inputs = Inputs(device, torch.float32)
+    mean = (0.5 * torch.sigmoid(inputs.normal(B, K, 65).detach())).bfloat16()
+    scale = 0.02 + 0.01 * torch.rand(B, K, 65, device=device)
+    x, log_ratio = mean[:, 0].float() + 0.01, inputs.normal(B, K).detach()
+    actual = dvae_fast.log_weights((mean, scale), x, log_ratio, "gaussian")
+    expected = dvae_fast.log_weights(
+        (mean.double(), scale.double()), x.double(), log_ratio.double(), "gaussian"
+    )
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_float16_gradients_survive_under_a_loss_scale(device: str) -> None:
+    """w̃ (x − σ) / B lies below float16 here; times 65536 it does not."""
+    x, log_ratio = torch.zeros(100, 65, device=device), torch.zeros(100, K, device=device)
+    leaf = torch.full((100, K, 65), -9.0, device=device, dtype=torch.float16).requires_grad_()
+    (grad,) = torch.autograd.grad(dvae_fast.iwae_loss(leaf, x, log_ratio) * 65536, leaf)
+    expected = 65536 / (100 * K) * torch.sigmoid(torch.tensor(-9.0)).item()
+    torch.testing.assert_close(
+        grad.float(), torch.full_like(grad, expected).float(), rtol=2e-3, atol=0
+    )

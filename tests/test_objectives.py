@@ -128,7 +128,9 @@ def test_wrong_arguments() -> None:
         objectives.bound(log_w, "miwae")
     with pytest.raises(ValueError, match="objective must be one of elbo, iwae; got 'vae'"):
         objectives.loss(_normal(B, K, D), _normal(B, D), log_w, "bernoulli", "vae")
-    with pytest.raises(ValueError, match=r"log_w must have shape \(\*L, B, K\), got \(5,\)"):
+    with pytest.raises(
+        ValueError, match=r"log_w must have shape \(\*L, B, K\) with K >= 1, got \(5,\)"
+    ):
         objectives.bound(log_w[:, 0], "iwae")
     for k, error in ((0, ValueError), (-2, ValueError), (1.5, TypeError)):
         for objective in objectives.OBJECTIVES:
@@ -141,3 +143,12 @@ def test_the_loss_is_the_fused_one() -> None:
     log_ratio = _normal(M, B, K)
     fused = dvae_fast.iwae_loss(params, x, log_ratio)
     assert torch.equal(objectives.loss(params, x, log_ratio), fused)
+
+
+def test_wrong_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match=r"K >= 1, got \(2, 0\)"):
+        objectives.bound(torch.zeros(2, 0), "elbo")
+    with pytest.raises(ValueError, match="mean must have"):
+        objectives.sample_latents(torch.zeros(4), torch.zeros(4), 3, "elbo")
+    with pytest.raises(TypeError, match="mean must be"):
+        objectives.sample_latents([1.0], torch.zeros(4), 3, "elbo")  # type: ignore[arg-type]

@@ -1,0 +1,152 @@
+"""What tells whether an importance-sampling estimate can be trusted, folded chunk by chunk.
+
+Each class takes log-weights (N, c) of the next c samples at a time, in any chunks, and needs memory
+that does not grow with the number of samples (`ParetoTail`: with its square root).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["BoundCurve", "ParetoTail", "pareto_shape"]
+
+
+# --- the bound against k ----------------------------------------------------------------------
+
+
+class _Groups:
+    """Σ over finished groups of k consecutive samples of log 1/k Σ w, and the group in progress."""
+
+    def __init__(self, k: int, examples: int, device: torch.device | str) -> None:
+        self.k, self.filled, self.groups = k, 0, 0
+        self.total = torch.zeros(examples, dtype=torch.float64, device=device)
+        # log Σ w of the group in progress
+        self.open = torch.full((examples,), -math.inf, dtype=torch.float64, device=device)
+
+    def add(self, log_w: Tensor) -> None:
+        while log_w.shape[1] > 0:
+            if self.filled == 0 and log_w.shape[1] >= self.k:
+                whole = log_w.shape[1] // self.k
+                parts = log_w[:, : whole * self.k].unflatten(1, (whole, self.k))
+                self._close(torch.logsumexp(parts, -1).sum(1), whole)
+                log_w = log_w[:, whole * self.k :]
+                continue
+            part, log_w = log_w.tensor_split([self.k - self.filled], 1)
+            self.open = torch.logaddexp(self.open, torch.logsumexp(part, 1))
+            self.filled += part.shape[1]
+            if self.filled == self.k:
+                self._close(self.open, 1)
+                self.open = torch.full_like(self.open, -math.inf)
+                self.filled = 0
+
+    def _close(self, log_sums: Tensor, groups: int) -> None:
+        self.total += log_sums - groups * math.log(self.k)
+        self.groups += groups
+
+    def mean(self) -> Tensor:
+        return self.total / self.groups if self.groups else torch.full_like(self.total, math.nan)
+
+
+class BoundCurve:
+    """The bounds L_k = E log 1/k Σ w of several k, from one stream of samples.
+
+    Each is a mean over as many disjoint groups of k samples as there are, so that small k cost
+    nothing and have little noise; samples that fill no whole group are not used for that k.
+
+    Args:
+        ks: the k wanted, each >= 1.
+        examples: N.
+        device: of the log-weights.
+
+    Source: Burda, Grosse, Salakhutdinov (arXiv 1509.00519), theorem 1: L_k rises with k to log p.
+    """
+
+    def __init__(self, ks: Sequence[int], examples: int, device: torch.device | str) -> None:
+        self._groups = [_Groups(k, examples, device) for k in ks]
+
+    def add(self, log_w: Tensor) -> None:
+        """Take in the next samples, (N, c)."""
+        for groups in self._groups:
+            groups.add(log_w.double())
+
+    def bounds(self) -> Tensor:
+        """(N, number of ks) in nats, float64; NaN where there were fewer than k samples."""
+        return torch.stack([groups.mean() for groups in self._groups], 1)
+
+
+# --- the tail of the weights ------------------------------------------------------------------
+
+
+def pareto_shape(tail: Tensor) -> Tensor:
+    """The shape k̂ of a generalised Pareto distribution fitted to exceedances.
+
+    Args:
+        tail: (N, n) float64, each row the n exceedances over a threshold in ascending order, > 0.
+
+    Returns:
+        (N,): k̂, drawn towards 0.5 as 10 more observations would. +inf where n < 5 or the tail is
+        a single point; NaN where the tail holds one.
+
+    Source: Zhang and Stephens (Technometrics 51, 2009), with the prior of Vehtari et al.
+    (arXiv 1507.02646), appendix C.
+    """
+    n = tail.shape[1]
+    if n < 5:
+        return torch.full(tail.shape[:1], math.inf, dtype=torch.float64)
+    prior_b, prior_k, guesses = 3, 10, 30 + int(n**0.5)
+    i = torch.arange(1, guesses + 1, dtype=torch.float64, device=tail.device)
+    quartile = tail[:, int(n / 4 + 0.5) - 1]
+    largest = tail[:, -1]
+    # Candidate θ = −k/σ, one row each; the mean over them by profile likelihood is the estimate.
+    theta = (1 - torch.sqrt(guesses / (i - 0.5))) / (prior_b * quartile[:, None])
+    theta = theta + 1 / largest[:, None]
+    shape = torch.log1p(-theta[:, :, None] * tail[:, None, :]).mean(-1)  # −k of each θ
+    profile = n * (torch.log(-theta / shape) - shape - 1)
+    weight = torch.softmax(profile, 1)
+    best = (theta * weight).sum(1)
+    k = torch.log1p(-best[:, None] * tail).mean(1)
+    k = (n * k + prior_k * 0.5) / (n + prior_k)
+    degenerate = (largest <= 0) | (quartile <= 0)
+    return torch.where(degenerate, torch.full_like(k, math.inf), k)
+
+
+class ParetoTail:
+    """k̂ of the importance weights: below 0.7 an estimate of log p can be trusted.
+
+    Args:
+        k: how many samples there will be.
+        examples: N.
+        device: of the log-weights.
+
+    Source: Vehtari, Simpson, Gelman, Yao, Gabry (arXiv 1507.02646), section 2.4.
+    """
+
+    def __init__(self, k: int, examples: int, device: torch.device | str) -> None:
+        # min(k/5, 3 √k) of the largest weights, and one more: the threshold.
+        self._size = math.ceil(min(0.2 * k, 3 * math.sqrt(k)))
+        self._top = torch.full((examples, 0), -math.inf, dtype=torch.float64, device=device)
+        self._bad = torch.zeros(examples, dtype=torch.bool, device=device)
+
+    def add(self, log_w: Tensor) -> None:
+        """Take in the next samples, (N, c)."""
+        both = torch.cat((self._top, log_w.double()), 1)
+        self._bad |= both.isnan().any(1)
+        self._top = both.topk(min(self._size + 1, both.shape[1]), 1).values
+
+    def shape(self) -> Tensor:
+        """k̂ of each example, (N,) float64: +inf for fewer than 5 tail weights, NaN if one is."""
+        top = self._top
+        if self._size < 5 or top.shape[1] < self._size + 1:
+            k = torch.full(top.shape[:1], math.inf, dtype=torch.float64, device=top.device)
+        else:
+            relative = torch.exp(top - top[:, :1])
+            tail = (relative[:, :-1] - relative[:, -1:]).flip(1)
+            k = pareto_shape(tail)
+        return torch.where(self._bad, torch.full_like(k, math.nan), k)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import math
 import os
 import shlex
@@ -15,6 +16,8 @@ import time
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import numpy as np
 
 from dvae_fast._extras import INSTALL, MissingExtraError
 
@@ -30,10 +33,16 @@ except ModuleNotFoundError as error:
         f"{INSTALL}"
     ) from None
 
-from dvae_fast.checkpoint import CHECKPOINT, CheckpointError, load_model, write_json
+from dvae_fast.checkpoint import (
+    CHECKPOINT,
+    CheckpointError,
+    load_model,
+    write_atomically,
+    write_json,
+)
 from dvae_fast.corruptions import CORRUPTIONS
 from dvae_fast.data import BINARISATIONS, DATASETS, SPLITS, DataError, Dataset
-from dvae_fast.evaluate import estimate_log_likelihood
+from dvae_fast.evaluate import LikelihoodEstimate, estimate_log_likelihood
 from dvae_fast.likelihoods import LIKELIHOODS
 from dvae_fast.models import MODELS, LatentVariableModel
 from dvae_fast.networks import ACTIVATIONS
@@ -340,15 +349,20 @@ def train_command(
         if evaluate_k:
             try:
                 with cpu_threads(config.threads):
-                    report = _evaluate(console, folder, k=evaluate_k, device=config.device)
+                    report, estimate = _evaluate(
+                        console, folder, k=evaluate_k, device=config.device
+                    )
             except KeyboardInterrupt:
                 _fail(f"interrupted after training; to judge the model: {judge}", 130)
             metrics["evaluation"] = report
+            _keep(folder, report, estimate)
             write_json(folder / METRICS, metrics)
             rows += _evaluation_rows(report)
         rows.append(("files", f"{folder}: {_names([METRICS, *pictures])}, …"))
         console.print()
         console.print(_table(rows, f"{config.model} on {config.data}"))
+        if evaluate_k:
+            _warn(console, metrics["evaluation"])
 
 
 #: configuration fields by the parameters of `train_command`, where they differ
@@ -467,6 +481,16 @@ def evaluate_command(
         int | None, typer.Option(help="Only the first so many examples. Default: all.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the importance samples.")] = 0,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help="Go on where the standard error in nats is above this, as far as --max-k. "
+            "Default: k samples everywhere."
+        ),
+    ] = None,
+    max_k: Annotated[
+        int | None, typer.Option("--max-k", help="With a tolerance. Default: 20 k.")
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Examples at once; changes speed and memory alone.")
     ] = None,
@@ -481,7 +505,7 @@ def evaluate_command(
 ) -> None:
     """Estimate log p(x) of a run's best model by importance sampling.
 
-    Writes evaluation.json into the run's folder.
+    Writes evaluation.json, and evaluation.npz with each example's numbers, into the run's folder.
     """
     with _one_line_errors():
         with _wrong_options():
@@ -489,20 +513,29 @@ def evaluate_command(
                 raise ValueError(f"split must be one of {_names(SPLITS)}; got {split!r}")
             for name, value in (
                 ("k", k), ("limit", limit), ("batch-size", batch_size), ("chunk", chunk),
-                ("threads", threads),
+                ("threads", threads), ("max-k", max_k),
             ):  # fmt: skip
                 if value is not None and value < 1:
                     raise ValueError(f"{name} must be >= 1, got {value}")
+            if tolerance is not None and not 0 < tolerance < math.inf:
+                raise ValueError(f"tolerance must be > 0 and finite, got {tolerance}")
+            if max_k is not None and tolerance is None:
+                raise ValueError("max-k must come with a tolerance")
+            if max_k is not None and max_k < k:
+                raise ValueError(f"max-k must be >= k = {k}, got {max_k}")
             _check_seed(seed)
             check_device("device", device)
         console = Console(quiet=quiet, highlight=False)
         with cpu_threads(threads):
-            report = _evaluate(
+            report, estimate = _evaluate(
                 console, run_dir, k=k, split=split, limit=limit, seed=seed,
-                batch_size=batch_size, chunk=chunk, device=device,
+                batch_size=batch_size, chunk=chunk, device=device, tolerance=tolerance,
+                max_k=max_k,
             )  # fmt: skip
         title = f"{report['model']} on {report['data']}, {report['split']} set"
         console.print(_table(_evaluation_rows(report), title))
+        _warn(console, report)
+        _keep(run_dir, report, estimate)  # last: a full disk does not take the result along
 
 
 def _evaluate(
@@ -516,15 +549,18 @@ def _evaluate(
     batch_size: int | None = None,
     chunk: int | None = None,
     device: str = "cpu",
-) -> dict[str, Any]:
-    """Judge the run's best model, write evaluation.json, and return what it holds."""
+    tolerance: float | None = None,
+    max_k: int | None = None,
+) -> tuple[dict[str, Any], LikelihoodEstimate]:
+    """Judge the run's best model: what evaluation.json holds, and all of it."""
     config, model = load_config(folder), load_model(folder).to(device)
     x = config.load_data().evaluation(split)[:limit]
     with _evaluation_bar(console, len(x)) as advance:
         start = time.perf_counter()
         estimate = estimate_log_likelihood(
-            model, x, k, batch_size=batch_size, chunk=chunk, seed=seed, progress=advance
-        )
+            model, x, k, batch_size=batch_size, chunk=chunk, seed=seed, progress=advance,
+            tolerance=tolerance, max_k=max_k,
+        )  # fmt: skip
         seconds = time.perf_counter() - start
     report = {
         "model": config.model,
@@ -534,12 +570,25 @@ def _evaluate(
         "split": split,
         **estimate.summary(),
     }
-    log_p = report["log_likelihood"]
-    # For a Gaussian decoder this is a density of values in [0, 1], not a code length.
-    report["bits_per_dimension"] = None if log_p is None else -log_p / (x.shape[1] * math.log(2))
     report["seconds"] = seconds
+    return report, estimate
+
+
+def _keep(folder: Path, report: dict[str, Any], estimate: LikelihoodEstimate) -> None:
+    """evaluation.json, and evaluation.npz with each example's numbers."""
     write_json(folder / EVALUATION, report)
-    return report
+    arrays = {name: getattr(estimate, name).numpy() for name in _PER_EXAMPLE}
+    file = io.BytesIO()
+    np.savez(file, curve_k=np.array(estimate.curve_k), **arrays)
+    write_atomically((folder / EVALUATION).with_suffix(".npz"), file.getvalue())
+
+
+_PER_EXAMPLE = ("log_likelihood", "standard_error", "ess", "elbo", "pareto_k", "spent", "curve")
+
+
+def _warn(console: Console, report: dict[str, Any]) -> None:
+    for text in report["warnings"]:
+        console.print(f"Warning: {text}", soft_wrap=True, markup=False)
 
 
 @contextlib.contextmanager
@@ -573,19 +622,24 @@ def _evaluation_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         value = report[key]
         return "not finite" if value is None else _number(value, digits)
 
+    samples = f"k = {report['k']:,}"
+    if report["samples"] != report["k"] * report["examples"]:
+        samples = f"k = {report['samples'] / report['examples']:,.0f} on average"
     density = ", of a density on [0, 1]" if report["likelihood"] == "gaussian" else ""
     rows = [
         (
             "log p(x)",
             f"{shown('log_likelihood')} ± {shown('standard_error', 3)} nats "
-            f"(k = {report['k']:,}, {report['examples']:,} examples)",
+            f"({samples}, {report['examples']:,} examples)",
         ),
         ("bits per dimension", shown("bits_per_dimension", 4) + density),
         ("ELBO", f"{shown('elbo')} nats"),
         (
             "effective samples",
-            f"{shown('ess_mean', 1)} of {report['k']:,} on average, {shown('ess_min', 1)} at least",
+            f"{shown('ess_mean', 1)} on average, {shown('ess_min', 1)} at least, below 10 for "
+            f"{report['ess_below_10']:,}",
         ),
+        ("Pareto k̂", f"above 0.7 for {report['pareto_k_above_0.7']:,} examples"),
         ("evaluated in", f"{report['seconds']:.1f} s"),
     ]
     if report["non_finite"]:

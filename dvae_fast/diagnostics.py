@@ -6,6 +6,7 @@ that does not grow with the number of samples (`ParetoTail`: with its square roo
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,11 @@ class _Groups:
         self.total += log_sums - groups * math.log(self.k)
         self.groups += groups
 
+    def row(self, i: int) -> _Groups:
+        other = copy.copy(self)
+        other.total, other.open = self.total[i : i + 1].clone(), self.open[i : i + 1].clone()
+        return other
+
     def mean(self) -> Tensor:
         return self.total / self.groups if self.groups else torch.full_like(self.total, math.nan)
 
@@ -75,6 +81,12 @@ class BoundCurve:
         """Take in the next samples, (N, c)."""
         for groups in self._groups:
             groups.add(log_w.double())
+
+    def row(self, i: int) -> BoundCurve:
+        """That of the i-th example alone, to go on with by itself."""
+        other = copy.copy(self)
+        other._groups = [groups.row(i) for groups in self._groups]
+        return other
 
     def bounds(self) -> Tensor:
         """(N, number of ks) in nats, float64; NaN where there were fewer than k samples."""
@@ -121,32 +133,43 @@ class ParetoTail:
     """k̂ of the importance weights: below 0.7 an estimate of log p can be trusted.
 
     Args:
-        k: how many samples there will be.
+        most: how many samples there will be at most.
         examples: N.
         device: of the log-weights.
 
     Source: Vehtari, Simpson, Gelman, Yao, Gabry (arXiv 1507.02646), section 2.4.
     """
 
-    def __init__(self, k: int, examples: int, device: torch.device | str) -> None:
-        # min(k/5, 3 √k) of the largest weights, and one more: the threshold.
-        self._size = math.ceil(min(0.2 * k, 3 * math.sqrt(k)))
+    def __init__(self, most: int, examples: int, device: torch.device | str) -> None:
+        self._most, self._count = _tail_size(most), 0
         self._top = torch.full((examples, 0), -math.inf, dtype=torch.float64, device=device)
         self._bad = torch.zeros(examples, dtype=torch.bool, device=device)
 
     def add(self, log_w: Tensor) -> None:
         """Take in the next samples, (N, c)."""
         both = torch.cat((self._top, log_w.double()), 1)
-        self._bad |= both.isnan().any(1)
-        self._top = both.topk(min(self._size + 1, both.shape[1]), 1).values
+        self._bad = self._bad | both.isnan().any(1)
+        self._count += log_w.shape[1]
+        # One more than the tail: its threshold.
+        self._top = both.topk(min(self._most + 1, both.shape[1]), 1).values
+
+    def row(self, i: int) -> ParetoTail:
+        """That of the i-th example alone, to go on with by itself."""
+        other = copy.copy(self)
+        other._top, other._bad = self._top[i : i + 1], self._bad[i : i + 1]
+        return other
 
     def shape(self) -> Tensor:
         """k̂ of each example, (N,) float64: +inf for fewer than 5 tail weights, NaN if one is."""
-        top = self._top
-        if self._size < 5 or top.shape[1] < self._size + 1:
-            k = torch.full(top.shape[:1], math.inf, dtype=torch.float64, device=top.device)
+        size = min(_tail_size(self._count), self._most)
+        if size < 5 or self._count <= size:
+            k = torch.full_like(self._bad, math.inf, dtype=torch.float64)
         else:
-            relative = torch.exp(top - top[:, :1])
-            tail = (relative[:, :-1] - relative[:, -1:]).flip(1)
-            k = pareto_shape(tail)
+            relative = torch.exp(self._top[:, : size + 1] - self._top[:, :1])
+            k = pareto_shape((relative[:, :-1] - relative[:, -1:]).flip(1))
         return torch.where(self._bad, torch.full_like(k, math.nan), k)
+
+
+def _tail_size(k: int) -> int:
+    """Of the largest weights: min(k/5, 3 √k)."""
+    return math.ceil(min(0.2 * k, 3 * math.sqrt(k)))

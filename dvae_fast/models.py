@@ -109,8 +109,10 @@ class LatentVariableModel(nn.Module):
         corruption = self.corruption
         if corruption is None:
             return x
-        if corruption.parameter.device != x.device:  # once, not at every step
-            self.corruption = corruption = corruption.to(x.device)
+        if corruption.parameter.device != x.device:
+            corruption = corruption.to(x.device)
+            if not corruption.parameter.requires_grad:  # else its owner will change the original
+                self.corruption = corruption  # once, not at every step
         return functional.corrupt(x, corruption, copies, key)
 
     def _sample_posterior(self, x: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:

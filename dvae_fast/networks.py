@@ -203,12 +203,16 @@ def splits(decoder: nn.Module) -> TypeGuard[BernoulliDecoder]:
     """
     if type(decoder) is not BernoulliDecoder or type(decoder.output) is not nn.Linear:
         return False
-    return not any(
+    return not hooked(decoder) and not hooked(decoder.output)
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether calling `module` does more than its forward."""
+    return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        for module in (decoder, decoder.output)
     )
 
 

@@ -13,12 +13,20 @@ import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from dvae_fast import cli
-from dvae_fast.checkpoint import CHECKPOINT, MODEL, load_model, load_tensors, save_tensors
+from dvae_fast.checkpoint import (
+    CHECKPOINT,
+    MODEL,
+    CheckpointError,
+    load_model,
+    load_tensors,
+    save_tensors,
+)
 from dvae_fast.evaluate import estimate_log_likelihood
 from dvae_fast.train import load_config
 
@@ -318,6 +326,39 @@ def test_evaluate_reports_what_the_estimator_says(run_dir: Path) -> None:
     assert "effective samples" in output
 
 
+def test_evaluate_keeps_each_example(run_dir: Path) -> None:
+    ok("evaluate", run_dir, "--k", "40", "--limit", "5")
+    report = json.loads((run_dir / "evaluation.json").read_text())
+    with np.load(run_dir / "evaluation.npz", allow_pickle=False) as arrays:
+        assert arrays["log_likelihood"].shape == (5,)
+        assert float(arrays["log_likelihood"].mean()) == pytest.approx(report["log_likelihood"])
+        assert arrays["curve_k"].tolist() == [1, 5]
+        assert arrays["curve"].shape == (5, 2)
+        assert arrays["spent"].tolist() == [40] * 5
+
+
+def test_evaluate_stops_when_sure(run_dir: Path) -> None:
+    output = ok("evaluate", run_dir, "--k", "10", "--limit", "5", "--tolerance", "1e-9",
+                "--max-k", "33")  # fmt: skip
+    report = json.loads((run_dir / "evaluation.json").read_text())
+    assert report["samples"] == 5 * 33
+    assert "(k = 33 on average, 5 examples)" in output
+    assert "Pareto" in output
+
+
+def test_a_result_that_cannot_be_kept_is_shown(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *_: Any) -> None:
+        raise CheckpointError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr(cli, "write_json", full)
+    result = run("evaluate", run_dir, "--k", "5", "--limit", "3")
+    assert result.exit_code == 1
+    assert "log p(x)" in result.output
+    assert "cannot write" in result.output
+
+
 def test_evaluate_needs_nothing_but_the_folder(run_dir: Path) -> None:
     """No checkpoint, no metrics; the model and its configuration are enough."""
     folder = Path("copy")
@@ -350,6 +391,9 @@ def test_evaluate_counts_what_is_not_finite(run_dir: Path, monkeypatch: pytest.M
         (["--batch-size", "0"], "batch-size must be >= 1, got 0"),
         (["--chunk", "0"], "chunk must be >= 1, got 0"),
         (["--threads", "0"], "threads must be >= 1, got 0"),
+        (["--max-k", "9"], "max-k must come with a tolerance"),
+        (["--tolerance", "0"], "tolerance must be > 0 and finite, got 0.0"),
+        (["--tolerance", "1", "--max-k", "9"], "max-k must be >= k = 5000, got 9"),
         (["--seed", "-1"], f"seed must be from 0 to {2**63 - 1}, got -1"),
         (["--seed", str(2**63)], f"seed must be from 0 to {2**63 - 1}, got {2**63}"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import types
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +14,7 @@ from linear_gaussian import draw_data, exact_log_likelihood, linear_gaussian
 from torch import Tensor, nn
 
 import dvae_fast
-from dvae_fast import corruptions, evaluate, reference
+from dvae_fast import corruptions, diagnostics, evaluate, reference
 from dvae_fast.evaluate import LikelihoodEstimate, estimate_log_likelihood
 from dvae_fast.models import LatentVariableModel, make_model
 
@@ -155,7 +156,7 @@ def test_states_merge() -> None:
     for first, k in ((0, 10), (10, 13)):
         log_w = model.log_weights(x, mean, log_var, k, SEED, first_sample=first).detach()
         states.append(op.lse_update(reference.lse_init(N), log_w))
-    merged = evaluate._estimate(op.lse_merge(*states), K, SEED)
+    merged = types.SimpleNamespace(**evaluate._from_state(op.lse_merge(*states)))
     _same(merged, estimate_log_likelihood(model, x, K, seed=SEED), slice(None))
 
 
@@ -300,15 +301,148 @@ def test_data_of_another_precision_and_layout() -> None:
     _same(expected, estimate_log_likelihood(model, wide[:, ::2], K, seed=SEED), slice(None))
 
 
+# --- anybody's model --------------------------------------------------------------------------
+
+
+class Theirs(nn.Module):
+    """Someone else's: dropout, so that the mode matters, and no class of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(D, 8), nn.Tanh(), nn.Dropout(0.5))
+        self.mean, self.log_var = nn.Linear(8, Z), nn.Linear(8, Z)
+        self.decoder = nn.Sequential(nn.Linear(Z, 6), nn.Tanh(), nn.Dropout(0.5), nn.Linear(6, D))
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.encoder(x)
+        return self.mean(hidden), self.log_var(hidden)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.decoder(z)
+
+
+def _plain_log_weights(model: Theirs, x: Tensor, k: int) -> Tensor:
+    with torch.no_grad():
+        model.eval()
+        mean, log_var = model.encode(x)
+        z, ratio = dvae_fast.sample_latent(mean, log_var, k, SEED)
+        p = torch.distributions.Bernoulli(logits=model.decode(z), validate_args=False)
+        return p.log_prob(x.unsqueeze(1)).sum(-1) + ratio
+
+
+@pytest.mark.parametrize("how", ["methods", "pair", "pair that ends in a linear layer", "hook"])
+def test_a_model_of_any_kind(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    fused = evaluate.functional.linear_log_weights
+    monkeypatch.setattr(
+        evaluate.functional, "linear_log_weights", lambda *a: calls.append(1) or fused(*a)
+    )
+    model, x = Theirs().double(), _data()
+    expected = torch.logsumexp(_plain_log_weights(model, x, K), 1) - math.log(K)
+    model.train()
+    model.mean.eval()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    judged: Any = {"methods": model, "pair": (model.encode, model.decode)}.get(
+        how, (model.encode, model.decoder)
+    )
+    seen = []
+    if how == "hook":
+        model.decoder[-1].register_forward_hook(lambda *_: seen.append(1))
+    estimate = estimate_log_likelihood(judged, x, K, chunk=5, batch_size=4, seed=SEED)
+    torch.testing.assert_close(estimate.log_likelihood, expected)
+    assert bool(calls) == (how == "pair that ends in a linear layer")
+    assert bool(seen) == (how == "hook")
+    assert model.training
+    assert not model.mean.training
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+def test_a_gaussian_of_someone_else() -> None:
+    x = _data()
+    scale = torch.full((D,), 0.3, dtype=torch.float64)
+    estimate = estimate_log_likelihood(
+        (lambda x: (x[:, :Z], x[:, :Z] - 1), lambda z: (z.repeat(1, 1, 3), scale)),
+        x, K, likelihood="gaussian", seed=SEED,
+    )  # fmt: skip
+    z, ratio = dvae_fast.sample_latent(x[:, :Z], x[:, :Z] - 1, K, SEED)
+    p = torch.distributions.Normal(z.repeat(1, 1, 3), scale)
+    log_w = p.log_prob(x.unsqueeze(1)).sum(-1) + ratio
+    torch.testing.assert_close(estimate.log_likelihood, torch.logsumexp(log_w, 1) - math.log(K))
+
+
+# --- diagnostics and stopping -----------------------------------------------------------------
+
+
+def test_the_curve_and_the_tail_are_those_of_the_weights() -> None:
+    model, x = Theirs().double(), _data()
+    log_w = _plain_log_weights(model, x, 47)
+    estimate = estimate_log_likelihood(model, x, 47, curve=(5, 1, 47, 90), chunk=6, seed=SEED)
+    assert estimate.curve_k == (1, 5, 47)
+    torch.testing.assert_close(estimate.curve[:, 0], log_w.mean(1))
+    torch.testing.assert_close(estimate.curve[:, 2], estimate.log_likelihood)
+    assert bool((estimate.curve.diff(dim=1).mean(0) > 0).all())
+    tail = diagnostics.ParetoTail(47, N, "cpu")
+    tail.add(log_w)
+    torch.testing.assert_close(estimate.pareto_k, tail.shape())
+    assert estimate.spent.tolist() == [47] * N
+
+
+@pytest.mark.parametrize(("batch_size", "chunk"), [(None, None), (1, 7), (4, 100), (N, 33)])
+def test_a_tolerance_spends_samples_where_they_are_needed(
+    batch_size: int | None, chunk: int | None
+) -> None:
+    """Each example's numbers are those of a run with as many samples as were spent on it."""
+    model = linear_gaussian("iwae", widen=2.0)
+    x = draw_data(model, N)
+    estimate = estimate_log_likelihood(
+        model, x, 20, tolerance=0.1, max_k=700, batch_size=batch_size, chunk=chunk, seed=SEED
+    )
+    assert len(set(estimate.spent.tolist())) > 1
+    sure = (estimate.standard_error <= 0.1) & (estimate.ess >= 10)
+    assert bool((sure | (estimate.spent == 700)).all())
+    for i, k in enumerate(estimate.spent.tolist()):
+        whole = estimate_log_likelihood(model, x, k, seed=SEED)
+        for field in (*FIELDS, "pareto_k"):
+            torch.testing.assert_close(getattr(estimate, field)[i], getattr(whole, field)[i])
+        half = estimate_log_likelihood(model, x, max(k // 2, 1), seed=SEED)
+        if 20 < k < 700:
+            assert half.standard_error[i] > 0.1 or half.ess[i] < 10
+    assert estimate.summary()["samples"] == int(estimate.spent.sum())
+
+
+def test_what_cannot_be_sure_ends_at_max_k() -> None:
+    model, x = _model(), _data()
+    x[2] = math.nan
+    estimate = estimate_log_likelihood(model, x, 20, tolerance=1e-9, max_k=50, seed=SEED)
+    assert estimate.spent.tolist() == [50] * N
+    assert estimate.non_finite == 1
+    assert "the first is example 2: nan" in estimate.warnings()[0]
+
+
 def test_summary_and_properties() -> None:
     values = torch.tensor([[-3.0, -5.0], [0.3, 0.4], [9.0, 4.0], [-4.0, -7.0]], dtype=torch.float64)
-    estimate = LikelihoodEstimate(*values, k=10, seed=3)
+    estimate = LikelihoodEstimate(
+        *values,
+        pareto_k=torch.tensor([0.2, 0.9]),
+        spent=torch.tensor([10, 30]),
+        curve=torch.tensor([[-6.0, math.nan], [-8.0, -5.0]]),
+        curve_k=(1, 20),
+        k=10,
+        seed=3,
+        data_size=2,
+    )
     assert estimate.mean == -4
     assert estimate.mean_standard_error == pytest.approx(0.25)
     expected = {
         "log_likelihood": -4.0, "standard_error": pytest.approx(0.25), "elbo": -5.5,
         "ess_mean": 6.5, "ess_min": 4.0, "examples": 2, "non_finite": 0, "k": 10, "seed": 3,
+        "bits_per_dimension": pytest.approx(2 / math.log(2)), "samples": 40, "ess_below_10": 2,
+        "pareto_k_median": pytest.approx(0.2), "pareto_k_above_0.7": 1,
+        "bounds": {"1": -7.0, "20": None}, "warnings": estimate.warnings(),
     }  # fmt: skip
+    assert len(estimate.warnings()) == 2
+    assert "1 of 2 examples have weights with too heavy a tail" in estimate.warnings()[0]
+    assert "2 of 2 examples have fewer than 10 effective samples" in estimate.warnings()[1]
     assert estimate.summary() == expected
     assert json.loads(json.dumps(estimate.summary(), allow_nan=False)) == expected
 
@@ -345,11 +479,18 @@ def test_top_level_names() -> None:
         ({"x": torch.ones(D)}, ValueError, rf"x must have shape \(N, D\) .*, got \({D},\)"),
         ({"x": torch.ones(0, D)}, ValueError, rf"x must have shape .*, got \(0, {D}\)"),
         ({"seed": 1.5}, TypeError, "seed must be an int, .*, got float"),
+        ({"max_k": 30}, ValueError, "max_k must come with a tolerance, got 30 without one"),
+        ({"tolerance": 0.0}, ValueError, "tolerance must be > 0 and finite, got 0.0"),
+        ({"tolerance": 1.0, "max_k": 3}, ValueError, "max_k must be >= k = 23, got 3"),
+        ({"curve": (0,)}, ValueError, "each of curve must be >= 1, got 0"),
+        ({"likelihood": "gaussian"}, ValueError, "likelihood must be the model's, bernoulli, got"),
+        ({"model": nn.Linear(2, 2)}, TypeError, "model must have methods encode and decode, or"),
+        ({"model": (abs,)}, TypeError, "model must be a model or a pair of callables"),
     ],
 )
 def test_wrong_arguments(changes: dict[str, Any], error: type[Exception], message: str) -> None:
     model = _model()
     model.encoder.register_forward_pre_hook(lambda *_: pytest.fail("work before the checks"))
     with pytest.raises(error) as caught:
-        estimate_log_likelihood(model, **{"x": _data(), "k": K, **changes})
+        estimate_log_likelihood(**{"model": model, "x": _data(), "k": K, **changes})
     assert re.search(message, str(caught.value)), str(caught.value)

@@ -23,41 +23,54 @@ __all__ = ["BoundCurve", "ParetoTail", "pareto_shape"]
 
 
 class _Groups:
-    """Σ over finished groups of k consecutive samples of log 1/k Σ w, and the group in progress."""
+    """Σ over finished groups of k consecutive samples of log 1/k Σ w, and the group in progress.
 
-    def __init__(self, k: int, examples: int, device: torch.device | str) -> None:
-        self.k, self.filled, self.groups = k, 0, 0
+    Made from log-sums of `unit` samples, where a smaller k that divides this one has made them.
+    """
+
+    def __init__(self, k: int, unit: int, examples: int, device: torch.device | str) -> None:
+        self.k, self.size = k, k // unit
+        self.filled, self.groups = 0, 0
         self.total = torch.zeros(examples, dtype=torch.float64, device=device)
         # log Σ w of the group in progress
         self.open = torch.full((examples,), -math.inf, dtype=torch.float64, device=device)
 
-    def add(self, log_w: Tensor) -> None:
-        while log_w.shape[1] > 0:
-            if self.filled == 0 and log_w.shape[1] >= self.k:
-                whole = log_w.shape[1] // self.k
-                parts = log_w[:, : whole * self.k].unflatten(1, (whole, self.k))
-                self._close(torch.logsumexp(parts, -1).sum(1), whole)
-                log_w = log_w[:, whole * self.k :]
-                continue
-            part, log_w = log_w.tensor_split([self.k - self.filled], 1)
-            self.open = torch.logaddexp(self.open, torch.logsumexp(part, 1))
-            self.filled += part.shape[1]
-            if self.filled == self.k:
-                self._close(self.open, 1)
-                self.open = torch.full_like(self.open, -math.inf)
-                self.filled = 0
+    def add(self, units: Tensor) -> Tensor:
+        """Take in (N, c); the log-sums of the groups this has finished, (N, g)."""
+        if self.size == 1:
+            return self._close(units)
+        head, rest = units.tensor_split([(self.size - self.filled) % self.size], 1)
+        done = []
+        if head.shape[1] > 0:
+            self._fill(head)
+            if self.filled == self.size:
+                done.append(self.open[:, None])
+                self.open, self.filled = torch.full_like(self.open, -math.inf), 0
+        whole = rest.shape[1] // self.size
+        body, tail = rest.tensor_split([whole * self.size], 1)
+        done.append(torch.logsumexp(body.unflatten(1, (whole, self.size)), -1))
+        if tail.shape[1] > 0:
+            self._fill(tail)
+        return self._close(torch.cat(done, 1))
 
-    def _close(self, log_sums: Tensor, groups: int) -> None:
-        self.total += log_sums - groups * math.log(self.k)
-        self.groups += groups
+    def _fill(self, units: Tensor) -> None:
+        self.open = torch.logaddexp(self.open, torch.logsumexp(units, 1))
+        self.filled += units.shape[1]
+
+    def _close(self, log_sums: Tensor) -> Tensor:
+        self.total = self.total + log_sums.sum(1)
+        self.groups += log_sums.shape[1]
+        return log_sums
 
     def row(self, i: int) -> _Groups:
         other = copy.copy(self)
-        other.total, other.open = self.total[i : i + 1].clone(), self.open[i : i + 1].clone()
+        other.total, other.open = self.total[i : i + 1], self.open[i : i + 1]
         return other
 
     def mean(self) -> Tensor:
-        return self.total / self.groups if self.groups else torch.full_like(self.total, math.nan)
+        if self.groups == 0:
+            return torch.full_like(self.total, math.nan)
+        return self.total / self.groups - math.log(self.k)
 
 
 class BoundCurve:
@@ -75,12 +88,20 @@ class BoundCurve:
     """
 
     def __init__(self, ks: Sequence[int], examples: int, device: torch.device | str) -> None:
-        self._groups = [_Groups(k, examples, device) for k in ks]
+        self._groups: list[_Groups] = []
+        self._from: list[int] = []  # whose log-sums each is made from; −1: the samples
+        for j, k in enumerate(ks):
+            divisors = [i for i in range(j) if k % ks[i] == 0]
+            self._from.append(max(divisors, key=lambda i: ks[i], default=-1))
+            unit = ks[self._from[j]] if divisors else 1
+            self._groups.append(_Groups(k, unit, examples, device))
 
     def add(self, log_w: Tensor) -> None:
         """Take in the next samples, (N, c)."""
-        for groups in self._groups:
-            groups.add(log_w.double())
+        log_w = log_w.double()
+        sums: list[Tensor] = []
+        for groups, source in zip(self._groups, self._from, strict=True):
+            sums.append(groups.add(log_w if source < 0 else sums[source]))
 
     def row(self, i: int) -> BoundCurve:
         """That of the i-th example alone, to go on with by itself."""

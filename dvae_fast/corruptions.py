@@ -35,7 +35,7 @@ def _parameter(name: str, value: float | torch.Tensor, lower: float, upper: floa
             raise TypeError(f"{name} must be a float or a floating-point tensor, got {value.dtype}")
         tensor = value
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        tensor = torch.tensor(float(value), dtype=torch.float64)
+        tensor = torch.tensor(float(value))
     else:
         raise TypeError(
             f"{name} must be a float or a floating-point tensor, got {type(value).__name__}"

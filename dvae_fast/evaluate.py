@@ -5,23 +5,23 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dvae_fast import functional, reference
 from dvae_fast.diagnostics import BoundCurve, ParetoTail
-from dvae_fast.likelihoods import Bernoulli, Likelihood, get_likelihood
-from dvae_fast.models import LatentVariableModel
-from dvae_fast.networks import check_size, evaluating, hooked
+from dvae_fast.judged import Judged
+from dvae_fast.networks import check_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    Params = Tensor | tuple[Tensor, Tensor]
+    from dvae_fast.judged import EncoderDecoder
+    from dvae_fast.likelihoods import Likelihood
+    from dvae_fast.models import LatentVariableModel
 
 __all__ = ["LikelihoodEstimate", "estimate_log_likelihood"]
 
@@ -149,104 +149,6 @@ class LikelihoodEstimate:
         }
 
 
-# --- models: ours, or anybody's -----------------------------------------------------------------
-
-
-class EncoderDecoder(Protocol):
-    """What a model must have to be judged: q(z|x), and the parameters of p(x|z)."""
-
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, D) → mean and log_var (B, Z) of a diagonal Gaussian; p(z) is N(0, I)."""
-
-    def decode(self, z: Tensor) -> Params:
-        """(B, K, Z) → logits (B, K, D), or a Gaussian's mean and scale."""
-
-
-class _Judged:
-    """A model of any kind, as the evaluator sees it."""
-
-    def __init__(self, model: Any, likelihood: str | Likelihood | None) -> None:
-        self.own = model if isinstance(model, LatentVariableModel) else None
-        if isinstance(model, tuple):
-            if len(model) != 2 or not all(callable(part) for part in model):
-                raise TypeError("model must be a model or a pair of callables (encode, decode)")
-            self.encode, self.decode = model
-        elif callable(getattr(model, "encode", None)) and callable(getattr(model, "decode", None)):
-            self.encode, self.decode = model.encode, model.decode
-        else:
-            raise TypeError(
-                "model must have methods encode and decode, or be a pair of callables "
-                f"(encode, decode); got {type(model).__name__}"
-            )
-        own = getattr(model, "likelihood", None)
-        if likelihood is None:
-            likelihood = own if isinstance(own, (str, Likelihood)) else "bernoulli"
-        elif self.own is not None and get_likelihood(likelihood).kind != self.own.likelihood.kind:
-            raise ValueError(
-                f"likelihood must be the model's, {self.own.likelihood.kind}, "
-                f"got {get_likelihood(likelihood).kind}"
-            )
-        self.likelihood = get_likelihood(likelihood)
-        parts = (model, self.encode, self.decode)
-        owners = [getattr(part, "__self__", part) for part in parts]
-        self.modules = list({id(m): m for m in owners if isinstance(m, nn.Module)}.values())
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for module in self.modules:
-                stack.enter_context(evaluating(module))
-            yield
-
-    def like(self, x: Tensor) -> Tensor:
-        """A tensor on the device and of the dtype that batches must have."""
-        return next((p for m in self.modules for p in m.parameters()), x)
-
-    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_var = self.encode(x)
-        if mean.dim() != 2 or mean.shape[0] != x.shape[0]:
-            raise ValueError(
-                f"encode must return mean and log_var of shape (B, Z) with B = {x.shape[0]}, "
-                f"got {tuple(mean.shape)}"
-            )
-        return mean, log_var
-
-    def log_weights(
-        self,
-        x: Tensor,
-        mean: Tensor,
-        log_var: Tensor,
-        k: int,
-        key: Tensor,
-        first_example: int,
-        first_sample: int,
-    ) -> Tensor:
-        at = {"first_example": first_example, "first_sample": first_sample}
-        if self.own is not None:
-            return self.own.log_weights(x, mean, log_var, k, key, **at)
-        z, log_ratio = functional.sample_latent(mean, log_var, k, key, **at)
-        decode = self.decode
-        if isinstance(self.likelihood, Bernoulli) and _ends_in_linear(decode):
-            hidden, last = z, cast("nn.Linear", decode[-1])
-            for layer in decode[:-1]:
-                hidden = layer(hidden)
-            return functional.linear_log_weights(
-                hidden, last.weight, last.bias, x, log_ratio, self.likelihood
-            )
-        return functional.log_weights(decode(z), x, log_ratio, self.likelihood)
-
-
-def _ends_in_linear(decode: Any) -> bool:
-    """Whether `decode` is a plain Sequential with a plain linear layer at its end, no hooks."""
-    return (
-        type(decode) is nn.Sequential
-        and len(decode) > 0
-        and type(decode[-1]) is nn.Linear
-        and not hooked(decode)
-        and not hooked(decode[-1])
-    )
-
-
 # --- statistics of one batch ----------------------------------------------------------------------
 
 
@@ -321,8 +223,24 @@ def _unsure(statistics: _Statistics, tolerance: float) -> list[int]:
     return cast("list[int]", (~sure).nonzero().flatten().tolist())
 
 
+def _draw(
+    judged: Judged,
+    x: Tensor,
+    mean: Tensor,
+    log_var: Tensor,
+    k: int,
+    key: Tensor,
+    first_example: int,
+    first_sample: int,
+) -> Tensor:
+    z, log_ratio = functional.sample_latent(
+        mean, log_var, k, key, first_example=first_example, first_sample=first_sample
+    )
+    return judged.log_weights(z, x, log_ratio)
+
+
 def _draw_one(
-    judged: _Judged,
+    judged: Judged,
     batch: Tensor,
     mean: Tensor,
     log_var: Tensor,
@@ -337,7 +255,7 @@ def _draw_one(
     x, mean, log_var = batch[i : i + 1], mean[i : i + 1], log_var[i : i + 1]
     for sample in range(start, stop, most):
         n = min(most, stop - sample)
-        yield judged.log_weights(x, mean, log_var, n, key, first + i, sample)
+        yield _draw(judged, x, mean, log_var, n, key, first + i, sample)
 
 
 def _until_sure(
@@ -419,7 +337,7 @@ def estimate_log_likelihood(
     Source: Burda, Grosse, Salakhutdinov (arXiv 1509.00519), section 5; Rezende, Mohamed, Wierstra
     (arXiv 1401.4082), appendix E.
     """
-    judged = _Judged(model, likelihood)
+    judged = Judged(model, likelihood)
     functional._check_float("x", x)
     size = judged.own.data_size if judged.own is not None else x.shape[-1] if x.dim() else 0
     if x.dim() != 2 or x.shape[1] != size or x.shape[0] < 1:
@@ -458,7 +376,7 @@ def estimate_log_likelihood(
             statistics = _Statistics(batch.shape[0], max_k, ks, like.device)
             for sample in range(0, k, step):
                 n = min(step, k - sample)
-                statistics.add(judged.log_weights(batch, mean, log_var, n, key, first, sample))
+                statistics.add(_draw(judged, batch, mean, log_var, n, key, first, sample))
             if tolerance is None or not (unsure := _unsure(statistics, tolerance)):
                 results.append(statistics.result())
             else:

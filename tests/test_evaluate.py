@@ -14,7 +14,7 @@ from linear_gaussian import draw_data, exact_log_likelihood, linear_gaussian
 from torch import Tensor, nn
 
 import dvae_fast
-from dvae_fast import corruptions, diagnostics, evaluate, reference
+from dvae_fast import corruptions, diagnostics, evaluate, functional, reference
 from dvae_fast.evaluate import LikelihoodEstimate, estimate_log_likelihood
 from dvae_fast.models import LatentVariableModel, make_model
 
@@ -130,19 +130,19 @@ def test_default_split_in_single_precision() -> None:
         assert getattr(default, field).dtype == torch.float64
 
 
-def test_weights_are_counted_once_and_all() -> None:
+def test_weights_are_counted_once_and_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """k not a multiple of the chunk: each sample index is asked for once, the remainder too."""
     model, x = _model(), _data()
     asked: dict[int, list[int]] = {}
-    original = model.log_weights
+    original = functional.sample_latent
 
-    def recorded(x: Tensor, mean: Tensor, log_var: Tensor, k: int, *args: Any, **at: int) -> Tensor:
+    def recorded(mean: Tensor, log_var: Tensor, k: int, *args: Any, **at: int) -> Any:
         samples = range(at["first_sample"], at["first_sample"] + k)
-        for example in range(at["first_example"], at["first_example"] + len(x)):
+        for example in range(at["first_example"], at["first_example"] + len(mean)):
             asked.setdefault(example, []).extend(samples)
-        return original(x, mean, log_var, k, *args, **at)
+        return original(mean, log_var, k, *args, **at)
 
-    model.log_weights = recorded
+    monkeypatch.setattr(functional, "sample_latent", recorded)
     estimate_log_likelihood(model, x, K, batch_size=4, chunk=6, seed=SEED)
     assert asked == {example: list(range(K)) for example in range(N)}
 

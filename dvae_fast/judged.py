@@ -1,0 +1,120 @@
+"""Any latent-variable model, ours or anybody's, as what judges it sees it."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from torch import Tensor, nn
+
+from dvae_fast import functional
+from dvae_fast.likelihoods import Bernoulli, Likelihood, get_likelihood
+from dvae_fast.models import LatentVariableModel
+from dvae_fast.networks import evaluating, hooked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    Params = Tensor | tuple[Tensor, Tensor]
+
+__all__ = ["EncoderDecoder", "Judged"]
+
+
+class EncoderDecoder(Protocol):
+    """What a model must have to be judged: q(z|x), and the parameters of p(x|z)."""
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, D) → mean and log_var (B, Z) of a diagonal Gaussian; p(z) is N(0, I)."""
+
+    def decode(self, z: Tensor) -> Params:
+        """(B, K, Z) → logits (B, K, D), or a Gaussian's mean and scale."""
+
+
+class Judged:
+    """Encoder, decoder and likelihood of a model of any kind.
+
+    Args:
+        model: a `LatentVariableModel`, an `EncoderDecoder` or a pair of callables
+            (encode, decode).
+        likelihood: None for the model's own, "bernoulli" if it has none.
+
+    Raises:
+        TypeError, ValueError: if the model has neither, or another likelihood.
+    """
+
+    def __init__(self, model: Any, likelihood: str | Likelihood | None = None) -> None:
+        self.own = model if isinstance(model, LatentVariableModel) else None
+        if isinstance(model, tuple):
+            if len(model) != 2 or not all(callable(part) for part in model):
+                raise TypeError("model must be a model or a pair of callables (encode, decode)")
+            self.encode, self.decode = model
+        elif callable(getattr(model, "encode", None)) and callable(getattr(model, "decode", None)):
+            self.encode, self.decode = model.encode, model.decode
+        else:
+            raise TypeError(
+                "model must have methods encode and decode, or be a pair of callables "
+                f"(encode, decode); got {type(model).__name__}"
+            )
+        own = getattr(model, "likelihood", None)
+        if likelihood is None:
+            likelihood = own if isinstance(own, (str, Likelihood)) else "bernoulli"
+        elif self.own is not None and get_likelihood(likelihood).kind != self.own.likelihood.kind:
+            raise ValueError(
+                f"likelihood must be the model's, {self.own.likelihood.kind}, "
+                f"got {get_likelihood(likelihood).kind}"
+            )
+        self.likelihood = get_likelihood(likelihood)
+        parts = (model, self.encode, self.decode)
+        owners = [getattr(part, "__self__", part) for part in parts]
+        self.modules = list({id(m): m for m in owners if isinstance(m, nn.Module)}.values())
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Every module in evaluation mode, and each one's own mode again afterwards."""
+        with ExitStack() as stack:
+            for module in self.modules:
+                stack.enter_context(evaluating(module))
+            yield
+
+    def like(self, x: Tensor) -> Tensor:
+        """A tensor on the device and of the dtype that batches must have."""
+        return next((p for m in self.modules for p in m.parameters()), x)
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """q(z|x), encoded once: (B, D) → mean and log_var (B, Z)."""
+        mean, log_var = self.encode(x)
+        if mean.dim() != 2 or mean.shape[0] != x.shape[0]:
+            raise ValueError(
+                f"encode must return mean and log_var of shape (B, Z) with B = {x.shape[0]}, "
+                f"got {tuple(mean.shape)}"
+            )
+        return mean, log_var
+
+    def log_weights(self, z: Tensor, x: Tensor, log_ratio: Tensor) -> Tensor:
+        """log p(x|z) + log_ratio: z (B, K, Z), x (B, D), log_ratio (B, K) → (B, K).
+
+        Differentiable. The logits of a Bernoulli are not held where the decoder ends in a plain
+        linear layer.
+        """
+        if self.own is not None:
+            return self.own._log_weights(z, x, log_ratio)
+        decode = self.decode
+        if isinstance(self.likelihood, Bernoulli) and _ends_in_linear(decode):
+            hidden, last = z, cast("nn.Linear", decode[-1])
+            for layer in decode[:-1]:
+                hidden = layer(hidden)
+            return functional.linear_log_weights(
+                hidden, last.weight, last.bias, x, log_ratio, self.likelihood
+            )
+        return functional.log_weights(decode(z), x, log_ratio, self.likelihood)
+
+
+def _ends_in_linear(decode: Any) -> bool:
+    """Whether `decode` is a plain Sequential with a plain linear layer at its end, no hooks."""
+    return (
+        type(decode) is nn.Sequential
+        and len(decode) > 0
+        and type(decode[-1]) is nn.Linear
+        and not hooked(decode)
+        and not hooked(decode[-1])
+    )

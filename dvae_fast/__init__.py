@@ -2,7 +2,8 @@
 
 from dvae_fast._version import __version__
 from dvae_fast.build_info import build_info
-from dvae_fast.evaluate import LikelihoodEstimate, estimate_log_likelihood
+from dvae_fast.estimates import LikelihoodEstimate
+from dvae_fast.evaluate import EvaluationProgress, estimate_log_likelihood
 from dvae_fast.functional import (
     corrupt,
     iwae_loss,
@@ -15,6 +16,7 @@ from dvae_fast.functional import (
 )
 
 __all__ = [
+    "EvaluationProgress",
     "LikelihoodEstimate",
     "__version__",
     "build_info",

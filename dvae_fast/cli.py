@@ -42,7 +42,7 @@ from dvae_fast.checkpoint import (
 )
 from dvae_fast.corruptions import CORRUPTIONS
 from dvae_fast.data import BINARISATIONS, DATASETS, SPLITS, DataError, Dataset
-from dvae_fast.evaluate import LikelihoodEstimate, estimate_log_likelihood
+from dvae_fast.evaluate import estimate_log_likelihood
 from dvae_fast.likelihoods import LIKELIHOODS
 from dvae_fast.models import MODELS, LatentVariableModel
 from dvae_fast.networks import ACTIVATIONS
@@ -66,6 +66,8 @@ from dvae_fast.train import Progress as TrainProgress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
+    from dvae_fast.estimates import LikelihoodEstimate
 
 __all__ = ["app", "main"]
 

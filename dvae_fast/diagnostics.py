@@ -32,6 +32,9 @@ class _Groups:
         self.k, self.size = k, k // unit
         self.filled, self.groups = 0, 0
         self.total = torch.zeros(examples, dtype=torch.float64, device=device)
+        # Σ (l − c) and Σ (l − c)² of the groups' l, about the first one: no cancellation.
+        self.centre = torch.full_like(self.total, math.nan)
+        self.shifted, self.squares = torch.zeros_like(self.total), torch.zeros_like(self.total)
         # log Σ w of the group in progress
         self.open = torch.full((examples,), -math.inf, dtype=torch.float64, device=device)
 
@@ -58,19 +61,34 @@ class _Groups:
         self.filled += units.shape[1]
 
     def _close(self, log_sums: Tensor) -> Tensor:
+        if log_sums.shape[1] == 0:
+            return log_sums
+        if self.groups == 0:
+            self.centre = log_sums[:, 0]
+        centred = log_sums - self.centre[:, None]
         self.total = self.total + log_sums.sum(1)
+        self.shifted = self.shifted + centred.sum(1)
+        self.squares = self.squares + centred.square().sum(1)
         self.groups += log_sums.shape[1]
         return log_sums
 
     def row(self, i: int) -> _Groups:
         other = copy.copy(self)
-        other.total, other.open = self.total[i : i + 1], self.open[i : i + 1]
+        for name in ("open", "total", "centre", "shifted", "squares"):
+            setattr(other, name, getattr(self, name)[i : i + 1])
         return other
 
     def mean(self) -> Tensor:
         if self.groups == 0:
             return torch.full_like(self.total, math.nan)
         return self.total / self.groups - math.log(self.k)
+
+    def standard_error(self) -> Tensor:
+        n = self.groups
+        if n < 2:
+            return torch.full_like(self.total, math.nan)
+        variance = (self.squares - self.shifted.square() / n).clamp(min=0) / (n - 1)
+        return (variance / n).sqrt()
 
 
 class BoundCurve:
@@ -112,6 +130,14 @@ class BoundCurve:
     def bounds(self) -> Tensor:
         """(N, number of ks) in nats, float64; NaN where there were fewer than k samples."""
         return torch.stack([groups.mean() for groups in self._groups], 1)
+
+    def groups(self) -> list[int]:
+        """How many there were, of each k."""
+        return [groups.groups for groups in self._groups]
+
+    def standard_errors(self) -> Tensor:
+        """Those of `bounds`, over the groups; NaN where there were fewer than two."""
+        return torch.stack([groups.standard_error() for groups in self._groups], 1)
 
 
 # --- the tail of the weights ------------------------------------------------------------------

@@ -4,149 +4,62 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from dvae_fast import functional, reference
+from dvae_fast.ais import annealed_importance_sampling
 from dvae_fast.diagnostics import BoundCurve, ParetoTail
-from dvae_fast.judged import Judged
+from dvae_fast.estimates import MIN_ESS, LikelihoodEstimate, from_state, standard_error
+from dvae_fast.judged import Judged, precision, rows_at_once
 from dvae_fast.networks import check_size
+from dvae_fast.partial import PartialResults, fingerprint, read_settings
+from dvae_fast.proposals import Proposal
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterator, Sequence
 
+    from dvae_fast.ais import AISEstimate
+    from dvae_fast.corruptions import Corruption
+    from dvae_fast.distributed import World
     from dvae_fast.judged import EncoderDecoder
     from dvae_fast.likelihoods import Likelihood
     from dvae_fast.models import LatentVariableModel
+    from dvae_fast.proposals import Drawer
 
-__all__ = ["LikelihoodEstimate", "estimate_log_likelihood"]
+    Model = LatentVariableModel | EncoderDecoder | tuple[Callable[..., Any], Callable[..., Any]]
+
+__all__ = ["CURVE", "METHODS", "EvaluationProgress", "estimate_log_likelihood"]
 
 _op: Any = torch.ops.dvae_fast
 
-# Rows (examples x samples) decoded at once. A row of the usual network holds some 2 kB of latents
-# and hidden activations: on a CPU a few thousand rows stay in a shared cache of 8 MB, and make
-# the cost of launching the dozen operators (about 0.1 ms of 10 ms) vanish; a GPU wants more.
-_ROWS_CPU = 2500
-_ROWS_GPU = 65536
+METHODS = ("importance", "ais")
+#: k of the curve of bounds, where nothing else is asked for; those above k are left out
+CURVE = (1, 5, 50, 500, 5000)
+_K = {"importance": 5000, "ais": 16}
+
 # Samples of an example that are kept before the diagnostics take them in, all together.
 _PENDING = 4096
 
-#: k of the curve of bounds, where nothing else is asked for; those above k are left out
-CURVE = (1, 5, 50, 500, 5000)
-#: above this k̂, and below this effective sample size, an estimate should not be trusted
-MAX_PARETO_K = 0.7
-MIN_ESS = 10.0
 
+@dataclass(frozen=True)
+class EvaluationProgress:
+    """How far an evaluation is: of this process's share, if several share the work."""
 
-@dataclass(frozen=True, eq=False)
-class LikelihoodEstimate:
-    """What `estimate_log_likelihood` returns: one float64 number an example, on the CPU."""
-
-    #: log 1/k Σ w in nats, (N,). Its expectation lies below log p(x), by about half the square of
-    #: the standard error.
-    log_likelihood: Tensor
-    #: of log_likelihood, over draws of the k samples, (N,): the delta method's
-    #: sqrt(Σ w² / (Σ w)² − 1/k). Too small where the effective sample size is. NaN if k = 1, or
-    #: if every weight is 0.
-    standard_error: Tensor
-    #: effective sample size (Σ w)² / Σ w², from 1 to k, (N,). NaN if every weight is 0.
-    ess: Tensor
-    #: the mean of log w, the variational lower bound, in nats, (N,)
-    elbo: Tensor
-    #: Pareto k̂ of the largest weights, (N,): above 0.7 neither estimate nor error can be trusted.
-    #: +inf for fewer than 25 samples.
-    pareto_k: Tensor
-    #: samples spent on each example, int64 (N,): k, or up to max_k with a tolerance
-    spent: Tensor
-    #: the bounds L_k = E log 1/k Σ w at the k of `curve_k`, in nats, (N, len(curve_k)); NaN where
-    #: fewer than k samples were spent
-    curve: Tensor
-    curve_k: tuple[int, ...]
-    #: importance samples an example, the first k if there was a tolerance
-    k: int
-    #: gives the same numbers again, up to rounding
-    seed: int
-    #: D, the number of data dimensions
-    data_size: int
-
-    @property
-    def mean(self) -> float:
-        """Mean log-likelihood in nats. NaN or −inf if an example's is: see `non_finite`."""
-        return float(self.log_likelihood.mean())
-
-    @property
-    def mean_standard_error(self) -> float:
-        """Standard error of `mean` over draws of the importance samples, for these examples."""
-        return float(self.standard_error.square().sum().sqrt()) / len(self.standard_error)
-
-    @property
-    def bits_per_dimension(self) -> float:
-        """−mean / (D log 2): a code length where the likelihood is a probability, not a density."""
-        return -self.mean / (self.data_size * math.log(2))
-
-    @property
-    def non_finite(self) -> int:
-        """How many examples have a log-likelihood that is NaN or infinite."""
-        return int((~self.log_likelihood.isfinite()).sum())
-
-    def warnings(self) -> list[str]:
-        """In plain words, why not to trust the estimate; empty if there is no reason."""
-        n = len(self.log_likelihood)
-        finite = self.log_likelihood.isfinite()
-        heavy = int((finite & (self.pareto_k > MAX_PARETO_K)).sum())
-        few = int((finite & (self.ess < MIN_ESS)).sum())
-        out = []
-        if bad := self.non_finite:
-            first = int((~finite).nonzero()[0])
-            value = float(self.log_likelihood[first])
-            out.append(
-                f"{bad} of {n} examples have no finite log-likelihood (the first is example "
-                f"{first}: {value}); they are in the mean, which has none either."
-            )
-        if heavy:
-            out.append(
-                f"{heavy} of {n} examples have weights with too heavy a tail (Pareto k̂ > "
-                f"{MAX_PARETO_K}): their log-likelihood is likely too low and its standard error "
-                "too small. A posterior q closer to the true one helps more than a larger k."
-            )
-        if few:
-            out.append(
-                f"{few} of {n} examples have fewer than {MIN_ESS:g} effective samples: their "
-                "estimates hang on a few weights. Raise k."
-            )
-        return out
-
-    def summary(self) -> dict[str, Any]:
-        """Means over the examples, JSON-able; None stands for a number that is not finite."""
-        numbers = {
-            "log_likelihood": self.mean,
-            "standard_error": self.mean_standard_error,
-            "bits_per_dimension": self.bits_per_dimension,
-            "elbo": float(self.elbo.mean()),
-            "ess_mean": float(self.ess.mean()),
-            "ess_min": float(self.ess.min()),
-            "pareto_k_median": float(self.pareto_k.median()),
-        }
-        curve = self.curve.mean(0).tolist()
-        return {
-            **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
-            "bounds": {
-                str(k): value if math.isfinite(value) else None
-                for k, value in zip(self.curve_k, curve, strict=True)
-            },
-            "examples": len(self.log_likelihood),
-            "non_finite": self.non_finite,
-            "pareto_k_above_0.7": int((self.pareto_k > MAX_PARETO_K).sum()),
-            "ess_below_10": int((self.ess < MIN_ESS).sum()),
-            "k": self.k,
-            "samples": int(self.spent.sum()),
-            "seed": self.seed,
-            "warnings": self.warnings(),
-        }
+    #: examples done, and to be done
+    examples: int
+    total: int
+    #: importance samples drawn so far
+    samples: int
+    #: mean over the examples done in nats, and its standard error over draws of the samples
+    log_likelihood: float
+    standard_error: float
 
 
 # --- statistics of one batch ----------------------------------------------------------------------
@@ -191,71 +104,52 @@ class _Statistics:
     def result(self) -> dict[str, Tensor]:
         """On the CPU: the fields of `LikelihoodEstimate` that have a number an example."""
         self.settle()
+        fields = from_state(self.state.cpu())
+        errors = self.curve.standard_errors().cpu()
+        # One group is nearly all samples, and its error theirs.
+        single = (errors.isnan() & torch.tensor(self.curve.groups()).eq(1)).to(errors.device)
         return {
-            **_from_state(self.state.cpu()),
+            **fields,
             "pareto_k": self.tail.shape().cpu(),
             "spent": torch.full((len(self.state),), self.count, dtype=torch.int64),
             "curve": self.curve.bounds().cpu(),
+            "curve_standard_error": torch.where(single, fields["standard_error"][:, None], errors),
         }
-
-
-def _from_state(state: Tensor) -> dict[str, Tensor]:
-    """From max m, Σ e^(w−m), Σ e^2(w−m), Σ w and count, each example's."""
-    m, s1, s2, total, count = state.unbind(1)
-    return {
-        "log_likelihood": m + s1.log() - count.log(),
-        "standard_error": _standard_error(state),
-        "ess": s1.square() / s2,
-        "elbo": total / count,
-    }
-
-
-def _standard_error(state: Tensor) -> Tensor:
-    _, s1, s2, _, count = state.unbind(1)
-    variance = (s2 / s1.square() - 1 / count).clamp(min=0)  # rounding may leave −1e-16
-    return torch.where(count > 1, variance.sqrt(), math.nan)
 
 
 def _unsure(statistics: _Statistics, tolerance: float) -> list[int]:
     """The examples whose standard error is above the tolerance, or rests on too few weights."""
     _, s1, s2, _, _ = statistics.state.unbind(1)
-    sure = (_standard_error(statistics.state) <= tolerance) & (s1.square() / s2 >= MIN_ESS)
+    sure = (standard_error(statistics.state) <= tolerance) & (s1.square() / s2 >= MIN_ESS)
     return cast("list[int]", (~sure).nonzero().flatten().tolist())
 
 
-def _draw(
-    judged: Judged,
-    x: Tensor,
-    mean: Tensor,
-    log_var: Tensor,
-    k: int,
-    key: Tensor,
-    first_example: int,
-    first_sample: int,
-) -> Tensor:
-    z, log_ratio = functional.sample_latent(
-        mean, log_var, k, key, first_example=first_example, first_sample=first_sample
-    )
-    return judged.log_weights(z, x, log_ratio)
+# --- drawing --------------------------------------------------------------------------------------
 
 
-def _draw_one(
-    judged: Judged,
-    batch: Tensor,
-    mean: Tensor,
-    log_var: Tensor,
-    key: Tensor,
-    first: int,
-    most: int,
-    i: int,
-    start: int,
-    stop: int,
-) -> Iterator[Tensor]:
-    """Log-weights of samples [start, stop) of the i-th example, at most `most` at once."""
-    x, mean, log_var = batch[i : i + 1], mean[i : i + 1], log_var[i : i + 1]
-    for sample in range(start, stop, most):
-        n = min(most, stop - sample)
-        yield _draw(judged, x, mean, log_var, n, key, first + i, sample)
+class _Share:
+    """What this process does of the samples of a chunk, which all of a group put together again."""
+
+    def __init__(self, rank: int = 0, size: int = 1, group: Any = None) -> None:
+        self.rank, self.size, self.group = rank, size, group
+
+    def log_weights(
+        self, judged: Judged, drawer: Drawer, x: Tensor, k: int, first_sample: int
+    ) -> Tensor:
+        """(B, k) of the samples first_sample, first_sample + 1, …, the same on all of the group."""
+        edges = [i * k // self.size for i in range(self.size + 1)]
+        begin, end = edges[self.rank], edges[self.rank + 1]
+        if self.size == 1:
+            z, log_ratio = drawer.draw(k, first_sample)
+            return judged.log_weights(z, x, log_ratio)
+        widest = -(-k // self.size)
+        mine = x.new_zeros(len(x), widest, dtype=reference.accumulation_dtype(x.dtype))
+        if end > begin:
+            z, log_ratio = drawer.draw(end - begin, first_sample + begin)
+            mine[:, : end - begin] = judged.log_weights(z, x, log_ratio)
+        parts = [torch.empty_like(mine) for _ in range(self.size)]
+        distributed.all_gather(parts, mine, group=self.group)
+        return torch.cat([parts[i][:, : edges[i + 1] - edges[i]] for i in range(self.size)], 1)
 
 
 def _until_sure(
@@ -270,7 +164,46 @@ def _until_sure(
             statistics.add(log_w)
 
 
-# --- the estimate ---------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Evaluation:
+    """One evaluation's settings, and how it judges a batch."""
+
+    judged: Judged
+    proposal: Proposal
+    key: Tensor
+    k: int
+    max_k: int
+    tolerance: float | None
+    ks: tuple[int, ...]
+    chunk: int  # samples at once of a whole batch
+    alone: int  # samples at once of an example that is unsure
+    dtype: torch.dtype | None
+    share: _Share
+
+    def batch(self, x: Tensor, first_example: int) -> dict[str, Tensor]:
+        """The fields of `LikelihoodEstimate` for x, (B, D)."""
+        drawer = self.proposal.encode(self.judged, x, self.key, first_example)
+        statistics = _Statistics(len(x), self.max_k, self.ks, x.device)
+        for log_w in self._draw(drawer, x, self.chunk, 0, self.k):
+            statistics.add(log_w)
+        unsure = [] if self.tolerance is None else _unsure(statistics, self.tolerance)
+        if self.tolerance is None or not unsure:
+            return statistics.result()
+        parts = [statistics.row(i) for i in range(len(x))]
+        for i in unsure:
+            draw = functools.partial(self._draw, drawer.row(i), x[i : i + 1], self.alone)
+            _until_sure(parts[i], draw, self.tolerance, self.max_k)
+        results = [part.result() for part in parts]
+        return {name: torch.cat([result[name] for result in results]) for name in results[0]}
+
+    def _draw(
+        self, drawer: Drawer, x: Tensor, most: int, start: int, stop: int
+    ) -> Iterator[Tensor]:
+        """Log-weights of samples [start, stop), at most `most` at once in a process."""
+        with precision(x.device, self.dtype):
+            for sample in range(start, stop, most * self.share.size):
+                n = min(most * self.share.size, stop - sample)
+                yield self.share.log_weights(self.judged, drawer, x, n, sample)
 
 
 def _split(k: int, batch_size: int | None, chunk: int | None, rows: int) -> tuple[int, int]:
@@ -284,22 +217,106 @@ def _split(k: int, batch_size: int | None, chunk: int | None, rows: int) -> tupl
     return batch_size or max(1, rows // chunk), chunk
 
 
+# --- several processes ----------------------------------------------------------------------------
+
+
+def _divide(world: World | None, examples: int) -> tuple[int, int, _Share]:
+    """(which part of the examples, of how many, and the share of each one's samples).
+
+    Processes divide the examples; only where those are fewer does a group divide the samples too.
+    """
+    if world is None or world.size == 1:
+        return 0, 1, _Share()
+    parts = max(n for n in range(1, world.size + 1) if world.size % n == 0 and n <= examples)
+    size = world.size // parts
+    if size == 1:
+        return world.rank, parts, _Share()
+    mine = None
+    for part in range(parts):  # every process must take part in making every group
+        group = distributed.new_group(list(range(part * size, (part + 1) * size)))
+        mine = group if part == world.rank // size else mine
+    return world.rank // size, parts, _Share(world.rank % size, size, mine)
+
+
+def _exchange(results: PartialResults, world: World | None) -> None:
+    """Give each process the results of all."""
+    if world is None or world.size == 1:
+        return
+    rows = results.done.nonzero().flatten()
+    mine = (rows, {name: values[rows] for name, values in results.fields.items()})
+    everyone: list[Any] = [None] * world.size
+    distributed.all_gather_object(everyone, mine)
+    for rows, fields in everyone:
+        results.merge(rows, fields)
+
+
+# --- the estimate ---------------------------------------------------------------------------------
+
+
+@overload
+def estimate_log_likelihood(
+    model: Model,
+    x: Tensor,
+    k: int | None = ...,
+    *,
+    method: Literal["importance"] = ...,
+    likelihood: str | Likelihood | None = ...,
+    proposal: str = ...,
+    corruption: Corruption | None = ...,
+    copies: int = ...,
+    tolerance: float | None = ...,
+    max_k: int | None = ...,
+    curve: Sequence[int] = ...,
+    batch_size: int | None = ...,
+    chunk: int | None = ...,
+    dtype: str | torch.dtype | None = ...,
+    compile: bool = ...,
+    seed: int | Tensor | None = ...,
+    progress: Callable[[EvaluationProgress], None] | None = ...,
+    partial: str | os.PathLike[str] | None = ...,
+    world: World | None = ...,
+) -> LikelihoodEstimate: ...
+
+
+@overload
+def estimate_log_likelihood(
+    model: Model,
+    x: Tensor,
+    k: int | None = ...,
+    *,
+    method: Literal["ais"],
+    likelihood: str | Likelihood | None = ...,
+    batch_size: int | None = ...,
+    seed: int | Tensor | None = ...,
+    **ais: Any,
+) -> AISEstimate: ...
+
+
 @torch.no_grad()
 def estimate_log_likelihood(
-    model: LatentVariableModel | EncoderDecoder | tuple[Callable[..., Any], Callable[..., Any]],
+    model: Model,
     x: Tensor,
-    k: int = 5000,
+    k: int | None = None,
     *,
+    method: str = "importance",
     likelihood: str | Likelihood | None = None,
+    proposal: str = "posterior",
+    corruption: Corruption | None = None,
+    copies: int = 10,
     tolerance: float | None = None,
     max_k: int | None = None,
     curve: Sequence[int] = CURVE,
     batch_size: int | None = None,
     chunk: int | None = None,
+    dtype: str | torch.dtype | None = None,
+    compile: bool = False,
     seed: int | Tensor | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> LikelihoodEstimate:
-    """log p(x) ≈ log 1/k Σ w, z ~ q(z|x), for each example; x is not corrupted.
+    progress: Callable[[EvaluationProgress], None] | None = None,
+    partial: str | os.PathLike[str] | None = None,
+    world: World | None = None,
+    **ais: Any,
+) -> LikelihoodEstimate | AISEstimate:
+    """log p(x) ≈ log 1/k Σ w, z ~ q, for each example.
 
     Every example is encoded once. Samples are drawn and judged `chunk` at a time and folded into
     float64 statistics, so memory depends on batch_size · chunk and not on k or N. Any split gives
@@ -312,9 +329,17 @@ def estimate_log_likelihood(
             `decode` is an ``nn.Sequential`` that ends in an ``nn.Linear`` without hooks, the
             logits of a Bernoulli are never held: see `linear_log_weights`.
         x: (N, D), N >= 1, on any device; batches move to the model's device and dtype.
-        k: importance samples an example, >= 1; need not be a multiple of `chunk`.
+        k: importance samples an example, >= 1, 5000 by default; need not be a multiple of `chunk`.
+        method: "importance"; or "ais", annealed importance sampling, of which k, 16 by default,
+            counts the chains: then `likelihood`, `batch_size`, `seed` and whatever else
+            `dvae_fast.annealed_importance_sampling` takes are the other arguments.
         likelihood: "bernoulli", "gaussian" or a `Likelihood`. Default: the model's ``likelihood``
             if it has one, else "bernoulli".
+        proposal: what z is drawn from: "posterior", q(z|x) on the clean input; "corrupted",
+            q(z|x̃) with a fresh x̃ for each sample, encoded as often; or "mixture",
+            1/M Σ_m q(z|x̃_m) with that whole density in the weights.
+        corruption: p(x̃|x) of the latter two. Default: the model's.
+        copies: M of "mixture".
         tolerance: in nats. Given, samples are added, as many again each time, to the examples
             whose standard error is above it or whose effective sample size is below 10, up to
             `max_k`. An error from few samples of a heavy tail is too small, so this stops too
@@ -324,27 +349,46 @@ def estimate_log_likelihood(
         batch_size, chunk: examples and samples at once. Default: about 2,500 rows together on a
             CPU (10 examples by 250 samples at k = 5,000), 65,536 on a GPU, so that the decoder's
             activations stay in cache.
+        dtype: of the decoder's matrix products, "bfloat16" or "float16" by autocast; sums stay in
+            float32. Pays on GPUs and on CPUs with instructions for it. Default: the model's.
+        compile: run the decoder through ``torch.compile``, which takes up to a minute at first and
+            pays for a decoder of many small operations.
         seed: int, int64 tensor of one element, or None to draw one from torch's generator; the
             result tells which.
-        progress: called with (examples done, N) after each batch.
+        progress: called with an `EvaluationProgress` after each batch.
+        partial: a file to keep finished examples in, written every 10 seconds and when
+            interrupted. Found there, they are not judged again.
+        world: the processes that share the work, of `dvae_fast.distributed.join`. Each calls this
+            with the same arguments (and a seed) and gets the whole result.
 
     Returns:
-        A `LikelihoodEstimate`. NaN in an example is that example's alone; none is left out.
+        A `LikelihoodEstimate`, or an `AISEstimate`. NaN in an example is that example's alone;
+        none is left out.
 
     Raises:
         TypeError, ValueError: naming the argument, the rule and the value.
+        CheckpointError: if `partial` cannot be read or written.
 
     Source: Burda, Grosse, Salakhutdinov (arXiv 1509.00519), section 5; Rezende, Mohamed, Wierstra
-    (arXiv 1401.4082), appendix E.
+    (arXiv 1401.4082), appendix E; for the mixture, Im et al. (arXiv 1511.06406), section 3.
     """
-    judged = Judged(model, likelihood)
-    functional._check_float("x", x)
-    size = judged.own.data_size if judged.own is not None else x.shape[-1] if x.dim() else 0
-    if x.dim() != 2 or x.shape[1] != size or x.shape[0] < 1:
-        raise ValueError(
-            f"x must have shape (N, D) with N >= 1 and D = {size}, got {tuple(x.shape)}"
-        )
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+    if k is None:
+        k = _K[method]
     check_size("k", k)
+    if method == "ais":
+        given = locals()
+        for name in _IMPORTANCE_ALONE:
+            if given[name] != _DEFAULTS[name]:
+                raise ValueError(f"{name} must be left out with method 'ais', got {given[name]!r}")
+        return annealed_importance_sampling(
+            model, x, chains=k, likelihood=likelihood, batch_size=batch_size, seed=seed, **ais
+        )
+    if ais:
+        raise TypeError(f"{next(iter(ais))} is not an argument of method 'importance'")
+    judged = Judged(model, likelihood)
+    size = judged.check_data(x)
     for name, value in (("batch_size", batch_size), ("chunk", chunk), ("max_k", max_k)):
         if value is not None:
             check_size(name, value)
@@ -360,32 +404,97 @@ def estimate_log_likelihood(
         max_k = 20 * k if max_k is None else max_k
         if max_k < k:
             raise ValueError(f"max_k must be >= k = {k}, got {max_k}")
+    if corruption is None and proposal != "posterior":
+        corruption = getattr(model, "corruption", None)
+    how = Proposal(proposal, corruption, copies)
     like = judged.like(x)
+    matrices = _matrix_dtype(dtype, like)
+    if seed is None and partial is not None and (earlier := read_settings(partial)):
+        seed = earlier.get("seed")
+    if seed is None and world is not None and world.size > 1:
+        raise ValueError("seed must be given where several processes share the work, got None")
     key = functional._seed_tensor(seed, like.device)
-    rows = _ROWS_CPU if like.device.type == "cpu" else _ROWS_GPU
+    rows = rows_at_once(like.device)
     batch_size, step = _split(k, batch_size, chunk, rows)
-    alone = chunk or rows  # samples at once of an example that is unsure
     ks = tuple(sorted({one for one in curve if one <= max_k}))
 
     examples = x.shape[0]
-    results: list[dict[str, Tensor]] = []
-    with judged.evaluating():
-        for first in range(0, examples, batch_size):
-            batch = x[first : first + batch_size].to(like.device, like.dtype)
-            mean, log_var = judged.posterior(batch)
-            statistics = _Statistics(batch.shape[0], max_k, ks, like.device)
-            for sample in range(0, k, step):
-                n = min(step, k - sample)
-                statistics.add(_draw(judged, batch, mean, log_var, n, key, first, sample))
-            if tolerance is None or not (unsure := _unsure(statistics, tolerance)):
-                results.append(statistics.result())
-            else:
-                draw = functools.partial(_draw_one, judged, batch, mean, log_var, key, first, alone)
-                parts = [statistics.row(i) for i in range(batch.shape[0])]
-                for i in unsure:
-                    _until_sure(parts[i], functools.partial(draw, i), tolerance, max_k)
-                results += [part.result() for part in parts]
-            if progress is not None:
-                progress(first + batch.shape[0], examples)
-    fields = {name: torch.cat([result[name] for result in results]) for name in results[0]}
-    return LikelihoodEstimate(**fields, curve_k=ks, k=k, seed=int(key), data_size=size)
+    part, parts, share = _divide(world, examples)
+    settings = {}
+    if partial is not None:
+        settings = {
+            "seed": int(key), "k": k, "max_k": max_k, "tolerance": tolerance, "curve": list(ks),
+            "likelihood": judged.likelihood.kind, "dtype": str(matrices), "proposal": proposal,
+            "corruption": None if proposal == "posterior" else repr(how.corruption),
+            "copies": copies if proposal == "mixture" else None,
+            "data": fingerprint([x]),
+            "parameters": fingerprint(t for m in judged.modules for t in m.state_dict().values()),
+        }  # fmt: skip
+    process = world.rank if world is not None and world.size > 1 else None
+    results = PartialResults(examples, partial, settings, process)
+    # Before any of them writes: all must agree on what is left, whatever files each one sees.
+    _exchange(results, world)
+    if compile:
+        judged.compile()
+    evaluation = _Evaluation(
+        judged, how, key, k, max_k, tolerance, ks, step, chunk or rows, matrices, share
+    )
+    batches = results.batches(batch_size)[part::parts]
+    meter = _Meter(sum(stop - first for first, stop in batches), progress)
+    try:
+        with judged.evaluating():
+            for first, stop in batches:
+                fields = evaluation.batch(x[first:stop].to(like.device, like.dtype), first)
+                results.put(first, fields)
+                meter.advance(fields)
+    finally:
+        if share.rank == 0:
+            results.save()
+    _exchange(results, world)
+    return LikelihoodEstimate(
+        **results.fields, curve_k=ks, k=k, seed=int(key), data_size=size, proposal=proposal
+    )
+
+
+_DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(estimate_log_likelihood).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY
+}
+_IMPORTANCE_ALONE = set(_DEFAULTS) - {"method", "likelihood", "batch_size", "seed", "progress"}
+
+
+def _matrix_dtype(dtype: str | torch.dtype | None, like: Tensor) -> torch.dtype | None:
+    """The dtype of matrix products if it is not that of the model."""
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    wanted = known.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if wanted is None or wanted == like.dtype:
+        return None
+    if wanted not in (torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"dtype must be bfloat16, float16 or the model's, {like.dtype}; got {dtype!r}"
+        )
+    if like.dtype != torch.float32:
+        raise ValueError(f"dtype must be the model's, {like.dtype}, or the model float32")
+    return wanted
+
+
+class _Meter:
+    """Keeps what `EvaluationProgress` tells."""
+
+    def __init__(self, total: int, callback: Callable[[EvaluationProgress], None] | None) -> None:
+        self.total, self.callback = total, callback
+        self.examples = self.samples = 0
+        self.sum = self.variance = 0.0
+
+    def advance(self, fields: dict[str, Tensor]) -> None:
+        if self.callback is None:
+            return
+        self.examples += len(fields["spent"])
+        self.samples += int(fields["spent"].sum())
+        self.sum += float(fields["log_likelihood"].sum())
+        self.variance += float(fields["standard_error"].square().sum())
+        n = self.examples
+        self.callback(
+            EvaluationProgress(n, self.total, self.samples, self.sum / n, self.variance**0.5 / n)
+        )

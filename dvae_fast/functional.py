@@ -170,10 +170,11 @@ class _Corrupt(torch.autograd.Function):
         kind: str,
         copies: int,
         first_example: int,
+        first_copy: int,
     ) -> Tensor:
         ctx.save_for_backward(parameter, salt, seed)
-        ctx.kind, ctx.first_example = kind, first_example
-        return cast("Tensor", _op.corrupt(x, kind, parameter, salt, seed, copies, first_example, 0))
+        ctx.kind, ctx.first = kind, (first_example, first_copy)
+        return cast("Tensor", _op.corrupt(x, kind, parameter, salt, seed, copies, *ctx.first))
 
     @staticmethod
     @_differentiable_once
@@ -181,12 +182,10 @@ class _Corrupt(torch.autograd.Function):
         parameter, salt, seed = ctx.saved_tensors
         grad_x = grad_parameter = None
         if ctx.needs_input_grad[0]:
-            grad_x = _op.corrupt_backward(
-                grad, ctx.kind, parameter, salt, seed, ctx.first_example, 0
-            )
+            grad_x = _op.corrupt_backward(grad, ctx.kind, parameter, salt, seed, *ctx.first)
         if ctx.needs_input_grad[1] and ctx.kind == "gaussian":
-            grad_parameter = _op.corrupt_backward_std(grad, parameter, seed, ctx.first_example, 0)
-        return grad_x, grad_parameter, None, None, None, None, None
+            grad_parameter = _op.corrupt_backward_std(grad, parameter, seed, *ctx.first)
+        return grad_x, grad_parameter, None, None, None, None, None, None
 
 
 def corrupt(
@@ -196,6 +195,7 @@ def corrupt(
     seed: int | Tensor | None = None,
     *,
     first_example: int = 0,
+    first_copy: int = 0,
 ) -> Tensor:
     """Draw x̃ ~ p(x̃|x), out of place; x stays the target.
 
@@ -207,6 +207,7 @@ def corrupt(
         seed: int, int64 tensor of one element, or None to draw one from torch's generator.
         first_example: index of x's first example in the noise, so that a data set corrupted
             batch by batch gets the numbers it would get at once.
+        first_copy: index of the first copy in the noise, likewise.
 
     Returns:
         x̃ of shape (B, ...), or (M, B, ...) if `copies` is given. Differentiable in x where that
@@ -228,7 +229,9 @@ def corrupt(
         raise ValueError("x must have at least one dimension, (B, ...), got a scalar")
     if copies is not None:
         _check_count("copies", copies, 1)
+    m = 1 if copies is None else copies
     _check_index("first_example", first_example, x.shape[0])
+    _check_index("first_copy", first_copy, m)
     kind = corruption.kind
     flat = x if x.dim() == 2 else x.reshape(x.shape[0], math.prod(x.shape[1:]))
     parameter = corruption.parameter
@@ -245,12 +248,11 @@ def corrupt(
             )
     if kind == "gaussian" and parameter.dtype != accumulation_dtype(x.dtype):
         parameter = parameter.to(accumulation_dtype(x.dtype))
-    m = 1 if copies is None else copies
     key = _seed_tensor(seed, x.device)
     if _needs_grad(flat, parameter):
-        out = _Corrupt.apply(flat, parameter, salt, key, kind, m, first_example)
+        out = _Corrupt.apply(flat, parameter, salt, key, kind, m, first_example, first_copy)
     else:
-        out = _op.corrupt(flat, kind, parameter, salt, key, m, first_example, 0)
+        out = _op.corrupt(flat, kind, parameter, salt, key, m, first_example, first_copy)
     return cast("Tensor", out.view(x.shape if copies is None else (m, *x.shape)))
 
 

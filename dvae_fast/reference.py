@@ -15,6 +15,7 @@ from torch import Tensor
 # Streams: the last word of the Philox counter, so that no two uses of a seed share numbers.
 STREAM_CORRUPTION = 0
 STREAM_LATENT = 1
+STREAM_COMPONENT = 2  # which component of a mixture; drawn here alone
 
 # Elements of one noise block: 16 counters of 4 words; word w of counter c is element 16 w + c.
 BLOCK = 64

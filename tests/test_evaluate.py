@@ -14,8 +14,9 @@ from linear_gaussian import draw_data, exact_log_likelihood, linear_gaussian
 from torch import Tensor, nn
 
 import dvae_fast
-from dvae_fast import corruptions, diagnostics, evaluate, functional, reference
-from dvae_fast.evaluate import LikelihoodEstimate, estimate_log_likelihood
+from dvae_fast import corruptions, diagnostics, estimates, evaluate, functional, reference
+from dvae_fast.estimates import LikelihoodEstimate
+from dvae_fast.evaluate import EvaluationProgress, estimate_log_likelihood
 from dvae_fast.models import LatentVariableModel, make_model
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def test_states_merge() -> None:
     for first, k in ((0, 10), (10, 13)):
         log_w = model.log_weights(x, mean, log_var, k, SEED, first_sample=first).detach()
         states.append(op.lse_update(reference.lse_init(N), log_w))
-    merged = types.SimpleNamespace(**evaluate._from_state(op.lse_merge(*states)))
+    merged = types.SimpleNamespace(**estimates.from_state(op.lse_merge(*states)))
     _same(merged, estimate_log_likelihood(model, x, K, seed=SEED), slice(None))
 
 
@@ -256,7 +257,7 @@ def test_modes_are_restored() -> None:
         estimate_log_likelihood(model, _data(), K)
         assert [m.training for m in model.modules()] == before
         with pytest.raises(ZeroDivisionError):
-            estimate_log_likelihood(model, _data(), K, progress=lambda done, total: 1 // 0)
+            estimate_log_likelihood(model, _data(), K, progress=lambda _: 1 // 0)
         assert [m.training for m in model.modules()] == before
     assert Noted.modes
     assert not any(Noted.modes)
@@ -284,11 +285,16 @@ def test_seeds() -> None:
 
 
 def test_progress() -> None:
-    calls: list[tuple[int, int]] = []
-    estimate_log_likelihood(
-        _model(), _data(), K, batch_size=4, progress=lambda done, total: calls.append((done, total))
+    calls: list[EvaluationProgress] = []
+    estimate = estimate_log_likelihood(
+        _model(), _data(), K, batch_size=4, seed=SEED, progress=calls.append
     )
-    assert calls == [(4, N), (8, N), (N, N)]
+    assert [(c.examples, c.total, c.samples) for c in calls] == [(n, N, n * K) for n in (4, 8, N)]
+    first = estimate.log_likelihood[:4], estimate.standard_error[:4]
+    assert calls[0].log_likelihood == pytest.approx(float(first[0].mean()))
+    assert calls[0].standard_error == pytest.approx(float(first[1].square().sum().sqrt()) / 4)
+    assert calls[-1].log_likelihood == pytest.approx(estimate.mean)
+    assert calls[-1].standard_error == pytest.approx(estimate.mean_standard_error)
 
 
 def test_data_of_another_precision_and_layout() -> None:
@@ -416,7 +422,11 @@ def test_what_cannot_be_sure_ends_at_max_k() -> None:
     estimate = estimate_log_likelihood(model, x, 20, tolerance=1e-9, max_k=50, seed=SEED)
     assert estimate.spent.tolist() == [50] * N
     assert estimate.non_finite == 1
-    assert "the first is example 2: nan" in estimate.warnings()[0]
+    assert "1 of 11 examples have no finite log-likelihood: 2 (nan)." in estimate.warnings()[0]
+    x[3:9] = math.nan
+    many = estimate_log_likelihood(model, x, 20, seed=SEED)
+    assert "7 of 11" in many.warnings()[0]
+    assert "2 (nan), 3 (nan), 4 (nan), 5 (nan), 6 (nan), …" in many.warnings()[0]
 
 
 def test_summary_and_properties() -> None:
@@ -426,6 +436,7 @@ def test_summary_and_properties() -> None:
         pareto_k=torch.tensor([0.2, 0.9]),
         spent=torch.tensor([10, 30]),
         curve=torch.tensor([[-6.0, math.nan], [-8.0, -5.0]]),
+        curve_standard_error=torch.tensor([[0.6, math.nan], [0.8, 0.1]]),
         curve_k=(1, 20),
         k=10,
         seed=3,
@@ -438,7 +449,9 @@ def test_summary_and_properties() -> None:
         "ess_mean": 6.5, "ess_min": 4.0, "examples": 2, "non_finite": 0, "k": 10, "seed": 3,
         "bits_per_dimension": pytest.approx(2 / math.log(2)), "samples": 40, "ess_below_10": 2,
         "pareto_k_median": pytest.approx(0.2), "pareto_k_above_0.7": 1,
-        "bounds": {"1": -7.0, "20": None}, "warnings": estimate.warnings(),
+        "bounds": {"1": -7.0, "20": None}, "method": "importance", "proposal": "posterior",
+        "bound_standard_errors": {"1": pytest.approx(0.5), "20": None},
+        "warnings": estimate.warnings(),
     }  # fmt: skip
     assert len(estimate.warnings()) == 2
     assert "1 of 2 examples have weights with too heavy a tail" in estimate.warnings()[0]
@@ -484,6 +497,15 @@ def test_top_level_names() -> None:
         ({"tolerance": 1.0, "max_k": 3}, ValueError, "max_k must be >= k = 23, got 3"),
         ({"curve": (0,)}, ValueError, "each of curve must be >= 1, got 0"),
         ({"likelihood": "gaussian"}, ValueError, "likelihood must be the model's, bernoulli, got"),
+        ({"method": "mcmc"}, ValueError, "method must be one of importance, ais; got 'mcmc'"),
+        ({"method": "ais", "chunk": 3}, ValueError, "chunk must be left out with method 'ais', go"),
+        ({"temperatures": 3}, TypeError, "temperatures is not an argument of method 'importance'"),
+        ({"proposal": "prior"}, ValueError, "proposal must be one of posterior, .*; got 'prior'"),
+        ({"proposal": "mixture"}, ValueError, "proposal 'mixture' must come with a corruption"),
+        ({"corruption": 0.1}, TypeError, "corruption must be an object of dvae_fast.corruptions"),
+        ({"copies": 0}, ValueError, "copies must be >= 1, got 0"),
+        ({"dtype": "float8"}, ValueError, "dtype must be bfloat16, float16 or the model's, .*'flo"),
+        ({"dtype": "bfloat16"}, ValueError, "dtype must be the model's, torch.float64, or the"),
         ({"model": nn.Linear(2, 2)}, TypeError, "model must have methods encode and decode, or"),
         ({"model": (abs,)}, TypeError, "model must be a model or a pair of callables"),
     ],

@@ -1,0 +1,175 @@
+"""What importance samples are drawn from: q(z|x), q(z|x̃) or the mixture of q(z|x̃_m).
+
+Each estimates the same log p(x), for each weight p(x, z) / q has expectation p(x). A batch is
+encoded once; then samples are drawn in any chunks, a function of (seed, example, sample) alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from dvae_fast import functional, reference
+from dvae_fast.corruptions import Corruption, Identity
+
+if TYPE_CHECKING:
+    from dvae_fast.judged import Judged
+
+__all__ = ["PROPOSALS", "Drawer", "Proposal"]
+
+#: "posterior": q(z|x) on the clean input. "corrupted": q(z|x̃) with a fresh x̃ for each sample, which
+#: encodes as often. "mixture": 1/M Σ_m q(z|x̃_m), M encodings an example, its own density in the
+#: weights.
+PROPOSALS = ("posterior", "corrupted", "mixture")
+
+
+class Drawer(Protocol):
+    """The proposal of some examples, encoded."""
+
+    def draw(self, k: int, first_sample: int) -> tuple[Tensor, Tensor]:
+        """z (B, k, Z), and log_ratio = log p(z) − log q (B, k), of samples first_sample, …"""
+
+    def row(self, i: int) -> Drawer:
+        """That of the i-th example alone."""
+
+
+class Proposal:
+    """How to draw; `encode` makes the `Drawer` of a batch.
+
+    Args:
+        name: one of `PROPOSALS`.
+        corruption: p(x̃|x); needed but for "posterior".
+        copies: M >= 1, of "mixture".
+
+    Raises:
+        TypeError, ValueError: naming the argument, the rule and the value.
+
+    Source: Im, Ahn, Memisevic, Bengio (arXiv 1511.06406), section 3: q̃(z|x) = E_p(x̃|x) q(z|x̃).
+    """
+
+    def __init__(self, name: str, corruption: Corruption | None, copies: int) -> None:
+        if name not in PROPOSALS:
+            raise ValueError(f"proposal must be one of {', '.join(PROPOSALS)}; got {name!r}")
+        if corruption is not None and not isinstance(corruption, Corruption):
+            raise TypeError(
+                "corruption must be an object of dvae_fast.corruptions, such as Masking(0.1), "
+                f"got {type(corruption).__name__}"
+            )
+        if name != "posterior" and corruption is None:
+            raise ValueError(
+                f"proposal {name!r} must come with a corruption: the model has none, and none is "
+                "given"
+            )
+        functional._check_count("copies", copies, 1)
+        self.name = name
+        self.corruption = corruption or Identity()
+        self.copies = copies
+
+    def encode(self, judged: Judged, x: Tensor, key: Tensor, first_example: int) -> Drawer:
+        """Encode x (B, D), the examples first_example, … of the noise."""
+        if self.name == "posterior":
+            return _Posterior(*judged.posterior(x), key, first_example)
+        corruption = self.corruption.to(x.device)
+        if self.name == "corrupted":
+            return _Corrupted(judged, x, corruption, key, first_example)
+        noisy = functional.corrupt(x, corruption, self.copies, key, first_example=first_example)
+        mean, log_var = judged.posterior(noisy.flatten(0, 1))
+        shape = (self.copies, x.shape[0], mean.shape[1])
+        return _Mixture(mean.view(shape), log_var.reshape(shape), key, first_example)
+
+
+class _Posterior:
+    def __init__(self, mean: Tensor, log_var: Tensor, key: Tensor, first_example: int) -> None:
+        self.mean, self.log_var = mean, log_var
+        self.key, self.first_example = key, first_example
+
+    def draw(self, k: int, first_sample: int) -> tuple[Tensor, Tensor]:
+        return functional.sample_latent(
+            self.mean, self.log_var, k, self.key,
+            first_example=self.first_example, first_sample=first_sample,
+        )  # fmt: skip
+
+    def row(self, i: int) -> _Posterior:
+        one = slice(i, i + 1)
+        return _Posterior(self.mean[one], self.log_var[one], self.key, self.first_example + i)
+
+
+class _Corrupted:
+    def __init__(
+        self, judged: Judged, x: Tensor, corruption: Corruption, key: Tensor, first_example: int
+    ) -> None:
+        self.judged, self.x, self.corruption = judged, x, corruption
+        self.key, self.first_example = key, first_example
+
+    def draw(self, k: int, first_sample: int) -> tuple[Tensor, Tensor]:
+        noisy = functional.corrupt(
+            self.x, self.corruption, k, self.key,
+            first_example=self.first_example, first_copy=first_sample,
+        )  # fmt: skip
+        b = self.x.shape[0]
+        mean, log_var = (
+            part.unflatten(0, (k, b)).transpose(0, 1)  # (B, k, Z)
+            for part in self.judged.posterior(noisy.flatten(0, 1))
+        )
+        noise = _noise(b, k, mean, self.key, self.first_example, first_sample)
+        z = mean + torch.exp(0.5 * log_var) * noise
+        rows = (b * k, mean.shape[-1])
+        ratio = functional.latent_log_ratio(
+            z.reshape(b * k, 1, -1), mean.reshape(rows), log_var.reshape(rows)
+        )
+        return z, ratio.view(b, k)
+
+    def row(self, i: int) -> _Corrupted:
+        other = copy.copy(self)
+        other.x, other.first_example = self.x[i : i + 1], self.first_example + i
+        return other
+
+
+class _Mixture:
+    """Sample s of an example is of component (s + u) mod M, with a u of its own: stratified, and
+    yet each sample is marginally of the mixture, so that any k and any chunk is unbiased."""
+
+    def __init__(self, mean: Tensor, log_var: Tensor, key: Tensor, first_example: int) -> None:
+        self.mean, self.log_var = mean, log_var  # (M, B, Z)
+        self.key, self.first_example = key, first_example
+
+    def draw(self, k: int, first_sample: int) -> tuple[Tensor, Tensor]:
+        m, b, _ = self.mean.shape
+        device = self.mean.device
+        example = torch.arange(self.first_example, self.first_example + b, device=device)
+        sample = torch.arange(first_sample, first_sample + k, device=device)
+        zero = torch.zeros_like(example)
+        u = reference.uniform_bits(
+            zero + reference.STREAM_COMPONENT, example, zero, 1, self.key.to(device)
+        )
+        which = (sample + u) % m  # (B, k)
+        at = torch.arange(b, device=device)[:, None]
+        mean, log_var = self.mean[which, at], self.log_var[which, at]  # (B, k, Z)
+        noise = _noise(b, k, mean, self.key, self.first_example, first_sample)
+        z = mean + torch.exp(0.5 * log_var) * noise
+        return z, _mixture_log_ratio(z, self.mean, self.log_var)
+
+    def row(self, i: int) -> _Mixture:
+        one = slice(i, i + 1)
+        return _Mixture(self.mean[:, one], self.log_var[:, one], self.key, self.first_example + i)
+
+
+def _mixture_log_ratio(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+    each = torch.stack(
+        [functional.latent_log_ratio(z, m, v) for m, v in zip(mean, log_var, strict=True)]
+    )
+    return -(torch.logsumexp(-each, 0) - math.log(len(mean)))
+
+
+def _noise(
+    b: int, k: int, like: Tensor, key: Tensor, first_example: int, first_sample: int
+) -> Tensor:
+    """ε of `sample_latent`: (B, k, Z)."""
+    zero = like.new_zeros(b, like.shape[-1])
+    return functional.sample_latent(
+        zero, zero, k, key, first_example=first_example, first_sample=first_sample
+    )[0]

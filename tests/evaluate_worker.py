@@ -1,0 +1,74 @@
+"""What `test_evaluate_distributed` runs, alone or under torchrun: evaluations kept in a folder.
+
+python evaluate_worker.py FOLDER
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from linear_gaussian import draw_data, linear_gaussian
+from torch import Tensor
+
+from dvae_fast.corruptions import AdditiveGaussian
+from dvae_fast.distributed import World, join
+from dvae_fast.evaluate import EvaluationProgress, estimate_log_likelihood
+
+N, K, SEED = 11, 23, 99
+FIELDS = (
+    "log_likelihood", "standard_error", "ess", "elbo", "pareto_k", "spent", "curve",
+    "curve_standard_error",
+)  # fmt: skip
+
+#: examples, and options
+CASES: dict[str, tuple[int, dict[str, Any]]] = {
+    "examples": (N, {}),
+    "chunks": (N, {"chunk": 5, "batch_size": 2}),
+    "one example": (1, {}),
+    "one example in chunks": (1, {"chunk": 2}),
+    "one sample": (1, {"k": 1}),
+    "tolerance": (N, {"tolerance": 0.05, "max_k": 500}),
+    "tolerance of one": (1, {"tolerance": 0.03, "max_k": 500, "chunk": 7}),
+    "mixture": (N, {"proposal": "mixture", "copies": 3}),
+    "corrupted": (1, {"proposal": "corrupted"}),
+}
+
+
+def model() -> Any:
+    return linear_gaussian("dvae", widen=2.0, corruption=AdditiveGaussian(0.3))
+
+
+def data(n: int) -> Tensor:
+    x = draw_data(model(), n)
+    if n > 3:
+        x[3] = float("nan")
+    return x
+
+
+def run(world: World, folder: Path) -> None:
+    for name, (n, options) in CASES.items():
+        estimate = estimate_log_likelihood(
+            model(), data(n), **{"k": K, "seed": SEED, "world": world, **options}
+        )
+        arrays = {field: getattr(estimate, field).numpy() for field in FIELDS}
+        np.savez(folder / f"{name}.{world.rank}.npz", **arrays)
+    shares: list[EvaluationProgress] = []
+    path = folder / "partial.npz"
+    estimate_log_likelihood(
+        model(), data(N), K, seed=SEED, world=world, partial=path, batch_size=2,
+        progress=shares.append,
+    )  # fmt: skip
+    (folder / f"total.{world.rank}").write_text(str(shares[-1].total))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with join("cpu") as place:
+        if len(sys.argv) > 2 and place.rank == 1:
+            os._exit(7)
+        run(place, Path(sys.argv[1]))

@@ -1,0 +1,81 @@
+"""Several processes give the numbers of one; a process that ends ends the evaluation."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import evaluate_worker as worker
+import numpy as np
+import pytest
+import torch.distributed as dist
+from test_distributed import LIMIT, environment
+
+from dvae_fast.evaluate import _divide, estimate_log_likelihood
+from dvae_fast.partial import PartialResults
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+
+WORKER = str(Path(worker.__file__))
+
+
+def torchrun(*command: str, **more: str) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    return subprocess.run(
+        [*launcher, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", *command],
+        env=environment(**more), capture_output=True, text=True, timeout=LIMIT, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("two")
+    done = torchrun(WORKER, str(path))
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+@pytest.mark.parametrize("case", worker.CASES)
+def test_two_processes_are_one(case: str, folder: Path) -> None:
+    n, options = worker.CASES[case]
+    expected = estimate_log_likelihood(
+        worker.model(), worker.data(n), **{"k": worker.K, "seed": worker.SEED, **options}
+    )
+    for rank in range(2):
+        found = np.load(folder / f"{case}.{rank}.npz")
+        for field in worker.FIELDS:
+            np.testing.assert_allclose(
+                found[field], getattr(expected, field).numpy(), rtol=1e-9, atol=1e-9, err_msg=field
+            )
+
+
+def test_each_does_its_share_and_keeps_it(folder: Path) -> None:
+    totals = [int((folder / f"total.{rank}").read_text()) for rank in range(2)]
+    assert sorted(totals) == [5, 6]
+    files = sorted(folder.glob("partial.npz*"))
+    assert [f.name for f in files] == ["partial.npz.0", "partial.npz.1"]
+    settings = json.loads(str(np.load(files[0])["_settings"]))
+    assert bool(PartialResults(worker.N, folder / "partial.npz", settings).done.all())
+    # One process takes up what two have done.
+    again = estimate_log_likelihood(
+        worker.model(), worker.data(worker.N), worker.K, partial=folder / "partial.npz",
+        progress=lambda _: pytest.fail("judged again"),
+    )  # fmt: skip
+    found = np.load(folder / "examples.0.npz")
+    np.testing.assert_allclose(found["log_likelihood"], again.log_likelihood)
+
+
+def test_a_process_that_ends_is_an_error(tmp_path: Path) -> None:
+    start = time.monotonic()
+    done = torchrun(WORKER, str(tmp_path), "end", DVAE_FAST_TIMEOUT="20")
+    assert done.returncode != 0
+    assert time.monotonic() - start < LIMIT
+    assert "exitcode" in done.stderr
+
+
+def test_a_world_of_one_divides_nothing() -> None:
+    part, parts, share = _divide(None, 5)
+    assert (part, parts, share.rank, share.size) == (0, 1, 0, 1)

@@ -1,0 +1,173 @@
+"""An evaluation interrupted and taken up again is one evaluation."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dvae_fast import functional, partial
+from dvae_fast.checkpoint import CheckpointError
+from dvae_fast.evaluate import EvaluationProgress, estimate_log_likelihood
+from dvae_fast.models import LatentVariableModel, make_model
+from dvae_fast.partial import PartialResults, fingerprint, read_settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dvae_fast.estimates import LikelihoodEstimate
+
+N, K, D = 11, 23, 9
+FIELDS = (
+    "log_likelihood", "standard_error", "ess", "elbo", "pareto_k", "spent", "curve",
+    "curve_standard_error",
+)  # fmt: skip
+
+
+def _model(seed: int = 0) -> LatentVariableModel:
+    torch.manual_seed(seed)
+    return make_model("iwae", D, 3, (8, 6)).double()
+
+
+def _data() -> Tensor:
+    return torch.rand(N, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def _same(a: LikelihoodEstimate, b: LikelihoodEstimate) -> None:
+    for name in FIELDS:
+        torch.testing.assert_close(getattr(a, name), getattr(b, name), equal_nan=True)
+
+
+def _interrupted(path: Path, after: int, **options: Any) -> None:
+    def stop(progress: EvaluationProgress) -> None:
+        if progress.examples >= after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        estimate_log_likelihood(
+            _model(), _data(), K, batch_size=3, partial=path, progress=stop, **options
+        )
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 100])
+def test_goes_on_where_it_stopped(
+    batch_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "partial.npz"
+    _interrupted(path, 5, seed=4)
+    judged: set[int] = set()
+    original = functional.sample_latent
+
+    def recorded(mean: Tensor, *args: Any, first_example: int, **rest: Any) -> Any:
+        judged.update(range(first_example, first_example + len(mean)))
+        return original(mean, *args, first_example=first_example, **rest)
+
+    monkeypatch.setattr(functional, "sample_latent", recorded)
+    estimate = estimate_log_likelihood(
+        _model(), _data(), K, batch_size=batch_size, partial=path, seed=4
+    )
+    assert judged == set(range(6, N))
+    monkeypatch.undo()
+    _same(estimate, estimate_log_likelihood(_model(), _data(), K, seed=4))
+    # All of it is in the file now.
+    monkeypatch.setattr(functional, "sample_latent", lambda *_, **__: pytest.fail("judged again"))
+    _same(estimate, estimate_log_likelihood(_model(), _data(), K, partial=path, seed=4))
+
+
+def test_the_seed_need_not_be_known(tmp_path: Path) -> None:
+    path = tmp_path / "partial.npz"
+    _interrupted(path, 3)
+    settings = read_settings(path)
+    assert settings is not None
+    estimate = estimate_log_likelihood(_model(), _data(), K, partial=path)
+    assert estimate.seed == settings["seed"]
+    _same(estimate, estimate_log_likelihood(_model(), _data(), K, seed=estimate.seed))
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"seed": 5}, "seed"),
+        ({"k": K + 1}, "k"),
+        ({"tolerance": 0.1, "max_k": K}, "tolerance"),
+        ({"curve": (1, 2)}, "curve"),
+        ({"x": _data() * 0.5}, "data"),
+        ({"model": _model(1)}, "parameters"),
+    ],
+)
+def test_of_another_evaluation(changes: dict[str, Any], what: str, tmp_path: Path) -> None:
+    path = tmp_path / "partial.npz"
+    _interrupted(path, 5, seed=4)
+    before = path.read_bytes()
+    given = {"model": _model(), "x": _data(), "k": K, "seed": 4, "partial": path, **changes}
+    with pytest.raises(ValueError, match=f"the {what} of .*partial.npz is .*, not"):
+        estimate_log_likelihood(**given)
+    assert path.read_bytes() == before
+
+
+def test_nan_is_kept(tmp_path: Path) -> None:
+    x = _data()
+    x[1] = math.nan
+    path = tmp_path / "partial.npz"
+    first = estimate_log_likelihood(_model(), x, K, partial=path, seed=4)
+    _same(first, estimate_log_likelihood(_model(), x, K, partial=path, seed=4))
+    assert first.non_finite == 1
+
+
+def test_damaged_or_out_of_reach(tmp_path: Path) -> None:
+    path = tmp_path / "partial.npz"
+    for content in (b"", b"PK\x03\x04 no archive", b"hello"):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"partial\.npz does not hold partial results"):
+            estimate_log_likelihood(_model(), _data(), K, partial=path)
+    np.savez(path, something=np.zeros(3))
+    with pytest.raises(CheckpointError, match="does not hold partial results"):
+        read_settings(path)
+    with pytest.raises(CheckpointError, match="cannot write"):
+        estimate_log_likelihood(_model(), _data(), K, partial=os.devnull + "/partial.npz")
+    assert read_settings(tmp_path / "none.npz") is None
+
+
+def test_written_at_intervals_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "partial.npz"
+    writings = []
+    original = partial.write_atomically
+    monkeypatch.setattr(
+        partial, "write_atomically", lambda p, data: (writings.append(p), original(p, data))
+    )
+    estimate_log_likelihood(_model(), _data(), K, batch_size=1, partial=path)
+    assert writings == [path]
+    path.unlink()
+    monkeypatch.setattr(partial, "_EVERY", 0.0)
+    estimate_log_likelihood(_model(), _data(), K, batch_size=1, partial=path)
+    assert len(writings) == 1 + N
+    assert [p.name for p in tmp_path.iterdir()] == ["partial.npz"]
+
+
+def test_the_files_of_several_processes_are_one(tmp_path: Path) -> None:
+    path = tmp_path / "partial.npz"
+    for process, rows in ((0, [0, 4]), (1, [2])):
+        results = PartialResults(6, path, {"seed": 1}, process)
+        for row in rows:
+            results.put(row, {"value": torch.tensor([[float(row), 1.0]])})
+        results.save()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["partial.npz.0", "partial.npz.1"]
+    both = PartialResults(6, path, {"seed": 1})
+    assert both.done.tolist() == [True, False, True, False, True, False]
+    assert both.fields["value"][:, 0].tolist() == [0, 0, 2, 0, 4, 0]
+    assert both.batches(2) == [(1, 2), (3, 4), (5, 6)]
+    assert PartialResults(5, None, {}).batches(2) == [(0, 2), (2, 4), (4, 5)]
+
+
+def test_fingerprints() -> None:
+    x = torch.arange(6.0).view(2, 3)
+    assert fingerprint([x]) == fingerprint([x.T.contiguous().T])
+    different = [[x], [x.view(3, 2)], [x.double()], [x + 1e-6], [x, x], [-x], []]
+    assert len({fingerprint(tensors) for tensors in different}) == len(different)

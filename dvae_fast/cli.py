@@ -2,6 +2,8 @@
 
 Exit codes: 0 done; 1 something is missing, damaged or cannot be written; 2 an option is wrong;
 128 + the signal's number (130 for Ctrl-C) interrupted.
+
+``torchrun --nproc-per-node N -m dvae_fast train`` trains with N processes; rank 0 alone prints.
 """
 
 from __future__ import annotations
@@ -42,6 +44,13 @@ from dvae_fast.checkpoint import (
 )
 from dvae_fast.corruptions import CORRUPTIONS
 from dvae_fast.data import BINARISATIONS, DATASETS, SPLITS, DataError, Dataset
+from dvae_fast.distributed import (
+    DistributedError,
+    broadcast_object,
+    is_main_process,
+    join,
+    on_main,
+)
 from dvae_fast.evaluate import estimate_log_likelihood
 from dvae_fast.likelihoods import LIKELIHOODS
 from dvae_fast.models import MODELS, LatentVariableModel
@@ -56,6 +65,7 @@ from dvae_fast.train import (
     NonFiniteError,
     TrainConfig,
     check_device,
+    check_world,
     cpu_threads,
     default_config,
     load_config,
@@ -67,6 +77,7 @@ from dvae_fast.train import Progress as TrainProgress
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from dvae_fast.distributed import World
     from dvae_fast.estimates import LikelihoodEstimate
 
 __all__ = ["app", "main"]
@@ -92,8 +103,10 @@ def main() -> None:
 # --- messages ---------------------------------------------------------------------------------
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(f"dvae-fast: {message}", err=True)
+def _fail(message: str, code: int, *, shared: bool = False) -> NoReturn:
+    """`shared`: every process of the run fails alike, and one message is enough."""
+    if is_main_process() or not shared:
+        typer.echo(f"dvae-fast: {message}", err=True)
     raise typer.Exit(code)
 
 
@@ -102,19 +115,21 @@ def _one_line_errors() -> Iterator[None]:
     """What a user can put right becomes one line; anything else is a defect, with a traceback."""
     try:
         yield
-    except (CheckpointError, DataError, MissingExtraError, NonFiniteError) as error:
-        _fail(str(error), 1)
+    except NonFiniteError as error:
+        _fail(str(error), 1, shared=True)
+    except (CheckpointError, DataError, DistributedError, MissingExtraError) as error:
+        _fail(str(error), 1, shared=isinstance(error.__cause__, DistributedError))
     except KeyboardInterrupt:
-        _fail("interrupted", 130)
+        _fail("interrupted", 130, shared=True)
 
 
 @contextlib.contextmanager
-def _wrong_options() -> Iterator[None]:
+def _wrong_options(*, shared: bool = True) -> Iterator[None]:
     """A ValueError from checking the options is the user's."""
     try:
         yield
     except ValueError as error:
-        _fail(str(error), 2)
+        _fail(str(error), 2, shared=shared)
 
 
 def _number(value: float, digits: int = 2) -> str:
@@ -239,7 +254,9 @@ def train_command(
         int | None,
         typer.Option(help=f"Default: {_by_data(DEFAULT_EPOCHS)}."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 100,
+    batch_size: Annotated[
+        int, typer.Option(help="Examples a step, of all processes together.")
+    ] = 100,
     learning_rate: Annotated[
         float | None,
         typer.Option(help=f"Adam's, at the start. Default: {_by_data(DEFAULT_LEARNING_RATES)}."),
@@ -318,30 +335,13 @@ def train_command(
             else:
                 config = default_config(**values)  # type: ignore[arg-type]
             check_device("device", config.device)
-        folder = run_dir or _new_run_dir(config)
-        console = Console(quiet=quiet, highlight=False)
-        if not quiet:
-            _announce(console, config, folder, resume)
-        try:
-            metrics = _train(console, config, folder, resume=resume, tensorboard=not no_tensorboard)
-        except BaseException:
-            if run_dir is None:
-                with contextlib.suppress(OSError):  # nothing was put there
-                    folder.rmdir()
-                    RUNS.rmdir()
-            raise
-        if metrics["status"] == "interrupted":
-            command = f"dvae-fast train --resume --run-dir {shlex.quote(str(folder))}"
-            _fail(
-                f"interrupted after {metrics['epochs_done']} of {config.epochs} epochs; all is "
-                f"saved, go on with: {command}",
-                128 + metrics["signal"],
-            )
-        judge = f"dvae-fast evaluate {shlex.quote(str(folder))}"
-        if "signal" in metrics:
-            _fail(
-                f"trained, then interrupted; to judge the model: {judge}", 128 + metrics["signal"]
-            )
+        console = Console(quiet=quiet or not is_main_process(), highlight=False)
+        folder, metrics = _train_together(
+            console, config, run_dir, resume=resume, tensorboard=not no_tensorboard
+        )
+        if not is_main_process():
+            return
+        judge = _judge(folder)
         pictures = _pictures(console, config, folder, metrics)
         rows = [
             ("best epoch", f"{metrics['best']['epoch']} of {config.epochs}"),
@@ -377,12 +377,68 @@ def _given(context: typer.Context) -> set[str]:
     return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
-def _announce(console: Console, config: TrainConfig, folder: Path, resume: bool) -> None:
+def _judge(folder: Path) -> str:
+    return f"dvae-fast evaluate {shlex.quote(str(folder))}"
+
+
+def _train_together(
+    console: Console,
+    config: TrainConfig,
+    run_dir: Path | None,
+    *,
+    resume: bool,
+    tensorboard: bool,
+) -> tuple[Path, dict[str, Any]]:
+    """Train in the world this process belongs to: the folder, and what training returns."""
+    with contextlib.ExitStack() as stack:
+        with _wrong_options(shared=False):  # each process has an environment of its own
+            world = stack.enter_context(join(config.device))
+        with _wrong_options():
+            check_world(config, world)
+        stack.enter_context(_one_line_errors())  # told while the others are still there
+        claimed = _new_run_dir(config) if run_dir is None and world.is_main else run_dir
+        folder = broadcast_object(claimed, world)
+        assert folder is not None
+        if not console.quiet:
+            _announce(console, config, folder, world, resume)
+        try:
+            metrics = _train(console, config, folder, resume=resume, tensorboard=tensorboard)
+        except BaseException:
+            if run_dir is None and world.is_main:
+                with contextlib.suppress(OSError):  # nothing was put there
+                    folder.rmdir()
+                    RUNS.rmdir()
+            raise
+        if metrics["status"] == "interrupted":
+            command = f"dvae-fast train --resume --run-dir {shlex.quote(str(folder))}"
+            _stop(
+                f"interrupted after {metrics['epochs_done']} of {config.epochs} epochs; all is "
+                f"saved, go on with: {command}",
+                metrics["signal"],
+                world,
+            )
+        if "signal" in metrics:
+            message = f"trained, then interrupted; to judge the model: {_judge(folder)}"
+            _stop(message, metrics["signal"], world)
+    return folder, metrics
+
+
+def _stop(message: str, signal: int, world: World) -> NoReturn:
+    # torchrun ends all processes when the first fails: not before the message is out.
+    on_main(lambda: typer.echo(f"dvae-fast: {message}", err=True), world)
+    raise typer.Exit(128 + signal)
+
+
+def _announce(
+    console: Console, config: TrainConfig, folder: Path, world: World, resume: bool
+) -> None:
     values = "grey values" if config.binarise == "none" else f"{config.binarise} binarisation"
     parts = [values, f"{config.likelihood} likelihood"]
     if MODELS[config.model].denoising:
         parts.append(f"{config.corruption} {config.level:g}, M = {config.M}")
     parts.append(f"K = {config.K}")
+    if world.size > 1:
+        parts.append(f"{world.size} processes")
     console.print(
         f"{'Resuming' if resume else 'Training'} {config.model} on {config.data} "
         f"({', '.join(parts)}); run folder {folder}",

@@ -317,7 +317,10 @@ def broadcast_object(value: T, world: World) -> T:
 
 
 def on_main(function: Callable[[], T], world: World) -> T:
-    """What `function` returns, or raises, on rank 0, which alone calls it; the same on all."""
+    """What `function` returns, or raises, on rank 0, which alone calls it; the same on all.
+
+    On the others the error's cause is a `DistributedError`, which tells that it is not theirs.
+    """
     if world.size == 1:
         return function()
     result: tuple[Any, Exception | None] = (None, None)
@@ -328,7 +331,7 @@ def on_main(function: Callable[[], T], world: World) -> T:
             result = (None, error)
     value, raised = broadcast_object(result, world)
     if raised is not None:
-        raise raised
+        raise raised from (None if world.is_main else DistributedError("raised on rank 0"))
     return cast("T", value)
 
 

@@ -105,7 +105,9 @@ class LatentVariableModel(nn.Module):
         if x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"x must have the model's dtype, {like.dtype}, got {x.dtype}")
 
-    def _corrupt(self, x: Tensor, key: Tensor, copies: int | None) -> Tensor:
+    def _corrupt(
+        self, x: Tensor, key: Tensor, copies: int | None, first_example: int = 0
+    ) -> Tensor:
         corruption = self.corruption
         if corruption is None:
             return x
@@ -113,13 +115,17 @@ class LatentVariableModel(nn.Module):
             corruption = corruption.to(x.device)
             if not corruption.parameter.requires_grad:  # else its owner will change the original
                 self.corruption = corruption  # once, not at every step
-        return functional.corrupt(x, corruption, copies, key)
+        return functional.corrupt(x, corruption, copies, key, first_example=first_example)
 
-    def _sample_posterior(self, x: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    def _sample_posterior(
+        self, x: Tensor, key: Tensor, first_example: int
+    ) -> tuple[Tensor, Tensor]:
         """z and log_ratio for the objective: M corruptions encoded once, K samples of each."""
-        noisy = self._corrupt(x, key, self.M if self.M > 1 else None)
+        noisy = self._corrupt(x, key, self.M if self.M > 1 else None, first_example)
         mean, log_var = self.encode(noisy)
-        return objectives.sample_latents(mean, log_var, self.K, self.objective, key)
+        return objectives.sample_latents(
+            mean, log_var, self.K, self.objective, key, first_example=first_example
+        )
 
     def _log_weights(self, z: Tensor, x: Tensor, log_ratio: Tensor) -> Tensor:
         """log w in the shape of log_ratio, not holding the logits of a Bernoulli."""
@@ -133,20 +139,25 @@ class LatentVariableModel(nn.Module):
 
     # --- the objective ------------------------------------------------------------------------
 
-    def loss(self, x: Tensor, seed: int | Tensor | None = None) -> Tensor:
+    def loss(
+        self, x: Tensor, seed: int | Tensor | None = None, *, first_example: int = 0
+    ) -> Tensor:
         """The negative bound in nats, a mean over examples and corruptions; a scalar.
 
         Args:
             x: (B, D), the clean data, which is the target and is never written to.
             seed: int, int64 tensor of one element, or None to draw one from torch's generator.
                 One seed governs corruption and latents, which use different streams of it.
+            first_example: index of x's first example in the noise: with the same seed, parts of
+                a batch get the numbers that the batch would.
 
         Raises:
             TypeError, ValueError: if x is not (B, D) in the model's dtype and on its device, or
-                the seed is wrong.
+                the seed or first_example is wrong.
         """
         self._check_data(x)
-        z, log_ratio = self._sample_posterior(x, functional._seed_tensor(seed, x.device))
+        key = functional._seed_tensor(seed, x.device)
+        z, log_ratio = self._sample_posterior(x, key, first_example)
         # The logits are what a linear layer returned, read by nobody else then or in backward (a
         # linear layer's needs its input and weight), so the gradient may overwrite them. A
         # Gaussian decoder's sigmoid and softplus do read their results in backward.
@@ -159,18 +170,24 @@ class LatentVariableModel(nn.Module):
             overwrite_params=splits(self.decoder),
         )
 
-    def forward(self, x: Tensor, seed: int | Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, seed: int | Tensor | None = None, *, first_example: int = 0
+    ) -> Tensor:
         """`loss`, so that wrappers which call a module (compilation, data parallel) can."""
-        return self.loss(x, seed)
+        return self.loss(x, seed, first_example=first_example)
 
     @torch.no_grad()
-    def bound(self, x: Tensor, seed: int | Tensor | None = None) -> Tensor:
+    def bound(
+        self, x: Tensor, seed: int | Tensor | None = None, *, first_example: int = 0
+    ) -> Tensor:
         """The bound of each example, (B, D) → (B,), in nats and without a gradient.
 
-        With the same seed its mean is minus `loss`. Holds no (B, K, D) for a Bernoulli.
+        Arguments as for `loss`; with the same seed its mean is minus `loss`. Holds no (B, K, D)
+        for a Bernoulli.
         """
         self._check_data(x)
-        z, log_ratio = self._sample_posterior(x, functional._seed_tensor(seed, x.device))
+        key = functional._seed_tensor(seed, x.device)
+        z, log_ratio = self._sample_posterior(x, key, first_example)
         return objectives.bound(self._log_weights(z, x, log_ratio), self.objective)
 
     def log_weights(

@@ -38,6 +38,8 @@ def sample_latents(
     k: int,
     objective: str,
     seed: int | Tensor | None = None,
+    *,
+    first_example: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """K samples of q(z|x̃), laid out so that a mean of log-mean-weights is the objective.
 
@@ -45,7 +47,7 @@ def sample_latents(
         mean, log_var: (*L, B, Z), encoded once.
         k: K >= 1.
         objective: one of `OBJECTIVES`.
-        seed: as for `dvae_fast.sample_latent`.
+        seed, first_example: as for `dvae_fast.sample_latent`.
 
     Returns:
         z and log_ratio. "iwae": (*L, B, K, Z) and (*L, B, K). "elbo" with K > 1: samples go
@@ -57,7 +59,7 @@ def sample_latents(
         shape = (*mean.shape[:-2], k, *mean.shape[-2:])
         mean, log_var = mean.unsqueeze(-3).expand(shape), log_var.unsqueeze(-3).expand(shape)
         k = 1
-    return functional.sample_latent(mean, log_var, k, seed)
+    return functional.sample_latent(mean, log_var, k, seed, first_example=first_example)
 
 
 def bound(log_w: Tensor, objective: str) -> Tensor:

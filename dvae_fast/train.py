@@ -5,6 +5,10 @@ A run folder holds ``config.json``, ``checkpoint.safetensors`` (to go on from),
 TensorBoard's events. All that is random comes from the run's seed, through one generator of its
 own: nothing outside moves it, and it moves nothing outside. A run that is stopped, wherever, and
 resumed gives the same parameters to the last bit, on the same machine with as many threads.
+
+Under ``torchrun`` each process takes its share of every batch: the same order, noise and mean
+gradient as in one process, so the same run up to rounding. Rank 0 alone reads and writes the run
+folder and calls back.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from dvae_fast import ops
 from dvae_fast._version import __version__
@@ -42,6 +47,16 @@ from dvae_fast.checkpoint import (
 )
 from dvae_fast.corruptions import CORRUPTIONS, Corruption, make_corruption
 from dvae_fast.data import BINARISATIONS, DATASETS, IMAGE_SHAPES, Dataset, load_dataset
+from dvae_fast.distributed import (
+    World,
+    all_max,
+    all_sum,
+    any_true,
+    broadcast_object,
+    join,
+    on_main,
+    share,
+)
 from dvae_fast.functional import corrupt
 from dvae_fast.graphed import GraphedStep
 from dvae_fast.likelihoods import LIKELIHOODS
@@ -60,6 +75,7 @@ __all__ = [
     "Progress",
     "TrainConfig",
     "check_device",
+    "check_world",
     "cpu_threads",
     "default_config",
     "learning_rate",
@@ -108,6 +124,14 @@ def check_device(name: str, value: Any, *, here: bool = True) -> None:
         )
 
 
+def check_world(config: TrainConfig, world: World) -> None:
+    """Raise ValueError if the run cannot be made by that many processes."""
+    if config.cuda_graph and world.size > 1:
+        raise ValueError(
+            f"cuda_graph must be off in a run of several processes; there are {world.size}"
+        )
+
+
 def _check_count(name: str, value: Any, lower: int, upper: float = math.inf) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not lower <= value < upper:
         rule = f">= {lower}" if upper == math.inf else f"from {lower} to {upper - 1}"
@@ -125,12 +149,13 @@ class TrainConfig:
             for a model that does not denoise.
         M, K: corruptions an example, latent samples a corruption, in training and validation.
         latent_size, hidden_sizes, activation, likelihood: the network's.
-        epochs, batch_size, learning_rate: of Adam.
+        epochs, batch_size, learning_rate: of Adam; a batch is that of all processes together.
         lr_schedule: ``constant``, or ``stepwise`` (see :func:`learning_rate`).
         seed: governs initial values, order, binarisation while training, and noise.
         data_seed: governs the split and the fixed draws; runs to be compared share it.
-        threads: CPU threads; None leaves torch's number as it is.
-        device: ``cpu``, ``cuda`` or ``cuda:N``. Only the CPU promises the same bits again.
+        threads: CPU threads of each process; None leaves torch's number as it is.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; of several processes each takes its own GPU of
+            ``cuda``. Only the CPU promises the same bits again.
         cuda_graph: replay each full batch's step as one CUDA graph.
 
     Raises:
@@ -459,21 +484,67 @@ class _Signals:
             self.received = self.received or signal.SIGINT
 
 
+_MOST_STEPS = 1000
+
+
+class _Pace:
+    """When to report, save and stop: by rank 0's clock and any rank's signal, at one step for all.
+
+    Several processes agree a few times a second; at every step it would cost as much as a small
+    step does.
+    """
+
+    def __init__(self, world: World, signals: _Signals) -> None:
+        self.world, self.signals = world, signals
+        self._stop: int | None = None
+        self._steps, self._left = 0, 1  # since they last agreed, and until they will again
+        self._since = time.perf_counter()
+
+    @property
+    def stop(self) -> int | None:
+        """The signal at which all ranks stop."""
+        return self.signals.received if self.world.size == 1 else self._stop
+
+    def agree(self, *flags: bool) -> list[bool]:
+        """Rank 0's flags, after every rank has heard of every other's signal."""
+        if self.world.size == 1:
+            return list(flags)
+        now = time.perf_counter()
+        wanted = _REPORT_SECONDS / 2 * self._steps / max(now - self._since, 1e-9)
+        own = (*flags, max(1, min(int(wanted), _MOST_STEPS)))
+        mine = own if self.world.is_main else [0] * len(own)
+        number, *told, self._left = all_max([self.signals.received or 0, *mine], self.world)
+        self._stop = number or None
+        self._steps, self._since = 0, now
+        return [bool(flag) for flag in told]
+
+    def after_step(self, *flags: bool) -> list[bool]:
+        """`agree`, if this is a step to do so; else no flag is set."""
+        if self.world.size > 1:
+            self._steps += 1
+            if self._steps < self._left:
+                return [False] * len(flags)
+        return self.agree(*flags)
+
+
 # --- the run ----------------------------------------------------------------------------------
 
 
 class _Run:
     """The state of a run: all of it is saved, and a step is the only thing that changes it."""
 
-    def __init__(self, config: TrainConfig, folder: Path, data: Dataset) -> None:
+    def __init__(
+        self, config: TrainConfig, folder: Path, data: Dataset, world: World | None = None
+    ) -> None:
         self.config, self.folder, self.data = config, folder, data
+        self.world = world or World(0, 1, 0, torch.device(config.device))
         self.generator = torch.Generator().manual_seed(config.seed)
         seeds = torch.randint(0, 2**63 - 1, (3,), generator=self.generator).tolist()
         initial, self.valid_seed, self.test_seed = seeds
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(initial)
             self.model = config.make_model(data)
-        self.device = torch.device(config.device)
+        self.device = self.world.device
         self.model.to(self.device)
         self.images = data.to(self.device)
         self.parameters = dict(self.model.named_parameters())
@@ -488,10 +559,17 @@ class _Run:
             capturable=config.cuda_graph,
         )
         self.graph: GraphedStep | None = None
+        self.parallel: DistributedDataParallel | None = None
+        if self.world.size > 1:
+            self.parallel = DistributedDataParallel(
+                self.model,
+                device_ids=[self.device] if self.device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+            )
         self.epoch = 0  # finished
         self.position = 0  # examples read of the epoch in progress
         self.permutation = torch.empty(0, dtype=torch.int64)
-        # Σ bound over those examples
+        # Σ bound over those examples; of several ranks each has a part of it
         self.total = torch.zeros((), dtype=torch.float64, device=self.device)
         self.seconds = 0.0  # training time of the epoch in progress
         self.history: list[dict[str, float]] = []
@@ -522,25 +600,35 @@ class _Run:
                 self.graph = GraphedStep(self.model.loss, self.optimizer, x)
             loss = self.graph(x, seed)
         else:
-            loss = self.model.loss(x, seed)
+            loss = self.model.loss(x, seed) if self.parallel is None else self.part(x, seed)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-        self.total.sub_(loss.detach(), alpha=len(index))
+        self.total.sub_(loss.detach(), alpha=len(index) / self.world.size)
         self.position += len(index)
+
+    def part(self, x: Tensor, seed: Tensor) -> Tensor:
+        """This rank's part of the loss: the mean of the parts over ranks is the batch's loss."""
+        assert self.parallel is not None
+        start, stop = share(len(x), self.world)
+        # A rank without an example joins in with one that weighs nothing: the others wait for it.
+        mine = x[start:stop] if start < stop else x[:1]
+        loss: Tensor = self.parallel(mine, seed, first_example=start)
+        weight = (stop - start) * self.world.size / len(x)
+        return loss if weight == 1 else loss * weight
 
     def epoch_done(self) -> bool:
         return self.position == len(self.data.train)
 
     def finish_epoch(self) -> dict[str, float]:
         """Validate, keep the best, and be ready for the next epoch."""
-        self.check_finite()
+        total = self.check_finite()
         valid = self.bound("valid", self.valid_seed)
         if not math.isfinite(valid):
             raise self.non_finite("the validation bound", valid)
         record = {
             "epoch": self.epoch + 1,
-            "train_bound": self.total.item() / self.position,
+            "train_bound": total / self.position,
             "valid_bound": valid,
             "learning_rate": learning_rate(self.config, self.epoch),
             "seconds": self.seconds,
@@ -563,19 +651,25 @@ class _Run:
             for i, batch in enumerate(torch.split(x, self.config.batch_size)):
                 # A seed for each batch, because the noise counts examples from its first.
                 key = (seed + i) % 2**63
-                total += self.model.bound(batch.to(self.device), key).sum(dtype=torch.float64)
-        return total.item() / len(x)
+                start, stop = share(len(batch), self.world)
+                if start < stop:
+                    part = batch[start:stop].to(self.device)
+                    bounds = self.model.bound(part, key, first_example=start)
+                    total += bounds.sum(dtype=torch.float64)
+        return all_sum(total, self.world).item() / len(x)
 
     # --- numbers that are none ---
 
-    def check_finite(self) -> None:
+    def check_finite(self) -> float:
         """The one look at the loss, a few times a second: a NaN or an infinity stays in the sum."""
-        value = self.total.item()
+        value = all_sum(self.total, self.world).item()
         if not math.isfinite(value):
             raise self.non_finite("the training bound", value)
+        return value
 
     def parameters_finite(self) -> bool:
-        return all(bool(p.isfinite().all()) for p in self.parameters.values())
+        finite = all(bool(p.isfinite().all()) for p in self.parameters.values())
+        return not any_true(not finite, self.world)
 
     def non_finite(self, what: str, value: float) -> NonFiniteError:
         return NonFiniteError(
@@ -592,6 +686,10 @@ class _Run:
         self.check_finite()
         if not self.parameters_finite():
             raise self.non_finite("a parameter", math.nan)
+        total = all_sum(self.total, self.world)
+        on_main(lambda: self._write(total), self.world)
+
+    def _write(self, total: Tensor) -> None:
         groups = {
             "model": self.model.state_dict(),
             "best": self.best,
@@ -599,7 +697,7 @@ class _Run:
             "run": {
                 "generator": self.generator.get_state(),
                 "permutation": self.permutation,
-                "total": self.total,
+                "total": total,
             },
         }
         tensors = {f"{group}/{k}": t for group, ts in groups.items() for k, t in ts.items()}
@@ -619,7 +717,7 @@ class _Run:
 
     def restore(self) -> None:
         path = self.folder / CHECKPOINT
-        tensors, header = load_tensors(path)
+        tensors, header = on_main(lambda: load_tensors(path), self.world)
         try:
             old = TrainConfig.from_dict(header["config"]).to_dict()
         except (KeyError, TypeError, ValueError) as error:
@@ -651,7 +749,8 @@ class _Run:
                 t.copy_(groups["best"][name])
             self.generator.set_state(groups["run"]["generator"])
             self.permutation = groups["run"]["permutation"]
-            self.total.copy_(groups["run"]["total"])
+            total = groups["run"]["total"]
+            self.total.copy_(total if self.world.is_main else torch.zeros_like(total))
             self.epoch, self.position = header["epoch"], header["position"]
             self.seconds, self.history = header["seconds"], header["history"]
             self.best_epoch, self.best_bound = header["best_epoch"], header["best_bound"]
@@ -669,6 +768,7 @@ class _Run:
                 "python": platform.python_version(),
                 "compiled_kernels": ops.library_loaded(),
                 "threads": torch.get_num_threads(),
+                "processes": self.world.size,
             },
             "parameters": sum(p.numel() for p in self.parameters.values()),
             "epochs_done": self.epoch,
@@ -702,7 +802,8 @@ def train(
     """Train a model and leave a run folder.
 
     SIGINT, SIGTERM, and a KeyboardInterrupt raised by a callback end the step in progress, save,
-    and return; a second signal interrupts at once, without saving.
+    and return; a second signal interrupts at once, without saving. Of several processes (see
+    `dvae_fast.distributed.join`) all stop at the same step, a moment later.
 
     Args:
         config: what to train.
@@ -710,58 +811,75 @@ def train(
         resume: go on from the folder's checkpoint. `config` must be the run's, but for ``epochs``
             (to train longer), ``threads``, ``device`` and ``cuda_graph``.
         tensorboard: write its events, if it is installed.
-        on_progress: called a few times a second.
-        on_epoch: called after each epoch with its line of ``history``.
+        on_progress: called a few times a second, on rank 0 alone.
+        on_epoch: called after each epoch with its line of ``history``, on rank 0 alone.
         checkpoint_seconds: how often to save; always at the start, the end and when stopped.
 
     Returns:
         What ``metrics.json`` holds: ``status`` ("finished" or "interrupted"), ``config``,
         ``versions``, ``history`` and ``best`` (bounds in nats per example) and, if finished,
         ``test_bound`` of the best model; if a signal came, even too late to interrupt, its number
-        as ``signal``.
+        as ``signal``. The same on every rank.
 
     Raises:
         ValueError: if the folder holds a run and `resume` is False, or holds another than
-            `config` says; if the device is not there.
+            `config` says; if the device is not there, or torchrun's environment is not whole;
+            for ``cuda_graph`` with several processes.
+        DistributedError: if another process ends or is silent for too long.
         NonFiniteError: if a bound becomes NaN or infinite; the last good checkpoint is kept.
         CheckpointError: if a file cannot be written or read; earlier ones stay intact.
         DataError, MissingExtraError: if the data or safetensors cannot be had.
     """
     check_device("device", config.device)
     folder = Path(run_dir)
+    with join(config.device) as world:
+        check_world(config, world)
+        on_main(lambda: _check_folder(folder, resume), world)
+        data = _load_data(config, world)
+        with cpu_threads(config.threads), _Signals() as signals:
+            run = _Run(config, folder, data, world)
+            if resume:
+                run.restore()
+            on_main(lambda: write_json(folder / CONFIG, config.to_dict()), world)
+            run.save()  # that the folder can be written shows before the work, not after
+            board = _Board(folder, tensorboard and world.is_main, run.epoch)
+            pace = _Pace(world, signals)
+            try:
+                _loop(run, board, pace, on_progress, on_epoch, checkpoint_seconds)
+                finished = run.epoch >= config.epochs
+                run.save()
+                metrics = run.metrics("finished" if finished else "interrupted")
+                if finished:
+                    run.model.load_state_dict(run.best)
+                    metrics["test_bound"] = run.bound("test", run.test_seed)
+                    board.pictures(run.model, data, run.best_epoch, last=True)
+                pace.agree()
+                if pace.stop is not None:
+                    metrics["signal"] = pace.stop
+                on_main(lambda: write_json(folder / METRICS, metrics), world)
+                return broadcast_object(metrics, world)  # the times are rank 0's
+            finally:
+                board.close()
+
+
+def _check_folder(folder: Path, resume: bool) -> None:
     if resume and not (folder / CHECKPOINT).is_file():
         raise CheckpointError(f"{folder} holds no {CHECKPOINT} to resume from")
     if not resume and (folder / CHECKPOINT).exists():
         raise ValueError(f"run_dir must not hold a run already, unless it is resumed; got {folder}")
-    data = config.load_data()
-    with cpu_threads(config.threads), _Signals() as signals:
-        run = _Run(config, folder, data)
-        if resume:
-            run.restore()
-        write_json(folder / CONFIG, config.to_dict())
-        run.save()  # that the folder can be written shows before the work, not after
-        board = _Board(folder, tensorboard, run.epoch)
-        try:
-            _loop(run, board, signals, on_progress, on_epoch, checkpoint_seconds)
-            finished = run.epoch >= config.epochs
-            run.save()
-            metrics = run.metrics("finished" if finished else "interrupted")
-            if finished:
-                run.model.load_state_dict(run.best)
-                metrics["test_bound"] = run.bound("test", run.test_seed)
-                board.pictures(run.model, data, run.best_epoch, last=True)
-            if signals.received is not None:
-                metrics["signal"] = signals.received
-            write_json(folder / METRICS, metrics)
-        finally:
-            board.close()
-    return metrics
+
+
+def _load_data(config: TrainConfig, world: World) -> Dataset:
+    """Rank 0 first, so that what must be downloaded is downloaded once."""
+    loaded: list[Dataset] = []
+    on_main(lambda: loaded.append(config.load_data()), world)
+    return loaded[0] if world.is_main else config.load_data()
 
 
 def _loop(
     run: _Run,
     board: _Board,
-    signals: _Signals,
+    pace: _Pace,
     on_progress: Callable[[Progress], None] | None,
     on_epoch: Callable[[dict[str, float]], None] | None,
     checkpoint_seconds: float,
@@ -771,8 +889,10 @@ def _loop(
     began = last = time.perf_counter()
     next_report, next_save = began + _REPORT_SECONDS, began + checkpoint_seconds
     trained = 0.0
+    if not run.world.is_main:
+        on_progress = on_epoch = None
 
-    def report() -> None:
+    def report(total: float) -> None:
         done = run.epoch * examples + run.position
         wall = max(time.perf_counter() - began, 1e-9)
         new = done - start
@@ -781,34 +901,36 @@ def _loop(
             epochs=epochs,
             examples=done,
             total_examples=epochs * examples,
-            bound=run.total.item() / run.position if run.position else math.nan,
+            bound=total / run.position if run.position else math.nan,
             examples_per_second=new / max(trained, 1e-9),
             seconds_left=(epochs * examples - done) * wall / new if new else math.inf,
         )
-        signals.call(on_progress, progress)
+        pace.signals.call(on_progress, progress)
 
-    while run.epoch < epochs and signals.received is None:
+    while run.epoch < epochs and pace.stop is None:
         run.start_epoch()
         last = time.perf_counter()
-        while not run.epoch_done() and signals.received is None:
+        while not run.epoch_done() and pace.stop is None:
             run.step()
             now = time.perf_counter()
             run.seconds += now - last
             trained += now - last
             last = now
-            if now >= next_report:
-                run.check_finite()
+            reporting, saving = pace.after_step(now >= next_report, now >= next_save)
+            if reporting:
+                total = run.check_finite()
                 waited = time.perf_counter() - now  # for the steps that a GPU still had before it
                 run.seconds += waited
                 trained += waited
-                report()
-                if now >= next_save:
+                report(total)
+                if saving:
                     run.save()
                     next_save = time.perf_counter() + checkpoint_seconds
                 last = time.perf_counter()
                 next_report = last + _REPORT_SECONDS
-        if run.epoch_done() and signals.received is None:
+        if run.epoch_done() and pace.stop is None:
             record = run.finish_epoch()
             board.epoch(record)
             board.pictures(run.model, run.data, run.epoch)
-            signals.call(on_epoch, record)
+            pace.signals.call(on_epoch, record)
+            pace.agree()

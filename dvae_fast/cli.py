@@ -3,12 +3,14 @@
 Exit codes: 0 done; 1 something is missing, damaged or cannot be written; 2 an option is wrong;
 128 + the signal's number (130 for Ctrl-C) interrupted.
 
-``torchrun --nproc-per-node N -m dvae_fast train`` trains with N processes; rank 0 alone prints.
+``torchrun --nproc-per-node N -m dvae_fast train | evaluate`` shares the work among N processes;
+rank 0 alone prints.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import io
 import math
@@ -20,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from dvae_fast._extras import INSTALL, MissingExtraError
 
@@ -27,7 +31,7 @@ try:
     import typer
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn
     from rich.table import Table
 except ModuleNotFoundError as error:
     raise SystemExit(
@@ -46,16 +50,28 @@ from dvae_fast.corruptions import CORRUPTIONS
 from dvae_fast.data import BINARISATIONS, DATASETS, SPLITS, DataError, Dataset
 from dvae_fast.distributed import (
     DistributedError,
+    World,
+    barrier,
     broadcast_object,
     is_main_process,
     join,
     on_main,
 )
-from dvae_fast.evaluate import estimate_log_likelihood
+from dvae_fast.estimates import LikelihoodEstimate
+from dvae_fast.evaluate import DTYPES, METHODS, EvaluationProgress, estimate_log_likelihood
 from dvae_fast.likelihoods import LIKELIHOODS
 from dvae_fast.models import MODELS, LatentVariableModel
 from dvae_fast.networks import ACTIVATIONS
-from dvae_fast.plots import plot_learning_curve, plot_reconstructions, plot_samples
+from dvae_fast.partial import remove_partial
+from dvae_fast.plots import (
+    plot_bounds,
+    plot_ess,
+    plot_learning_curve,
+    plot_reconstructions,
+    plot_samples,
+    plot_worst,
+)
+from dvae_fast.proposals import PROPOSALS
 from dvae_fast.train import (
     DEFAULT_EPOCHS,
     DEFAULT_LEARNING_RATES,
@@ -77,13 +93,13 @@ from dvae_fast.train import Progress as TrainProgress
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from dvae_fast.distributed import World
-    from dvae_fast.estimates import LikelihoodEstimate
+    from dvae_fast.ais import AISEstimate
 
 __all__ = ["app", "main"]
 
 RUNS = Path("runs")
 EVALUATION = "evaluation.json"
+PARTIAL = "evaluation.partial.npz"
 _PICTURED = 10  # examples in the picture of reconstructions
 _SAMPLED = 100
 
@@ -352,12 +368,12 @@ def train_command(
             try:
                 with cpu_threads(config.threads):
                     report, estimate = _evaluate(
-                        console, folder, k=evaluate_k, device=config.device
+                        console, folder, _alone(config.device), k=evaluate_k
                     )
             except KeyboardInterrupt:
                 _fail(f"interrupted after training; to judge the model: {judge}", 130)
             metrics["evaluation"] = report
-            _keep(folder, report, estimate)
+            _keep(console, folder, report, estimate)
             write_json(folder / METRICS, metrics)
             rows += _evaluation_rows(report)
         rows.append(("files", f"{folder}: {_names([METRICS, *pictures])}, …"))
@@ -375,6 +391,11 @@ def _given(context: typer.Context) -> set[str]:
     """The parameters that stand on the command line, as against those left at their defaults."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
+def _alone(device: str) -> World:
+    """This process, whatever others have trained with it."""
+    return World(0, 1, 0, torch.device(device))
 
 
 def _judge(folder: Path) -> str:
@@ -533,12 +554,29 @@ def _plot_reconstructions(
 @app.command("evaluate")
 def evaluate_command(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
-    k: Annotated[int, typer.Option("--k", "-k", help="Importance samples an example.")] = 5000,
+    k: Annotated[
+        int | None,
+        typer.Option(
+            "--k", "-k", help="Importance samples an example, or AIS chains.  [default: 5000, 16]"
+        ),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(help=f"One of {_names(METHODS)}: importance sampling, or annealed, slower."),
+    ] = "importance",
     split: Annotated[str, typer.Option(help=f"One of {_names(SPLITS)}.")] = "test",
     limit: Annotated[
         int | None, typer.Option(help="Only the first so many examples. Default: all.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the importance samples.")] = 0,
+    proposal: Annotated[
+        str,
+        typer.Option(
+            help=f"Draw z from one of {_names(PROPOSALS)}: q(z|x), q(z|x̃) with a fresh x̃ for each "
+            "sample, or the mean of q(z|x̃) over --copies corruptions."
+        ),
+    ] = "posterior",
+    copies: Annotated[int, typer.Option(help="Corruptions of a mixture.")] = 10,
     tolerance: Annotated[
         float | None,
         typer.Option(
@@ -549,6 +587,19 @@ def evaluate_command(
     max_k: Annotated[
         int | None, typer.Option("--max-k", help="With a tolerance. Default: 20 k.")
     ] = None,
+    temperatures: Annotated[
+        int | None, typer.Option(help="Of AIS: distributions on the way.  [default: 500]")
+    ] = None,
+    leapfrog: Annotated[
+        int | None, typer.Option(help="Of AIS: steps of a Hamiltonian move.  [default: 10]")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of the decoder's products: bfloat16 or float16. Default: the model's."),
+    ] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Run the decoder through torch.compile.")
+    ] = False,
     batch_size: Annotated[
         int | None, typer.Option(help="Examples at once; changes speed and memory alone.")
     ] = None,
@@ -559,66 +610,117 @@ def evaluate_command(
         int | None, typer.Option(help="CPU threads. Default: PyTorch's choice.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an evaluation that was interrupted.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone.")] = False,
 ) -> None:
     """Estimate log p(x) of a run's best model by importance sampling.
 
-    Writes evaluation.json, and evaluation.npz with each example's numbers, into the run's folder.
+    Writes evaluation.json, evaluation.npz with each example's numbers, and pictures, into the
+    run's folder.
     """
     with _one_line_errors():
         with _wrong_options():
-            if split not in SPLITS:
-                raise ValueError(f"split must be one of {_names(SPLITS)}; got {split!r}")
-            for name, value in (
-                ("k", k), ("limit", limit), ("batch-size", batch_size), ("chunk", chunk),
-                ("threads", threads), ("max-k", max_k),
+            for name, value, valid in (
+                ("split", split, SPLITS), ("method", method, METHODS),
+                ("proposal", proposal, PROPOSALS), ("dtype", dtype, (None, *DTYPES)),
             ):  # fmt: skip
-                if value is not None and value < 1:
-                    raise ValueError(f"{name} must be >= 1, got {value}")
+                if value not in valid:
+                    raise ValueError(
+                        f"{name} must be one of {_names(v for v in valid if v)}; got {value!r}"
+                    )
+            for name, count in (
+                ("k", k), ("limit", limit), ("batch-size", batch_size), ("chunk", chunk),
+                ("threads", threads), ("max-k", max_k), ("copies", copies),
+                ("temperatures", temperatures), ("leapfrog", leapfrog),
+            ):  # fmt: skip
+                if count is not None and count < 1:
+                    raise ValueError(f"{name} must be >= 1, got {count}")
             if tolerance is not None and not 0 < tolerance < math.inf:
                 raise ValueError(f"tolerance must be > 0 and finite, got {tolerance}")
             if max_k is not None and tolerance is None:
                 raise ValueError("max-k must come with a tolerance")
-            if max_k is not None and max_k < k:
-                raise ValueError(f"max-k must be >= k = {k}, got {max_k}")
+            if max_k is not None and max_k < (k or 5000):
+                raise ValueError(f"max-k must be >= k = {k or 5000}, got {max_k}")
             _check_seed(seed)
             check_device("device", device)
-        console = Console(quiet=quiet, highlight=False)
-        with cpu_threads(threads):
+        options: dict[str, Any] = {"k": k, "seed": seed, "batch_size": batch_size}
+        importance = {
+            "proposal": proposal, "copies": copies, "tolerance": tolerance, "max_k": max_k,
+            "dtype": dtype, "compile": compile, "chunk": chunk, "resume": resume,
+        }  # fmt: skip
+        ais = {"temperatures": temperatures, "leapfrog": leapfrog}
+        with _wrong_options():
+            options |= _of_method(method, {"importance": importance, "ais": ais})
+        console = Console(quiet=quiet or not is_main_process(), highlight=False)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(cpu_threads(threads))
+            with _wrong_options(shared=False):  # each process has an environment of its own
+                world = stack.enter_context(join(device))
+            if method == "ais" and world.size > 1:
+                _fail("method must be importance for several processes, got ais", 2, shared=True)
             report, estimate = _evaluate(
-                console, run_dir, k=k, split=split, limit=limit, seed=seed,
-                batch_size=batch_size, chunk=chunk, device=device, tolerance=tolerance,
-                max_k=max_k,
-            )  # fmt: skip
+                console, run_dir, world, method=method, split=split, limit=limit, **options
+            )
+        if not is_main_process():
+            return
         title = f"{report['model']} on {report['data']}, {report['split']} set"
         console.print(_table(_evaluation_rows(report), title))
         _warn(console, report)
-        _keep(run_dir, report, estimate)  # last: a full disk does not take the result along
+        _keep(console, run_dir, report, estimate)  # last: a full disk does not take all along
+
+
+def _of_method(method: str, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The options of this method; ValueError if one of another method is given."""
+    for other, theirs in options.items():
+        for name, value in theirs.items():
+            if other != method and value != _UNSET.get(name):
+                option = name.replace("_", "-")
+                raise ValueError(f"{option} must be left out with method {method}")
+    return {name: value for name, value in options[method].items() if value is not None}
+
+
+#: what options are if they are not given, where that is not None
+_UNSET = {"proposal": "posterior", "copies": 10, "compile": False, "resume": False}
 
 
 def _evaluate(
     console: Console,
     folder: Path,
+    world: World,
     *,
-    k: int,
+    k: int | None,
+    method: str = "importance",
     split: str = "test",
     limit: int | None = None,
     seed: int = 0,
-    batch_size: int | None = None,
-    chunk: int | None = None,
-    device: str = "cpu",
-    tolerance: float | None = None,
-    max_k: int | None = None,
-) -> tuple[dict[str, Any], LikelihoodEstimate]:
+    resume: bool = False,
+    **options: Any,
+) -> tuple[dict[str, Any], LikelihoodEstimate | AISEstimate]:
     """Judge the run's best model: what evaluation.json holds, and all of it."""
-    config, model = load_config(folder), load_model(folder).to(device)
+    config, model = load_config(folder), load_model(folder).to(world.device)
     x = config.load_data().evaluation(split)[:limit]
-    with _evaluation_bar(console, len(x)) as advance:
+    with _evaluation_bar(console, world) as advance:
         start = time.perf_counter()
-        estimate = estimate_log_likelihood(
-            model, x, k, batch_size=batch_size, chunk=chunk, seed=seed, progress=advance,
-            tolerance=tolerance, max_k=max_k,
-        )  # fmt: skip
+        estimate: LikelihoodEstimate | AISEstimate
+        with _wrong_options():
+            if method == "ais":
+                estimate = estimate_log_likelihood(
+                    model, x, k, method="ais", seed=seed, progress=advance, **options
+                )
+            else:
+                partial = folder / PARTIAL
+                if not resume and world.is_main:
+                    remove_partial(partial)
+                barrier(world)
+                try:
+                    estimate = estimate_log_likelihood(
+                        model, x, k, seed=seed, progress=advance, partial=partial, world=world,
+                        **options,
+                    )  # fmt: skip
+                except KeyboardInterrupt:
+                    _fail("interrupted; what is done is kept, go on with --resume", 130)
         seconds = time.perf_counter() - start
     report = {
         "model": config.model,
@@ -629,19 +731,57 @@ def _evaluate(
         **estimate.summary(),
     }
     report["seconds"] = seconds
+    report["processes"] = world.size
     return report, estimate
 
 
-def _keep(folder: Path, report: dict[str, Any], estimate: LikelihoodEstimate) -> None:
-    """evaluation.json, and evaluation.npz with each example's numbers."""
+def _keep(
+    console: Console,
+    folder: Path,
+    report: dict[str, Any],
+    estimate: LikelihoodEstimate | AISEstimate,
+) -> None:
+    """evaluation.json, evaluation.npz with each example's numbers, and pictures."""
     write_json(folder / EVALUATION, report)
-    arrays = {name: getattr(estimate, name).numpy() for name in _PER_EXAMPLE}
     file = io.BytesIO()
-    np.savez(file, curve_k=np.array(estimate.curve_k), **arrays)
+    np.savez(file, **_arrays(estimate))
     write_atomically((folder / EVALUATION).with_suffix(".npz"), file.getvalue())
+    remove_partial(folder / PARTIAL)
+    try:
+        _plot_evaluation(folder, report, estimate)
+    except MissingExtraError as error:
+        console.print(f"No pictures: {error}", soft_wrap=True, markup=False)
 
 
-_PER_EXAMPLE = ("log_likelihood", "standard_error", "ess", "elbo", "pareto_k", "spent", "curve")
+def _arrays(estimate: LikelihoodEstimate | AISEstimate) -> dict[str, Any]:
+    """All that has a number an example, and the k of the curve."""
+    values = {f.name: getattr(estimate, f.name) for f in dataclasses.fields(estimate)}
+    arrays = {name: v.numpy() for name, v in values.items() if isinstance(v, Tensor)}
+    if "curve_k" in values:
+        arrays["curve_k"] = np.array(values["curve_k"])
+    return arrays
+
+
+def _plot_evaluation(
+    folder: Path, report: dict[str, Any], estimate: LikelihoodEstimate | AISEstimate
+) -> None:
+    title = f"{report['model']} on {report['data']}, {report['split']} set"
+    if isinstance(estimate, LikelihoodEstimate):
+        if len(estimate.curve_k) > 1:
+            plot_bounds(
+                estimate.curve_k, estimate.curve, estimate.curve_standard_error,
+                folder / "evaluation_bounds.png", title=title,
+            )  # fmt: skip
+        plot_ess(estimate.ess, estimate.spent, folder / "evaluation_ess.png", title=title)
+    config, model = load_config(folder), load_model(folder)
+    data = config.load_data()
+    worst = estimate.log_likelihood.nan_to_num(-math.inf).argsort()[:_PICTURED]
+    x = data.evaluation(report["split"])[worst]
+    labels = [f"#{i}\n{estimate.log_likelihood[i]:.1f}" for i in worst.tolist()]
+    plot_worst(
+        x, model.reconstruct(x), labels, data.image_shape, folder / "evaluation_worst.png",
+        title=f"{title}: lowest log p(x), in nats",
+    )  # fmt: skip
 
 
 def _warn(console: Console, report: dict[str, Any]) -> None:
@@ -650,7 +790,8 @@ def _warn(console: Console, report: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _evaluation_bar(console: Console, total: int) -> Iterator[Any]:
+def _evaluation_bar(console: Console, world: World) -> Iterator[Any]:
+    """A bar of this process's share; the others' goes at about the same pace."""
     if console.quiet:
         yield None
         return
@@ -658,18 +799,29 @@ def _evaluation_bar(console: Console, total: int) -> Iterator[Any]:
         TextColumn("evaluating"),
         BarColumn(bar_width=24),
         TextColumn("{task.completed}/{task.total} examples"),
-        TimeElapsedColumn(),
+        TextColumn("{task.fields[rate]} samples/s"),
+        TextColumn("log p(x) {task.fields[value]} nats"),
         TextColumn("{task.fields[left]} left"),
         console=console,
         transient=True,
         disable=not console.is_terminal,
     )
-    task = bar.add_task("", total=total, left="–:––")
+    task = bar.add_task("", total=None, rate="–", value="–", left="–:––")
     start = time.perf_counter()
 
-    def advance(done: int, _: int) -> None:
-        left = (time.perf_counter() - start) * (total - done) / done
-        bar.update(task, completed=done, left=_duration(left))
+    def advance(state: EvaluationProgress) -> None:
+        seconds = time.perf_counter() - start
+        value = "not finite"
+        if math.isfinite(state.log_likelihood):
+            value = f"{_number(state.log_likelihood)} ± {_number(state.standard_error, 3)}"
+        bar.update(
+            task,
+            total=state.total,
+            completed=state.examples,
+            rate=f"{world.size * state.samples / max(seconds, 1e-9):,.0f}",
+            value=value,
+            left=_duration(seconds * (state.total - state.examples) / state.examples),
+        )
 
     with bar:
         yield advance
@@ -680,8 +832,12 @@ def _evaluation_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         value = report[key]
         return "not finite" if value is None else _number(value, digits)
 
-    samples = f"k = {report['k']:,}"
-    if report["samples"] != report["k"] * report["examples"]:
+    annealed = report["method"] == "ais"
+    if annealed:
+        samples = f"{report['chains']} chains, {report['temperatures']} temperatures"
+    elif report["samples"] == report["k"] * report["examples"]:
+        samples = f"k = {report['k']:,}"
+    else:
         samples = f"k = {report['samples'] / report['examples']:,.0f} on average"
     density = ", of a density on [0, 1]" if report["likelihood"] == "gaussian" else ""
     rows = [
@@ -691,15 +847,26 @@ def _evaluation_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
             f"({samples}, {report['examples']:,} examples)",
         ),
         ("bits per dimension", shown("bits_per_dimension", 4) + density),
-        ("ELBO", f"{shown('elbo')} nats"),
-        (
-            "effective samples",
-            f"{shown('ess_mean', 1)} on average, {shown('ess_min', 1)} at least, below 10 for "
-            f"{report['ess_below_10']:,}",
-        ),
-        ("Pareto k̂", f"above 0.7 for {report['pareto_k_above_0.7']:,} examples"),
-        ("evaluated in", f"{report['seconds']:.1f} s"),
     ]
+    if annealed:
+        rows += [
+            ("acceptance", shown("acceptance")),
+            (
+                "effective chains",
+                f"{shown('ess_mean', 1)} on average, {shown('ess_min', 1)} at least",
+            ),
+        ]
+    else:
+        rows += [
+            ("ELBO", f"{shown('elbo')} nats"),
+            (
+                "effective samples",
+                f"{shown('ess_mean', 1)} on average, {shown('ess_min', 1)} at least, below 10 for "
+                f"{report['ess_below_10']:,}",
+            ),
+            ("Pareto k̂", f"above 0.7 for {report['pareto_k_above_0.7']:,} examples"),
+        ]
+    rows.append(("evaluated in", f"{report['seconds']:.1f} s"))
     if report["non_finite"]:
         rows.append(("not finite", f"{report['non_finite']} of {report['examples']} examples"))
     return rows

@@ -35,11 +35,13 @@ if TYPE_CHECKING:
 
     Model = LatentVariableModel | EncoderDecoder | tuple[Callable[..., Any], Callable[..., Any]]
 
-__all__ = ["CURVE", "METHODS", "EvaluationProgress", "estimate_log_likelihood"]
+__all__ = ["CURVE", "DTYPES", "METHODS", "EvaluationProgress", "estimate_log_likelihood"]
 
 _op: Any = torch.ops.dvae_fast
 
 METHODS = ("importance", "ais")
+#: of the decoder's matrix products, by name
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: k of the curve of bounds, where nothing else is asked for; those above k are left out
 CURVE = (1, 5, 50, 500, 5000)
 _K = {"importance": 5000, "ais": 16}
@@ -466,8 +468,7 @@ _IMPORTANCE_ALONE = set(_DEFAULTS) - {"method", "likelihood", "batch_size", "see
 
 def _matrix_dtype(dtype: str | torch.dtype | None, like: Tensor) -> torch.dtype | None:
     """The dtype of matrix products if it is not that of the model."""
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    wanted = known.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    wanted = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
     if wanted is None or wanted == like.dtype:
         return None
     if wanted not in (torch.bfloat16, torch.float16):

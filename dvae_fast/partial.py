@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping
 
-__all__ = ["PartialResults", "fingerprint", "read_settings"]
+__all__ = ["PartialResults", "fingerprint", "read_settings", "remove_partial"]
 
 _EVERY = 10.0  # seconds between two writings
 _DONE, _SETTINGS = "_done", "_settings"
@@ -58,6 +58,12 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any] | None:
         if file.exists():
             return _read(file)[0]
     return None
+
+
+def remove_partial(path: str | os.PathLike[str]) -> None:
+    """Forget what is kept at `path`, if anything is."""
+    for file in _files(Path(path)):
+        file.unlink(missing_ok=True)
 
 
 class PartialResults:

@@ -1,4 +1,4 @@
-"""Pictures of a run: learning curve, samples, and x / x̃ / reconstruction, as PNG files."""
+"""Pictures of a run and of its evaluation, as PNG files."""
 
 from __future__ import annotations
 
@@ -11,12 +11,21 @@ from torch import Tensor
 
 from dvae_fast._extras import require
 from dvae_fast.checkpoint import write_atomically
+from dvae_fast.estimates import MIN_ESS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["image_grid", "plot_learning_curve", "plot_reconstructions", "plot_samples"]
+__all__ = [
+    "image_grid",
+    "plot_bounds",
+    "plot_ess",
+    "plot_learning_curve",
+    "plot_reconstructions",
+    "plot_samples",
+    "plot_worst",
+]
 
 _DPI = 150
 _BLUE, _ORANGE, _GREY, _FRAME = "#1f5fa8", "#d9730d", "#8a8a8a", "#8fa8c0"
@@ -161,4 +170,107 @@ def plot_reconstructions(
         axes.set_ylabel(label, fontsize=11, rotation=0, ha="right", va="center", labelpad=8)
     if title:
         figure.suptitle(title, fontsize=11)
+    _write(figure, path)
+
+
+def plot_bounds(
+    ks: Sequence[int], curve: Tensor, standard_error: Tensor, path: Path, *, title: str = ""
+) -> None:
+    """The mean bound against k, with two standard errors over draws of the samples as a band.
+
+    Args:
+        ks: at least one k.
+        curve, standard_error: (N, len(ks)) in nats, as in `LikelihoodEstimate`.
+        path, title: as for :func:`plot_learning_curve`, which tells the errors too.
+    """
+    ticker = require("matplotlib.ticker", "matplotlib", "drawing")
+    mean = curve.mean(0)
+    error = standard_error.square().sum(0).sqrt() / len(curve)
+    figure = _figure(6.4, 4.0)
+    axes = figure.add_subplot()
+    shown = [i for i in range(len(ks)) if math.isfinite(float(mean[i]))]
+    k, m = [ks[i] for i in shown], mean[shown].numpy()
+    band = 2 * error[shown].nan_to_num(0).numpy()
+    axes.fill_between(k, m - band, m + band, color=_BLUE, alpha=0.2, linewidth=0)
+    axes.plot(k, m, "o-", color=_BLUE, linewidth=1.4, markersize=4)
+    for position, value in zip(k, m.tolist(), strict=True):
+        axes.annotate(
+            f"{value:.2f}", (position, value), xytext=(0, 8), textcoords="offset points",
+            ha="center", fontsize=8,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xticks(k, [f"{one:,}" for one in k])
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    axes.margins(x=0.08, y=0.18)
+    axes.set_xlabel("importance samples k")
+    axes.set_ylabel("bound (nats per example)")
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    if title:
+        axes.set_title(title, fontsize=11)
+    _write(figure, path)
+
+
+def plot_ess(ess: Tensor, spent: Tensor, path: Path, *, title: str = "") -> None:
+    """How many examples have how many effective samples; below 10 marked as not to be trusted.
+
+    Args:
+        ess, spent: (N,), as in `LikelihoodEstimate`.
+        path, title: as for :func:`plot_learning_curve`, which tells the errors too.
+    """
+    figure = _figure(6.4, 4.0)
+    axes = figure.add_subplot()
+    values = ess[ess.isfinite()].clamp(min=1)
+    most = math.log10(max(float(spent.max()), 10.0))
+    edges = torch.logspace(0, most, 41).numpy()
+    if len(values) > 0:
+        axes.hist(values.numpy(), bins=edges, color=_BLUE)
+        median = float(values.median())
+        axes.axvline(
+            median, color=_ORANGE, linewidth=1.2, label=f"median {median:,.0f} of {10**most:,.0f}"
+        )
+        axes.legend(frameon=False)
+    axes.axvspan(1, MIN_ESS, color=_GREY, alpha=0.15, linewidth=0)
+    few = int((values < MIN_ESS).sum())
+    axes.annotate(
+        f"below {MIN_ESS:g}: {few:,} of {len(ess):,}", (0.01, 1.01), xycoords="axes fraction",
+        fontsize=8,
+    )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xlim(1, 10**most)
+    axes.set_xlabel("effective samples")
+    axes.set_ylabel("examples")
+    axes.spines[["top", "right"]].set_visible(False)
+    if title:
+        axes.set_title(title, fontsize=11)
+    _write(figure, path)
+
+
+def plot_worst(
+    x: Tensor,
+    means: Tensor,
+    labels: Sequence[str],
+    image_shape: tuple[int, int],
+    path: Path,
+    *,
+    title: str = "",
+) -> None:
+    """Examples above their reconstructions, each with a label.
+
+    Args:
+        x, means: (N, D) in [0, 1].
+        labels: N, of one or two lines.
+        image_shape, path, title: as for :func:`plot_samples`, which tells the errors too.
+    """
+    count = len(x)
+    grid = image_grid(torch.cat((x.cpu(), means.cpu())), image_shape, count)
+    figure = _figure(0.85 * count + 0.6, 0.85 * 2 * image_shape[0] / image_shape[1] + 0.9)
+    axes = figure.add_subplot()
+    _show(axes, grid)
+    height, width = ((n - _GAP) / m for n, m in zip(grid.shape, (2, count), strict=True))
+    axes.set_xticks([_GAP + width * (i + 0.5) for i in range(count)], labels, fontsize=8)
+    axes.set_yticks([_GAP + height * (i + 0.5) for i in range(2)], ["x", "mean"], fontsize=8)
+    axes.tick_params(length=0)
+    if title:
+        axes.set_title(title, fontsize=11)
     _write(figure, path)

@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import math
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -212,6 +213,12 @@ def _share_of_threads(processes: int) -> Iterator[None]:
 _LOST = ("/gloo/", "pair closure", "onnection closed", "onnection reset")
 
 
+def _reason(error: RuntimeError) -> str:
+    """Without gloo's place in its source, and without its advice."""
+    text = re.sub(r"^\[\S*/gloo/\S*\] ", "", str(error).strip())
+    return text.splitlines()[0].partition(". ")[0][:200]
+
+
 @contextlib.contextmanager
 def _told_apart(world: World) -> Iterator[None]:
     """Errors of a connection become a DistributedError; all others pass."""
@@ -226,7 +233,7 @@ def _told_apart(world: World) -> Iterator[None]:
         raise DistributedError(
             f"rank {world.rank} of {world.size} lost touch with the others: one ended, or was "
             f"silent for longer than {TIMEOUT_VARIABLE} ({_timeout().total_seconds():g} s); "
-            f"what the first to end said tells why ({str(error).strip().splitlines()[0][:200]})"
+            f"what the first to end said tells why ({_reason(error)})"
         ) from error
 
 
@@ -330,8 +337,10 @@ def on_main(function: Callable[[], T], world: World) -> T:
         except Exception as error:
             result = (None, error)
     value, raised = broadcast_object(result, world)
+    if raised is not None and not world.is_main:
+        raise raised from DistributedError("raised on rank 0")
     if raised is not None:
-        raise raised from (None if world.is_main else DistributedError("raised on rank 0"))
+        raise raised
     return cast("T", value)
 
 

@@ -1,29 +1,37 @@
-"""What one of the processes of `test_distributed` runs; each check is told in a file of its rank.
+"""What one of the processes of `test_distributed` runs; what came of each check is in RANK.json.
 
-    python distributed_worker.py CHECKS FOLDER
-
-with the environment that torchrun would set.
+torchrun --nproc-per-node 2 distributed_worker.py FOLDER PORT PORT PORT
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import json
 import os
+import runpy
+import signal
 import sys
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from typer.testing import CliRunner
 
+from dvae_fast import cli
 from dvae_fast import distributed as d
+from dvae_fast import train as trainer
+from dvae_fast.checkpoint import CHECKPOINT, CheckpointError, load_tensors
+from dvae_fast.data import Dataset
+from dvae_fast.train import NonFiniteError, TrainConfig, default_config, train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 # --- the helpers ------------------------------------------------------------------------------
@@ -115,54 +123,295 @@ def nested(world: d.World, folder: Path) -> None:
 HELPERS = (place, gathering, agreeing, main_alone, shares, waiting, nested)
 
 
-# --- one that ends, one that is silent --------------------------------------------------------
+# --- training ---------------------------------------------------------------------------------
 
 
-def ends(world: d.World, folder: Path) -> None:
-    if not world.is_main:
-        os._exit(7)
-    d.barrier(world)
+def tiny(**options: Any) -> TrainConfig:
+    """M, K, batch and sizes that all differ; shares that do, 118 and 119; a last batch of 112."""
+    values = {"M": 2, "K": 3, "batch_size": 237, "latent_size": 4, "hidden_sizes": (9, 7),
+              "epochs": 2, "seed": 11}  # fmt: skip
+    return default_config(**(values | options))
 
 
-def sleeps(world: d.World, folder: Path) -> None:
-    if not world.is_main:
-        time.sleep(60)
-    d.barrier(world)
+@contextlib.contextmanager
+def float64() -> Iterator[None]:
+    """Models are made, and images read, in float64."""
+    read, judged = Dataset.train_batch, Dataset.evaluation
+    old = torch.get_default_dtype()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Dataset, "train_batch", lambda *args: read(*args).double())
+        patch.setattr(Dataset, "evaluation", lambda *args: judged(*args).double())
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(old)
 
 
-def lost(check: Callable[[d.World, Path], None], folder: Path) -> None:
-    """Fails as the check does; how the main process was told of it is kept."""
-    try:
-        with d.join("cpu") as world:
-            check(world, folder)
-    except d.DistributedError as error:
-        (folder / f"{check.__name__}.txt").write_text(str(error))
-        raise
+@float64()
+def as_one(options: dict[str, Any], steps: int, world: d.World, folder: Path) -> None:
+    """Two processes' gradients, parameters and bounds against one's."""
+    config = tiny(**options)
+    data = config.load_data()
+    together, alone = runs = [trainer._Run(config, folder, data, w) for w in (world, None)]
+    for run in runs:
+        run.start_epoch()
+    for _ in range(steps):
+        for run in runs:
+            run.step()
+        for name, p in together.parameters.items():
+            reference = alone.parameters[name]
+            torch.testing.assert_close(p.grad, reference.grad, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(p, reference, rtol=1e-9, atol=1e-9)
+            theirs = d.all_gather_tensors(p.detach().flatten(), world)
+            assert torch.equal(*theirs), name
+        assert together.position == alone.position
+        assert together.check_finite() == pytest.approx(alone.check_finite(), rel=1e-10)
+    for split in ("valid", "test"):
+        assert together.bound(split, 5) == pytest.approx(alone.bound(split, 5), rel=1e-10)
 
 
-GROUPS = {"helpers": HELPERS}
+def steps_of_a_diwae(world: d.World, folder: Path) -> None:
+    """A whole epoch, with its smaller last batch."""
+    as_one({}, 6, world, folder)
 
 
-def run(group: str, folder: Path) -> None:
-    results = {}
+def steps_of_a_gaussian_dvae(world: d.World, folder: Path) -> None:
+    options = {"model": "dvae", "likelihood": "gaussian", "binarise": "none",
+               "corruption": "gaussian", "batch_size": 70}  # fmt: skip
+    as_one(options, 3, world, folder)
+
+
+def steps_of_one_example(world: d.World, folder: Path) -> None:
+    """Batches smaller than the world: one rank has nothing to do."""
+    as_one({"model": "iwae", "M": 1, "batch_size": 1}, 4, world, folder)
+
+
+@contextlib.contextmanager
+def every_step(wrapper: Callable[[trainer._Run], None]) -> Iterator[None]:
+    """Call back after each step of a run."""
+    real = trainer._Run.step
+
+    def step(run: trainer._Run) -> None:
+        real(run)
+        wrapper(run)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "_REPORT_SECONDS", 0.0)
+        patch.setattr(trainer._Run, "step", step)
+        yield
+
+
+def whole_run(world: d.World, folder: Path) -> None:
+    """Rank 0 alone calls back, writes and logs. `test_distributed` compares with one process."""
+    epochs: list[Any] = []
+    reports: list[Any] = []
+    with every_step(lambda _: None):
+        metrics = train(tiny(), folder / "two", on_epoch=epochs.append, on_progress=reports.append)
+    assert d.broadcast_object(metrics, world) == metrics
+    assert metrics["versions"]["processes"] == 2
+    assert len(epochs) == 2 * world.is_main
+    assert len(reports) == 12 * world.is_main
+
+
+def a_signal_on_one_rank(world: d.World, folder: Path) -> None:
+    """All stop at the same step, rank 0 saves; going on ends where the straight run does."""
+    steps = []
+
+    def send(run: trainer._Run) -> None:
+        steps.append(1)
+        if len(steps) == 3 and not world.is_main:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with every_step(send):
+        metrics = train(tiny(), folder / "broken", tensorboard=False)
+    assert (metrics["status"], metrics["signal"]) == ("interrupted", signal.SIGTERM)
+    assert len(steps) == 3
+    header = load_tensors(folder / "broken" / CHECKPOINT)[1]
+    assert (header["epoch"], header["position"]) == (0, 3 * 237)
+    metrics = train(tiny(), folder / "broken", tensorboard=False, resume=True)
+    assert metrics["status"] == "finished"
+    straight, broken = (load_tensors(folder / name / CHECKPOINT) for name in ("two", "broken"))
+    for name, t in straight[0].items():
+        assert torch.equal(t, broken[0][name]), name
+    for a, b in zip(straight[1]["history"], broken[1]["history"], strict=True):
+        assert a["valid_bound"] == b["valid_bound"]
+        assert a["train_bound"] == pytest.approx(b["train_bound"], rel=1e-12)
+
+
+def a_callback_stops_all(world: d.World, folder: Path) -> None:
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    metrics = train(tiny(), folder / "stopped", tensorboard=False, on_epoch=stop)
+    assert (metrics["status"], metrics["signal"]) == ("interrupted", signal.SIGINT)
+    assert metrics["epochs_done"] == 1
+
+
+def between_agreements_nothing_is_exchanged(world: d.World, folder: Path) -> None:
+    """Steps of no length, a report every 0.2 s: hundreds go by until they agree again."""
+    pace = trainer._Pace(world, trainer._Signals())
+    asked = []
+
+    def count(values: Any, world: d.World) -> list[int]:
+        asked.append(1)
+        return d.all_max(values, world)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "all_max", count)
+        flags = [pace.after_step(world.is_main, False) for _ in range(300)]
+    assert 0 < len(asked) < 30
+    assert flags.count([True, False]) == len(asked)
+    assert flags.count([False, False]) == 300 - len(asked)
+    assert pace.stop is None
+
+
+def numbers_that_are_none(world: d.World, folder: Path) -> None:
+    """The same message everywhere, though one rank alone has met them."""
+
+    def infinite(run: trainer._Run) -> None:
+        if not world.is_main:
+            run.total.fill_(float("inf"))
+
+    def poisoned(run: trainer._Run) -> None:
+        if not world.is_main:
+            with torch.no_grad():
+                run.parameters["decoder.output.bias"][3] = float("nan")
+
+    for wrong, what in ((infinite, "the training bound became inf"),
+                        (poisoned, "a parameter became nan")):  # fmt: skip
+        where = folder / wrong.__name__
+        with every_step(wrong), pytest.raises(NonFiniteError, match=what) as caught:
+            train(tiny(), where, tensorboard=False, checkpoint_seconds=0.0)
+        message = str(caught.value)
+        assert "in epoch 1, after 237 of 1297 examples" in message
+        assert d.broadcast_object(message, world) == message
+        assert load_tensors(where / CHECKPOINT)[1]["position"] == 0
+
+
+def refusals(world: d.World, folder: Path) -> None:
+    """Found out by rank 0, raised by all."""
+    with pytest.raises(ValueError, match="run_dir must not hold a run already"):
+        train(tiny(), folder / "two", tensorboard=False)
+    with pytest.raises(ValueError, match="K must be as in the run to resume, 3; got 4"):
+        train(tiny(K=4), folder / "two", tensorboard=False, resume=True)
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        train(tiny(), folder / "nowhere", tensorboard=False, resume=True)
+    (folder / "file").write_text("in the way")
+    with pytest.raises(CheckpointError, match="cannot write") as caught:
+        train(tiny(), folder / "file" / "run", tensorboard=False)
+    assert isinstance(caught.value.__cause__, d.DistributedError) is not world.is_main
+
+
+def command_line(world: d.World, folder: Path) -> None:
+    """One message, from rank 0, and the same exit code from both."""
+
+    def ends(code: int, message: str, *options: str) -> None:
+        command = ["train", "--latent", "4", "--hidden", "9,7", "--batch-size", "237",
+                   "--no-tensorboard", "--evaluate-k", "0", "-q", *options]  # fmt: skip
+        result = CliRunner().invoke(cli.app, command)
+        assert result.exit_code == code, result.output
+        assert (message in result.output) is world.is_main
+        assert result.output.count("\n") == world.is_main
+
+    steps = []
+
+    def send(run: trainer._Run) -> None:
+        steps.append(1)
+        if len(steps) == 3 and not world.is_main:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    where = str(folder / "cli")
+    with every_step(send):
+        ends(130, "all is saved, go on with: dvae-fast train --resume --run-dir", "--epochs", "9",
+             "--run-dir", where)  # fmt: skip
+    ends(2, "run_dir must not hold a run already", "--run-dir", where)
+    ends(2, "K must be an integer >= 1, got 0", "-K", "0")
+    ends(1, "cannot write", "--run-dir", str(folder / "file" / "run"))
+    ends(1, "smaller learning rate", "--learning-rate", "1e30", "--run-dir", f"{where} 2")
+
+
+TRAINING = (
+    steps_of_a_diwae, steps_of_a_gaussian_dvae, steps_of_one_example, whole_run,
+    a_signal_on_one_rank, a_callback_stops_all, between_agreements_nothing_is_exchanged,
+    numbers_that_are_none, refusals, command_line,
+)  # fmt: skip
+CHECKS = HELPERS + TRAINING
+
+
+# --- one that is silent, one that ends --------------------------------------------------------
+
+
+def silent() -> str:
+    """What rank 0 is told when the other says nothing for a second."""
+    os.environ[d.TIMEOUT_VARIABLE] = "1"
     with d.join("cpu") as world:
-        for check in GROUPS[group]:
+        if not world.is_main:
+            time.sleep(2)
+            return ""
+        with pytest.raises(d.DistributedError) as caught, d.join("cpu"):
+            d.barrier(world)
+    return str(caught.value)
+
+
+def gone() -> str:
+    """What rank 0 is told when the other ends amid a run."""
+    del os.environ[d.TIMEOUT_VARIABLE]
+
+    # torchrun, which sees the other end, must not end this one before it is told.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def end() -> None:
+        with d.join("cpu") as world:
+            if not world.is_main:
+                os._exit(7)
+            d.barrier(world)
+
+    with pytest.raises(d.DistributedError) as caught:
+        end()
+    return str(caught.value)
+
+
+def program(folder: Path) -> str:
+    """``python -m dvae_fast train``, with nothing joined before: what it prints."""
+    sys.argv = ["dvae_fast", "train", "--latent", "4", "--hidden", "9,7", "--batch-size", "237",
+                "--epochs", "2", "--evaluate-k", "7",
+                "--run-dir", str(folder / "program")]  # fmt: skip
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_module("dvae_fast", run_name="__main__")
+        assert caught.value.code == 0, printed.getvalue()
+    return printed.getvalue()
+
+
+def run(folder: Path, ports: Iterator[str]) -> None:
+    results: dict[str, str] = {}
+
+    def tell(name: str, result: str) -> None:
+        results[name] = result
+        (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(results))
+
+    def meet_elsewhere() -> None:
+        """A group of its own for each part: torchrun's is spent."""
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+        os.environ["MASTER_PORT"] = next(ports)
+
+    tell("program", program(folder))
+    meet_elsewhere()
+    with d.join("cpu") as world:
+        for check in CHECKS:
             try:
                 check(world, folder)
-                results[check.__name__] = "ok"
+                tell(check.__name__, "ok")
             except BaseException:
-                # The other rank may be waiting now, so that nothing after this makes sense.
-                results[check.__name__] = traceback.format_exc()
-                break
-        (folder / f"{group}.{world.rank}.json").write_text(json.dumps(results))
-        d.barrier(world)
+                tell(check.__name__, traceback.format_exc())
+                os._exit(1)  # the other may be waiting: what comes after makes no sense
     assert not dist.is_initialized()
+    for end in (silent, gone):
+        meet_elsewhere()
+        tell(end.__name__, end())
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    name, where = sys.argv[1], Path(sys.argv[2])
-    if name in GROUPS:
-        run(name, where)
-    else:
-        lost({"ends": ends, "sleeps": sleeps}[name], where)
+    run(Path(sys.argv[1]), iter(sys.argv[2:]))

@@ -1,13 +1,13 @@
-"""Several processes: what they tell one another, and that none waits for one that is gone."""
+"""Several processes: what they tell one another, that they train as one does, and how they end."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import distributed_worker as worker
@@ -15,13 +15,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from dvae_fast.checkpoint import CHECKPOINT, MODEL
 from dvae_fast.distributed import TIMEOUT_VARIABLE, World, all_gather_tensors, all_max, join
+from dvae_fast.train import METRICS, check_world, load_config, train
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
 
 ROOT = Path(__file__).resolve().parent.parent
 _PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-LIMIT = 100.0  # seconds that processes may take on a loaded machine
+LIMIT = 240.0  # seconds that processes may take on a loaded machine
 
 
 @pytest.fixture(autouse=True)
@@ -48,63 +50,86 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(name: str, folder: Path, **more: str) -> list[subprocess.Popen[str]]:
-    """Two ranks of `distributed_worker`."""
-    port = str(free_port())
-    return [
-        subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "distributed_worker.py"), name, str(folder)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env=environment(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank),
-                            MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **more),
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-
-
-def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
-    """Exit codes and outputs; an error, and no process left, if they take too long."""
-    deadline = time.monotonic() + LIMIT
-    try:
-        outputs = [p.communicate(timeout=deadline - time.monotonic())[0] for p in processes]
-    finally:
-        for p in processes:
-            p.kill()
-            p.wait()
-    return [(p.returncode, output) for p, output in zip(processes, outputs, strict=True)]
-
-
-def results_of(group: str, folder: Path) -> list[dict[str, str]]:
-    """By rank, what came of each check."""
-    outputs = finish(start(group, folder))
-    assert [code for code, _ in outputs] == [0, 0], outputs
-    return [json.loads((folder / f"{group}.{rank}.json").read_text()) for rank in range(2)]
-
-
 @pytest.fixture(scope="module")
-def helpers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
-    return results_of("helpers", tmp_path_factory.mktemp("helpers"))
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the two ranks left their results and runs; the last of the checks ends rank 1."""
+    path = tmp_path_factory.mktemp("two")
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               str(ROOT / "tests" / "distributed_worker.py"), str(path)]  # fmt: skip
+    launcher = subprocess.Popen(
+        [sys.executable, *command, *(str(free_port()) for _ in range(3))],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    try:
+        output = launcher.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        launcher.terminate()  # its processes with it
+        output = launcher.communicate()
+    (path / "launcher.json").write_text(json.dumps([launcher.returncode, *output]))
+    return path
 
 
-@pytest.mark.parametrize("name", [check.__name__ for check in worker.HELPERS])
-def test_helpers(name: str, helpers: list[dict[str, str]]) -> None:
-    assert [result.get(name) for result in helpers] == ["ok", "ok"]
+def results(folder: Path, rank: int) -> dict[str, str]:
+    """What the rank has told, by check; nothing if it ended before the first."""
+    path = folder / f"{rank}.json"
+    told: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    return told
 
 
-# --- one that ends, one that is silent --------------------------------------------------------
+@pytest.mark.parametrize("name", [check.__name__ for check in worker.CHECKS])
+def test_two_processes(name: str, folder: Path) -> None:
+    launcher = (folder / "launcher.json").read_text()
+    told = [results(folder, rank).get(name, launcher) for rank in range(2)]
+    assert told == ["ok", "ok"], "\n".join(told)
 
 
-def test_nobody_waits_for_a_process_that_is_gone_or_silent(tmp_path: Path) -> None:
-    gone, silent = start("ends", tmp_path), start("sleeps", tmp_path, **{TIMEOUT_VARIABLE: "2"})
-    (main, output), (other, _) = finish(gone)
-    assert (main, other) == (1, 7), output
-    message = (tmp_path / "ends.txt").read_text()
-    assert message.startswith("rank 0 of 2 lost touch with the others: one ended, or was silent")
-    code = silent[0].wait(LIMIT)
-    silent[1].kill()
+def test_nobody_waits_for_a_process_that_is_silent_or_gone(folder: Path) -> None:
+    told = results(folder, 0)
+    for name in ("silent", "gone"):
+        assert told[name].startswith("rank 0 of 2 lost touch with the others: one ended, or was")
+    assert f"{TIMEOUT_VARIABLE} (1 s)" in told["silent"]
+    code, _, errors = json.loads((folder / "launcher.json").read_text())
     assert code == 1
-    assert f"{TIMEOUT_VARIABLE} (2 s)" in (tmp_path / "sleeps.txt").read_text()
-    finish(silent)
+    assert "exitcode  : 7" in errors
+
+
+def test_a_run_of_two_is_the_run_of_one(folder: Path, tmp_path: Path) -> None:
+    """In float32, where Adam makes much of little: to the rounding of a few nats."""
+    metrics = train(worker.tiny(), tmp_path, tensorboard=False)
+    two = json.loads((folder / "two" / METRICS).read_text())
+    assert two["config"] == metrics["config"]
+    for line, other in zip(metrics["history"], two["history"], strict=True):
+        for name in ("train_bound", "valid_bound"):
+            assert line[name] == pytest.approx(other[name], abs=2e-3)
+    assert two["test_bound"] == pytest.approx(metrics["test_bound"], abs=2e-3)
+    names = sorted(path.name.split(".out.")[0] for path in (folder / "two").iterdir())
+    assert names == [CHECKPOINT, "config.json", "events", METRICS, MODEL]
+
+
+def test_one_process_goes_on_with_the_run_of_two(folder: Path) -> None:
+    config = dataclasses.replace(load_config(folder / "cli"), epochs=1)
+    metrics = train(config, folder / "cli", resume=True, tensorboard=False)
+    assert (metrics["status"], metrics["epochs_done"]) == ("finished", 1)
+    assert metrics["versions"]["processes"] == 1
+
+
+def test_graphs_and_several_processes_do_not_mix() -> None:
+    config = worker.tiny(device="cuda", cuda_graph=True)
+    check_world(config, World(0, 1, 0, torch.device("cuda")))
+    with pytest.raises(ValueError, match=r"cuda_graph must be off .* processes; there are 2"):
+        check_world(config, World(0, 2, 0, torch.device("cuda")))
+
+
+def test_torchrun_trains_and_judges(folder: Path) -> None:
+    printed = results(folder, 0)["program"]
+    for text in ("2 processes); run folder", "epoch 2/2", "test bound", "log p(x)"):
+        assert printed.count(text) == 1
+    assert results(folder, 1)["program"] == ""
+    run = folder / "program"
+    metrics = json.loads((run / METRICS).read_text())
+    assert (metrics["status"], metrics["versions"]["processes"]) == ("finished", 2)
+    assert metrics["evaluation"]["k"] == 7
+    assert len(list(run.glob("events.*"))) == 1
 
 
 # --- the environment --------------------------------------------------------------------------

@@ -222,6 +222,21 @@ def test_seeds(name: str) -> None:
     assert torch.equal(model.loss(x), drawn[0])
 
 
+@pytest.mark.parametrize("kind", CORRUPTIONS)
+@pytest.mark.parametrize("name", MODELS)
+def test_parts_of_a_batch_have_the_numbers_of_the_batch(name: str, kind: str) -> None:
+    options = {"corruption": CORRUPTIONS[kind]} if MODELS[name].denoising else {}
+    model, x = _model(name, **options), _data()
+    parts = [(0, 2), (2, 3), (3, B)]
+    bounds = [model.bound(x[a:b], SEED, first_example=a) for a, b in parts]
+    torch.testing.assert_close(torch.cat(bounds), model.bound(x, SEED), rtol=1e-12, atol=1e-12)
+    losses = [(b - a) / B * model(x[a:b], SEED, first_example=a) for a, b in parts]
+    torch.testing.assert_close(sum(losses), model.loss(x, SEED), rtol=1e-12, atol=1e-12)
+    for wrong in (-1, 2**32 - B + 1):
+        with pytest.raises(ValueError, match=f"first_example must be .* got {wrong}"):
+            model.loss(x, SEED, first_example=wrong)
+
+
 def test_a_gaussian_deviation_can_be_learnt() -> None:
     std = torch.full((D,), 0.5, dtype=torch.float64, requires_grad=True)
     model = _model("dvae", corruption=corruptions.AdditiveGaussian(std))

@@ -195,8 +195,8 @@ def plot_bounds(
     axes.plot(k, m, "o-", color=_BLUE, linewidth=1.4, markersize=4)
     for position, value in zip(k, m.tolist(), strict=True):
         axes.annotate(
-            f"{value:.2f}", (position, value), xytext=(0, 8), textcoords="offset points",
-            ha="center", fontsize=8,
+            f"{value:.2f}".replace("-", "−"), (position, value), xytext=(4, -11),
+            textcoords="offset points", fontsize=8,
         )  # fmt: skip
     axes.set_xscale("log")
     axes.set_xticks(k, [f"{one:,}" for one in k])

@@ -18,7 +18,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dvae_fast import cli
+from dvae_fast import cli, evaluate
 from dvae_fast.checkpoint import (
     CHECKPOINT,
     MODEL,
@@ -31,6 +31,7 @@ from dvae_fast.evaluate import estimate_log_likelihood
 from dvae_fast.train import load_config
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from typer.testing import Result
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -346,6 +347,81 @@ def test_evaluate_stops_when_sure(run_dir: Path) -> None:
     assert "Pareto" in output
 
 
+@pytest.mark.parametrize("proposal", ["corrupted", "mixture"])
+def test_evaluate_with_another_proposal(proposal: str, run_dir: Path) -> None:
+    ok("evaluate", run_dir, "--k", "30", "--limit", "5", "--proposal", proposal, "--copies", "3")
+    report = json.loads((run_dir / "evaluation.json").read_text())
+    x = load_config(run_dir).load_data().evaluation("test")[:5]
+    expected = estimate_log_likelihood(
+        load_model(run_dir), x, 30, seed=0, proposal=proposal, copies=3
+    )
+    assert report["proposal"] == proposal
+    assert report["log_likelihood"] == pytest.approx(expected.mean, rel=1e-6)
+
+
+def test_evaluate_annealed(run_dir: Path) -> None:
+    output = ok("evaluate", run_dir, "--method", "ais", "--k", "3", "--limit", "4",
+                "--temperatures", "5", "--leapfrog", "2")  # fmt: skip
+    report = json.loads((run_dir / "evaluation.json").read_text())
+    assert (report["method"], report["chains"], report["temperatures"]) == ("ais", 3, 5)
+    assert "(3 chains, 5 temperatures, 4 examples)" in output
+    assert "acceptance" in output
+    with np.load(run_dir / "evaluation.npz", allow_pickle=False) as arrays:
+        assert arrays["acceptance"].shape == (4,)
+    x = load_config(run_dir).load_data().evaluation("test")[:4]
+    expected = estimate_log_likelihood(
+        load_model(run_dir), x, 3, method="ais", temperatures=5, leapfrog=2, seed=0
+    )
+    assert report["log_likelihood"] == pytest.approx(expected.mean, rel=1e-5)
+
+
+def test_evaluate_draws_pictures(run_dir: Path) -> None:
+    ok("evaluate", run_dir, "--k", "30", "--limit", "12")
+    for name in ("bounds", "ess", "worst"):
+        png = (run_dir / f"evaluation_{name}.png").read_bytes()
+        assert png.startswith(b"\x89PNG")
+        assert len(png) > 5000
+
+
+def test_evaluate_goes_on_where_it_was_interrupted(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("evaluate", run_dir, "--k", "7", "--limit", "20", "--batch-size", "4")
+    original = evaluate._Evaluation.batch
+    judged: list[int] = []
+
+    def batch(self: Any, x: Tensor, first: int) -> Any:
+        if len(judged) == 2:
+            raise KeyboardInterrupt
+        judged.append(first)
+        return original(self, x, first)
+
+    monkeypatch.setattr(evaluate._Evaluation, "batch", batch)
+    result = run(*options)
+    assert result.exit_code == 130
+    assert "interrupted; what is done is kept, go on with --resume" in result.output
+    assert (run_dir / cli.PARTIAL).exists()
+    # With other options it is another evaluation; without --resume, a new one.
+    wrong = run(*options, "--resume", "--seed", "3")
+    assert wrong.exit_code == 2
+    assert "the seed of" in wrong.output
+    judged.clear()
+    monkeypatch.setattr(
+        evaluate._Evaluation, "batch",
+        lambda self, x, first: (judged.append(first), original(self, x, first))[1],
+    )  # fmt: skip
+    ok(*options, "--resume")
+    assert judged == [8, 12, 16]
+    resumed = json.loads((run_dir / "evaluation.json").read_text())
+    assert not (run_dir / cli.PARTIAL).exists()
+    judged.clear()
+    ok(*options)
+    assert judged == [0, 4, 8, 12, 16]
+    whole = json.loads((run_dir / "evaluation.json").read_text())
+    whole["seconds"] = resumed["seconds"]
+    assert resumed == whole
+
+
 def test_a_result_that_cannot_be_kept_is_shown(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -395,6 +471,17 @@ def test_evaluate_counts_what_is_not_finite(run_dir: Path, monkeypatch: pytest.M
         (["--tolerance", "0"], "tolerance must be > 0 and finite, got 0.0"),
         (["--tolerance", "1", "--max-k", "9"], "max-k must be >= k = 5000, got 9"),
         (["--seed", "-1"], f"seed must be from 0 to {2**63 - 1}, got -1"),
+        (["--method", "mcmc"], "method must be one of importance, ais; got 'mcmc'"),
+        (["--proposal", "q"], "proposal must be one of posterior, corrupted, mixture; got 'q'"),
+        (["--dtype", "int8"], "dtype must be one of float32, bfloat16, float16; got 'int8'"),
+        (["--copies", "0"], "copies must be >= 1, got 0"),
+        (["--temperatures", "0"], "temperatures must be >= 1, got 0"),
+        (["--temperatures", "3"], "temperatures must be left out with method importance"),
+        (
+            ["--method", "ais", "--max-k", "9000", "--tolerance", "1"],
+            "tolerance must be left out with method ais",
+        ),
+        (["--method", "ais", "--resume"], "resume must be left out with method ais"),
         (["--seed", str(2**63)], f"seed must be from 0 to {2**63 - 1}, got {2**63}"),
     ],
 )

@@ -30,6 +30,13 @@ def torchrun(*command: str, **more: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+def cli(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dvae_fast", *arguments],
+        env=environment(), capture_output=True, text=True, timeout=LIMIT, check=False,
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("two")
@@ -74,6 +81,31 @@ def test_a_process_that_ends_is_an_error(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert time.monotonic() - start < LIMIT
     assert "exitcode" in done.stderr
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    """Two processes: one prints and writes, and the numbers are those of one process."""
+    run = tmp_path / "a run"
+    options = ["--epochs", "1", "--hidden", "8", "--latent", "2", "--no-tensorboard", "-q"]
+    assert cli(["train", *options, "--evaluate-k", "0", "--run-dir", str(run)]).returncode == 0
+    judge = ["evaluate", str(run), "--k", "20", "--limit", "31"]
+    one = cli(judge)
+    alone = json.loads((run / "evaluation.json").read_text())
+    two = torchrun("-m", "dvae_fast", *judge)
+    together = json.loads((run / "evaluation.json").read_text())
+    assert (one.returncode, two.returncode) == (0, 0), two.stderr
+    assert two.stdout.count("log p(x)") == 1
+    assert (alone.pop("processes"), together.pop("processes")) == (1, 2)
+    for name, value in alone.items():
+        if name not in ("seconds", "warnings"):
+            assert together[name] == pytest.approx(value, rel=1e-5), name
+    assert sorted(p.name for p in run.glob("evaluation*")) == [
+        "evaluation.json", "evaluation.npz", "evaluation_bounds.png", "evaluation_ess.png",
+        "evaluation_worst.png",
+    ]  # fmt: skip
+    wrong = torchrun("-m", "dvae_fast", *judge, "--method", "ais")
+    assert wrong.returncode != 0
+    assert wrong.stderr.count("method must be importance for several processes, got ais") == 1
 
 
 def test_a_world_of_one_divides_nothing() -> None:

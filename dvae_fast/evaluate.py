@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dvae_fast.likelihoods import Likelihood
     from dvae_fast.models import LatentVariableModel
 
-__all__ = ["LikelihoodEstimate", "estimate_log_likelihood"]
+__all__ = ["Estimate", "LikelihoodEstimate", "estimate_log_likelihood"]
 
 _op: Any = torch.ops.dvae_fast
 
@@ -43,18 +43,69 @@ MIN_ESS = 10.0
 
 
 @dataclass(frozen=True, eq=False)
-class LikelihoodEstimate:
-    """What `estimate_log_likelihood` returns: one float64 number an example, on the CPU."""
+class Estimate:
+    """log p(x) of N examples as some method estimates it, float64 and on the CPU."""
 
-    #: log 1/k Σ w in nats, (N,). Its expectation lies below log p(x), by about half the square of
-    #: the standard error.
+    #: in nats, (N,)
     log_likelihood: Tensor
-    #: of log_likelihood, over draws of the k samples, (N,): the delta method's
-    #: sqrt(Σ w² / (Σ w)² − 1/k). Too small where the effective sample size is. NaN if k = 1, or
-    #: if every weight is 0.
+    #: of log_likelihood, over draws of the noise, (N,): the delta method's
+    #: sqrt(Σ w² / (Σ w)² − 1/k) for k weights. Too small where the effective sample size is. NaN
+    #: for one weight, or if every weight is 0.
     standard_error: Tensor
-    #: effective sample size (Σ w)² / Σ w², from 1 to k, (N,). NaN if every weight is 0.
+    #: effective sample size (Σ w)² / Σ w², from 1 to the number of weights, (N,). NaN if every
+    #: weight is 0.
     ess: Tensor
+    #: gives the same numbers again, up to rounding
+    seed: int = field(kw_only=True)
+    #: D, the number of data dimensions
+    data_size: int = field(kw_only=True)
+
+    @property
+    def mean(self) -> float:
+        """Mean log-likelihood in nats. NaN or −inf if an example's is: see `non_finite`."""
+        return float(self.log_likelihood.mean())
+
+    @property
+    def mean_standard_error(self) -> float:
+        """Standard error of `mean` over draws of the noise, for these examples."""
+        return float(self.standard_error.square().sum().sqrt()) / len(self.standard_error)
+
+    @property
+    def bits_per_dimension(self) -> float:
+        """−mean / (D log 2): a code length where the likelihood is a probability, not a density."""
+        return -self.mean / (self.data_size * math.log(2))
+
+    @property
+    def non_finite(self) -> int:
+        """How many examples have a log-likelihood that is NaN or infinite."""
+        return int((~self.log_likelihood.isfinite()).sum())
+
+    def _not_finite(self) -> list[str]:
+        """The warning of examples without a finite log-likelihood, if there are any."""
+        if not (bad := self.non_finite):
+            return []
+        finite = self.log_likelihood.isfinite()
+        first = int((~finite).nonzero()[0])
+        return [
+            f"{bad} of {len(finite)} examples have no finite log-likelihood (the first is example "
+            f"{first}: {float(self.log_likelihood[first])}); they are in the mean, which has none "
+            "either."
+        ]
+
+
+def finite_or_none(numbers: dict[str, float]) -> dict[str, float | None]:
+    """For JSON, which has neither NaN nor infinity."""
+    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class LikelihoodEstimate(Estimate):
+    """What `estimate_log_likelihood` returns: one float64 number an example, on the CPU.
+
+    log_likelihood is log 1/k Σ w. Its expectation lies below log p(x), by about half the square
+    of the standard error.
+    """
+
     #: the mean of log w, the variational lower bound, in nats, (N,)
     elbo: Tensor
     #: Pareto k̂ of the largest weights, (N,): above 0.7 neither estimate nor error can be trusted.
@@ -68,30 +119,6 @@ class LikelihoodEstimate:
     curve_k: tuple[int, ...]
     #: importance samples an example, the first k if there was a tolerance
     k: int
-    #: gives the same numbers again, up to rounding
-    seed: int
-    #: D, the number of data dimensions
-    data_size: int
-
-    @property
-    def mean(self) -> float:
-        """Mean log-likelihood in nats. NaN or −inf if an example's is: see `non_finite`."""
-        return float(self.log_likelihood.mean())
-
-    @property
-    def mean_standard_error(self) -> float:
-        """Standard error of `mean` over draws of the importance samples, for these examples."""
-        return float(self.standard_error.square().sum().sqrt()) / len(self.standard_error)
-
-    @property
-    def bits_per_dimension(self) -> float:
-        """−mean / (D log 2): a code length where the likelihood is a probability, not a density."""
-        return -self.mean / (self.data_size * math.log(2))
-
-    @property
-    def non_finite(self) -> int:
-        """How many examples have a log-likelihood that is NaN or infinite."""
-        return int((~self.log_likelihood.isfinite()).sum())
 
     def warnings(self) -> list[str]:
         """In plain words, why not to trust the estimate; empty if there is no reason."""
@@ -99,14 +126,7 @@ class LikelihoodEstimate:
         finite = self.log_likelihood.isfinite()
         heavy = int((finite & (self.pareto_k > MAX_PARETO_K)).sum())
         few = int((finite & (self.ess < MIN_ESS)).sum())
-        out = []
-        if bad := self.non_finite:
-            first = int((~finite).nonzero()[0])
-            value = float(self.log_likelihood[first])
-            out.append(
-                f"{bad} of {n} examples have no finite log-likelihood (the first is example "
-                f"{first}: {value}); they are in the mean, which has none either."
-            )
+        out = self._not_finite()
         if heavy:
             out.append(
                 f"{heavy} of {n} examples have weights with too heavy a tail (Pareto k̂ > "
@@ -133,11 +153,8 @@ class LikelihoodEstimate:
         }
         curve = self.curve.mean(0).tolist()
         return {
-            **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
-            "bounds": {
-                str(k): value if math.isfinite(value) else None
-                for k, value in zip(self.curve_k, curve, strict=True)
-            },
+            **finite_or_none(numbers),
+            "bounds": finite_or_none(dict(zip(map(str, self.curve_k), curve, strict=True))),
             "examples": len(self.log_likelihood),
             "non_finite": self.non_finite,
             "pareto_k_above_0.7": int((self.pareto_k > MAX_PARETO_K).sum()),
@@ -338,12 +355,7 @@ def estimate_log_likelihood(
     (arXiv 1401.4082), appendix E.
     """
     judged = Judged(model, likelihood)
-    functional._check_float("x", x)
-    size = judged.own.data_size if judged.own is not None else x.shape[-1] if x.dim() else 0
-    if x.dim() != 2 or x.shape[1] != size or x.shape[0] < 1:
-        raise ValueError(
-            f"x must have shape (N, D) with N >= 1 and D = {size}, got {tuple(x.shape)}"
-        )
+    size = judged.check_data(x)
     check_size("k", k)
     for name, value in (("batch_size", batch_size), ("chunk", chunk), ("max_k", max_k)):
         if value is not None:

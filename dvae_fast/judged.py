@@ -80,6 +80,20 @@ class Judged:
         """A tensor on the device and of the dtype that batches must have."""
         return next((p for m in self.modules for p in m.parameters()), x)
 
+    def check_data(self, x: Tensor) -> int:
+        """D, if x is a floating-point tensor (N, D) with N >= 1 that the model can take.
+
+        Raises:
+            TypeError, ValueError: naming x, the rule and the value.
+        """
+        functional._check_float("x", x)
+        size = self.own.data_size if self.own is not None else x.shape[-1] if x.dim() else 0
+        if x.dim() != 2 or x.shape[1] != size or x.shape[0] < 1:
+            raise ValueError(
+                f"x must have shape (N, D) with N >= 1 and D = {size}, got {tuple(x.shape)}"
+            )
+        return size
+
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """q(z|x), encoded once: (B, D) → mean and log_var (B, Z)."""
         mean, log_var = self.encode(x)

@@ -74,8 +74,8 @@ class AISEstimate(Estimate):
     """What `annealed_importance_sampling` returns: one float64 number an example, on the CPU.
 
     log_likelihood is log 1/C Σ w over C chains, whose expectation lies below log p(x), E w being
-    p(x). If `reverse`, it is −log 1/C Σ 1/w, whose expectation lies above, E 1/w being 1/p(x); and
-    `ess` and `standard_error` are those of 1/w.
+    p(x). If `reverse`, it is −log 1/C Σ 1/w, whose expectation lies above, E 1/w being 1/p(x);
+    `ess` and `standard_error` are then those of 1/w given z, where an example's chains all start.
     """
 
     #: mean acceptance probability of the moves, (N,). NaN if temperatures = 1, which has none.

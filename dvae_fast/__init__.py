@@ -1,9 +1,15 @@
 """Fused kernels for denoising variational autoencoders, and a thin layer on top."""
 
 from dvae_fast._version import __version__
+from dvae_fast.ais import (
+    AISEstimate,
+    BidirectionalEstimate,
+    annealed_importance_sampling,
+    bidirectional,
+)
 from dvae_fast.build_info import build_info
 from dvae_fast.estimates import LikelihoodEstimate
-from dvae_fast.evaluate import EvaluationProgress, estimate_log_likelihood
+from dvae_fast.evaluate import estimate_log_likelihood
 from dvae_fast.functional import (
     corrupt,
     iwae_loss,
@@ -14,11 +20,16 @@ from dvae_fast.functional import (
     sample_latent,
     set_validation,
 )
+from dvae_fast.progress import EvaluationProgress
 
 __all__ = [
+    "AISEstimate",
+    "BidirectionalEstimate",
     "EvaluationProgress",
     "LikelihoodEstimate",
     "__version__",
+    "annealed_importance_sampling",
+    "bidirectional",
     "build_info",
     "corrupt",
     "estimate_log_likelihood",

@@ -26,6 +26,7 @@ from dvae_fast import functional, reference
 from dvae_fast.estimates import Estimate, finite_or_none, from_state
 from dvae_fast.judged import Judged, rows_at_once
 from dvae_fast.networks import check_size
+from dvae_fast.progress import Meter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from dvae_fast.judged import EncoderDecoder
     from dvae_fast.likelihoods import Likelihood
     from dvae_fast.models import LatentVariableModel
+    from dvae_fast.progress import EvaluationProgress
 
     Model = LatentVariableModel | EncoderDecoder | tuple[Callable[..., Any], Callable[..., Any]]
 
@@ -74,8 +76,8 @@ class AISEstimate(Estimate):
     """What `annealed_importance_sampling` returns: one float64 number an example, on the CPU.
 
     log_likelihood is log 1/C Σ w over C chains, whose expectation lies below log p(x), E w being
-    p(x). If `reverse`, it is −log 1/C Σ 1/w, whose expectation lies above, E 1/w being 1/p(x); and
-    `ess` and `standard_error` are those of 1/w.
+    p(x). If `reverse`, it is −log 1/C Σ 1/w, whose expectation lies above, E 1/w being 1/p(x);
+    `ess` and `standard_error` are then those of 1/w given z, where an example's chains all start.
     """
 
     #: mean acceptance probability of the moves, (N,). NaN if temperatures = 1, which has none.
@@ -128,6 +130,7 @@ class AISEstimate(Estimate):
             **finite_or_none(numbers),
             "examples": len(self.log_likelihood),
             "non_finite": self.non_finite,
+            "method": "ais",
             "chains": self.chains,
             "temperatures": self.temperatures,
             "leapfrog": self.leapfrog,
@@ -384,8 +387,7 @@ class _Settings:
                 raise ValueError(f"step_size must be > 0 and finite, got {self.step_size}")
 
     def batch(self, device: torch.device) -> int:
-        rows = rows_at_once(device)
-        return self.batch_size or max(1, rows // self.chains)
+        return self.batch_size or max(1, rows_at_once(device) // self.chains)
 
     def estimate(
         self, parts: list[dict[str, Tensor]], key: Tensor, data_size: int, reverse: bool
@@ -482,18 +484,21 @@ def _run_all(
     settings: _Settings,
     like: Tensor,
     key: Tensor,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[EvaluationProgress], None] | None,
 ) -> list[AISEstimate]:
     parts = []
     batch_size = settings.batch(like.device)
+    meter = Meter(x.shape[0], progress)
     with judged.evaluating():
         for first in range(0, x.shape[0], batch_size):
             rows = slice(first, first + batch_size)
             batch = x[rows].to(like.device, like.dtype)
             draws = None if exact is None else exact[rows]
             parts.append(_run(judged, batch, draws, settings, like, key, first))
-            if progress is not None:
-                progress(first + batch.shape[0], x.shape[0])
+            done = parts[-1][0]
+            meter.advance(
+                done["log_likelihood"], done["standard_error"], len(batch) * settings.chains
+            )
     return [
         settings.estimate(list(part), key, x.shape[1], reverse=i == 1)
         for i, part in enumerate(zip(*parts, strict=True))
@@ -516,7 +521,7 @@ def annealed_importance_sampling(
     likelihood: str | Likelihood | None = None,
     batch_size: int | None = None,
     seed: int | Tensor | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[EvaluationProgress], None] | None = None,
 ) -> AISEstimate:
     """log p(x) ≈ log 1/C Σ w for each example, w unbiased for p(x); x is not corrupted.
 
@@ -546,7 +551,7 @@ def annealed_importance_sampling(
             result tells which. Noise depends on seed, example, chain and temperature alone, so
             that any batch_size gives the same numbers up to rounding; where rounding tips an
             acceptance, which float32 does now and then, that chain goes another way, as likely.
-        progress: called with (examples done, N) after each batch.
+        progress: called with an `EvaluationProgress` after each batch.
 
     Returns:
         An `AISEstimate`. NaN in an example is that example's alone; none is left out.
@@ -585,7 +590,7 @@ def bidirectional(
     likelihood: str | Likelihood | None = None,
     batch_size: int | None = None,
     seed: int | Tensor | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[EvaluationProgress], None] | None = None,
 ) -> BidirectionalEstimate:
     """log p(x) of n examples that the model makes, between two stochastic bounds.
 

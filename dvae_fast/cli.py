@@ -58,7 +58,7 @@ from dvae_fast.distributed import (
     on_main,
 )
 from dvae_fast.estimates import LikelihoodEstimate
-from dvae_fast.evaluate import DTYPES, METHODS, EvaluationProgress, estimate_log_likelihood
+from dvae_fast.evaluate import DTYPES, METHODS, estimate_log_likelihood
 from dvae_fast.likelihoods import LIKELIHOODS
 from dvae_fast.models import MODELS, LatentVariableModel
 from dvae_fast.networks import ACTIVATIONS
@@ -94,6 +94,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from dvae_fast.ais import AISEstimate
+    from dvae_fast.progress import EvaluationProgress
 
 __all__ = ["app", "main"]
 

@@ -19,6 +19,7 @@ from dvae_fast.estimates import MIN_ESS, LikelihoodEstimate, from_state, standar
 from dvae_fast.judged import Judged, precision, rows_at_once
 from dvae_fast.networks import check_size
 from dvae_fast.partial import PartialResults, fingerprint, read_settings
+from dvae_fast.progress import Meter
 from dvae_fast.proposals import Proposal
 
 if TYPE_CHECKING:
@@ -31,11 +32,12 @@ if TYPE_CHECKING:
     from dvae_fast.judged import EncoderDecoder
     from dvae_fast.likelihoods import Likelihood
     from dvae_fast.models import LatentVariableModel
+    from dvae_fast.progress import EvaluationProgress
     from dvae_fast.proposals import Drawer
 
     Model = LatentVariableModel | EncoderDecoder | tuple[Callable[..., Any], Callable[..., Any]]
 
-__all__ = ["CURVE", "DTYPES", "METHODS", "EvaluationProgress", "estimate_log_likelihood"]
+__all__ = ["CURVE", "DTYPES", "METHODS", "estimate_log_likelihood"]
 
 _op: Any = torch.ops.dvae_fast
 
@@ -48,20 +50,6 @@ _K = {"importance": 5000, "ais": 16}
 
 # Samples of an example that are kept before the diagnostics take them in, all together.
 _PENDING = 4096
-
-
-@dataclass(frozen=True)
-class EvaluationProgress:
-    """How far an evaluation is: of this process's share, if several share the work."""
-
-    #: examples done, and to be done
-    examples: int
-    total: int
-    #: importance samples drawn so far
-    samples: int
-    #: mean over the examples done in nats, and its standard error over draws of the samples
-    log_likelihood: float
-    standard_error: float
 
 
 # --- statistics of one batch ----------------------------------------------------------------------
@@ -290,6 +278,7 @@ def estimate_log_likelihood(
     likelihood: str | Likelihood | None = ...,
     batch_size: int | None = ...,
     seed: int | Tensor | None = ...,
+    progress: Callable[[EvaluationProgress], None] | None = ...,
     **ais: Any,
 ) -> AISEstimate: ...
 
@@ -385,8 +374,9 @@ def estimate_log_likelihood(
             if given[name] != _DEFAULTS[name]:
                 raise ValueError(f"{name} must be left out with method 'ais', got {given[name]!r}")
         return annealed_importance_sampling(
-            model, x, chains=k, likelihood=likelihood, batch_size=batch_size, seed=seed, **ais
-        )
+            model, x, chains=k, likelihood=likelihood, batch_size=batch_size, seed=seed,
+            progress=progress, **ais,
+        )  # fmt: skip
     if ais:
         raise TypeError(f"{next(iter(ais))} is not an argument of method 'importance'")
     judged = Judged(model, likelihood)
@@ -442,13 +432,15 @@ def estimate_log_likelihood(
         judged, how, key, k, max_k, tolerance, ks, step, chunk or rows, matrices, share
     )
     batches = results.batches(batch_size)[part::parts]
-    meter = _Meter(sum(stop - first for first, stop in batches), progress)
+    meter = Meter(sum(stop - first for first, stop in batches), progress)
     try:
         with judged.evaluating():
             for first, stop in batches:
                 fields = evaluation.batch(x[first:stop].to(like.device, like.dtype), first)
                 results.put(first, fields)
-                meter.advance(fields)
+                meter.advance(
+                    fields["log_likelihood"], fields["standard_error"], int(fields["spent"].sum())
+                )
     finally:
         if share.rank == 0:
             results.save()
@@ -478,24 +470,3 @@ def _matrix_dtype(dtype: str | torch.dtype | None, like: Tensor) -> torch.dtype 
     if like.dtype != torch.float32:
         raise ValueError(f"dtype must be the model's, {like.dtype}, or the model float32")
     return wanted
-
-
-class _Meter:
-    """Keeps what `EvaluationProgress` tells."""
-
-    def __init__(self, total: int, callback: Callable[[EvaluationProgress], None] | None) -> None:
-        self.total, self.callback = total, callback
-        self.examples = self.samples = 0
-        self.sum = self.variance = 0.0
-
-    def advance(self, fields: dict[str, Tensor]) -> None:
-        if self.callback is None:
-            return
-        self.examples += len(fields["spent"])
-        self.samples += int(fields["spent"].sum())
-        self.sum += float(fields["log_likelihood"].sum())
-        self.variance += float(fields["standard_error"].square().sum())
-        n = self.examples
-        self.callback(
-            EvaluationProgress(n, self.total, self.samples, self.sum / n, self.variance**0.5 / n)
-        )

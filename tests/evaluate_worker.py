@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,10 @@ from torch import Tensor
 
 from dvae_fast.corruptions import AdditiveGaussian
 from dvae_fast.distributed import World, join
-from dvae_fast.evaluate import EvaluationProgress, estimate_log_likelihood
+from dvae_fast.evaluate import estimate_log_likelihood
+
+if TYPE_CHECKING:
+    from dvae_fast.progress import EvaluationProgress
 
 N, K, SEED = 11, 23, 99
 FIELDS = (

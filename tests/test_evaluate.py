@@ -16,11 +16,12 @@ from torch import Tensor, nn
 import dvae_fast
 from dvae_fast import corruptions, diagnostics, estimates, evaluate, functional, reference
 from dvae_fast.estimates import LikelihoodEstimate
-from dvae_fast.evaluate import EvaluationProgress, estimate_log_likelihood
+from dvae_fast.evaluate import estimate_log_likelihood
 from dvae_fast.models import LatentVariableModel, make_model
 
 if TYPE_CHECKING:
     from dvae_fast.corruptions import Corruption
+    from dvae_fast.progress import EvaluationProgress
 
 N, K, Z, D = 11, 23, 3, 9
 SEED = 99

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dvae_fast import functional, partial
 from dvae_fast.checkpoint import CheckpointError
-from dvae_fast.evaluate import EvaluationProgress, estimate_log_likelihood
+from dvae_fast.evaluate import estimate_log_likelihood
 from dvae_fast.models import LatentVariableModel, make_model
 from dvae_fast.partial import PartialResults, fingerprint, read_settings
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dvae_fast.estimates import LikelihoodEstimate
+    from dvae_fast.progress import EvaluationProgress
 
 N, K, D = 11, 23, 9
 FIELDS = (

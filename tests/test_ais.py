@@ -340,6 +340,20 @@ def test_chains_do_not_depend_on_how_many_there_are() -> None:
     assert bool(((first - second).abs() / first > 1e-4).all())
 
 
+def test_no_noise_is_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else tuned step sizes would know the moves they are for."""
+    used: list[int] = []
+    draw = dvae_fast.sample_latent
+
+    def note(*args: Any, first_sample: int, **options: Any) -> tuple[Tensor, Tensor]:
+        used.append(first_sample)
+        return draw(*args, first_sample=first_sample, **options)
+
+    monkeypatch.setattr(ais.functional, "sample_latent", note)
+    bidirectional(_model(), N, **SHORT)
+    assert len(set(used)) == len(used) == 1 + T + T + (T - 1)
+
+
 def test_decodes_once_a_step_and_encodes_once_a_batch() -> None:
     model, x = _model(), _data()
     rows: list[int] = []

@@ -289,7 +289,7 @@ def train_command(
         int, typer.Option(help="Governs the split and the binarised validation and test sets.")
     ] = 0,
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads. Default: PyTorch's choice.")
+        int | None, typer.Option(help="CPU threads of each process. Default: PyTorch's choice.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     cuda_graph: Annotated[

@@ -343,15 +343,21 @@ CHECKS = HELPERS + TRAINING
 
 
 def silent() -> str:
-    """What rank 0 is told when the other says nothing for a second."""
+    """What rank 0 is told when the other says nothing for a second; and its share of threads."""
     os.environ[d.TIMEOUT_VARIABLE] = "1"
+    del os.environ["OMP_NUM_THREADS"]
+    torch.set_num_threads(6)
+    message = ""
     with d.join("cpu") as world:
-        if not world.is_main:
+        assert torch.get_num_threads() == 3
+        if world.is_main:
+            with pytest.raises(d.DistributedError) as caught, d.join("cpu"):
+                d.barrier(world)
+            message = str(caught.value)
+        else:
             time.sleep(2)
-            return ""
-        with pytest.raises(d.DistributedError) as caught, d.join("cpu"):
-            d.barrier(world)
-    return str(caught.value)
+    assert torch.get_num_threads() == 6
+    return message
 
 
 def gone() -> str:

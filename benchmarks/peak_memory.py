@@ -96,9 +96,23 @@ def _linear(rival: str) -> Callable[[], None]:
     return ours if rival == "ours" else addmm
 
 
+def _evaluation(rival: str) -> Callable[[], None]:
+    from bench_training import make_data, make_model
+
+    import dvae_fast
+
+    model, x, k = make_model(1), make_data(50), int(rival.split()[-1])
+
+    def call() -> None:
+        dvae_fast.estimate_log_likelihood(model, x, k, seed=1)
+
+    return call
+
+
 WORK: dict[str, tuple[Callable[[str], Callable[[], None]], tuple[str, ...]]] = {
     "training step": (_step, ("ours", "eager, softplus+bmm", "eager, bce", "compile")),
     "linear_log_weights": (_linear, ("ours", "addmm")),
+    "evaluation": (_evaluation, ("k = 50", "k = 5000")),
 }
 
 

@@ -79,6 +79,7 @@ class Target:
     group: str
     against: tuple[str, ...]
     factor: float
+    ours: str = "ours"
 
 
 EAGER = ("eager",)
@@ -101,8 +102,15 @@ TARGETS = (
     Target("linear_log_weights", ("addmm, kept buffer",), 1),
     Target("training step, 784-200-200-50-200-200-784, B=100 K=50", EAGER, 1.25),
     Target("training step, 784-200-200-50-200-200-784, B=100 K=1", EAGER, 1.5),
+    Target("evaluation, 10 examples", EAGER, 1.7),
+    Target("evaluation, 10 examples", COMPILE, 1.35),
+    Target("evaluation, 10 examples", COMPILE, 2.5, "ours, bfloat16"),
+    Target("evaluation, 10 examples", ("compile, bfloat16",), 1.3, "ours, bfloat16"),
+    Target("pythae's VAE", ("pythae",), 4.5),
 )
 COPY_SHARE = 0.70
+PRODUCT_SHARE = 0.85
+SAME_MEMORY = 0.05
 MEMORY_SHARE = 0.6
 LINEAR_EXTRA = 32e6
 ACCURACY = 2e-6
@@ -148,24 +156,46 @@ def target_rows(groups: Groups) -> list[list[str]]:
     for target in TARGETS:
         name, group = find(groups, target.group) or (target.group.strip(), {})
         rivals = [group[rival] for rival in target.against if rival in group]
-        if "ours" not in group or not rivals:
-            rows.append(unmeasured(name, " or ".join(target.against), f"≥ {target.factor:g}×"))
+        what = f"{name}{target.ours.removeprefix('ours')}"
+        if target.ours not in group or not rivals:
+            rows.append(unmeasured(what, " or ".join(target.against), f"≥ {target.factor:g}×"))
             continue
         rival = min(rivals, key=lambda figure: figure.median)
-        ratio = rival.median / group["ours"].median
+        ours = group[target.ours].median
+        ratio = rival.median / ours
         rows.append(
             [
-                name,
+                what,
                 rival.rival,
-                seconds(group["ours"].median),
+                seconds(ours),
                 seconds(rival.median),
                 f"{ratio:.2f}×",
                 f"≥ {target.factor:g}×",
                 verdict(ratio >= target.factor),
             ]
         )
-    rows += _copy_rows(groups)
-    return rows
+    return rows + _copy_rows(groups) + _product_rows(groups)
+
+
+def _product_rows(groups: Groups) -> list[list[str]]:
+    """The share of an evaluation that its matrix products alone would take."""
+    target = f"≥ {PRODUCT_SHARE:.0%}"
+    name, group = find(groups, "evaluation, 10 examples") or ("evaluation", {})
+    if "ours" not in group or "products" not in group:
+        return [unmeasured(name, "its matrix products alone", target)]
+    ours, products = group["ours"].median, group["products"].median
+    share = products / ours
+    return [
+        [
+            name,
+            "its matrix products alone",
+            seconds(ours),
+            seconds(products),
+            f"{share:.0%}",
+            target,
+            verdict(share >= PRODUCT_SHARE),
+        ]
+    ]
 
 
 def _copy_rows(groups: Groups) -> list[list[str]]:
@@ -237,6 +267,82 @@ def memory_rows(memory: list[dict[str, Any]]) -> list[list[str]]:
     else:
         limit = f"< {LINEAR_EXTRA / 1e6:.0f} MB"
         rows.append(unmeasured("peak extra memory, linear_log_weights", "addmm", limit))
+    return rows
+
+
+def evaluation_rows(memory: list[dict[str, Any]], evaluator: dict[str, Any]) -> list[list[str]]:
+    """Memory in k, processes, a tolerance, and annealed bounds, of `evaluator.py`."""
+    sizes = {row["rival"]: row["resident"] for row in memory if row["work"] == "evaluation"}
+    rows = []
+    many, few = sizes.get("k = 5000"), sizes.get("k = 50")
+    target = f"within {SAME_MEMORY:.0%}"
+    if many is None or few is None:
+        rows.append(unmeasured("peak memory, evaluation, k = 5000", "k = 50", target))
+    else:
+        ratio = many / few
+        rows.append(
+            [
+                "peak memory, evaluation, k = 5000",
+                "k = 50",
+                f"{many / MIB:.1f} MiB",
+                f"{few / MIB:.1f} MiB",
+                f"{ratio:.2f}",
+                target,
+                verdict(abs(ratio - 1) <= SAME_MEMORY),
+            ]
+        )
+    if two := evaluator.get("processes"):
+        difference = two["relative_difference"]
+        rows.append(
+            [
+                f"2 processes, k = {two['k']}, {two['examples']} examples",
+                "1 process, each log p(x)",
+                f"{difference:.1e}",
+                "",
+                "",
+                "≤ 1e-05",
+                verdict(difference <= 1e-5),
+            ]
+        )
+    else:
+        rows.append(unmeasured("2 processes", "1 process, each log p(x)", "≤ 1e-05"))
+    for start in ("posterior", "prior"):
+        what = f"AIS from the {start}, forward and reverse, linear-Gaussian"
+        if start not in evaluator.get("annealed", {}):
+            rows.append(unmeasured(what, "exact log p(x)", "between, gap < 0.1"))
+            continue
+        found = evaluator["annealed"][start]
+        inside = found["lower"] <= found["exact"] <= found["upper"]
+        rows.append(
+            [
+                what,
+                f"exact log p(x), {found['exact']:.4f}",
+                f"{found['lower']:.4f}, {found['upper']:.4f}",
+                "",
+                f"{found['gap']:.4f}",
+                "between, gap < 0.1",
+                verdict(inside and found["gap"] < 0.1),
+            ]
+        )
+    found = next((t for t in evaluator.get("tolerances", ()) if t["tolerance"] == 0.02), None)
+    what = "evaluation, tolerance 0.02, MNIST test"
+    target = "≥ 3×, mean within 0.02"
+    if found is None:
+        rows.append(unmeasured(what, "k = 5000", target))
+    else:
+        ratio = found["seconds"]["fixed"] / found["seconds"]["tolerance"]
+        apart = abs(found["mean"]["fixed"] - found["mean"]["tolerance"])
+        rows.append(
+            [
+                f"{what}, mean apart by {apart:.3f}",
+                f"k = {found['max_k']}",
+                seconds(found["seconds"]["tolerance"]),
+                seconds(found["seconds"]["fixed"]),
+                f"{ratio:.2f}×",
+                target,
+                verdict(ratio >= 3 and apart <= 0.02),
+            ]
+        )
     return rows
 
 
@@ -406,13 +512,20 @@ profiler counts it:
 
 
 def report(
-    times: Path, memory: Path | None, accuracy: Path | None, kept: Path | None, command: str
+    times: Path,
+    memory: Path | None,
+    accuracy: Path | None,
+    kept: Path | None,
+    evaluator: Path | None,
+    command: str,
 ) -> str:
     groups, content = load(times)
     head = ["what", "against", "ours", "theirs", "ratio", "target", ""]
     rows = target_rows(groups)
     memory_figures = json.loads(memory.read_text()) if memory and memory.exists() else []
     rows += memory_rows(memory_figures)
+    checks = json.loads(evaluator.read_text()) if evaluator and evaluator.exists() else {}
+    rows += evaluation_rows(memory_figures, checks)
     if accuracy and accuracy.exists():
         rows += accuracy_rows(json.loads(accuracy.read_text()))
     rows += likelihood_rows(Path(__file__).parent / "iwae_mnist" / "metrics.json")
@@ -460,9 +573,10 @@ def main() -> None:
     parser.add_argument("--memory", type=Path, help="what peak_memory.py --json wrote")
     parser.add_argument("--accuracy", type=Path, help="what accuracy.py --json wrote")
     parser.add_argument("--kept", type=Path, help="times with memory kept by malloc")
+    parser.add_argument("--evaluator", type=Path, help="what evaluator.py --json wrote")
     parser.add_argument("--command", default="python benchmarks/run.py", help="to be named")
     a = parser.parse_args()
-    print(report(a.times, a.memory, a.accuracy, a.kept, a.command), end="")
+    print(report(a.times, a.memory, a.accuracy, a.kept, a.evaluator, a.command), end="")
 
 
 if __name__ == "__main__":

@@ -54,6 +54,9 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3, help="times each rival gets its turn")
     parser.add_argument("--seconds", type=float, default=1.5, help="timed seconds a rival and turn")
     parser.add_argument("--quick", action="store_true", help="one short turn, to see that it works")
+    parser.add_argument(
+        "--run", type=Path, help="folder of a run on MNIST, to try a tolerance on (evaluator.py)"
+    )
     parser.add_argument("--output", type=Path, default=FOLDER / "RESULTS.md")
     parser.add_argument(
         "--allow-reference", action="store_true", help="run without compiled kernels too"
@@ -72,8 +75,8 @@ def main() -> None:
         print(f"The load average is {load:.2f}: others use the machine, and figures will tell.")
 
     RAW.mkdir(parents=True, exist_ok=True)
-    times, kept, memory, accuracy = (
-        RAW / f"{name}.json" for name in ("times", "kept", "memory", "accuracy")
+    times, kept, memory, accuracy, evaluator = (
+        RAW / f"{name}.json" for name in ("times", "kept", "memory", "accuracy", "evaluator")
     )
     benchmark(times, turns, seconds)
     operators = FOLDER / "bench_operators.py"
@@ -81,8 +84,10 @@ def main() -> None:
     benchmark(kept, turns, seconds / 2, *names, environment=KEPT)
     run(sys.executable, str(FOLDER / "peak_memory.py"), f"--json={memory}")
     run(sys.executable, str(FOLDER / "accuracy.py"), f"--json={accuracy}")
+    judged = ("--run", str(a.run)) if a.run else ()
+    run(sys.executable, str(FOLDER / "evaluator.py"), f"--json={evaluator}", *judged)
     command = shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]])
-    a.output.write_text(report(times, memory, accuracy, kept, command))
+    a.output.write_text(report(times, memory, accuracy, kept, evaluator, command))
     print(f"Wrote {a.output}")
 
 

@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 import math
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
@@ -16,7 +17,7 @@ from dvae_fast import functional, reference
 from dvae_fast.ais import annealed_importance_sampling
 from dvae_fast.diagnostics import BoundCurve, ParetoTail
 from dvae_fast.estimates import MIN_ESS, LikelihoodEstimate, from_state, standard_error
-from dvae_fast.judged import Judged, precision, rows_at_once
+from dvae_fast.judged import Judged, has_bfloat16, precision, rows_at_once
 from dvae_fast.networks import check_size
 from dvae_fast.partial import PartialResults, fingerprint, read_settings
 from dvae_fast.progress import Meter
@@ -49,7 +50,7 @@ CURVE = (1, 5, 50, 500, 5000)
 _K = {"importance": 5000, "ais": 16}
 
 # Samples of an example that are kept before the diagnostics take them in, all together.
-_PENDING = 4096
+_PENDING = 2048
 
 
 # --- statistics of one batch ----------------------------------------------------------------------
@@ -469,4 +470,11 @@ def _matrix_dtype(dtype: str | torch.dtype | None, like: Tensor) -> torch.dtype 
         )
     if like.dtype != torch.float32:
         raise ValueError(f"dtype must be the model's, {like.dtype}, or the model float32")
+    if wanted == torch.bfloat16 and not has_bfloat16(like.device):
+        warnings.warn(
+            "dtype bfloat16 is far slower than float32 on this CPU, which has no instructions for "
+            "it",
+            RuntimeWarning,
+            stacklevel=4,
+        )
     return wanted

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Params = Tensor | tuple[Tensor, Tensor]
 
-__all__ = ["EncoderDecoder", "Judged", "precision", "rows_at_once"]
+__all__ = ["EncoderDecoder", "Judged", "has_bfloat16", "precision", "rows_at_once"]
 
 # A row of the usual network holds some 2 kB of latents and hidden activations: on a CPU a few
 # thousand rows stay in a shared cache of 8 MB, and make the cost of launching the dozen operators
@@ -156,6 +156,15 @@ def _ends_in_linear(decode: Any) -> bool:
         and not hooked(decode)
         and not hooked(decode[-1])
     )
+
+
+def has_bfloat16(device: torch.device | str) -> bool:
+    """Whether matrix products in bfloat16 have instructions of their own there; without, those of
+    a CPU take some twenty times as long as in float32."""
+    if torch.device(device).type != "cpu":
+        return True
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(known.get("avx512_bf16", known.get("bf16", True)))
 
 
 def precision(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[None]:

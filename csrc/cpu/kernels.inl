@@ -51,12 +51,12 @@ DVAE_HD void for_lanes(int64_t n, const F& body) {
   for (int lane = 0; lane < n - i; ++lane) body(i + lane, lane);
 }
 
-// The sum of 16 accumulators, in a fixed tree.
-template <class A>
+// The sum of 16 accumulators, in a fixed tree. Every width is a constant: as a loop over widths GCC
+// 12 leaves the branches in, 20 ns a sum and not 5.
+template <int kWidth = kLanes / 2, class A>
 DVAE_HD A sum_lanes(A* v) {
-  for (int w = kLanes / 2; w > 0; w /= 2) {
-    for (int i = 0; i < w; ++i) v[i] = v[i] + v[i + w];
-  }
+  for (int i = 0; i < kWidth; ++i) v[i] = v[i] + v[i + kWidth];
+  if constexpr (kWidth > 1) return sum_lanes<kWidth / 2>(v);
   return v[0];
 }
 

@@ -10,6 +10,7 @@ from dvae_fast.functional import (
     linear_log_weights,
     log_weights,
     logmeanexp,
+    mixture_log_ratio,
     sample_latent,
     set_validation,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "linear_log_weights",
     "log_weights",
     "logmeanexp",
+    "mixture_log_ratio",
     "sample_latent",
     "set_validation",
 ]

@@ -162,6 +162,63 @@ def bench_sample_latent(benchmark: Any, measure: Measure, rival: str, turn: int)
     measure(benchmark, SampleLatentCase, "sample_latent", rival)
 
 
+# --- mixture_log_ratio ----------------------------------------------------------------------------
+
+
+class MixtureLogRatioCase(Case):
+    """5 samples of each of M = 10 corruptions' posteriors under all ten, and back to all inputs.
+
+    Bytes: z read, its gradient written. Arithmetic decides: a pass over z for each component.
+    """
+
+    group = "mixture_log_ratio forward+backward, B=100 K=50 M=10 Z=50"
+    elements = 100 * 50 * 10 * 50
+    bytes = 8 * elements // 10
+
+    def __init__(self) -> None:
+        b, k, m, z = 100, 50, 10, 50
+        # Corruptions move the posterior by a fraction of its width: several components count.
+        self.mean = (torch.randn(1, b, z) + 0.1 * torch.randn(m, b, z)).requires_grad_()
+        self.log_var = (0.1 * torch.randn(m, b, z) - 1).requires_grad_()
+        noise = torch.exp(self.log_var.detach()[0] / 2).unsqueeze(1) * torch.randn(b, k, z)
+        self.z = (self.mean.detach()[0].unsqueeze(1) + noise).requires_grad_()
+        self.upstream = torch.randn(b, k)
+        args = [t.detach().double() for t in (self.z, self.mean, self.log_var)]
+        log_ratio, weights = reference.mixture_log_ratio(*args)
+        grads = reference.mixture_log_ratio_backward(self.upstream.double(), weights, *args)
+        self.expected = (log_ratio, *grads)
+
+    def build(self, rival: str) -> Rival:
+        if rival == "ours":
+            return self._rival(dvae_fast.mixture_log_ratio)
+        candidates = {}
+        for name, formula in rivals.MIXTURES.items():
+            function = rivals.compiled(formula) if rival == "compile" else formula
+            candidates[name] = self._rival(function, name)
+        return candidates[rivals.fastest({n: r.call for n, r in candidates.items()})]
+
+    def _rival(self, function: Callable[..., Tensor], variant: str = "") -> Rival:
+        inputs = (self.z, self.mean, self.log_var)
+
+        def result() -> tuple[Tensor, ...]:
+            out = function(*inputs)
+            return (out, *torch.autograd.grad(out, inputs, self.upstream))
+
+        def call() -> None:
+            result()
+
+        return Rival(call, result, variant=variant)
+
+    def check(self, rival: str, result: tuple[Tensor, ...]) -> None:
+        for actual, expected in zip(result, self.expected, strict=True):
+            close(rival, actual.detach(), expected)
+
+
+@pytest.mark.parametrize("rival", ["ours", "eager", "compile"])
+def bench_mixture_log_ratio(benchmark: Any, measure: Measure, rival: str, turn: int) -> None:
+    measure(benchmark, MixtureLogRatioCase, "mixture_log_ratio", rival)
+
+
 # --- log_weights ----------------------------------------------------------------------------------
 
 

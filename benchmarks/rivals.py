@@ -117,6 +117,38 @@ def sample_latent(
     return formula(mean, log_var, noise)
 
 
+# --- mixture of posteriors: z (B, K, Z) under mean and log_var (M, B, Z) --------------------------
+
+
+def mixture_broadcast(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+    """log p(z) − log (1/M Σ_m N(z; mean_m, exp(log_var_m))), (B, K), through (M, B, K, Z)."""
+    diff = z - mean.unsqueeze(2)
+    precision, spread = torch.exp(-log_var).unsqueeze(2), log_var.sum(-1).unsqueeze(2)
+    log_q = -0.5 * ((diff.square() * precision).sum(-1) + spread)
+    return math.log(mean.shape[0]) - torch.logsumexp(log_q, 0) - 0.5 * z.square().sum(-1)
+
+
+def mixture_vecdot(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+    """The same with inner products."""
+    noise = (z - mean.unsqueeze(2)) * torch.exp(-0.5 * log_var).unsqueeze(2)
+    log_q = -0.5 * (torch.linalg.vecdot(noise, noise) + log_var.sum(-1).unsqueeze(2))
+    squares = torch.linalg.vecdot(z, z)
+    return math.log(mean.shape[0]) - torch.logsumexp(log_q, 0) - 0.5 * squares
+
+
+def mixture_matmul(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+    """The square multiplied out, two matrix products and no (M, B, K, Z); what cancels is lost."""
+    precision = torch.exp(-log_var)
+    scaled = mean * precision
+    constant = (mean * scaled + log_var).sum(-1).t().unsqueeze(1)
+    products = z.square() @ precision.permute(1, 2, 0) - 2 * (z @ scaled.permute(1, 2, 0))
+    log_q = -0.5 * (products + constant)
+    return math.log(mean.shape[0]) - torch.logsumexp(log_q, -1) - 0.5 * z.square().sum(-1)
+
+
+MIXTURES = {"broadcast": mixture_broadcast, "vecdot": mixture_vecdot, "matmul": mixture_matmul}
+
+
 # --- Bernoulli log-density from logits (B, K, D) and x (B, D), summed over D --------------------
 
 

@@ -17,6 +17,7 @@ from dvae_fast.functional import (
     linear_log_weights,
     log_weights,
     logmeanexp,
+    mixture_log_ratio,
     sample_latent,
     set_validation,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "linear_log_weights",
     "log_weights",
     "logmeanexp",
+    "mixture_log_ratio",
     "sample_latent",
     "set_validation",
 ]

@@ -36,6 +36,7 @@ __all__ = [
     "linear_log_weights",
     "log_weights",
     "logmeanexp",
+    "mixture_log_ratio",
     "sample_latent",
     "set_validation",
     "softplus",
@@ -390,6 +391,74 @@ def latent_log_ratio(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
     )
     out = _LatentLogRatio.apply(*args) if _needs_grad(*args) else _op.latent_log_ratio(*args)
     return cast("Tensor", out.view(shape[:-1]))
+
+
+class _MixtureLogRatio(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+        log_ratio, weights = _op.mixture_log_ratio(z, mean, log_var)
+        # The weights too, M numbers a sample: without them the backward pass would begin with the
+        # whole forward one.
+        ctx.save_for_backward(weights, z, mean, log_var)
+        return cast("Tensor", log_ratio)
+
+    @staticmethod
+    @_differentiable_once
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        return cast("tuple[Tensor, ...]", _op.mixture_log_ratio_backward(grad, *ctx.saved_tensors))
+
+
+def mixture_log_ratio(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+    """log p(z) − log q̃(z), p = N(0, I) and q̃ = 1/M Σ_m N(mean_m, exp(log_var_m)).
+
+    The posterior of a denoising model is q̃(z|x) = E_p(x̃|x) q(z|x̃); here it is estimated from M
+    corruptions of x, each of which encodes to one component. With r_m = log p(z) − log q_m(z) of
+    `latent_log_ratio`, the result is r = −log (1/M Σ_m e^(−r_m)), and its gradient
+
+        w_m = e^(−r_m) / Σ e^(−r), component m's share of q̃(z); u_m = (z − mean_m)/var_m
+        ∂r/∂z         = Σ_m w_m u_m − z
+        ∂r/∂mean_m    = −w_m u_m
+        ∂r/∂log_var_m = ½ w_m (1 − u_m² var_m)
+
+    Args:
+        z: (*L, B, K, Z), from anywhere: z[m] of `sample_latent`'s M draws, say, under all M.
+        mean, log_var: (M, B, Z); every leading index of z has the same mixture.
+
+    Returns:
+        (*L, B, K) in nats, differentiable in all three. With M = 1, `latent_log_ratio`. A z that
+        no component can have drawn, all densities 0, gives inf and gradients of 0.
+
+    Raises:
+        TypeError: if an argument is not floating point or the dtypes differ.
+        ValueError: if shapes or devices do not fit, or M < 1.
+
+    Source: arXiv 1511.06406, section 3: the bound E_q̃ [log p(x, z) − log q̃(z|x)], intractable for
+    the expectation over x̃ inside the logarithm, lies between the denoising bound and log p(x).
+    """
+    _check_float("z", z)
+    _check_posterior(mean, log_var)
+    if mean.dim() != 3 or mean.shape[0] < 1:
+        raise ValueError(f"mean must have shape (M, B, Z) with M >= 1, got {tuple(mean.shape)}")
+    _, examples, size = mean.shape
+    if z.dim() < 3 or z.shape[-3] != examples or z.shape[-1] != size:
+        raise ValueError(
+            f"z must have shape (*L, B, K, Z) with B = {examples} and Z = {size} as in mean, "
+            f"got {tuple(z.shape)}"
+        )
+    _check_same("z", z, "mean", mean)
+    if z.dtype != mean.dtype:
+        dtype = torch.promote_types(z.dtype, mean.dtype)
+        z, mean, log_var = z.to(dtype), mean.to(dtype), log_var.to(dtype)
+    shape, leading, k = z.shape, math.prod(z.shape[:-3]), z.shape[-2]
+    if z.dim() > 3:
+        # An example's samples side by side, so that its components are read once.
+        z = z.reshape(leading, examples, k, size).transpose(0, 1)
+        z = z.reshape(examples, leading * k, size)
+    args = (z, mean, log_var)
+    out = _MixtureLogRatio.apply(*args) if _needs_grad(*args) else _op.mixture_log_ratio(*args)[0]
+    if len(shape) > 3:
+        out = out.view(examples, leading, k).transpose(0, 1).contiguous().view(shape[:-1])
+    return cast("Tensor", out)
 
 
 # --- log-weights ------------------------------------------------------------------------------

@@ -47,6 +47,11 @@ _SCHEMAS = {
     "latent_log_ratio_backward": (
         "(Tensor grad, Tensor z, Tensor mean, Tensor log_var) -> (Tensor, Tensor, Tensor)"
     ),
+    "mixture_log_ratio": "(Tensor z, Tensor mean, Tensor log_var) -> (Tensor, Tensor)",
+    "mixture_log_ratio_backward": (
+        "(Tensor grad, Tensor weights, Tensor z, Tensor mean, Tensor log_var) "
+        "-> (Tensor, Tensor, Tensor)"
+    ),
     "log_weights": f"({_LIKELIHOOD}, Tensor log_ratio, str likelihood) -> Tensor",
     "log_weights_backward": f"(Tensor grad, {_LIKELIHOOD}, str likelihood) -> (Tensor, Tensor)",
     "logmeanexp": "(Tensor log_w) -> Tensor",
@@ -103,6 +108,15 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "sample_latent_backward": lambda gz, gr, mean, log_var, *_: (_like(mean), _like(log_var)),
     "latent_log_ratio": lambda z, *_: _accumulated(z, *z.shape[:2]),
     "latent_log_ratio_backward": lambda g, z, mean, log_var: (
+        _like(z),
+        _like(mean),
+        _like(log_var),
+    ),
+    "mixture_log_ratio": lambda z, mean, log_var: (
+        _accumulated(z, *z.shape[:2]),
+        _accumulated(z, *z.shape[:2], mean.shape[0]),
+    ),
+    "mixture_log_ratio_backward": lambda g, w, z, mean, log_var: (
         _like(z),
         _like(mean),
         _like(log_var),

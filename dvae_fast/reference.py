@@ -258,19 +258,60 @@ def latent_log_ratio(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
     return 0.5 * ((zz - m).square() * torch.exp(-v) - zz.square() + v).sum(-1)
 
 
+def _log_ratio_slopes(
+    z: Tensor, mean: Tensor, log_var: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Derivatives in z, mean and log_var, (N, K, Z) each: u − z, −u, ½ (1 − u²var) with
+    u = (z − mean)/var.
+    """
+    zz, m, v = z.to(dtype), mean.to(dtype).unsqueeze(1), log_var.to(dtype).unsqueeze(1)
+    diff = zz - m
+    u = diff * torch.exp(-v)
+    return u - zz, -u, 0.5 * (1.0 - u * diff)
+
+
 def latent_log_ratio_backward(
     grad: Tensor, z: Tensor, mean: Tensor, log_var: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """With u = (z − mean)/var: ∂z = g (u − z), ∂mean = −Σ_k g u, ∂log_var = ½ Σ_k g (1 − u²var)."""
+    """∂z = g (u − z), ∂mean = −Σ_k g u, ∂log_var = ½ Σ_k g (1 − u²var)."""
     dtype = accumulation_dtype(z.dtype)
-    zz, m, v = z.to(dtype), mean.to(dtype).unsqueeze(1), log_var.to(dtype).unsqueeze(1)
     g = grad.to(dtype).unsqueeze(-1)
-    diff = zz - m
-    u = diff * torch.exp(-v)
+    d_z, d_mean, d_log_var = _log_ratio_slopes(z, mean, log_var, dtype)
     return (
-        (g * (u - zz)).to(z.dtype),
-        -(g * u).sum(1).to(mean.dtype),
-        0.5 * (g * (1.0 - u * diff)).sum(1).to(log_var.dtype),
+        (g * d_z).to(z.dtype),
+        (g * d_mean).sum(1).to(mean.dtype),
+        (g * d_log_var).sum(1).to(log_var.dtype),
+    )
+
+
+def mixture_log_ratio(z: Tensor, mean: Tensor, log_var: Tensor) -> tuple[Tensor, Tensor]:
+    """z (B, K, Z), mean and log_var (M, B, Z) → −logmeanexp_m (−r_m), (B, K), of the components'
+    log-ratios r, and each component's share of the mixture's density at z, (B, K, M).
+    """
+    minus = torch.stack(
+        [-latent_log_ratio(z, m, v) for m, v in zip(mean, log_var, strict=True)], -1
+    )
+    return -logmeanexp(minus), normalised_weights(minus)
+
+
+def mixture_log_ratio_backward(
+    grad: Tensor, weights: Tensor, z: Tensor, mean: Tensor, log_var: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `latent_log_ratio_backward` for each component, with g w_m for g; ∂z is the sum."""
+    dtype = accumulation_dtype(z.dtype)
+    grad_z = torch.zeros(z.shape, dtype=dtype, device=z.device)
+    grad_mean, grad_log_var = [], []
+    for m, v, w in zip(mean, log_var, weights.to(dtype).unbind(-1), strict=True):
+        g = (grad.to(dtype) * w).unsqueeze(-1)
+        d_z, d_mean, d_log_var = _log_ratio_slopes(z, m, v, dtype)
+        # A weight of zero stops a non-finite derivative: 0 · inf would be NaN.
+        grad_z += _weighted(g, d_z)
+        grad_mean.append(_weighted(g, d_mean).sum(1))
+        grad_log_var.append(_weighted(g, d_log_var).sum(1))
+    return (
+        grad_z.to(z.dtype),
+        torch.stack(grad_mean).to(mean.dtype),
+        torch.stack(grad_log_var).to(log_var.dtype),
     )
 
 

@@ -26,6 +26,7 @@ def loss_and_gradients(device: str, dtype: torch.dtype, size: int, likelihood: s
     mean, log_var = normal(2, 3, 5).requires_grad_(), normal(2, 3, 5).requires_grad_()
     z, ratio = dvae_fast.sample_latent(mean.float(), log_var.float(), 7, seed=1)
     ratio = ratio + dvae_fast.latent_log_ratio(z, mean.float(), log_var.float())
+    ratio = ratio + dvae_fast.mixture_log_ratio(z, mean.float(), log_var.float())
     logits = normal(2, 3, 7, size).requires_grad_()
     params = logits if likelihood == "bernoulli" else (logits, logits.float().exp().to(dtype))
     weight, bias = normal(size, 5).requires_grad_(), normal(size).requires_grad_()

@@ -234,6 +234,28 @@ def _latent_log_ratio(backward: bool) -> Iterator[_Build]:
         yield _label(s, layout), layout, build
 
 
+def _mixture(make: Maker, s: Sizes) -> tuple[Tensor, Tensor, Tensor]:
+    """(z, mean, log_var) whose components differ by a few nats at any Z, so that several count."""
+    scale = 1 / math.sqrt(s.z)
+    mean, log_var = (
+        make.put(make.raw(1, s.b, s.z) + scale * make.raw(s.m, s.b, s.z)) for _ in range(2)
+    )
+    return make.normal(s.b, s.k, s.z), mean, log_var
+
+
+def _mixture_log_ratio(backward: bool) -> Iterator[_Build]:
+    for s, layout in _SIZES_AND_LAYOUTS:
+
+        def build(make: Maker, s: Sizes = s) -> tuple[Any, ...]:
+            args = _mixture(make, s)
+            if not backward:
+                return args
+            weights = make.put(torch.softmax(make.raw(s.b, s.k, s.m), -1), make.sums)
+            return (make.normal(s.b, s.k, dtype=make.sums), weights, *args)
+
+        yield _label(s, layout), layout, build
+
+
 def _scale(make: Maker, s: Sizes, kind: str) -> Tensor | None:
     if kind == "bernoulli":
         return None
@@ -391,6 +413,8 @@ _BUILDERS: dict[str, Callable[[], Iterator[_Build]]] = {
     "sample_latent_backward": _sample_latent_backward,
     "latent_log_ratio": lambda: _latent_log_ratio(backward=False),
     "latent_log_ratio_backward": lambda: _latent_log_ratio(backward=True),
+    "mixture_log_ratio": lambda: _mixture_log_ratio(backward=False),
+    "mixture_log_ratio_backward": lambda: _mixture_log_ratio(backward=True),
     "log_weights": lambda: _log_weights(backward=False),
     "log_weights_backward": lambda: _log_weights(backward=True),
     "softplus": lambda: _softplus(backward=False),
@@ -553,6 +577,33 @@ def _terms_latent_log_ratio_backward(
     return g * (u + z.abs()), (g * u).sum(1), 0.5 * (g * (1 + u * diff)).sum(1)
 
 
+def _terms_mean_exp(log_w: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
+    """Of log (1/K Σ w) and of the normalised weights, where log w was made of `terms`."""
+    weights = torch.softmax(log_w, -1)
+    mean_terms = (weights * terms).sum(-1, keepdim=True)
+    exponent = (log_w - log_w.amax(-1, keepdim=True)).abs()
+    bound = mean_terms.squeeze(-1) + _terms_logmeanexp(log_w)[0]
+    return bound, weights * (1 + exponent + terms + mean_terms)
+
+
+def _terms_mixture_log_ratio(z: Tensor, mean: Tensor, log_var: Tensor) -> tuple[Tensor, ...]:
+    pairs = list(zip(mean, log_var, strict=True))
+    minus = torch.stack([-reference.latent_log_ratio(z, m, v) for m, v in pairs], -1)
+    terms = torch.stack([_terms_latent_log_ratio(z, m, v)[0] for m, v in pairs], -1)
+    return _terms_mean_exp(minus, terms)
+
+
+def _terms_mixture_log_ratio_backward(
+    grad: Tensor, weights: Tensor, z: Tensor, mean: Tensor, log_var: Tensor
+) -> tuple[Tensor, ...]:
+    each = [
+        _terms_latent_log_ratio_backward(grad * w, z, m, v)
+        for m, v, w in zip(mean, log_var, weights.unbind(-1), strict=True)
+    ]
+    d_z, d_mean, d_log_var = (torch.stack(terms) for terms in zip(*each, strict=True))
+    return d_z.sum(0), d_mean, d_log_var
+
+
 class _Density(NamedTuple):
     """Terms, (N, K, D) each, of log p, of its derivatives, and |derivative| and |curvature|."""
 
@@ -631,11 +682,7 @@ def _terms_iwae(
     log_w = reference.log_weights(params, scale, x, log_ratio, likelihood)
     density = _density(params, scale, x, likelihood)
     terms = density.value.sum(-1) + log_ratio.abs()
-    weights = torch.softmax(log_w, -1)
-    mean_terms = (weights * terms).sum(-1, keepdim=True)
-    bound = mean_terms.squeeze(-1) + _terms_logmeanexp(log_w)[0]
-    exponent = (log_w - log_w.amax(-1, keepdim=True)).abs()
-    weight_terms = weights * (1 + exponent + terms + mean_terms)
+    bound, weight_terms = _terms_mean_exp(log_w, terms)
     g = abs(multiplier) * weight_terms.unsqueeze(-1)
     return (
         bound,
@@ -722,6 +769,8 @@ _TERMS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "sample_latent_backward": _terms_sample_latent_backward,
     "latent_log_ratio": _terms_latent_log_ratio,
     "latent_log_ratio_backward": _terms_latent_log_ratio_backward,
+    "mixture_log_ratio": _terms_mixture_log_ratio,
+    "mixture_log_ratio_backward": _terms_mixture_log_ratio_backward,
     "log_weights": _terms_log_weights,
     "log_weights_backward": _terms_log_weights_backward,
     "softplus": _terms_softplus,

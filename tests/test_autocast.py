@@ -113,6 +113,9 @@ def test_dtypes_of_each_function(dtype: torch.dtype, device: str) -> None:
             assert sample.dtype == torch.float32
             assert ratio.dtype == torch.float32
             assert dvae_fast.latent_log_ratio(z, given, given).dtype == torch.float32
+            components = given.expand(M, B, Z)
+            mixed = dvae_fast.mixture_log_ratio(z, components, components)
+            assert mixed.dtype == torch.float32
         for given in (logits, logits.float()):
             assert dvae_fast.log_weights(given, x, log_ratio).dtype == torch.float32
             assert dvae_fast.iwae_loss(given, x, log_ratio).dtype == torch.float32
@@ -196,6 +199,7 @@ def test_float64_is_left_alone(likelihood: str, dtype: torch.dtype, device: str)
         return (
             z, ratio, log_w, dvae_fast.logmeanexp(log_w),
             dvae_fast.latent_log_ratio(z, mean, log_var),
+            dvae_fast.mixture_log_ratio(z, mean[None], log_var[None]),
             dvae_fast.log_weights(params, x, ratio, likelihood),
             dvae_fast.iwae_loss(params, x, ratio, likelihood),
             dvae_fast.corrupt(x, corruptions.AdditiveGaussian(0.5), seed=1),

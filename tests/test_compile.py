@@ -83,7 +83,9 @@ class Step(torch.nn.Module):
         params: Any = (out, scale) if gaussian else out
         if self.how == "log_weights":
             again = dvae_fast.latent_log_ratio(z, mean, log_var)
-            log_w = dvae_fast.log_weights(params, x, 0.5 * (ratio + again), self.likelihood)
+            mixed = dvae_fast.mixture_log_ratio(z, mean, log_var)
+            ratio = (ratio + again + mixed) / 3
+            log_w = dvae_fast.log_weights(params, x, ratio, self.likelihood)
             return -dvae_fast.logmeanexp(log_w).mean()
         overwrite = self.how == "overwrite"
         return dvae_fast.iwae_loss(params, x, ratio, self.likelihood, overwrite_params=overwrite)

@@ -51,6 +51,9 @@ def _valid(function: str) -> dict[str, Any]:
         "latent_log_ratio": {
             "z": normal(M, B, K, Z), "mean": normal(M, B, Z), "log_var": normal(M, B, Z),
         },
+        "mixture_log_ratio": {
+            "z": normal(B, K, Z), "mean": normal(M, B, Z), "log_var": normal(M, B, Z),
+        },
         "log_weights": {"params": normal(M, B, K, D), **decoder},
         "iwae_loss": {"params": normal(M, B, K, D), **decoder},
         "log_weights-gaussian": gaussian,
@@ -215,6 +218,27 @@ def _rows() -> Iterator[Row]:
     for shape in ((M, B, K, 3), (B, K, Z), (M, 3, K, Z), (Z,), ()):
         yield Row(f, {"z": torch.zeros(shape)}, ValueError, ("z", "(*L, B, K, Z)", f"got {shape}"))
     yield Row(f, {"log_var": torch.zeros(M, B, 3)}, ValueError, ("log_var", "(2, 5, 3)"))
+    yield _meta(f, "z", "mean")
+    yield _meta(f, "log_var", "mean")
+
+    f = "mixture_log_ratio"
+    yield from _float_rows(f, "z")
+    yield from _float_rows(f, "mean")
+    yield from _float_rows(f, "log_var")
+    for shape in ((B, K, 3), (3, K, Z), (M, K, B, Z), (K, Z), ()):
+        rule = ("z", "(*L, B, K, Z)", "B = 5", "Z = 4", f"got {shape}")
+        yield Row(f, {"z": torch.zeros(shape)}, ValueError, rule)
+    for shape in ((B, Z), (0, B, Z), (3, M, B, Z)):
+        t = torch.zeros(shape)
+        rule = ("mean", "(M, B, Z)", "M >= 1", f"got {shape}")
+        yield Row(f, {"mean": t, "log_var": t}, ValueError, rule)
+    yield Row(f, {"log_var": torch.zeros(3, B, Z)}, ValueError, ("log_var", "(3, 5, 4)"))
+    yield Row(
+        f,
+        {"log_var": torch.zeros(M, B, Z, dtype=torch.float64)},
+        TypeError,
+        ("log_var", "mean's dtype", "torch.float32", "torch.float64"),
+    )
     yield _meta(f, "z", "mean")
     yield _meta(f, "log_var", "mean")
 
@@ -587,6 +611,13 @@ OPERANDS: dict[str, tuple[str, tuple[Any, ...]]] = {
         "sample_latent_backward",
         (_T(2, 5, 6, 4), _T(2, 5, 7), _T(2, 5, 4), _T(2, 5, 4), 7, _SEED, 0, 0)),
     "z of other size": ("latent_log_ratio", (_T(10, 7, 3), _T(10, 4), _T(10, 4))),
+    "z of other examples": ("mixture_log_ratio", (_T(9, 7, 4), _T(2, 10, 4), _T(2, 10, 4))),
+    "no components": ("mixture_log_ratio", (_T(10, 7, 4), _T(0, 10, 4), _T(0, 10, 4))),
+    "log_var of other components": (
+        "mixture_log_ratio", (_T(10, 7, 4), _T(2, 10, 4), _T(3, 10, 4))),
+    "weights of other components": (
+        "mixture_log_ratio_backward",
+        (_T(10, 7), _T(10, 7, 3), _T(10, 7, 4), _T(2, 10, 4), _T(2, 10, 4))),
     "gradient of other bounds": ("logmeanexp_backward", (_T(4), _T(5, 7))),
     "factor of other rows": ("rescale_", (_T(5, 7), _T(4))),
     "state of other examples": ("lse_update", (_T(4, 5, dtype=torch.float64), _T(5, 7))),

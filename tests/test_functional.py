@@ -180,6 +180,103 @@ def test_latent_log_ratio_takes_a_posterior_of_lower_precision(device: str) -> N
     assert torch.equal(out, dvae_fast.latent_log_ratio(z, mean.float(), log_var.float()))
 
 
+def _mixture(m: int, device: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    """z (B, K, Z), mean and log_var (M, B, Z)."""
+    shapes = ((B, K, Z), (m, B, Z), (m, B, Z))
+    z, mean, log_var = (_normal(*s, device=device, dtype=dtype) for s in shapes)
+    return z, mean, 0.5 * log_var.flip(-1)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("m", [1, 4, 50])
+def test_mixture_log_ratio_is_that_of_torchs_mixture(m: int, device: str) -> None:
+    """An oracle that shares nothing with this package."""
+    z, mean, log_var = _mixture(m, device)
+    d = torch.distributions
+    components = d.Independent(
+        d.Normal(mean.transpose(0, 1), torch.exp(0.5 * log_var).transpose(0, 1)), 1
+    )
+    mixing = d.Categorical(logits=torch.zeros(B, m, device=device, dtype=z.dtype))
+    mixture = d.MixtureSameFamily(mixing, components)
+    log_q = mixture.log_prob(z.transpose(0, 1)).transpose(0, 1)
+    log_p = d.Normal(0.0, 1.0).log_prob(z).sum(-1)
+    torch.testing.assert_close(dvae_fast.mixture_log_ratio(z, mean, log_var), log_p - log_q)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("z", [1, 63, 64, 65])
+def test_mixture_of_one_component_is_latent_log_ratio(
+    z: int, dtype: torch.dtype, device: str
+) -> None:
+    mean, log_var = (_normal(B, z, device=device, dtype=dtype) for _ in range(2))
+    sample = _normal(B, K, z, device=device, dtype=dtype)
+    leaves = [t.requires_grad_() for t in (sample, mean, log_var)]
+    upstream = _normal(B, K, device=device, dtype=dtype)
+    one = dvae_fast.mixture_log_ratio(sample, mean[None], log_var[None])
+    other = dvae_fast.latent_log_ratio(sample, mean, log_var)
+    torch.testing.assert_close(one, other)
+    for a, b in zip(
+        torch.autograd.grad(one, leaves, upstream),
+        torch.autograd.grad(other, leaves, upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+    # The same component M times is that component.
+    several = dvae_fast.mixture_log_ratio(sample, mean.expand(M, B, z), log_var.expand(M, B, z))
+    torch.testing.assert_close(several, other)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("leading", [(6,), (2, 4), (0,)])
+def test_every_leading_index_has_the_same_mixture(leading: tuple[int, ...], device: str) -> None:
+    _, mean, log_var = _mixture(M, device)
+    z = _normal(*leading, B, K, Z, device=device, dtype=mean.dtype)
+    out = dvae_fast.mixture_log_ratio(z, mean, log_var)
+    assert out.shape == (*leading, B, K)
+    assert out.is_contiguous()
+    for a, b in zip(out.flatten(0, -3), z.flatten(0, -4), strict=True):
+        torch.testing.assert_close(a, dvae_fast.mixture_log_ratio(b, mean, log_var))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_mixture_does_not_depend_on_the_order_of_its_components(device: str) -> None:
+    z, mean, log_var = _mixture(4, device)
+    out = dvae_fast.mixture_log_ratio(z, mean, log_var)
+    torch.testing.assert_close(dvae_fast.mixture_log_ratio(z, mean.flip(0), log_var.flip(0)), out)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_mixture_log_ratio_takes_a_posterior_of_lower_precision(device: str) -> None:
+    z = _normal(B, K, Z, device=device)
+    mean, log_var = (_normal(M, B, Z, device=device, dtype=torch.bfloat16) for _ in range(2))
+    out = dvae_fast.mixture_log_ratio(z, mean, log_var)
+    assert torch.equal(out, dvae_fast.mixture_log_ratio(z, mean.float(), log_var.float()))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_far_components_keep_their_density(dtype: torch.dtype, device: str) -> None:
+    """Log-densities of −1e5 nats, which no exponential holds, and one 1e5 nats above another."""
+    m, z = 3, 50
+    mean = torch.full((m, B, z), math.sqrt(4000.0), dtype=dtype, device=device).requires_grad_()
+    log_var = torch.zeros(m, B, z, dtype=dtype, device=device)
+    origin = torch.zeros(B, K, z, dtype=dtype, device=device)
+    out = dvae_fast.mixture_log_ratio(origin, mean, log_var)
+    torch.testing.assert_close(out, torch.full_like(out, 1e5), rtol=2e-6, atol=0)
+    (grad,) = torch.autograd.grad(out.sum(), mean)
+    expected = torch.full_like(grad, K * math.sqrt(4000.0) / m)
+    torch.testing.assert_close(grad, expected, rtol=4e-6, atol=0)
+    # One of them at z: log p − log (1/M).
+    near = mean.detach().clone()
+    near[1] = 0
+    near.requires_grad_()
+    out = dvae_fast.mixture_log_ratio(origin, near, log_var)
+    torch.testing.assert_close(out, torch.full_like(out, math.log(m)), rtol=2e-6, atol=0)
+    (grad,) = torch.autograd.grad(out.sum(), near)
+    assert bool((grad == 0).all())
+
+
 # --- log-weights and the loss -----------------------------------------------------------------
 
 
@@ -340,6 +437,7 @@ def test_empty_batch(device: str) -> None:
     z, ratio = dvae_fast.sample_latent(mean, mean, K)
     assert z.shape == (M, 0, K, Z)
     assert dvae_fast.latent_log_ratio(z, mean, mean).shape == (M, 0, K)
+    assert dvae_fast.mixture_log_ratio(z, mean, mean).shape == (M, 0, K)
     logits = _normal(M, 0, K, D, device=device)
     log_w = dvae_fast.log_weights(logits, x, ratio)
     assert log_w.shape == (M, 0, K)

@@ -108,6 +108,21 @@ def test_latent_log_ratio(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("leading", [(), (M, 6)])
+@pytest.mark.parametrize("m", [1, 7])
+def test_mixture_log_ratio(m: int, leading: tuple[int, ...], device: str) -> None:
+    inputs = Inputs(device)
+    z = inputs.normal(*leading, B, 2, Z)
+    mean, log_var = inputs.normal(m, B, Z), inputs.normal(m, B, Z)
+    f = dvae_fast.mixture_log_ratio
+    assert gradcheck(f, (z, mean, log_var))
+    if not leading:
+        assert gradcheck(lambda z: f(z, mean.detach(), log_var.detach()), (z,))
+        assert gradcheck(lambda mean: f(z.detach(), mean, log_var.detach()), (mean,))
+        assert gradcheck(lambda log_var: f(z.detach(), mean.detach(), log_var), (log_var,))
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_sample_latent_and_latent_log_ratio_agree(device: str) -> None:
     """log p(z) − log q(z) of a reparameterised z has the same value and gradient either way."""
     inputs = Inputs(device)
@@ -459,6 +474,8 @@ def _functions(device: str) -> dict[str, tuple[Callable[[], Tensor], list[Tensor
             lambda: f.sample_latent(mean, log_var, K, seed=1)[1], [mean, log_var]),
         "latent_log_ratio": (
             lambda: f.latent_log_ratio(z, mean, log_var), [z, mean, log_var]),
+        "mixture_log_ratio": (
+            lambda: f.mixture_log_ratio(z, mean, log_var), [z, mean, log_var]),
         "log_weights": (
             lambda: f.log_weights(logits, target, log_ratio), [logits, log_ratio]),
         "log_weights-gaussian": (
@@ -634,8 +651,10 @@ def test_inference_tensors_are_taken(device: str) -> None:
         log_w = dvae_fast.log_weights(noisy.unsqueeze(2).expand(M, B, K, 65), x, ratio)
         bound = dvae_fast.logmeanexp(log_w)
         again = dvae_fast.latent_log_ratio(z, noisy[..., :Z], noisy[..., Z : 2 * Z])
+        mixed = dvae_fast.mixture_log_ratio(z, noisy[..., :Z], noisy[..., Z : 2 * Z])
     torch.testing.assert_close(again, ratio, rtol=1e-4, atol=1e-4)
     assert bool(torch.isfinite(bound).all())
+    assert bool(torch.isfinite(mixed).all())
 
 
 # --- empty batch ------------------------------------------------------------------------------
@@ -657,6 +676,7 @@ def test_empty_batch_has_empty_gradients(device: str) -> None:
         noisy,
         z,
         dvae_fast.latent_log_ratio(z, mean, log_var),
+        dvae_fast.mixture_log_ratio(z, mean, log_var),
         dvae_fast.log_weights(logits, x, ratio),
         dvae_fast.log_weights((logits, scale), x, ratio, "gaussian"),
         dvae_fast.logmeanexp(ratio),

@@ -60,3 +60,30 @@ def test_gradients_of_latents_over_many_samples(k: int, device: str) -> None:
     d = torch.full((1, 5), 1.7).double()
     assert _error(grads[0], -k * d) <= TOLERANCE
     assert _error(grads[1], 0.5 * k * (1 - d.square())) <= TOLERANCE
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("components", "k", "size"), [(700, 3, 5), (3, 5000, 5), (2, 3, 12288)])
+def test_mixture_of_equal_components(components: int, k: int, size: int, device: str) -> None:
+    """M times the same component: its own ratio, 1/M of its gradient each, and the whole of z's."""
+    z = torch.full((1, k, size), 1.7, device=device, requires_grad=True)
+    mean = torch.full((components, 1, size), 3.1, device=device, requires_grad=True)
+    log_var = torch.full((components, 1, size), -0.8, device=device, requires_grad=True)
+    out = dvae_fast.mixture_log_ratio(z, mean, log_var)
+    grads = torch.autograd.grad(out.sum(), (z, mean, log_var))
+    zz, m, v = (t.detach().double().flatten()[0] for t in (z, mean, log_var))
+    diff, precision = zz - m, torch.exp(-v)
+    terms = 0.5 * size * (diff.square() * precision + zz.square() + v.abs())
+    expected = 0.5 * size * (diff.square() * precision - zz.square() + v)
+    scale = k / components
+    for actual, value, of in (
+        (out, expected, terms),
+        (grads[0], diff * precision - zz, diff.abs() * precision + zz),
+        (grads[1], -scale * diff * precision, scale * diff.abs() * precision),
+        (
+            grads[2],
+            0.5 * scale * (1 - diff.square() * precision),
+            0.5 * scale * (1 + diff.square() * precision),
+        ),
+    ):
+        assert ((actual.double().cpu() - value.cpu()).abs().max() / of.cpu()).item() <= TOLERANCE

@@ -630,6 +630,60 @@ def test_nan_stays_in_its_example_latent(where: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("where", ["z", "mean", "log_var"])
+def test_nan_stays_in_its_example_mixture(where: str, dtype: torch.dtype, device: str) -> None:
+    m, b, k, z, row = 2, 5, 7, 65, 3
+    g = torch.Generator().manual_seed(6)
+    tensors = {
+        n: torch.randn(shape, generator=g).to(dtype)
+        for n, shape in {"z": (b, k, z), "mean": (m, b, z), "log_var": (m, b, z)}.items()
+    }
+    index = (row, 4, 64) if where == "z" else (1, row, 64)
+    out = []
+    for inputs in (tensors, {**tensors, where: _poison(tensors[where], *index)}):
+        args = [t.clone().to(device).requires_grad_() for t in inputs.values()]
+        ratio = dvae_fast.mixture_log_ratio(*args)
+        out.append((ratio.detach(), *torch.autograd.grad(ratio.sum(), args)))
+    names = ("ratio", "grad z", "grad mean", "grad log_var")
+    for name, dim, clean, dirty in zip(names, (0, 0, 1, 1), *out, strict=True):
+        _assert_only(row, dim, clean, dirty, name)
+    nan = out[1][0][row].isnan()
+    assert bool(nan[4])
+    assert int(nan.sum()) == (1 if where == "z" else k)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_infinite_components_have_their_limits(dtype: torch.dtype, device: str) -> None:
+    """A component infinitely far or wide has density 0 and no gradient; the rest stay a mixture."""
+    m, b, k, z = 3, 4, 2, 65
+    g = torch.Generator().manual_seed(7)
+    shapes = ((b, k, z), (m, b, z), (m, b, z))
+    sample, mean, log_var = (torch.randn(s, generator=g).to(dtype).to(device) for s in shapes)
+    mean[1, 0, 64], mean[1, 1, 0], log_var[1, 2, 7] = INF, -INF, INF
+    mean[:, 3, 5] = INF  # all of them
+    leaves = [t.requires_grad_() for t in (sample, mean, log_var)]
+    out = dvae_fast.mixture_log_ratio(*leaves)
+    rest = dvae_fast.mixture_log_ratio(sample, mean[::2], log_var[::2]) + math.log(3 / 2)
+    torch.testing.assert_close(out[:3], rest[:3])
+    assert bool((out[3] == INF).all())
+    grads = torch.autograd.grad(out[:3].sum() + out[3].clamp(max=0).sum(), leaves)
+    for name, grad in zip(("z", "mean", "log_var"), grads, strict=True):
+        assert bool(torch.isfinite(grad).all()), f"gradient of {name}"
+    assert bool((grads[1][1, :3] == 0).all())
+    assert bool((grads[2][1, :3] == 0).all())
+    assert bool((grads[1][0, :3] != 0).any(-1).all())
+    grads = torch.autograd.grad(dvae_fast.mixture_log_ratio(*leaves)[3].sum(), leaves)
+    assert all(bool((grad == 0).all()) for grad in grads)
+    # z itself infinite, or a variance of 0: no limit, so NaN.
+    for t in (sample, log_var):
+        with torch.no_grad():
+            t[..., 0, 0, 3] = -INF
+        assert bool(dvae_fast.mixture_log_ratio(*leaves)[0, 0].isnan())
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     "corruption",
     [corruptions.Masking(0.5), corruptions.BitFlip(0.5), corruptions.AdditiveGaussian(0.5)],

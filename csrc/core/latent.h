@@ -36,6 +36,39 @@ struct DiagonalNormal {
     d_log_var = d_log_var + A(0.5) * (g * (A(1) - u * diff));
     return g * (u - z);
   }
+
+  // A mixture 1/M Σ_m q_m has the ratio −logmeanexp_m (−r_m), where r_m is a component's: by its
+  // ε = (z − mean)/σ, ½ (Σ ε² + Σ log_var − Σ z²). Sums over dimensions of each come first, since
+  // Σ log_var serves all z, and Σ z² all components.
+  template <class A>
+  DVAE_HD static A standardise(A z, A mean, A inverse_std) {
+    return (z - mean) * inverse_std;
+  }
+  template <class A>
+  DVAE_HD static A log_ratio_of_sums(A noise_squares, A log_var, A z_squares) {
+    return A(0.5) * (noise_squares + log_var - z_squares);
+  }
+  // Its gradient is the components', weighted by e^(−r_m) / Σ e^(−r): with g the upstream gradient
+  // times that weight, ∂z = Σ_m g ε/σ − z Σ_m g. Returns g ε/σ, and adds g ε and g ε² to sums over
+  // z
+  template <class A>
+  DVAE_HD static A accumulate_component(A g, A z, A mean, A inverse_std, A& noise, A& squares) {
+    const A e = standardise(z, mean, inverse_std);
+    const A weighted = g * e;
+    noise = noise + weighted;
+    squares = squares + weighted * e;
+    return weighted * inverse_std;
+  }
+  // of which, with that of g, ∂mean = −Σ g ε/σ and ∂log_var = ½ (Σ g − Σ g ε²) are made. Where no
+  // weight is above 0, 1/σ = inf must not make NaN.
+  template <class A>
+  DVAE_HD static A component_mean_gradient(A noise, A inverse_std) {
+    return noise == A(0) ? A(0) : -noise * inverse_std;
+  }
+  template <class A>
+  DVAE_HD static A component_log_var_gradient(A g, A squares) {
+    return A(0.5) * (g - squares);
+  }
 };
 
 DVAE_END_CORE

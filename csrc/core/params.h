@@ -64,6 +64,21 @@ struct LatentParams {
   NoiseParams noise;
 };
 
+// z (B, K, Z) under a mixture of M components, mean and log_var (M, B, Z): log_ratio (B, K),
+// weights (B, K, M), and their gradients.
+struct MixtureParams {
+  const void* z;         // T
+  const void* mean;      // T
+  const void* log_var;   // T
+  void* log_ratio;       // A; output
+  void* weights;         // A; output of the forward, input of its gradient
+  const void* grad;      // A; of log_ratio
+  void* grad_z;          // T
+  void* grad_mean;       // T
+  void* grad_log_var;    // T
+  int64_t components, examples, samples, size;
+};
+
 // params (N, K, D), x (B, D), log_ratio and log_w (N, K).
 struct LogWeightParams {
   const void* params;     // T

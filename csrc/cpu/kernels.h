@@ -21,6 +21,10 @@ struct Kernels {
   void (*latent_log_ratio[kDTypes])(const LatentParams&, int64_t begin, int64_t end);
   void (*latent_log_ratio_backward[kDTypes])(const LatentParams&, int64_t begin, int64_t end);
 
+  // MixtureParams. Rows (example, sample) forward, examples backward.
+  void (*mixture_log_ratio[kDTypes])(const MixtureParams&, int64_t begin, int64_t end);
+  void (*mixture_log_ratio_backward[kDTypes])(const MixtureParams&, int64_t begin, int64_t end);
+
   // LogWeightParams. Rows (n, k). scale_sum: null, or double of whole blocks, to which a shared
   // scale's gradient is added.
   void (*log_weights[kLikelihoods][kDTypes])(const LogWeightParams&, ScaleKind, int64_t begin,

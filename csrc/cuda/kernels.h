@@ -22,6 +22,9 @@ cudaError_t sample_latent_backward(DType, const Latent&, cudaStream_t);
 cudaError_t latent_log_ratio(DType, const Latent&, cudaStream_t);
 cudaError_t latent_log_ratio_backward(DType, const Latent&, cudaStream_t);
 
+cudaError_t mixture_log_ratio(DType, const MixtureParams&, cudaStream_t);
+cudaError_t mixture_log_ratio_backward(DType, const MixtureParams&, cudaStream_t);
+
 // Rows [begin, end) of p.
 cudaError_t log_weights(LikelihoodKind, DType, ScaleKind, const LogWeights&, cudaStream_t);
 // Gradients of grad · multiplier per row; grad_params may be params. For rows of a shared scale,

@@ -20,7 +20,8 @@ struct LatentElements {
   A factor[kGroups];  // σ = e^(½ log_var), or 1/σ²
 
   // Elements past the row's end are those of its first: harmless, and not stored.
-  DVAE_DEVICE void read(const LatentParams& p, int64_t row, const LatentUnit& unit, A power) {
+  template <class P>
+  DVAE_DEVICE void read(const P& p, int64_t row, const LatentUnit& unit, A power) {
     DVAE_UNROLL
     for (int g = 0; g < kGroups; ++g) {
       const int64_t j = unit.element(g);

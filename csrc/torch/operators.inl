@@ -30,6 +30,14 @@ std::tuple<Tensor, Tensor, Tensor> DVAE_OP(latent_log_ratio_backward)(const Tens
                                                                       const Tensor& mean,
                                                                       const Tensor& log_var);
 
+std::tuple<Tensor, Tensor> DVAE_OP(mixture_log_ratio)(const Tensor& z, const Tensor& mean,
+                                                      const Tensor& log_var);
+std::tuple<Tensor, Tensor, Tensor> DVAE_OP(mixture_log_ratio_backward)(const Tensor& grad,
+                                                                       const Tensor& weights,
+                                                                       const Tensor& z,
+                                                                       const Tensor& mean,
+                                                                       const Tensor& log_var);
+
 Tensor DVAE_OP(log_weights)(const Tensor& params, const std::optional<Tensor>& scale,
                             const Tensor& x, const Tensor& log_ratio,
                             const std::string& likelihood);

@@ -11,6 +11,8 @@ STABLE_TORCH_LIBRARY_IMPL(dvae_fast, DVAE_DISPATCH_KEY, m) {
   m.impl("sample_latent_backward", TORCH_BOX(&DVAE_OP(sample_latent_backward)));
   m.impl("latent_log_ratio", TORCH_BOX(&DVAE_OP(latent_log_ratio)));
   m.impl("latent_log_ratio_backward", TORCH_BOX(&DVAE_OP(latent_log_ratio_backward)));
+  m.impl("mixture_log_ratio", TORCH_BOX(&DVAE_OP(mixture_log_ratio)));
+  m.impl("mixture_log_ratio_backward", TORCH_BOX(&DVAE_OP(mixture_log_ratio_backward)));
   m.impl("log_weights", TORCH_BOX(&DVAE_OP(log_weights)));
   m.impl("log_weights_backward", TORCH_BOX(&DVAE_OP(log_weights_backward)));
   m.impl("iwae", TORCH_BOX(&DVAE_OP(iwae)));

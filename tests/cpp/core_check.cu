@@ -78,6 +78,16 @@ __global__ void latent(const A* in, A* out) {
 }
 
 template <class A>
+__global__ void mixture(const A* in, A* out) {
+  A noise = 0, squares = 0;
+  out[0] = DiagonalNormal::standardise(in[0], in[1], in[2]);
+  out[1] = DiagonalNormal::log_ratio_of_sums(out[0], in[3], in[4]);
+  out[2] = DiagonalNormal::accumulate_component(in[0], in[1], in[2], in[3], noise, squares);
+  out[3] = DiagonalNormal::component_mean_gradient(noise, in[3]);
+  out[4] = DiagonalNormal::component_log_var_gradient(in[0], squares);
+}
+
+template <class A>
 __global__ void bernoulli(const A* logits, const A* x, A* out) {
   const int i = static_cast<int>(threadIdx.x);
   A a = 0, b = 0, a2 = 0, b2 = 0;
@@ -135,6 +145,8 @@ __global__ void mean_exp(const A* v, A* out) {
     reinterpret_cast<const void*>(&gaussian_corruption<double>),
     reinterpret_cast<const void*>(&latent<float>),
     reinterpret_cast<const void*>(&latent<double>),
+    reinterpret_cast<const void*>(&mixture<float>),
+    reinterpret_cast<const void*>(&mixture<double>),
     reinterpret_cast<const void*>(&bernoulli<float>),
     reinterpret_cast<const void*>(&bernoulli<double>),
     reinterpret_cast<const void*>(&gaussian<float>),

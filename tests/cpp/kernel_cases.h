@@ -473,6 +473,144 @@ void add_latents(int64_t size, Random& random, std::vector<Case>& cases) {
        {dz, at[0], at[1]}});
 }
 
+// --- mixture of posteriors --------------------------------------------------------------------
+
+template <class T>
+struct Mixture {
+  using A = accumulate_t<T>;
+  int64_t components, examples = 3, samples = 5, size;
+  std::vector<T> mean, log_var, z;
+  std::vector<A> weights, grad;
+
+  Mixture(int64_t components_in, int64_t size_in, Random& random)
+      : components(components_in), size(size_in) {
+    // Components near each other, so that no one of them has all of the density.
+    const double apart = 1 / std::sqrt(static_cast<double>(size));
+    const auto near = [&](double range) {
+      const auto base = random.array<T>(examples * size, -range, range);
+      auto all = random.array<T>(components * examples * size, -apart, apart);
+      for (size_t i = 0; i < all.size(); ++i) {
+        all[i] = make<T>(value(all[i]) + value(base[i % base.size()]));
+      }
+      return all;
+    };
+    mean = near(2);
+    log_var = near(3);
+    z = random.array<T>(examples * samples * size, -3, 3);
+    weights = random.array<A>(examples * samples * components, 0, 1);
+    for (size_t i = 0; i < weights.size(); i += 7) weights[i] = 0;
+    grad = random.array<A>(examples * samples, -1, 1);
+  }
+  MixtureParams params() const {
+    MixtureParams p{};
+    p.z = z.data();
+    p.mean = mean.data();
+    p.log_var = log_var.data();
+    p.components = components;
+    p.examples = examples;
+    p.samples = samples;
+    p.size = size;
+    return p;
+  }
+  // Of row r = (example, sample) and component m; element e, example · size + e of a component.
+  double at_z(int64_t r, int64_t e) const { return value(z[static_cast<size_t>(r * size + e)]); }
+  double at(const std::vector<T>& v, int64_t m, int64_t r, int64_t e) const {
+    return value(v[static_cast<size_t>((m * examples + r / samples) * size + e)]);
+  }
+  double gradient(int64_t m, int64_t r) const {
+    return static_cast<double>(grad[static_cast<size_t>(r)]) *
+           static_cast<double>(weights[static_cast<size_t>(r * components + m)]);
+  }
+};
+
+template <class T>
+void add_mixture(int64_t components, int64_t size, Random& random, std::vector<Case>& cases) {
+  using A = accumulate_t<T>;
+  constexpr int t = TypeOf<T>::index;
+  const Mixture<T> c(components, size, random);
+  const std::string name = " M=" + std::to_string(components) + " Z=" + std::to_string(size);
+  const int64_t rows = c.examples * c.samples;
+  Expected ratio, weights, dz, d_mean, d_log_var;
+  std::vector<double> v(static_cast<size_t>(components)), terms(v.size());
+  for (int64_t r = 0; r < rows; ++r) {
+    double max = -HUGE_VAL, total = 0, mean_terms = 0;
+    for (int64_t m = 0; m < components; ++m) {
+      double up = 0, down = 0;
+      for (int64_t e = 0; e < size; ++e) {
+        const double z = c.at_z(r, e), diff = z - c.at(c.mean, m, r, e);
+        const double lv = c.at(c.log_var, m, r, e);
+        up += 0.5 * (diff * diff * std::exp(-lv) + std::max(lv, 0.0));
+        down += 0.5 * (z * z + std::max(-lv, 0.0));
+      }
+      v[static_cast<size_t>(m)] = down - up;
+      terms[static_cast<size_t>(m)] = down + up;
+      max = std::max(max, down - up);
+    }
+    for (const double x : v) total += std::exp(x - max);
+    for (size_t m = 0; m < v.size(); ++m) mean_terms += std::exp(v[m] - max) / total * terms[m];
+    const double bound = max + std::log(total / static_cast<double>(components));
+    ratio.add<A>(-bound, mean_terms + std::abs(bound - max) + 1);
+    for (size_t m = 0; m < v.size(); ++m) {
+      const double w = std::exp(v[m] - max) / total;
+      weights.add<A>(w, w * (1 + max - v[m] + terms[m] + mean_terms));
+    }
+    for (int64_t e = 0; e < size; ++e) {
+      double sum = 0, sum_terms = 0;
+      for (int64_t m = 0; m < components; ++m) {
+        const double g = c.gradient(m, r), z = c.at_z(r, e);
+        const double u = (z - c.at(c.mean, m, r, e)) * std::exp(-c.at(c.log_var, m, r, e));
+        sum += g * (u - z);
+        sum_terms += std::abs(g) * (std::abs(u) + std::abs(z));
+      }
+      dz.add<T>(sum, sum_terms);
+    }
+  }
+  for (int64_t m = 0; m < components; ++m) {
+    for (int64_t b = 0; b < c.examples; ++b) {
+      for (int64_t e = 0; e < size; ++e) {
+        double mean = 0, mean_terms = 0, log_var = 0, log_var_terms = 0;
+        for (int64_t r = b * c.samples; r < (b + 1) * c.samples; ++r) {
+          const double g = c.gradient(m, r), diff = c.at_z(r, e) - c.at(c.mean, m, r, e);
+          const double u = diff * std::exp(-c.at(c.log_var, m, r, e));
+          mean -= g * u;
+          mean_terms += std::abs(g * u);
+          log_var += 0.5 * g * (1 - u * diff);
+          log_var_terms += 0.5 * std::abs(g) * (1 + u * diff);
+        }
+        d_mean.add<T>(mean, mean_terms);
+        d_log_var.add<T>(log_var, log_var_terms);
+      }
+    }
+  }
+  cases.push_back({"mixture_log_ratio" + name,
+                   [c, rows](const Kernels& k, const Parallel& parallel) {
+                     auto r = unset<A>(rows), w = unset<A>(rows * c.components);
+                     MixtureParams p = c.params();
+                     p.log_ratio = r.data();
+                     p.weights = w.data();
+                     parallel(rows, [&](int64_t i, int64_t j) { k.mixture_log_ratio[t](p, i, j); });
+                     return std::vector<Output>{output("log_ratio", r), output("weights", w)};
+                   },
+                   {ratio, weights}});
+  cases.push_back({"mixture_log_ratio_backward" + name,
+                   [c](const Kernels& k, const Parallel& parallel) {
+                     auto z = unset<T>(static_cast<int64_t>(c.z.size()));
+                     auto mean = unset<T>(static_cast<int64_t>(c.mean.size())), log_var = mean;
+                     MixtureParams p = c.params();
+                     p.weights = const_cast<A*>(c.weights.data());
+                     p.grad = c.grad.data();
+                     p.grad_z = z.data();
+                     p.grad_mean = mean.data();
+                     p.grad_log_var = log_var.data();
+                     parallel(c.examples, [&](int64_t i, int64_t j) {
+                       k.mixture_log_ratio_backward[t](p, i, j);
+                     });
+                     return std::vector<Output>{output("z", z), output("mean", mean),
+                                                output("log_var", log_var)};
+                   },
+                   {dz, d_mean, d_log_var}});
+}
+
 // --- log-weights ------------------------------------------------------------------------------
 
 enum class ScaleOf { kNone, kOne, kEach, kFull };
@@ -972,6 +1110,7 @@ std::vector<Case> make_cases() {
   for (const int64_t d : {1, 63, 64, 65, 785}) {
     add_corruptions<T>(d, random, cases);
     add_latents<T>(d, random, cases);
+    add_mixture<T>(d == 785 ? 2 : 4, d, random, cases);
     add_helpers<T>(d, random, cases);
     for (const bool bias : {false, true}) {
       for (const ScaleOf s : {ScaleOf::kNone, ScaleOf::kOne, ScaleOf::kEach, ScaleOf::kFull}) {
@@ -982,6 +1121,8 @@ std::vector<Case> make_cases() {
   }
   add_log_weights(LogWeights<T>(1985, ScaleOf::kNone, false, random), cases);
   add_iwae(LogWeights<T>(1985, ScaleOf::kNone, false, random), cases);
+  add_mixture<T>(1, 7, random, cases);
+  add_mixture<T>(130, 2, random, cases);  // more components than a float sums
   for (const int64_t k : {1, 2, 15, 16, 17, 785}) add_logsumexp<T>(k, random, cases);
   return cases;
 }

@@ -7,7 +7,6 @@ encoded once; then samples are drawn in any chunks, a function of (seed, example
 from __future__ import annotations
 
 import copy
-import math
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -151,18 +150,11 @@ class _Mixture:
         mean, log_var = self.mean[which, at], self.log_var[which, at]  # (B, k, Z)
         noise = _noise(b, k, mean, self.key, self.first_example, first_sample)
         z = mean + torch.exp(0.5 * log_var) * noise
-        return z, _mixture_log_ratio(z, self.mean, self.log_var)
+        return z, functional.mixture_log_ratio(z, self.mean, self.log_var)
 
     def row(self, i: int) -> _Mixture:
         one = slice(i, i + 1)
         return _Mixture(self.mean[:, one], self.log_var[:, one], self.key, self.first_example + i)
-
-
-def _mixture_log_ratio(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
-    each = torch.stack(
-        [functional.latent_log_ratio(z, m, v) for m, v in zip(mean, log_var, strict=True)]
-    )
-    return -(torch.logsumexp(-each, 0) - math.log(len(mean)))
 
 
 def _noise(

@@ -117,7 +117,6 @@ def test_defaults_suit_the_model_and_the_data() -> None:
         ({"corruption": "gaussian", "level": -1.0}, "level does not fit gaussian: std must be"),
         ({"model": "vae", "corruption": "masking"}, "corruption must be identity for vae (only "
                                                     "dvae, diwae corrupt); got 'masking'"),
-        ({"model": "iwae", "M": 2}, "M must be 1 for iwae (only dvae, diwae corrupt); got 2"),
         ({"M": 0}, "M must be an integer >= 1, got 0"),
         ({"K": 0}, "K must be an integer >= 1, got 0"),
         ({"K": True}, "K must be an integer >= 1, got True"),

@@ -11,39 +11,40 @@ the same posterior. Every bound is made of log-means of a temperature t,
 ================ ============================================ =====================================
 objective        the bound                                    source
 ================ ============================================ =====================================
-``elbo``         T_0; the (denoising) variational bound       1312.6114, eq. 3; 1511.06406, sect. 3
-``elbo-kl``      mean log p(x|z) − KL(q || p), KL analytic    1312.6114, eq. 3
-``iwae``         T_1, nested: the (denoising)                 1509.00519, eq. 8; 1511.06406,
-                 importance-weighted bound; with M groups     sect. 3.1; 1802.04537, eq. 8
-                 and no corruption it is MIWAE(M, K)
-``iwae-joint``   T_1, joint: tighter, and still a bound,      1509.00519, eq. 8
+``elbo``         T_0; the (denoising) variational bound       Kingma and Welling 2013 (1312.6114),
+                                                              eq. 3; Im et al. 2015 (1511.06406)
+``elbo-kl``      mean log p(x|z) − KL(q || p), KL analytic    the same
+``iwae``         T_1, nested: the (denoising)                 Burda et al. 2015 (1509.00519), eq. 8;
+                 importance-weighted bound; with M groups     Im et al. 2015, section 3.1;
+                 and no corruption it is MIWAE(M, K)          Rainforth et al. 2018 (1802.04537)
+``iwae-joint``   T_1, joint: tighter, and still a bound,      Burda et al. 2015, eq. 8
                  each w having its own q(z|x̃) below
-``ciwae``        β T_0 + (1 − β) T_1, nested                  1802.04537, eq. 11
-``piwae``        T_1, joint, for the generative net; the      1802.04537, sect. 4.3
+``ciwae``        β T_0 + (1 − β) T_1, nested                  Rainforth et al. 2018
+``piwae``        T_1, joint, for the generative net; the      Rainforth et al. 2018
                  inference net ascends T_1 nested (MIWAE)
-``vr``           T_(1−α), nested: α = 0 is iwae, 1 is elbo    1602.02311, eq. 4 and 8
-``vr-max``       T_∞, nested: α → −∞; not below log p(x)      1602.02311, sect. 4.2
-``mixture``      T_1, joint, with 1/M Σ_m q(z|x̃_m) below,     1511.06406, sect. 3 (the posterior
-                 the density that z is drawn from             it defines as a mixture)
-``mixture-elbo`` T_0, joint, with the same below
+``vr``           T_(1−α), nested: α = 0 is iwae, 1 is elbo    Li and Turner 2016 (1602.02311)
+``vr-max``       T_∞, nested: α → −∞                          Li and Turner 2016
+``mixture``      T_1, joint, with 1/M Σ_m q(z|x̃_m) below,     Im et al. 2015: the posterior that
+                 the density that z is drawn from             corruption makes of q
+``mixture-elbo`` T_0, joint, with the same below              the same
 ================ ============================================ =====================================
 
-All bound log p(x) from below in expectation but ``vr`` for α < 0 and ``vr-max``, which lie above
-the importance-weighted bound and may lie above log p(x).
+All are below log p(x) in expectation but ``vr`` for α < 0 and ``vr-max``, which are above the
+importance-weighted bound and may be above log p(x).
 
 Gradient estimators of the inference network φ; the generative network always has the bound's
 own gradient, coefficients c = ∂bound/∂log w, w̃ = w / Σ w where the bound is ``iwae``:
 
 - ``standard``: the reparameterised gradient.
-- ``stl``: sticking the landing (1703.09194): log q's explicit dependence on φ is dropped. Unbiased
-  where c is constant, ``elbo`` and ``mixture-elbo``; biased for every bound with K inside the
-  logarithm, since the dropped score function is there correlated with c.
-- ``dreg``: doubly reparameterised (1810.04152): c − ∂c/∂log w in the place of c, w̃² for
-  ``iwae``, on the path through z alone. Unbiased; for ``elbo`` it is ``stl``.
-- ``vimco``: score function with the leave-one-out baseline (1602.06725), O(K); unbiased, and
-  needs no reparameterisation. For ``elbo`` it is the leave-one-out baseline of REINFORCE.
+- ``stl``: sticking the landing (Roeder et al. 2017, 1703.09194): log q's explicit dependence on φ
+  is dropped. Unbiased where c is constant, ``elbo`` and ``mixture-elbo``; biased for every bound
+  with K inside the logarithm, since the dropped score function is there correlated with c.
+- ``dreg``: doubly reparameterised (Tucker et al. 2018, 1810.04152): c − ∂c/∂log w in the place of
+  c, w̃² for ``iwae``, on the path through z alone. Unbiased; for ``elbo`` it is ``stl``.
+- ``vimco``: score function with a leave-one-out baseline (Mnih and Rezende 2016, 1602.06725), in
+  O(K); unbiased, and needs no reparameterisation.
 
-The numbers are arXiv's.
+Numbers in brackets are arXiv's.
 """
 
 from __future__ import annotations
@@ -120,8 +121,8 @@ class Objective:
         beta: of "ciwae" alone, in [0, 1]: 0 is the IWAE's bound, 1 the ELBO. Default 0.5.
         alpha: of "vr" alone, finite: 0 is the IWAE's bound, 1 the ELBO. Default 0.5.
         free_bits: of "elbo-kl" alone: λ >= 0 nats a latent dimension. The loss's gradient is that
-            of Σ_j max(λ, KL_j), KL_j the mean over the batch (Kingma et al., arXiv 1606.04934,
-            equation 15); its value stays the bound's.
+            of Σ_j max(λ, KL_j), KL_j the mean over the batch (Kingma et al. 2016, arXiv
+            1606.04934); its value stays the bound's.
 
     Raises:
         ValueError: naming the argument, the rule and the value.
@@ -604,8 +605,8 @@ def _coefficients(
 ) -> Tensor:
     """What multiplies each sample's gradient, (M, B, K).
 
-    "standard", "stl": c = ∂bound/∂log w, of ∂log w. "dreg": c − ∂c/∂log q, of ∂log w through z
-    (1810.04152, equation 8, for any c). "vimco": of ∂log q. log w holds kl_weight · log q.
+    "standard", "stl": c = ∂bound/∂log w, of ∂log w. "dreg": c + ∂c/∂log q, of ∂log w through z:
+    E c ∂log q/∂φ is E ∂c/∂z ∂z/∂φ. "vimco": of ∂log q. log w holds −kl_weight · log q.
     """
     total = torch.zeros_like(log_w)
     for share, t, joint in terms:
@@ -640,7 +641,7 @@ def _left_out(rows: Tensor, t: float) -> Tensor:
     """VIMCO's learning signal, T_t less the T_t in which w_k is the others' geometric mean.
 
     O(K), and no digits lost: Σ_(j≠k) w_j is Σ w less w_k, except for the largest, for which the
-    others are summed afresh. 1602.06725, equations 7 to 10.
+    others are summed afresh.
     """
     scaled = rows if t in (0, 1) else t * rows
     k = rows.shape[-1]

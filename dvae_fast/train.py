@@ -348,7 +348,7 @@ def learning_rate(config: TrainConfig, epoch: int) -> float:
 def kl_weight(config: TrainConfig, epoch: int) -> float:
     """The divergence's weight in epoch 0, 1, …: linear, 0 at first and 1 from ``kl_warmup`` on.
 
-    Source: Sønderby et al., "Ladder variational autoencoders" (arXiv 1602.02282), section 2.3.
+    Source: Sønderby et al., "Ladder variational autoencoders" (arXiv 1602.02282).
     """
     return min(1.0, epoch / config.kl_warmup) if config.kl_warmup else 1.0
 

@@ -176,7 +176,7 @@ def test_miwae_of_one_sample_is_the_elbo() -> None:
 
 
 def test_groups_do_not_move_the_mean_and_do_lower_its_noise() -> None:
-    """MIWAE(M, K): IWAE(K) in expectation (1802.04537, equation 8)."""
+    """MIWAE(M, K): IWAE(K) in expectation (1802.04537)."""
     one, many = _bounds("iwae", m=1), _bounds("iwae", m=20)
     difference = one - many
     assert abs(float(difference.mean())) < 5 * float(difference.std()) / math.sqrt(N)

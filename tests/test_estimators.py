@@ -102,7 +102,7 @@ def _plain_bound(o: Objective, log_w: Tensor) -> Tensor:
 
 
 def _doubly(o: Objective, log_w: Tensor, weight: float) -> Tensor:
-    """DReG's coefficients: 1810.04152, equations 8 and its section 6, for a tempered log q too."""
+    """DReG's coefficients (1810.04152), w̃² for IWAE, and for log q of a weight below 1."""
     m, _, k = log_w.shape
     nested, joint = log_w.softmax(2), torch.softmax(log_w.transpose(0, 1).flatten(1), 1)
     joint = joint.view(-1, m, k).transpose(0, 1)
@@ -355,6 +355,27 @@ def test_under_autocast(estimator: str) -> None:
     assert float(torch.cosine_similarity(exact, rough, 0)) > 0.99
 
 
+@pytest.mark.parametrize("estimator", ["standard", "dreg", "vimco"])
+def test_half_precision_decoders(estimator: str) -> None:
+    """Whose gradient the fused pass does not make, as it would lose a loss scale."""
+    objective = Objective("iwae", estimator)
+    x = _data().float()
+    weight = torch.randn(Z, D, generator=torch.Generator().manual_seed(2))
+    grads = []
+    for dtype in (torch.float32, torch.float16):
+        mean = torch.full((B, Z), 0.4, requires_grad=True)
+        latents = objectives.sample_latents(mean, torch.zeros(B, Z), K, objective, SEED)
+        loss = objectives.loss(
+            (latents.z @ weight).to(dtype), x, latents.log_ratio, "bernoulli", objective,
+            inference=latents.inference,
+        )  # fmt: skip
+        assert loss.dtype == torch.float32
+        grads.append(torch.autograd.grad(2.0**10 * loss, mean)[0])
+    torch.testing.assert_close(
+        grads[0], grads[1], rtol=5e-3, atol=5e-3 * float(grads[0].abs().max())
+    )
+
+
 # --- VIMCO's sums -----------------------------------------------------------------------------
 
 
@@ -467,10 +488,10 @@ def test_unbiased_with_samples_inside_the_logarithm(name: str, estimator: str, m
 
 
 def test_sticking_the_landing_is_biased_inside_and_not_outside() -> None:
-    n, k = 30_000, 5
+    n, k = 10_000, 5
     stl, _ = _sampled(Objective("iwae", "stl"), n, k)
     standard, _ = _sampled(Objective("iwae"), n, k)
-    assert float(_scores(stl - standard).max()) > 20
+    assert float(_scores(stl - standard).max()) > 10
     stl, _ = _sampled(Objective("mixture-elbo", "stl"), n, k, 2)
     standard, _ = _sampled(Objective("mixture-elbo"), n, k, 2)
     assert bool((_scores(stl - standard) < SIGMAS).all())
@@ -498,12 +519,12 @@ def test_at_the_posterior_the_path_gradients_have_no_noise() -> None:
 
 
 def test_signal_to_noise() -> None:
-    """Rising with K for DReG, falling for the standard estimator (1810.04152, figure 1).
+    """Rising with K for DReG, falling for the standard estimator (1810.04152, 1802.04537).
 
     Four times the samples multiply it by 2 and by ½ in the limit; at least by 1.4 and at most by
-    0.7 here, where 20,000 draws know each ratio to a few per cent.
+    0.7 here, where 8,000 draws know each ratio to 0.01.
     """
-    n = 20_000
+    n = 8_000
 
     def ratio(estimator: str, k: int) -> float:
         samples, _ = _sampled(Objective("iwae", estimator), n, k)

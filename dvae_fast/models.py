@@ -117,9 +117,10 @@ class Autoencoder(nn.Module):
             raise TypeError(f"x must have the model's dtype, {like.dtype}, got {x.dtype}")
 
     def _corrupt(self, x: Tensor, key: Tensor, copies: int | None) -> Tensor:
+        """(B, D) → x̃ of shape (copies, B, D), or of x's without copies or without corruption."""
         corruption = self.corruption
-        if corruption is None:
-            return x
+        if corruption is None or isinstance(corruption, Identity):
+            return x  # M copies of it would be encoded M times
         if corruption.parameter.device != x.device:
             corruption = corruption.to(x.device)
             if not corruption.parameter.requires_grad:  # else its owner will change the original

@@ -702,10 +702,10 @@ def loss(
             f"inference must {rule} for {objective.name} with the estimator "
             f"{objective.estimator}, got {'None' if inference is None else 'a tensor'}"
         )
-    if objective.name == "piwae" and _dtype(params) == torch.float16:
+    if objective.name == "piwae" and not vimco and _dtype(params) == torch.float16:
         raise TypeError(
-            "params must not be float16 for piwae, which needs the range of a wider dtype; "
-            "bfloat16 has it"
+            "params must not be float16 for piwae without vimco, which needs the range of a wider "
+            "dtype; bfloat16 has it"
         )
     weighted = isinstance(kl_weight, Tensor) or kl_weight != 1
     ratio: Tensor | None = None

@@ -331,7 +331,7 @@ def test_what_the_loss_needs() -> None:
         objectives.loss(logits, x, log_ratio, "bernoulli", Objective("iwae", "dreg"))
     with pytest.raises(ValueError, match=r"inference must be None for iwae .*, got a tensor"):
         objectives.loss(logits, x, log_ratio, "bernoulli", "iwae", inference=log_ratio)
-    with pytest.raises(TypeError, match="params must not be float16 for piwae"):
+    with pytest.raises(TypeError, match="params must not be float16 for piwae without vimco"):
         objectives.loss(
             logits.half(), x, log_ratio, "bernoulli", "piwae", inference=torch.zeros(B, K)
         )

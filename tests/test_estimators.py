@@ -7,13 +7,13 @@ misses once in 150,000 (two-sided normal); seeds are fixed.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from linear_gaussian import draw_data, linear_gaussian
+from plain_objectives import doubly_reparameterised, learning_signal, plain_bound, scores
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal
 
@@ -81,65 +81,6 @@ def _log_q(name: str, q: Normal, z: Tensor) -> Tensor:
     return torch.logsumexp(torch.stack(each), 0) - math.log(len(each))
 
 
-def _plain_bound(o: Objective, log_w: Tensor) -> Tensor:
-    """(M, B, K) → (B,), each bound as its paper writes it."""
-    m, _, k = log_w.shape
-    elbo = log_w.mean((0, 2))
-    nested = (torch.logsumexp(log_w, 2) - math.log(k)).mean(0)
-    joint = torch.logsumexp(log_w, (0, 2)) - math.log(m * k)
-    if o.name == "ciwae":
-        assert o.beta is not None
-        return o.beta * elbo + (1 - o.beta) * nested
-    if o.name == "vr":
-        assert o.alpha is not None
-        power = torch.logsumexp((1 - o.alpha) * log_w, 2) - math.log(k)
-        return (power / (1 - o.alpha)).mean(0)
-    return {
-        "elbo": elbo, "elbo-kl": elbo, "mixture-elbo": elbo, "iwae": nested,
-        "iwae-joint": joint, "piwae": joint, "mixture": joint,
-        "vr-max": log_w.amax(2).mean(0),
-    }[o.name]  # fmt: skip
-
-
-def _doubly(o: Objective, log_w: Tensor, weight: float) -> Tensor:
-    """DReG's coefficients (1810.04152), w̃² for IWAE, and for log q of a weight below 1."""
-    m, _, k = log_w.shape
-    nested, joint = log_w.softmax(2), torch.softmax(log_w.transpose(0, 1).flatten(1), 1)
-    joint = joint.view(-1, m, k).transpose(0, 1)
-
-    def doubled(w: Tensor) -> Tensor:
-        return weight * w**2 + (1 - weight) * w
-
-    if o.name == "elbo":
-        return torch.full_like(log_w, 1 / (m * k))
-    if o.name == "ciwae":
-        assert o.beta is not None
-        return (o.beta / k + (1 - o.beta) * doubled(nested)) / m
-    if o.name == "vr":
-        assert o.alpha is not None
-        w = ((1 - o.alpha) * log_w).softmax(2)
-        mixed = o.alpha * w + (1 - o.alpha) * w**2
-        return (weight * mixed + (1 - weight) * w) / m
-    return doubled(joint) if o.name == "iwae-joint" else doubled(nested) / m
-
-
-def _learning_signal(o: Objective, log_w: Tensor) -> Tensor:
-    """VIMCO's, in O(K²): each sample in turn replaced by the others' geometric mean."""
-    whole = _plain_bound(o, log_w)
-    out = torch.empty_like(log_w)
-    m, _, k = log_w.shape
-    for i, j in itertools.product(range(m), range(k)):
-        without = log_w.clone()
-        if o.name == "iwae-joint":
-            others = [log_w[a, :, b] for a, b in itertools.product(range(m), range(k))]
-            del others[i * k + j]
-        else:
-            others = [log_w[i, :, b] for b in range(k) if b != j]
-        without[i, :, j] = torch.stack(others).mean(0)
-        out[i, :, j] = whole - _plain_bound(o, without)
-    return out
-
-
 def _plain_gradients(
     model: LatentVariableModel, x: Tensor, weight: float = 1.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -164,23 +105,23 @@ def _plain_gradients(
 
     below = _stopped(q) if o.estimator in ("stl", "dreg") else q
     ratio = log_prior(z) - _log_q(o.name, below, z)
-    value = _plain_bound(o, density(z) + ratio)
+    value = plain_bound(o, density(z) + ratio)
     log_w = density(z) + weight * ratio
-    generative = _plain_bound(o, log_w)
+    generative = plain_bound(o, log_w)
     inner = Objective("iwae") if o.name == "piwae" else o
     if o.estimator == "dreg":
-        e = _doubly(inner, log_w, weight).detach()
+        e = doubly_reparameterised(inner, log_w, weight).detach()
         inference = (e * log_w).sum((0, 2))
     elif o.estimator == "vimco":
         fixed = z.detach()
         log_q = _log_q(o.name, q, fixed)
         log_w = density(fixed) + weight * (log_prior(fixed) - log_q)
-        signal = _learning_signal(inner, log_w.detach())
+        signal = learning_signal(inner, log_w.detach())
         if o.name == "piwae":
             signal = signal.detach()
-        inference = (signal * log_q).sum((0, 2)) + _plain_bound(inner, log_w)
+        inference = (signal * log_q).sum((0, 2)) + plain_bound(inner, log_w)
     else:
-        inference = _plain_bound(inner, log_w)
+        inference = plain_bound(inner, log_w)
     return value, _gradients(model, generative.mean(), inference.mean())
 
 
@@ -259,9 +200,10 @@ def test_without_corruption_the_groups_are_repetitions(name: str, estimator: str
     identity = corruptions.Identity()
     copied = make_model("diwae", D, Z, (8, 6), corruption=identity, **options).double()
     seen: list[tuple[int, ...]] = []
-    clean.encoder.register_forward_hook(lambda module, args, out: seen.append(args[0].shape))
+    for model in (clean, copied):
+        model.encoder.register_forward_hook(lambda module, args, out: seen.append(args[0].shape))
     losses = [model.loss(_data(), SEED) for model in (clean, copied)]
-    assert seen == [(B, D)]
+    assert seen == [(B, D)] * 2
     torch.testing.assert_close(*losses)
     for model, loss in zip((clean, copied), losses, strict=True):
         loss.backward()
@@ -441,12 +383,6 @@ def _sampled(
     return torch.cat([g.sum(0) for g in grads], 1), torch.stack([leaves[0][0, 0], leaves[1][0, 0]])
 
 
-def _scores(samples: Tensor, expected: Tensor | float = 0.0) -> Tensor:
-    """Each coordinate's distance from what is expected, in standard errors."""
-    error = samples.std(0) / math.sqrt(samples.shape[0])
-    return ((samples.mean(0) - expected) / error).abs()
-
-
 def _exact_elbo_gradient() -> Tensor:
     """Of E_q [log p(x|z)] − KL for a linear decoder, which is a quadratic form."""
     model = linear_gaussian("iwae", widen=2.0)
@@ -462,12 +398,12 @@ def _exact_elbo_gradient() -> Tensor:
 @pytest.mark.parametrize("estimator", ["standard", "stl", "dreg", "vimco"])
 def test_of_the_elbo_every_estimator_is_unbiased(estimator: str) -> None:
     samples, _ = _sampled(Objective("elbo", estimator), 40_000, 3)
-    assert bool((_scores(samples, _exact_elbo_gradient()) < SIGMAS).all())
+    assert bool((scores(samples, _exact_elbo_gradient()) < SIGMAS).all())
 
 
 def test_of_the_analytic_elbo_too() -> None:
     samples, _ = _sampled(Objective("elbo-kl"), 40_000, 3)
-    assert bool((_scores(samples, _exact_elbo_gradient()) < SIGMAS).all())
+    assert bool((scores(samples, _exact_elbo_gradient()) < SIGMAS).all())
 
 
 @pytest.mark.parametrize("m", [1, 2])
@@ -481,8 +417,8 @@ def test_unbiased_with_samples_inside_the_logarithm(name: str, estimator: str, m
     samples, _ = _sampled(doubly, n, k, m, seed=1)
     standard, _ = _sampled(objective, n, k, m, seed=2)
     error = torch.hypot(samples.std(0), standard.std(0)) / math.sqrt(n)
-    scores = (samples.mean(0) - standard.mean(0)).abs() / error
-    assert bool((scores < SIGMAS).all()), scores
+    distance = (samples.mean(0) - standard.mean(0)).abs() / error
+    assert bool((distance < SIGMAS).all()), distance
     # Sharp enough to see a twentieth of the gradient, in one coordinate at least.
     assert bool((error / standard.mean(0).abs()).min() < 0.05)
 
@@ -491,10 +427,10 @@ def test_sticking_the_landing_is_biased_inside_and_not_outside() -> None:
     n, k = 10_000, 5
     stl, _ = _sampled(Objective("iwae", "stl"), n, k)
     standard, _ = _sampled(Objective("iwae"), n, k)
-    assert float(_scores(stl - standard).max()) > 10
+    assert float(scores(stl - standard).max()) > 10
     stl, _ = _sampled(Objective("mixture-elbo", "stl"), n, k, 2)
     standard, _ = _sampled(Objective("mixture-elbo"), n, k, 2)
-    assert bool((_scores(stl - standard) < SIGMAS).all())
+    assert bool((scores(stl - standard) < SIGMAS).all())
 
 
 def test_at_the_posterior_the_path_gradients_have_no_noise() -> None:
@@ -537,110 +473,7 @@ def test_signal_to_noise() -> None:
     assert standard[1] < 0.7 * standard[0]
 
 
-# --- Bernoulli latents ------------------------------------------------------------------------
-
-
-def _bernoulli_model(**options: Any) -> BernoulliLatentModel:
-    torch.manual_seed(0)
-    options = {"K": 3, "learn_prior": True, **options}
-    model = BernoulliLatentModel(D, Z, (6,), **options).double()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.3 * torch.randn_like(p))
-    return model
-
-
-def _all_latents() -> Tensor:
-    return torch.tensor(list(itertools.product((0.0, 1.0), repeat=Z)), dtype=torch.float64)
-
-
-def _enumerated(model: BernoulliLatentModel, x: Tensor) -> Tensor:
-    """The bound's expectation over all (2^Z)^K samples, exactly: one example, no corruption."""
-    h = _all_latents()
-    log_q = Bernoulli(logits=model.encode(x)).log_prob(h).sum(-1)
-    prior = torch.zeros(Z).double() if model.prior_logits is None else model.prior_logits
-    log_joint = Bernoulli(logits=model.decode(h)).log_prob(x).sum(-1)  # type: ignore[arg-type]
-    log_joint = log_joint + Bernoulli(logits=prior).log_prob(h).sum(-1)
-    total = torch.zeros((), dtype=torch.float64)
-    for choice in itertools.product(range(len(h)), repeat=model.K):
-        index = torch.tensor(choice)
-        log_w = (log_joint - log_q)[index].view(1, 1, -1)
-        total = total + log_q[index].sum().exp() * _plain_bound(model.objective, log_w)[0]
-    return total
-
-
-@pytest.mark.parametrize("learn_prior", [True, False])
-@pytest.mark.parametrize("name", ["elbo", "iwae", "ciwae", "vr"])
-def test_vimco_has_the_enumerated_expectation(name: str, learn_prior: bool) -> None:
-    """Value and every parameter's gradient, from 4,000 gradients of the same example."""
-    model = _bernoulli_model(objective=_objective(name, "vimco"), learn_prior=learn_prior)
-    x = (_data()[:1] > 0.5).double()
-    exact = _enumerated(model, x)
-    parameters = list(model.parameters())
-    expected = torch.cat([g.flatten() for g in torch.autograd.grad(exact, parameters)])
-    # Blocks of 100 copies of the example: a mean over each.
-    blocks, values = [], []
-    for seed in range(40):
-        loss = model.loss(x.expand(100, -1), seed)
-        values.append(-loss.detach())
-        grads = torch.autograd.grad(-loss, parameters)
-        blocks.append(torch.cat([g.flatten() for g in grads]))
-    samples = torch.stack(blocks)
-    assert float(_scores(torch.stack(values).unsqueeze(1), exact.detach())) < SIGMAS
-    # Student's t of 39 degrees: beyond 5.5 once in 400,000, for each of some 100 coordinates.
-    moving = samples.std(0) > 1e-12
-    torch.testing.assert_close(samples[:, ~moving].mean(0), expected[~moving])
-    scores = _scores(samples[:, moving], expected[moving])
-    assert bool((scores < 5.5).all()), scores.max()
-
-
-def test_bernoulli_latents_have_their_probabilities() -> None:
-    logits = torch.tensor([[-30.0, -3.0, -0.5, 0.0, 0.5, 3.0, 30.0]], dtype=torch.float64)
-    n = 100_000
-    h = objectives.draw_bernoulli(logits, n, 1)[0]
-    p = torch.sigmoid(logits[0])
-    assert set(h.unique().tolist()) == {0.0, 1.0}
-    error = (p * (1 - p) / n).sqrt()
-    assert bool(((h.mean(0) - p).abs() <= SIGMAS * error).all())
-    assert torch.equal(objectives.draw_bernoulli(logits, 10, 1)[0], h[:10])
-    single = objectives.draw_bernoulli(logits.float(), n, 1)[0]
-    assert float((single.double() - h).abs().mean()) < 1e-4
-
-
-@pytest.mark.parametrize("m", [1, M])
-def test_the_bernoulli_models_bound_is_the_formula(m: int) -> None:
-    corruption = corruptions.Masking(0.4)
-    model = _bernoulli_model(K=K, M=m, corruption=corruption, objective="iwae")
-    x = _data()
-    key = torch.tensor([SEED])
-    noisy = reference.corrupt(x, "masking", corruption.parameter, None, key, m, 0, 0)
-    logits = model.encode(noisy)
-    h = objectives.draw_bernoulli(logits, K, SEED)
-    q, p = Bernoulli(logits=logits.unsqueeze(2)), Bernoulli(logits=model.prior_logits)
-    likelihood = Bernoulli(logits=model.decoder(h), validate_args=False)
-    log_w = likelihood.log_prob(x.view(1, B, 1, D)).sum(-1)
-    log_w = log_w + p.log_prob(h).sum(-1) - q.log_prob(h).sum(-1)
-    expected = _plain_bound(Objective("iwae"), log_w).detach()
-    torch.testing.assert_close(model.bound(x, SEED), expected)
-    torch.testing.assert_close(model.loss(x, SEED).detach(), -expected.mean())
-
-
-def test_the_bernoulli_model_learns() -> None:
-    torch.manual_seed(0)
-    model = BernoulliLatentModel(D, 8, (16,), K=5, learn_prior=True)
-    x = (_data().repeat(8, 1) > 0.5).float()
-    optimiser = torch.optim.Adam(model.parameters(), 2e-2)
-    before = model.bound(x, 1).mean()
-    for _ in range(150):
-        optimiser.zero_grad()
-        model.loss(x).backward()
-        optimiser.step()
-    # Five distinct images: ln 5 = 1.6 nats each would be the end.
-    assert float(model.bound(x, 1).mean()) > -3.5 > float(before)
-    images = model.sample(6, 1)
-    assert images.shape == (6, D)
-    assert torch.equal(images, model.sample(6, 1))
-    assert float((model.reconstruct(x) - x).abs().mean()) < 0.15
+# --- errors -----------------------------------------------------------------------------------
 
 
 def test_wrong_estimators_say_what_is_possible() -> None:

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ESTIMATORS",
     "OBJECTIVES",
+    "OUTSIDE",
     "Latents",
     "Objective",
     "as_objective",

@@ -116,7 +116,9 @@ class Autoencoder(nn.Module):
         if x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"x must have the model's dtype, {like.dtype}, got {x.dtype}")
 
-    def _corrupt(self, x: Tensor, key: Tensor, copies: int | None) -> Tensor:
+    def _corrupt(
+        self, x: Tensor, key: Tensor, copies: int | None, first_example: int = 0
+    ) -> Tensor:
         """(B, D) → x̃ of shape (copies, B, D), or of x's without copies or without corruption."""
         corruption = self.corruption
         if corruption is None or isinstance(corruption, Identity):
@@ -125,9 +127,9 @@ class Autoencoder(nn.Module):
             corruption = corruption.to(x.device)
             if not corruption.parameter.requires_grad:  # else its owner will change the original
                 self.corruption = corruption  # once, not at every step
-        return functional.corrupt(x, corruption, copies, key)
+        return functional.corrupt(x, corruption, copies, key, first_example=first_example)
 
-    def _sample_posterior(self, x: Tensor, key: Tensor) -> Latents:
+    def _sample_posterior(self, x: Tensor, key: Tensor, first_example: int) -> Latents:
         """z and log_ratio for the objective: M corruptions encoded once, K samples of each."""
         raise NotImplementedError
 
@@ -143,7 +145,9 @@ class Autoencoder(nn.Module):
 
     # --- the objective ------------------------------------------------------------------------
 
-    def loss(self, x: Tensor, seed: int | Tensor | None = None) -> Tensor:
+    def loss(
+        self, x: Tensor, seed: int | Tensor | None = None, *, first_example: int = 0
+    ) -> Tensor:
         """The negative bound in nats, a mean over examples; a scalar.
 
         Its value is the bound's whatever gives the gradient: see `dvae_fast.objectives.loss`.
@@ -152,13 +156,16 @@ class Autoencoder(nn.Module):
             x: (B, D), the clean data, which is the target and is never written to.
             seed: int, int64 tensor of one element, or None to draw one from torch's generator.
                 One seed governs corruption and latents, which use different streams of it.
+            first_example: index of x's first example in the noise: with the same seed, parts of
+                a batch get the numbers that the batch would.
 
         Raises:
             TypeError, ValueError: if x is not (B, D) in the model's dtype and on its device, or
-                the seed is wrong.
+                the seed or first_example is wrong.
         """
         self._check_data(x)
-        latents = self._sample_posterior(x, functional._seed_tensor(seed, x.device))
+        key = functional._seed_tensor(seed, x.device)
+        latents = self._sample_posterior(x, key, first_example)
         # The logits are what a linear layer returned, read by nobody else then or in backward (a
         # linear layer's needs its input and weight), so the gradient may overwrite them. A
         # Gaussian decoder's sigmoid and softplus do read their results in backward.
@@ -173,18 +180,24 @@ class Autoencoder(nn.Module):
             overwrite_params=splits(self.decoder),
         )
 
-    def forward(self, x: Tensor, seed: int | Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, seed: int | Tensor | None = None, *, first_example: int = 0
+    ) -> Tensor:
         """`loss`, so that wrappers which call a module (compilation, data parallel) can."""
-        return self.loss(x, seed)
+        return self.loss(x, seed, first_example=first_example)
 
     @torch.no_grad()
-    def bound(self, x: Tensor, seed: int | Tensor | None = None) -> Tensor:
+    def bound(
+        self, x: Tensor, seed: int | Tensor | None = None, *, first_example: int = 0
+    ) -> Tensor:
         """The bound of each example, (B, D) → (B,), in nats and without a gradient.
 
-        With the same seed its mean is minus `loss`. Holds no (B, K, D) for a Bernoulli.
+        Arguments as for `loss`; with the same seed its mean is minus `loss`. Holds no (B, K, D)
+        for a Bernoulli.
         """
         self._check_data(x)
-        z, log_ratio, _ = self._sample_posterior(x, functional._seed_tensor(seed, x.device))
+        key = functional._seed_tensor(seed, x.device)
+        z, log_ratio, _ = self._sample_posterior(x, key, first_example)
         return objectives.bound(self._log_weights(z, x, log_ratio), self.objective)
 
     def extra_repr(self) -> str:
@@ -247,10 +260,12 @@ class LatentVariableModel(Autoencoder):
         mean, log_var = self.encoder(x)
         return mean, log_var
 
-    def _sample_posterior(self, x: Tensor, key: Tensor) -> Latents:
-        noisy = self._corrupt(x, key, self.M if self.M > 1 else None)
+    def _sample_posterior(self, x: Tensor, key: Tensor, first_example: int) -> Latents:
+        noisy = self._corrupt(x, key, self.M if self.M > 1 else None, first_example)
         mean, log_var = (_groups(t, self.M) for t in self.encode(noisy))
-        return objectives.sample_latents(mean, log_var, self.K, self.objective, key)
+        return objectives.sample_latents(
+            mean, log_var, self.K, self.objective, key, first_example=first_example
+        )
 
     def log_weights(
         self,
@@ -621,11 +636,12 @@ class BernoulliLatentModel(Autoencoder):
         logits: Tensor = self.encoder(x)
         return logits
 
-    def _sample_posterior(self, x: Tensor, key: Tensor) -> Latents:
-        logits = self.encode(self._corrupt(x, key, self.M if self.M > 1 else None))
+    def _sample_posterior(self, x: Tensor, key: Tensor, first_example: int) -> Latents:
+        noisy = self._corrupt(x, key, self.M if self.M > 1 else None, first_example)
         return objectives.sample_bernoulli_latents(
-            _groups(logits, self.M), self.prior_logits, self.K, self.objective, key
-        )
+            _groups(self.encode(noisy), self.M), self.prior_logits, self.K, self.objective, key,
+            first_example=first_example,
+        )  # fmt: skip
 
     @torch.no_grad()
     def sample(self, n: int, seed: int | Tensor | None = None) -> Tensor:

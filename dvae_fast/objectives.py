@@ -122,7 +122,7 @@ class Objective:
         beta: of "ciwae" alone, in [0, 1]: 0 is the IWAE's bound, 1 the ELBO. Default 0.5.
         alpha: of "vr" alone, finite: 0 is the IWAE's bound, 1 the ELBO. Default 0.5.
         free_bits: of "elbo-kl" alone: λ >= 0 nats a latent dimension. The loss's gradient is that
-            of Σ_j max(λ, KL_j), KL_j the mean over the batch (Kingma et al. 2016, arXiv
+            of Σ_j max(λ, KL_j), KL_j the mean over the batch given (Kingma et al. 2016, arXiv
             1606.04934); its value stays the bound's.
 
     Raises:
@@ -314,12 +314,14 @@ class _PathSample(torch.autograd.Function):
         log_var: Tensor,
         seed: Tensor,
         k: int,
+        first_example: int,
         drop_score: bool,
         rescales: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        z, log_ratio = _op.sample_latent(mean, log_var, k, seed, 0, 0)
+        z, log_ratio = _op.sample_latent(mean, log_var, k, seed, first_example, 0)
         ctx.save_for_backward(mean, log_var, seed, z)
-        ctx.k, ctx.drop_score, ctx.rescales = k, drop_score, rescales
+        ctx.k, ctx.first_example = k, first_example
+        ctx.drop_score, ctx.rescales = drop_score, rescales
         ctx.set_materialize_grads(False)
         return z, log_ratio, torch.zeros_like(log_ratio)
 
@@ -337,13 +339,15 @@ class _PathSample(torch.autograd.Function):
             grad_z = through if grad_z is None else through.add_(grad_z)
             grad_log_ratio = None
         if grad_z is None and grad_log_ratio is None:
-            return (None,) * 6
+            return (None,) * 7
         # A flag, because torch.compile makes zeros of a gradient that nobody gave.
         if ctx.rescales and ratio is not None:
             grad_z = None if grad_z is None else grad_z * ratio.unsqueeze(-1).to(grad_z.dtype)
             grad_log_ratio = None if grad_log_ratio is None else grad_log_ratio * ratio
-        grads = _op.sample_latent_backward(grad_z, grad_log_ratio, mean, log_var, ctx.k, seed, 0, 0)
-        return *grads, None, None, None, None
+        grads = _op.sample_latent_backward(
+            grad_z, grad_log_ratio, mean, log_var, ctx.k, seed, ctx.first_example, 0
+        )
+        return *grads, None, None, None, None, None
 
 
 # --- samples ----------------------------------------------------------------------------------
@@ -370,6 +374,8 @@ def sample_latents(
     k: int,
     objective: str | Objective,
     seed: int | Tensor | None = None,
+    *,
+    first_example: int = 0,
 ) -> Latents:
     """K samples of each q(z|x̃) = N(mean, exp(log_var)), for the objective.
 
@@ -377,7 +383,7 @@ def sample_latents(
         mean, log_var: (*L, B, Z), encoded once; *L usually is M or nothing.
         k: K >= 1; >= 2 for vimco, unless M·K is in one logarithm.
         objective: a name or an `Objective`.
-        seed: as for `dvae_fast.sample_latent`.
+        seed, first_example: as for `dvae_fast.sample_latent`.
 
     Returns:
         `Latents`, z and log_ratio of shapes (*L, B, K, Z) and (*L, B, K), but for
@@ -395,24 +401,26 @@ def sample_latents(
     functional._check_count("k", k, 1)
     objective.check_samples(math.prod(mean.shape[:-2]), k)
     if objective._mixed:
-        return _sample_mixture(mean, log_var, k, objective, seed)
+        return _sample_mixture(mean, log_var, k, objective, seed, first_example)
     if objective.name == "elbo-kl":
-        return _sample_analytic(mean, log_var, k, objective.free_bits, seed)
+        return _sample_analytic(mean, log_var, k, objective.free_bits, seed, first_example)
     if objective.estimator == "vimco":
         with torch.no_grad():
-            z, _ = functional.sample_latent(mean, log_var, k, seed)
+            z, _ = functional.sample_latent(mean, log_var, k, seed, first_example=first_example)
         log_ratio = functional.latent_log_ratio(z, mean, log_var)
         return Latents(z, log_ratio.detach(), -log_ratio)
     if objective.name == "elbo":
         mean, log_var, k = *_outside(mean, log_var, k), 1
     carrier = None
     if objective.estimator == "standard" and not objective._rescales:
-        z, log_ratio = functional.sample_latent(mean, log_var, k, seed)
+        z, log_ratio = functional.sample_latent(mean, log_var, k, seed, first_example=first_example)
     else:
-        shape, mean, log_var = functional._sampled_rows(mean, log_var, k)
+        shape, mean, log_var = functional._sampled_rows(mean, log_var, k, first_example)
         key = functional._seed_tensor(seed, mean.device)
         drop_score, rescales = objective.estimator != "standard", objective._rescales
-        z, log_ratio, carrier = _PathSample.apply(mean, log_var, key, k, drop_score, rescales)
+        z, log_ratio, carrier = _PathSample.apply(
+            mean, log_var, key, k, first_example, drop_score, rescales
+        )
         z = z.view(*shape[:-1], k, shape[-1])
         log_ratio = log_ratio.view(*shape[:-1], k)
         carrier = carrier.view(log_ratio.shape) if rescales else None
@@ -442,9 +450,15 @@ def _kl_divergence(mean: Tensor, log_var: Tensor) -> Tensor:
 
 
 def _sample_analytic(
-    mean: Tensor, log_var: Tensor, k: int, free_bits: float, seed: int | Tensor | None
+    mean: Tensor,
+    log_var: Tensor,
+    k: int,
+    free_bits: float,
+    seed: int | Tensor | None,
+    first_example: int,
 ) -> Latents:
-    z, _ = functional.sample_latent(*_outside(mean, log_var, k), 1, seed)
+    outer = _outside(mean, log_var, k)
+    z, _ = functional.sample_latent(*outer, 1, seed, first_example=first_example)
     dtype = accumulation_dtype(mean.dtype)
     divergence = _kl_divergence(mean.to(dtype), log_var.to(dtype))
     if free_bits:
@@ -458,11 +472,16 @@ def _sample_analytic(
 
 
 def _sample_mixture(
-    mean: Tensor, log_var: Tensor, k: int, objective: Objective, seed: int | Tensor | None
+    mean: Tensor,
+    log_var: Tensor,
+    k: int,
+    objective: Objective,
+    seed: int | Tensor | None,
+    first_example: int,
 ) -> Latents:
     mean, log_var = (t.reshape(-1, *t.shape[-2:]) for t in (mean, log_var))
     groups, examples, size = mean.shape
-    z, _ = functional.sample_latent(mean, log_var, k, seed)
+    z, _ = functional.sample_latent(mean, log_var, k, seed, first_example=first_example)
     z = _joined(z, 2)
     if z.dtype != mean.dtype:
         mean, log_var = mean.to(z.dtype), log_var.to(z.dtype)
@@ -487,13 +506,15 @@ def sample_bernoulli_latents(
     k: int,
     objective: str | Objective,
     seed: int | Tensor | None = None,
+    *,
+    first_example: int = 0,
 ) -> Latents:
     """K samples h in {0, 1}^Z of each q(h|x̃) = Π Bernoulli(σ(logits)).
 
     Args:
         logits: (*L, B, Z), encoded once.
         prior_logits: (Z,), p(h) = Π Bernoulli(σ(prior_logits)); None for probability ½.
-        k, seed: as for `sample_latents`.
+        k, seed, first_example: as for `sample_latents`.
         objective: with the estimator vimco, which alone needs no reparameterisation.
 
     Returns:
@@ -514,7 +535,7 @@ def sample_bernoulli_latents(
     dtype = accumulation_dtype(logits.dtype)
     with torch.autocast(logits.device.type, enabled=False):
         wide = logits.to(dtype)
-        z = draw_bernoulli(wide, k, seed)
+        z = draw_bernoulli(wide, k, seed, first_example=first_example)
         log_q = _bernoulli_log_density(z, wide)
         if prior_logits is None:
             log_p = torch.full_like(log_q, -logits.shape[-1] * math.log(2))
@@ -524,13 +545,15 @@ def sample_bernoulli_latents(
 
 
 @torch.no_grad()
-def draw_bernoulli(logits: Tensor, k: int, seed: int | Tensor | None) -> Tensor:
+def draw_bernoulli(
+    logits: Tensor, k: int, seed: int | Tensor | None, *, first_example: int = 0
+) -> Tensor:
     """K draws of Π Bernoulli(σ(logits)): (*L, B, Z) → (*L, B, K, Z), of 0 and 1.
 
     From the normals ε of `sample_latent`: 1 where ε < Φ⁻¹(σ(l)).
     """
     zero = torch.zeros_like(logits)
-    noise, _ = functional.sample_latent(zero, zero, k, seed)
+    noise, _ = functional.sample_latent(zero, zero, k, seed, first_example=first_example)
     # From the smaller tail: σ(l) near 1 has few digits.
     tail: Tensor = torch.special.ndtri(torch.sigmoid(-logits.abs()))
     return (noise < (-logits.sign() * tail).unsqueeze(-2)).to(logits.dtype)

@@ -107,6 +107,8 @@ def test_the_bernoulli_models_bound_is_the_formula(m: int) -> None:
     expected = plain_bound(Objective("iwae"), log_w).detach()
     torch.testing.assert_close(model.bound(x, SEED), expected)
     torch.testing.assert_close(model.loss(x, SEED).detach(), -expected.mean())
+    parts = [model.bound(x[:2], SEED), model.bound(x[2:], SEED, first_example=2)]
+    torch.testing.assert_close(torch.cat(parts), expected)
 
 
 def test_the_bernoulli_model_learns() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -210,6 +211,23 @@ def test_without_corruption_the_groups_are_repetitions(name: str, estimator: str
         assert model.M == M
     for p, q in zip(clean.parameters(), copied.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad)
+
+
+@pytest.mark.parametrize(("name", "estimator"), PAIRS)
+def test_parts_of_a_batch_have_its_numbers(name: str, estimator: str) -> None:
+    """With the index of each part's first example: bounds, and the sum of the gradients."""
+    model, x = _model(name, estimator), _data()
+    parameters = list(model.parameters())
+    whole = torch.autograd.grad(B * model.loss(x, SEED), parameters)
+    cuts = (0, 2, 3, B)
+    bounds, total = [], [torch.zeros_like(p) for p in parameters]
+    for first, end in pairwise(cuts):
+        part = x[first:end]
+        bounds.append(model.bound(part, SEED, first_example=first))
+        loss = (end - first) * model.loss(part, SEED, first_example=first)
+        total = [t + g for t, g in zip(total, torch.autograd.grad(loss, parameters), strict=True)]
+    torch.testing.assert_close(torch.cat(bounds), model.bound(x, SEED))
+    torch.testing.assert_close(total, list(whole))
 
 
 @pytest.mark.parametrize(("name", "estimator"), PAIRS)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import dvae_fast
 from dvae_fast import reference
 from dvae_fast.corruptions import SaltAndPepper
-from dvae_fast.models import DIWAE
+from dvae_fast.models import DIWAE, Autoencoder, BernoulliLatentModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,3 +141,54 @@ class TrainingCase(Case):
 @pytest.mark.parametrize("k", [50, 5, 1])
 def bench_training_step(benchmark: Any, measure: Measure, k: int, rival: str, turn: int) -> None:
     measure(benchmark, lambda: TrainingCase(k), ("training", k), rival)
+
+
+class EstimatorCase(Case):
+    """The same step with each estimator of the encoder's gradient; "ours" is the standard one."""
+
+    BERNOULLI = "vimco, Bernoulli latents"
+
+    def __init__(self, k: int) -> None:
+        self.group = f"estimators of a training step, B={B} K={k}"
+        self.k = k
+        self.model = make_model(k)
+        self.x = make_data(B)
+        self.elements = B * k * D
+        self.expected = self._result(self.model)
+
+    def build(self, rival: str) -> Rival:
+        model = self._model(rival)
+        optimiser = rivals.adam(model, rate=0.0)
+        step = rivals.training_step(model.loss, optimiser, self.x)
+        return Rival(step, functools.partial(self._result, model))
+
+    def _model(self, rival: str) -> Autoencoder:
+        corruption = SaltAndPepper(RATE, SALT)
+        if rival == self.BERNOULLI:
+            return BernoulliLatentModel(D, Z, HIDDEN, corruption=corruption, K=self.k)
+        estimator = "standard" if rival == "ours" else rival
+        model = DIWAE(D, Z, HIDDEN, corruption=corruption, K=self.k, estimator=estimator)
+        model.load_state_dict(self.model.state_dict())
+        return model
+
+    def _result(self, model: Autoencoder) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, minus the mean bound, and the decoder's gradient, of one seed."""
+        loss = model.loss(self.x, 7)
+        grads = torch.autograd.grad(loss, list(model.decoder.parameters()))
+        flat = torch.cat([g.flatten() for g in grads])
+        return loss.detach(), -model.bound(self.x, 7).mean(), flat
+
+    def check(self, rival: str, result: tuple[Tensor, Tensor, Tensor]) -> None:
+        """The same samples have the same bound and the same gradient of the decoder."""
+        loss, bound, gradient = result
+        torch.testing.assert_close(loss, bound, rtol=1e-5, atol=1e-3)
+        if rival != self.BERNOULLI:
+            torch.testing.assert_close(loss, self.expected[0], rtol=1e-5, atol=1e-3)
+            scale = self.expected[2].abs().max().item()
+            torch.testing.assert_close(gradient, self.expected[2], rtol=1e-3, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("rival", ["ours", "stl", "dreg", "vimco", EstimatorCase.BERNOULLI])
+@pytest.mark.parametrize("k", [50, 5])
+def bench_estimators(benchmark: Any, measure: Measure, k: int, rival: str, turn: int) -> None:
+    measure(benchmark, lambda: EstimatorCase(k), ("estimators", k), rival)

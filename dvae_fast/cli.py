@@ -62,6 +62,7 @@ from dvae_fast.evaluate import DTYPES, METHODS, estimate_log_likelihood
 from dvae_fast.likelihoods import LIKELIHOODS
 from dvae_fast.models import MODELS, LatentVariableModel
 from dvae_fast.networks import ACTIVATIONS
+from dvae_fast.objectives import ESTIMATORS, OBJECTIVES, Objective
 from dvae_fast.partial import remove_partial
 from dvae_fast.plots import (
     plot_bounds,
@@ -247,15 +248,46 @@ def train_command(
             help=f"The corruption's rate, or standard deviation. Default: {DEFAULT_LEVEL}."
         ),
     ] = None,
-    M: Annotated[int, typer.Option("--copies", "-M", help="Corruptions of each example.")] = 1,
+    M: Annotated[
+        int,
+        typer.Option(
+            "--copies",
+            "-M",
+            help="Corruptions of each example; for vae and iwae, groups of samples.",
+        ),
+    ] = 1,
     K: Annotated[
         int | None,
         typer.Option(
             "--samples",
             "-K",
-            help="Latent samples of each corruption. Default: 5 for iwae and diwae, else 1.",
+            help="Latent samples of each corruption. Default: 5 inside the logarithm (iwae and "
+            "diwae) or with vimco, else 1.",
         ),
     ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help=f"One of {_names(OBJECTIVES)}. Default: elbo for vae and dvae, iwae for iwae "
+            "and diwae."
+        ),
+    ] = None,
+    estimator: Annotated[
+        str, typer.Option(help=f"Of the encoder's gradient, one of {_names(ESTIMATORS)}.")
+    ] = "standard",
+    beta: Annotated[
+        float | None, typer.Option(help="Of ciwae: 0 is iwae, 1 elbo. Default: 0.5.")
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Of vr: 0 is iwae, 1 elbo. Default: 0.5.")
+    ] = None,
+    kl_warmup: Annotated[
+        int,
+        typer.Option(help="Epochs over which the divergence's weight in the gradient rises to 1."),
+    ] = 0,
+    free_bits: Annotated[
+        float, typer.Option(help="Of elbo-kl: nats a latent dimension that cost nothing.")
+    ] = 0.0,
     latent: Annotated[int, typer.Option(help="Latent dimensions.")] = 50,
     hidden: Annotated[
         str, typer.Option(help="Hidden layers of the encoder; the decoder's are its mirror.")
@@ -326,6 +358,12 @@ def train_command(
                 "level": level,
                 "M": M,
                 "K": K,
+                "objective": objective,
+                "estimator": estimator,
+                "beta": beta,
+                "alpha": alpha,
+                "kl_warmup": kl_warmup,
+                "free_bits": free_bits,
                 "latent_size": latent,
                 "hidden_sizes": _hidden_sizes(hidden),
                 "activation": activation,
@@ -458,9 +496,14 @@ def _announce(
     parts = [values, f"{config.likelihood} likelihood"]
     if MODELS[config.model].denoising:
         parts.append(f"{config.corruption} {config.level:g}, M = {config.M}")
+    elif config.M > 1:
+        parts.append(f"M = {config.M}")
     parts.append(f"K = {config.K}")
     if world.size > 1:
         parts.append(f"{world.size} processes")
+    objective = config.make_objective()
+    if objective != Objective(MODELS[config.model].default_objective):
+        parts.append(f"objective {objective}")
     console.print(
         f"{'Resuming' if resume else 'Training'} {config.model} on {config.data} "
         f"({', '.join(parts)}); run folder {folder}",

@@ -306,6 +306,23 @@ def _check_posterior(mean: Tensor, log_var: Tensor) -> None:
     _check_same("log_var", log_var, "mean", mean)
 
 
+def _sampled_rows(
+    mean: Tensor, log_var: Tensor, k: int, first_example: int = 0, first_sample: int = 0
+) -> tuple[torch.Size, Tensor, Tensor]:
+    """The shape of a posterior to draw from, and its parameters as the operators take them."""
+    _check_posterior(mean, log_var)
+    _check_count("k", k, 1)
+    _check_index("first_example", first_example, mean.shape[-2])
+    _check_index("first_sample", first_sample, k)
+    if _autocast_dtype(mean) is not None:
+        mean, log_var = mean.float(), log_var.float()
+    shape = mean.shape
+    if mean.dim() != 3:
+        mean = mean.reshape(math.prod(shape[:-2]), *shape[-2:])
+        log_var = log_var.reshape(mean.shape)
+    return shape, mean, log_var
+
+
 def sample_latent(
     mean: Tensor,
     log_var: Tensor,
@@ -332,16 +349,7 @@ def sample_latent(
         TypeError: if an argument is not floating point or the dtypes differ.
         ValueError: if shapes or devices differ, or k < 1.
     """
-    _check_posterior(mean, log_var)
-    _check_count("k", k, 1)
-    _check_index("first_example", first_example, mean.shape[-2])
-    _check_index("first_sample", first_sample, k)
-    if _autocast_dtype(mean) is not None:
-        mean, log_var = mean.float(), log_var.float()
-    shape = mean.shape
-    if mean.dim() != 3:
-        mean = mean.reshape(math.prod(shape[:-2]), *shape[-2:])
-        log_var = log_var.reshape(mean.shape)
+    shape, mean, log_var = _sampled_rows(mean, log_var, k, first_example, first_sample)
     key = _seed_tensor(seed, mean.device)
     if _needs_grad(mean, log_var):
         z, log_ratio = _SampleLatent.apply(mean, log_var, key, k, first_example, first_sample)
@@ -764,7 +772,7 @@ class _IWAELoss(torch.autograd.Function):
         kind: str,
         reduction: str,
         overwrite: bool,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         rows = params.shape[0]
         # A number made from the batch size would be a constant of a compiled graph, one graph for
         # each size: there the mean's division waits for the backward pass.
@@ -783,13 +791,17 @@ class _IWAELoss(torch.autograd.Function):
         ctx.multiplier, ctx.per_row = multiplier, reduction == "none"
         # Not save_for_backward: with overwrite, params is an input that changed.
         ctx.grads = (grad_params, grad_scale if scale is not None else None, weights)
+        ctx.mark_non_differentiable(weights)
+        ctx.set_materialize_grads(False)
         if reduction == "none":
-            return cast("Tensor", bound.neg())
-        return cast("Tensor", (bound.mean() if reduction == "mean" else bound.sum()).neg_())
+            return bound.neg(), weights
+        return (bound.mean() if reduction == "mean" else bound.sum()).neg_(), weights
 
     @staticmethod
     @_differentiable_once
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if upstream is None:
+            return (None,) * 7
         kept = _graph_is_kept()
         if ctx.grads is None:
             raise RuntimeError(
@@ -842,6 +854,18 @@ def iwae_loss(
 
     Source: arXiv 1511.06406, section 3.1 (DIWAE); Burda et al. (arXiv 1509.00519), equation 8.
     """
+    return _iwae_loss(params, x, log_ratio, likelihood, reduction, overwrite_params)[0]
+
+
+def _iwae_loss(
+    params: Tensor | tuple[Tensor, Tensor | float],
+    x: Tensor,
+    log_ratio: Tensor,
+    likelihood: str | Likelihood,
+    reduction: str,
+    overwrite_params: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """`iwae_loss` and, where the fused pass made them, the normalised weights (N, K)."""
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
     p, scale, x, log_ratio, lik, leading = _check_params(params, x, log_ratio, likelihood)
@@ -859,12 +883,12 @@ def iwae_loss(
             and not owner.is_leaf
             and not torch.compiler.is_compiling()
         )
-        loss = _IWAELoss.apply(p, scale, x, log_ratio, lik.kind, reduction, overwrite)
-        return cast("Tensor", loss.view(leading[:-1]) if reduction == "none" else loss)
+        loss, weights = _IWAELoss.apply(p, scale, x, log_ratio, lik.kind, reduction, overwrite)
+        return loss.view(leading[:-1]) if reduction == "none" else loss, weights
     bound = logmeanexp(_log_weights(p, scale, x, log_ratio, lik.kind))
     if reduction == "none":
-        return -bound.view(leading[:-1])
-    return -(bound.mean() if reduction == "mean" else bound.sum())
+        return -bound.view(leading[:-1]), None
+    return -(bound.mean() if reduction == "mean" else bound.sum()), None
 
 
 # --- last linear layer and likelihood ---------------------------------------------------------

@@ -3,12 +3,14 @@
 The denoising models encode a corrupted x̃ and are judged on the clean x (Im, Ahn, Memisevic,
 Bengio, arXiv 1511.06406); VAE and IWAE are the same without corruption. VAE and DVAE average
 log w over K samples, IWAE and DIWAE take the logarithm of the mean of w over K samples (Burda,
-Grosse, Salakhutdinov, arXiv 1509.00519). Shapes as everywhere: B examples, M corruptions, K
-samples, Z latent and D data dimensions.
+Grosse, Salakhutdinov, arXiv 1509.00519); any other bound of `dvae_fast.objectives` is one argument
+away. `BernoulliLatentModel` has binary latents. Shapes as everywhere: B examples, M groups (one a
+corruption), K samples, Z latent and D data dimensions.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -19,31 +21,40 @@ from dvae_fast.corruptions import Corruption, Identity, SaltAndPepper, make_corr
 from dvae_fast.likelihoods import get_likelihood
 from dvae_fast.networks import (
     DECODERS,
+    MLP,
     GaussianEncoder,
     check_size,
     check_sizes,
+    linear,
     splits,
 )
+from dvae_fast.objectives import Latents, Objective, as_objective
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["DIWAE", "DVAE", "IWAE", "MODELS", "VAE", "LatentVariableModel", "make_model"]
+__all__ = [
+    "DIWAE",
+    "DVAE",
+    "IWAE",
+    "MODELS",
+    "VAE",
+    "Autoencoder",
+    "BernoulliLatentModel",
+    "LatentVariableModel",
+    "make_model",
+]
 
 
-class LatentVariableModel(nn.Module):
-    """p(x, z) = p(x|z) N(z; 0, I) with q(z|x̃); the base of the four models.
+class Autoencoder(nn.Module):
+    """p(x|z), its data, corruption and objective, whatever the latents: the base of all models.
 
-    ``encoder`` maps (..., D) to (mean, log_var) and ``decoder`` maps (..., Z) to the likelihood's
-    parameters; either may be replaced by a module that does the same.
+    ``decoder`` maps (..., Z) to the likelihood's parameters; it may be replaced by a module that
+    does the same. A subclass says what ``encoder`` makes, and how z is drawn from that.
     """
 
-    #: the name in configurations, a key of `MODELS`
-    name: ClassVar[str] = ""
-    #: one of `dvae_fast.objectives.OBJECTIVES`
-    objective: ClassVar[str] = ""
-    #: whether the encoder sees corrupted data
-    denoising: ClassVar[bool] = False
+    #: multiplies log p(z) − log q(z|x̃) in `loss`'s gradient alone; a trainer's to set
+    kl_weight: Tensor | float = 1.0
 
     def __init__(
         self,
@@ -57,6 +68,7 @@ class LatentVariableModel(nn.Module):
         M: int,
         K: int,
         data_mean: Tensor | None,
+        objective: Objective,
     ) -> None:
         super().__init__()
         self.data_size = check_size("data_size", data_size)
@@ -72,20 +84,19 @@ class LatentVariableModel(nn.Module):
         self.corruption = corruption
         self.M = check_size("M", M)
         self.K = check_size("K", K)
+        objective.check_samples(M, K)
+        self.objective = objective
         # Typed as modules, not as the classes made here: both may be replaced.
-        self.encoder: nn.Module = GaussianEncoder(
-            data_size, self.hidden_sizes, latent_size, activation
-        )
+        self.encoder: nn.Module = self._make_encoder()
         self.decoder: nn.Module = DECODERS[self.likelihood.kind](
             latent_size, self.hidden_sizes[::-1], data_size, activation, data_mean
         )
 
     # --- the parts ----------------------------------------------------------------------------
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """q(z|x) for x exactly as given, without corruption: (..., D) → mean, log_var (..., Z)."""
-        mean, log_var = self.encoder(x)
-        return mean, log_var
+    def _make_encoder(self) -> nn.Module:
+        """The inference network of a new model: (..., D) → what `_sample_posterior` takes."""
+        raise NotImplementedError
 
     def decode(self, z: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """The likelihood's parameters: (..., Z) → logits (..., D), or a Gaussian's pair."""
@@ -108,24 +119,19 @@ class LatentVariableModel(nn.Module):
     def _corrupt(
         self, x: Tensor, key: Tensor, copies: int | None, first_example: int = 0
     ) -> Tensor:
+        """(B, D) → x̃ of shape (copies, B, D), or of x's without copies or without corruption."""
         corruption = self.corruption
-        if corruption is None:
-            return x
+        if corruption is None or isinstance(corruption, Identity):
+            return x  # M copies of it would be encoded M times
         if corruption.parameter.device != x.device:
             corruption = corruption.to(x.device)
             if not corruption.parameter.requires_grad:  # else its owner will change the original
                 self.corruption = corruption  # once, not at every step
         return functional.corrupt(x, corruption, copies, key, first_example=first_example)
 
-    def _sample_posterior(
-        self, x: Tensor, key: Tensor, first_example: int
-    ) -> tuple[Tensor, Tensor]:
+    def _sample_posterior(self, x: Tensor, key: Tensor, first_example: int) -> Latents:
         """z and log_ratio for the objective: M corruptions encoded once, K samples of each."""
-        noisy = self._corrupt(x, key, self.M if self.M > 1 else None, first_example)
-        mean, log_var = self.encode(noisy)
-        return objectives.sample_latents(
-            mean, log_var, self.K, self.objective, key, first_example=first_example
-        )
+        raise NotImplementedError
 
     def _log_weights(self, z: Tensor, x: Tensor, log_ratio: Tensor) -> Tensor:
         """log w in the shape of log_ratio, not holding the logits of a Bernoulli."""
@@ -142,7 +148,9 @@ class LatentVariableModel(nn.Module):
     def loss(
         self, x: Tensor, seed: int | Tensor | None = None, *, first_example: int = 0
     ) -> Tensor:
-        """The negative bound in nats, a mean over examples and corruptions; a scalar.
+        """The negative bound in nats, a mean over examples; a scalar.
+
+        Its value is the bound's whatever gives the gradient: see `dvae_fast.objectives.loss`.
 
         Args:
             x: (B, D), the clean data, which is the target and is never written to.
@@ -157,16 +165,18 @@ class LatentVariableModel(nn.Module):
         """
         self._check_data(x)
         key = functional._seed_tensor(seed, x.device)
-        z, log_ratio = self._sample_posterior(x, key, first_example)
+        latents = self._sample_posterior(x, key, first_example)
         # The logits are what a linear layer returned, read by nobody else then or in backward (a
         # linear layer's needs its input and weight), so the gradient may overwrite them. A
         # Gaussian decoder's sigmoid and softplus do read their results in backward.
         return objectives.loss(
-            cast("Tensor | tuple[Tensor, Tensor | float]", self.decode(z)),
+            cast("Tensor | tuple[Tensor, Tensor | float]", self.decode(latents.z)),
             x,
-            log_ratio,
+            latents.log_ratio,
             self.likelihood,
             self.objective,
+            inference=latents.inference,
+            kl_weight=self.kl_weight,
             overwrite_params=splits(self.decoder),
         )
 
@@ -187,8 +197,75 @@ class LatentVariableModel(nn.Module):
         """
         self._check_data(x)
         key = functional._seed_tensor(seed, x.device)
-        z, log_ratio = self._sample_posterior(x, key, first_example)
+        z, log_ratio, _ = self._sample_posterior(x, key, first_example)
         return objectives.bound(self._log_weights(z, x, log_ratio), self.objective)
+
+    def extra_repr(self) -> str:
+        """What the parts do not show."""
+        parts = [f"M={self.M}", f"K={self.K}", f"objective={self.objective}"]
+        return ", ".join([f"corruption={self.corruption}"] * (self.corruption is not None) + parts)
+
+
+class LatentVariableModel(Autoencoder):
+    """p(x, z) = p(x|z) N(z; 0, I) with q(z|x̃); the base of the four models.
+
+    ``encoder`` maps (..., D) to (mean, log_var) and ``decoder`` maps (..., Z) to the likelihood's
+    parameters; either may be replaced by a module that does the same.
+    """
+
+    #: the name in configurations, a key of `MODELS`
+    name: ClassVar[str] = ""
+    #: one of `dvae_fast.objectives.OBJECTIVES`
+    default_objective: ClassVar[str] = ""
+    #: whether the encoder sees corrupted data
+    denoising: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        data_size: int,
+        latent_size: int,
+        hidden_sizes: Sequence[int],
+        *,
+        activation: str,
+        likelihood: str,
+        corruption: Corruption | None,
+        M: int,
+        K: int,
+        data_mean: Tensor | None,
+        objective: str | Objective | None,
+        estimator: str | None,
+    ) -> None:
+        super().__init__(
+            data_size,
+            latent_size,
+            hidden_sizes,
+            activation=activation,
+            likelihood=likelihood,
+            corruption=corruption,
+            M=M,
+            K=K,
+            data_mean=data_mean,
+            objective=as_objective(
+                self.default_objective if objective is None else objective, estimator
+            ),
+        )
+
+    # --- the parts ----------------------------------------------------------------------------
+
+    def _make_encoder(self) -> nn.Module:
+        return GaussianEncoder(self.data_size, self.hidden_sizes, self.latent_size, self.activation)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """q(z|x) for x exactly as given, without corruption: (..., D) → mean, log_var (..., Z)."""
+        mean, log_var = self.encoder(x)
+        return mean, log_var
+
+    def _sample_posterior(self, x: Tensor, key: Tensor, first_example: int) -> Latents:
+        noisy = self._corrupt(x, key, self.M if self.M > 1 else None, first_example)
+        mean, log_var = (_groups(t, self.M) for t in self.encode(noisy))
+        return objectives.sample_latents(
+            mean, log_var, self.K, self.objective, key, first_example=first_example
+        )
 
     def log_weights(
         self,
@@ -274,6 +351,10 @@ class LatentVariableModel(nn.Module):
         if self.denoising:
             assert self.corruption is not None
             config |= {"corruption": _describe_corruption(self.corruption), "M": self.M}
+        elif self.M > 1:
+            config["M"] = self.M
+        if self.objective != Objective(self.default_objective):
+            config["objective"] = self.objective.to_dict()
         return config
 
     @classmethod
@@ -289,22 +370,19 @@ class LatentVariableModel(nn.Module):
         if name not in MODELS or not issubclass(MODELS[name], cls):
             valid = [n for n, c in MODELS.items() if issubclass(c, cls)]
             raise ValueError(f"config's model must be one of {', '.join(valid)}; got {name!r}")
-        known = {"data_size", "latent_size", "hidden_sizes", "activation", "likelihood", "K"}
+        known = {"data_size", "latent_size", "hidden_sizes", "activation", "likelihood", "M", "K"}
+        known |= {"objective"}
         if MODELS[name].denoising:
-            known |= {"corruption", "M"}
+            known |= {"corruption"}
         if unknown := sorted(options.keys() - known):
             raise ValueError(f"config of a {name} must not have the keys {', '.join(unknown)}")
         if "data_size" not in options:
             raise ValueError(f"config must have the key data_size, got {', '.join(config)}")
         if options.get("corruption") is not None:
             options["corruption"] = _corruption_from(options["corruption"])
+        if "objective" in options:
+            options["objective"] = _objective_from(options["objective"])
         return _construct(name, **options)
-
-    def extra_repr(self) -> str:
-        """What the parts do not show."""
-        return ", ".join(
-            [f"corruption={self.corruption}, M={self.M}"] * self.denoising + [f"K={self.K}"]
-        )
 
 
 class VAE(LatentVariableModel):
@@ -316,17 +394,24 @@ class VAE(LatentVariableModel):
         hidden_sizes: of the encoder, from the data on; the decoder mirrors them. May be empty.
         activation: one of `dvae_fast.networks.ACTIVATIONS`.
         likelihood: "bernoulli" (x in [0, 1]) or "gaussian" (mean a sigmoid, scale learnt).
-        K: samples of z an example, over which log w is averaged.
+        M: groups of K samples, all from the one posterior; with K inside a logarithm and M
+            outside (objective "iwae") that is MIWAE(M, K).
+        K: samples of z a group, over which log w is averaged.
         data_mean: (D,) in [0, 1], where the decoder's bias starts.
+        objective: one of `dvae_fast.objectives.OBJECTIVES` or an `Objective`; None for the model's
+            own, the one its name stands for.
+        estimator: of the encoder's gradient, one of `dvae_fast.objectives.ESTIMATORS`; None for
+            the objective's.
 
     Raises:
-        TypeError, ValueError: naming the argument, the rule and the value.
+        TypeError, ValueError: naming the argument, the rule and the value, or saying which
+            estimators the objective has.
 
     Source: Kingma and Welling (arXiv 1312.6114), equation 3.
     """
 
     name = "vae"
-    objective = "elbo"
+    default_objective = "elbo"
 
     def __init__(
         self,
@@ -336,8 +421,11 @@ class VAE(LatentVariableModel):
         *,
         activation: str = "softplus",
         likelihood: str = "bernoulli",
+        M: int = 1,
         K: int = 1,
         data_mean: Tensor | None = None,
+        objective: str | Objective | None = None,
+        estimator: str | None = None,
     ) -> None:
         super().__init__(
             data_size,
@@ -346,9 +434,11 @@ class VAE(LatentVariableModel):
             activation=activation,
             likelihood=likelihood,
             corruption=None,
-            M=1,
+            M=M,
             K=K,
             data_mean=data_mean,
+            objective=objective,
+            estimator=estimator,
         )
 
 
@@ -359,7 +449,7 @@ class IWAE(LatentVariableModel):
     """
 
     name = "iwae"
-    objective = "iwae"
+    default_objective = "iwae"
 
     def __init__(
         self,
@@ -369,8 +459,11 @@ class IWAE(LatentVariableModel):
         *,
         activation: str = "softplus",
         likelihood: str = "bernoulli",
+        M: int = 1,
         K: int = 5,
         data_mean: Tensor | None = None,
+        objective: str | Objective | None = None,
+        estimator: str | None = None,
     ) -> None:
         super().__init__(
             data_size,
@@ -379,9 +472,11 @@ class IWAE(LatentVariableModel):
             activation=activation,
             likelihood=likelihood,
             corruption=None,
-            M=1,
+            M=M,
             K=K,
             data_mean=data_mean,
+            objective=objective,
+            estimator=estimator,
         )
 
 
@@ -389,7 +484,8 @@ class DVAE(LatentVariableModel):
     """The denoising variational autoencoder: E_p(x̃|x) E_q(z|x̃) [log w], judged on the clean x.
 
     Args:
-        data_size, latent_size, hidden_sizes, activation, likelihood, data_mean: as for `VAE`.
+        data_size, latent_size, hidden_sizes, activation, likelihood, data_mean, objective,
+            estimator: as for `VAE`.
         corruption: p(x̃|x), one of `dvae_fast.corruptions`; None for SaltAndPepper(0.1), the
             paper's kind of noise for binary images. A learnable standard deviation stays its
             owner's: it is not among the model's parameters.
@@ -402,7 +498,7 @@ class DVAE(LatentVariableModel):
     """
 
     name = "dvae"
-    objective = "elbo"
+    default_objective = "elbo"
     denoising = True
 
     def __init__(
@@ -417,6 +513,8 @@ class DVAE(LatentVariableModel):
         M: int = 1,
         K: int = 1,
         data_mean: Tensor | None = None,
+        objective: str | Objective | None = None,
+        estimator: str | None = None,
     ) -> None:
         super().__init__(
             data_size,
@@ -428,6 +526,8 @@ class DVAE(LatentVariableModel):
             M=M,
             K=K,
             data_mean=data_mean,
+            objective=objective,
+            estimator=estimator,
         )
 
 
@@ -440,7 +540,7 @@ class DIWAE(LatentVariableModel):
     """
 
     name = "diwae"
-    objective = "iwae"
+    default_objective = "iwae"
     denoising = True
 
     def __init__(
@@ -455,6 +555,8 @@ class DIWAE(LatentVariableModel):
         M: int = 1,
         K: int = 5,
         data_mean: Tensor | None = None,
+        objective: str | Objective | None = None,
+        estimator: str | None = None,
     ) -> None:
         super().__init__(
             data_size,
@@ -466,7 +568,102 @@ class DIWAE(LatentVariableModel):
             M=M,
             K=K,
             data_mean=data_mean,
+            objective=objective,
+            estimator=estimator,
         )
+
+
+class BernoulliLatentModel(Autoencoder):
+    """p(x, h) = p(x|h) p(h) with h in {0, 1}^Z and q(h|x̃) = Π Bernoulli(σ(encoder(x̃))).
+
+    Trained by VIMCO, which needs no reparameterisation. Its bound at a large K judges it.
+
+    Args:
+        data_size, hidden_sizes, activation, likelihood, data_mean: as for `VAE`.
+        latent_size: Z.
+        corruption: p(x̃|x), one of `dvae_fast.corruptions`, or None.
+        M: corruptions an example (without, groups of samples), K >= 2: samples of h a corruption.
+        learn_prior: p(h) = Π Bernoulli(σ(prior_logits)), learnt, rather than probability ½.
+        objective: one of those that VIMCO is defined for, or an `Objective`.
+        estimator: "vimco".
+
+    Raises:
+        TypeError, ValueError: naming the argument, the rule and the value.
+
+    Source: Mnih and Rezende (arXiv 1602.06725).
+    """
+
+    def __init__(
+        self,
+        data_size: int,
+        latent_size: int = 200,
+        hidden_sizes: Sequence[int] = (200, 200),
+        *,
+        activation: str = "softplus",
+        likelihood: str = "bernoulli",
+        corruption: Corruption | None = None,
+        M: int = 1,
+        K: int = 5,
+        data_mean: Tensor | None = None,
+        learn_prior: bool = False,
+        objective: str | Objective = "iwae",
+        estimator: str | None = None,
+    ) -> None:
+        if estimator is None and isinstance(objective, str):
+            estimator = "vimco"
+        chosen = as_objective(objective, estimator)
+        objectives.check_discrete(chosen)
+        super().__init__(
+            data_size,
+            latent_size,
+            hidden_sizes,
+            activation=activation,
+            likelihood=likelihood,
+            corruption=corruption,
+            M=M,
+            K=K,
+            data_mean=data_mean,
+            objective=chosen,
+        )
+        self.prior_logits = nn.Parameter(torch.zeros(latent_size)) if learn_prior else None
+
+    def _make_encoder(self) -> nn.Module:
+        sizes = (self.data_size, *self.hidden_sizes)
+        return nn.Sequential(MLP(sizes, self.activation), linear(sizes[-1], self.latent_size))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The logits of q(h|x) for x exactly as given: (..., D) → (..., Z)."""
+        logits: Tensor = self.encoder(x)
+        return logits
+
+    def _sample_posterior(self, x: Tensor, key: Tensor, first_example: int) -> Latents:
+        noisy = self._corrupt(x, key, self.M if self.M > 1 else None, first_example)
+        return objectives.sample_bernoulli_latents(
+            _groups(self.encode(noisy), self.M), self.prior_logits, self.K, self.objective, key,
+            first_example=first_example,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def sample(self, n: int, seed: int | Tensor | None = None) -> Tensor:
+        """The means of p(x|h) for n latents h ~ p(h): (n, D). Arguments as for `VAE.sample`."""
+        check_size("n", n)
+        like = next(self.parameters())
+        prior = like.new_zeros(self.latent_size) if self.prior_logits is None else self.prior_logits
+        key = functional._seed_tensor(seed, like.device)
+        h = objectives.draw_bernoulli(prior.expand(n, -1), 1, key).squeeze(1)
+        return self.likelihood.mean(self.decode(h.to(like.dtype)))
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """The mean of p(x|h) at the likelier value of each h: (B, D) → (B, D)."""
+        self._check_data(x)
+        logits = self.encode(x)
+        return self.likelihood.mean(self.decode((logits > 0).to(logits.dtype)))
+
+
+def _groups(t: Tensor, groups: int) -> Tensor:
+    """(B, Z) of a posterior without corruptions → (M, B, Z) without a copy, where M > 1."""
+    return t.expand(groups, *t.shape) if groups > 1 and t.dim() == 2 else t
 
 
 #: The models by the name used in configurations and on the command line.
@@ -488,7 +685,7 @@ def make_model(
 ) -> LatentVariableModel:
     """The model called `name`; `options` are its constructor's, None meaning its default.
 
-    For a model without corruption ``corruption`` may be None or Identity and ``M`` 1.
+    For a model without corruption ``corruption`` may be None or Identity.
 
     Raises:
         TypeError, ValueError: if the name is not one of `MODELS`, or an argument is wrong.
@@ -497,11 +694,9 @@ def make_model(
         raise ValueError(f"model must be one of {', '.join(MODELS)}; got {name!r}")
     options = {key: value for key, value in options.items() if value is not None}
     if not MODELS[name].denoising:
-        corruption, copies = options.pop("corruption", None), options.pop("M", 1)
+        corruption = options.pop("corruption", None)
         if corruption is not None and not isinstance(corruption, Identity):
             raise ValueError(f"corruption must be None for {name}, got {corruption}")
-        if copies != 1:
-            raise ValueError(f"M must be 1 for {name}, which has no corruption; got {copies}")
     return _construct(name, data_size, latent_size, hidden_sizes, **options)
 
 
@@ -550,3 +745,15 @@ def _corruption_from(config: Any) -> Corruption:
         for value in (level, config.get("salt"))
     )
     return make_corruption(name, level) if salt is None else SaltAndPepper(level, salt)
+
+
+def _objective_from(config: Any) -> Objective:
+    if isinstance(config, Objective):
+        return config
+    known = [field.name for field in dataclasses.fields(Objective)]
+    if not isinstance(config, dict) or "name" not in config or config.keys() - set(known):
+        raise ValueError(
+            f"config's objective must have the key name and of {', '.join(known)} no others, "
+            f"got {config!r}"
+        )
+    return Objective(**config)

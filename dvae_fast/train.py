@@ -62,6 +62,7 @@ from dvae_fast.graphed import GraphedStep
 from dvae_fast.likelihoods import LIKELIHOODS
 from dvae_fast.models import MODELS, LatentVariableModel, make_model
 from dvae_fast.networks import ACTIVATIONS, evaluating
+from dvae_fast.objectives import OUTSIDE, Objective
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -78,6 +79,7 @@ __all__ = [
     "check_world",
     "cpu_threads",
     "default_config",
+    "kl_weight",
     "learning_rate",
     "load_config",
     "reconstructions",
@@ -147,7 +149,14 @@ class TrainConfig:
         binarise: one of `BINARISATIONS`.
         corruption, level: one of `CORRUPTIONS` and its rate or standard deviation; identity and 0
             for a model that does not denoise.
-        M, K: corruptions an example, latent samples a corruption, in training and validation.
+        M, K: corruptions an example (without corruption, groups of samples from its one
+            posterior), latent samples of each, in training and validation.
+        objective: one of `OBJECTIVES`; None for the model's own.
+        estimator: one of `ESTIMATORS`.
+        beta, alpha: of the objectives ciwae and vr alone; None for their default.
+        kl_warmup: epochs over which the divergence's weight in the gradient rises from 0 to 1 (see
+            :func:`kl_weight`); bounds are reported without it.
+        free_bits: of the objective elbo-kl alone, in nats a latent dimension.
         latent_size, hidden_sizes, activation, likelihood: the network's.
         epochs, batch_size, learning_rate: of Adam; a batch is that of all processes together.
         lr_schedule: ``constant``, or ``stepwise`` (see :func:`learning_rate`).
@@ -169,6 +178,12 @@ class TrainConfig:
     level: float = DEFAULT_LEVEL
     M: int = 1
     K: int = 5
+    objective: str | None = None
+    estimator: str = "standard"
+    beta: float | None = None
+    alpha: float | None = None
+    kl_warmup: int = 0
+    free_bits: float = 0.0
     latent_size: int = 50
     hidden_sizes: tuple[int, ...] = (200, 200)
     activation: str = "softplus"
@@ -197,6 +212,8 @@ class TrainConfig:
         self._check_corruption()
         for name, lower in (("M", 1), ("K", 1), ("latent_size", 1), ("epochs", 1)):
             _check_count(name, getattr(self, name), lower)
+        _check_count("kl_warmup", self.kl_warmup, 0)
+        self.make_objective().check_samples(self.M, self.K)
         _check_count("batch_size", self.batch_size, 1)
         object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
         for size in self.hidden_sizes:
@@ -227,16 +244,17 @@ class TrainConfig:
                     f"corruption must be identity for {self.model} (only {denoising} corrupt); "
                     f"got {self.corruption!r}"
                 )
-            if self.M != 1:
-                raise ValueError(
-                    f"M must be 1 for {self.model} (only {denoising} corrupt); got {self.M}"
-                )
         try:
             if not math.isfinite(self.level):
                 raise ValueError(f"level must be finite, got {self.level!r}")
             make_corruption(self.corruption, self.level)
         except (TypeError, ValueError) as error:
             raise ValueError(f"level does not fit {self.corruption}: {error}") from None
+
+    def make_objective(self) -> Objective:
+        """The model's objective."""
+        name = MODELS[self.model].default_objective if self.objective is None else self.objective
+        return Objective(name, self.estimator, self.beta, self.alpha, self.free_bits)
 
     def make_model(self, data: Dataset) -> LatentVariableModel:
         """The model, with fresh parameters from torch's generator."""
@@ -254,6 +272,7 @@ class TrainConfig:
             M=self.M,
             K=self.K,
             data_mean=data.mean,
+            objective=self.make_objective(),
         )
 
     def load_data(self) -> Dataset:
@@ -289,7 +308,8 @@ def default_config(model: str = "diwae", data: str = "digits", **given: Any) -> 
         given: its other fields; None counts as not given. Defaults: ``binarise`` dynamic (frey:
             none), ``likelihood`` bernoulli (grey frey: gaussian), ``corruption`` salt-and-pepper
             (gaussian for a Gaussian likelihood) at ``level`` 0.05, ``K`` 5 with the samples inside
-            the logarithm (iwae, diwae) and 1 outside, ``epochs`` and ``learning_rate`` by data set.
+            the logarithm (as for iwae and diwae) or vimco, and 1 outside, ``epochs`` and
+            ``learning_rate`` by data set.
 
     Raises:
         ValueError: naming the field, the rule and the value.
@@ -300,7 +320,8 @@ def default_config(model: str = "diwae", data: str = "digits", **given: Any) -> 
     values.setdefault("binarise", "none" if data == "frey" else "dynamic")
     grey = data == "frey" and values["binarise"] == "none"
     values.setdefault("likelihood", "gaussian" if grey else "bernoulli")
-    values.setdefault("K", 5 if MODELS[model].objective == "iwae" else 1)
+    outside = values.get("objective", MODELS[model].default_objective) in OUTSIDE
+    values.setdefault("K", 1 if outside and values.get("estimator") != "vimco" else 5)
     values.setdefault("epochs", DEFAULT_EPOCHS[data])
     values.setdefault("learning_rate", DEFAULT_LEARNING_RATES[data])
     if MODELS[model].denoising:
@@ -347,6 +368,14 @@ def learning_rate(config: TrainConfig, epoch: int) -> float:
     passes = epoch * _PASSES / config.epochs
     stage = next(i for i in range(_STAGES) if passes < (3 ** (i + 1) - 1) / 2 or i == _STAGES - 1)
     return float(config.learning_rate * 10 ** (-stage / 7))
+
+
+def kl_weight(config: TrainConfig, epoch: int) -> float:
+    """The divergence's weight in epoch 0, 1, …: linear, 0 at first and 1 from ``kl_warmup`` on.
+
+    Source: Sønderby et al., "Ladder variational autoencoders" (arXiv 1602.02282).
+    """
+    return min(1.0, epoch / config.kl_warmup) if config.kl_warmup else 1.0
 
 
 # --- progress and pictures --------------------------------------------------------------------
@@ -558,6 +587,8 @@ class _Run:
             fused=True,
             capturable=config.cuda_graph,
         )
+        if config.cuda_graph and config.kl_warmup:
+            self.model.kl_weight = torch.ones((), device=self.device)
         self.graph: GraphedStep | None = None
         self.parallel: DistributedDataParallel | None = None
         if self.world.size > 1:
@@ -587,6 +618,11 @@ class _Run:
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
+        weight = kl_weight(self.config, self.epoch)
+        if isinstance(self.model.kl_weight, Tensor):
+            self.model.kl_weight.fill_(weight)
+        else:
+            self.model.kl_weight = weight
         if self.position == 0:
             self.permutation = torch.randperm(len(self.data.train), generator=self.generator)
 

@@ -125,6 +125,16 @@ def test_each_model_has_its_defaults(model: str, options: dict[str, Any]) -> Non
     assert is_png(Path("r/reconstructions.png"))
 
 
+def test_an_objective_is_one_option_away() -> None:
+    output = ok("train", *TINY, "--epochs", "1", "--evaluate-k", "0", "--run-dir", "r",
+                "--objective", "ciwae", "--beta", "0.2", "--estimator", "dreg",
+                "--kl-warmup", "3")  # fmt: skip
+    assert "objective ciwae (estimator dreg, beta 0.2)" in output
+    config = load_config("r")
+    assert (config.objective, config.beta, config.kl_warmup) == ("ciwae", 0.2, 3)
+    assert load_model("r").objective == config.make_objective()
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -136,6 +146,13 @@ def test_each_model_has_its_defaults(model: str, options: dict[str, Any]) -> Non
         (["--level", "2"], "level does not fit salt-and-pepper: rate must be in [0, 1], got 2"),
         (["--model", "vae", "--corruption", "masking"], "corruption must be identity for vae"),
         (["-K", "0"], "K must be an integer >= 1, got 0"),
+        (["--objective", "x"], "objective must be one of elbo, elbo-kl, iwae"),
+        (["--estimator", "x"], "estimator must be one of standard, stl, dreg, vimco; got 'x'"),
+        (["--objective", "vr-max", "--estimator", "dreg"], "one of standard, stl for vr-max"),
+        (["--beta", "0.5"], "beta must be None unless the objective is ciwae; got 0.5 for iwae"),
+        (["--objective", "vr", "--alpha", "nan"], "alpha must be a number, finite; got nan"),
+        (["--kl-warmup", "-1"], "kl_warmup must be an integer >= 0, got -1"),
+        (["--free-bits", "0.1"], "free_bits must be 0 unless the objective is elbo-kl"),
         (["--hidden", "a,b"], "hidden must be sizes separated by commas, such as 200,200"),
         (["--activation", "x"], "activation must be one of softplus, tanh"),
         (["--likelihood", "x"], "likelihood must be one of bernoulli, gaussian; got 'x'"),

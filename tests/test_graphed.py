@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -77,8 +77,10 @@ def test_replays_are_the_eager_steps() -> None:
 
 
 @needs_gpu
-def test_a_run_with_graphs_is_the_run_without(tmp_path: Path) -> None:
-    options = {"latent_size": 4, "hidden_sizes": (9, 7), "epochs": 2, "batch_size": 237}
+@pytest.mark.parametrize("objective", [{}, {"estimator": "dreg", "kl_warmup": 2}], ids=str)
+def test_a_run_with_graphs_is_the_run_without(objective: dict[str, Any], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"latent_size": 4, "hidden_sizes": (9, 7), "epochs": 2}
+    options |= {"batch_size": 237, **objective}
     bounds = [
         train(
             default_config(device="cuda", cuda_graph=graph, **options),

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dvae_fast import corruptions, models, reference
 from dvae_fast.models import DIWAE, DVAE, IWAE, MODELS, VAE, LatentVariableModel, make_model
 from dvae_fast.networks import BernoulliDecoder, GaussianDecoder
+from dvae_fast.objectives import Objective, as_objective
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -568,6 +569,43 @@ def test_configuration_without_corruption(name: str) -> None:
     assert torch.equal(again.loss(torch.ones(B, D), SEED), model.loss(torch.ones(B, D), SEED))
 
 
+@pytest.mark.parametrize(
+    ("objective", "described"),
+    [
+        ("iwae-joint", {"name": "iwae-joint"}),
+        (Objective("iwae", "dreg"), {"name": "iwae", "estimator": "dreg"}),
+        (
+            Objective("ciwae", "stl", beta=0.25),
+            {"name": "ciwae", "estimator": "stl", "beta": 0.25},
+        ),
+        (Objective("vr", alpha=-2.0), {"name": "vr", "alpha": -2.0}),
+        (Objective("elbo-kl", free_bits=0.3), {"name": "elbo-kl", "free_bits": 0.3}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", MODELS)
+def test_an_objective_round_trips(name: str, objective: Any, described: dict[str, Any]) -> None:
+    model = make_model(name, D, Z, (4,), M=M, K=K, objective=objective)
+    config = json.loads(json.dumps(model.config()))
+    assert config["objective"] == described
+    again = LatentVariableModel.from_config(config)
+    assert again.objective == model.objective == as_objective(objective)
+    assert (again.M, again.K) == (M, K)
+    again.load_state_dict(model.state_dict())
+    x = torch.rand(B, D)
+    assert torch.equal(again.loss(x, SEED), model.loss(x, SEED))
+    assert f"M={M}, K={K}, objective={model.objective}" in repr(model)
+
+
+def test_an_estimator_alone_and_the_models_own_objective() -> None:
+    for name, own in {"vae": "elbo", "iwae": "iwae", "dvae": "elbo", "diwae": "iwae"}.items():
+        assert make_model(name, D).objective == Objective(own)
+        assert make_model(name, D, estimator="dreg").objective == Objective(own, "dreg")
+        assert "objective" not in make_model(name, D, objective=own).config()
+    both = VAE(D, objective=Objective("vr", alpha=0.1), estimator="stl")
+    assert both.objective == Objective("vr", "stl", alpha=0.1)
+
+
 def test_none_means_the_default() -> None:
     assert make_model("diwae", D, K=None, M=None, corruption=None).K == 5
     assert make_model("vae", D, K=None, M=None, corruption=None).K == 1
@@ -628,7 +666,7 @@ def _config(**changes: Any) -> dict[str, Any]:
             ValueError,
             r"corruption must be None for vae, got Masking\(0.25\)",
         ),
-        (lambda: make_model("iwae", D, M=2), ValueError, "M must be 1 for iwae, .*; got 2"),
+        (lambda: make_model("iwae", D, M=0), ValueError, "M must be >= 1, got 0"),
         (
             lambda: LatentVariableModel.from_config(_config(model="gan")),
             ValueError,
@@ -643,6 +681,21 @@ def _config(**changes: Any) -> dict[str, Any]:
             lambda: DVAE.from_config({"model": "dvae"}),
             ValueError,
             "config must have the key data_size, got model",
+        ),
+        (
+            lambda: DVAE.from_config(_config(objective={"name": "iwae", "gamma": 1})),
+            ValueError,
+            "config's objective must have the key name and of name, estimator, .* no others, got",
+        ),
+        (
+            lambda: DVAE.from_config(_config(objective="iwae")),
+            ValueError,
+            "config's objective must have the key name",
+        ),
+        (
+            lambda: VAE(D, objective=3),
+            TypeError,
+            "objective must be a string or an Objective, got int",
         ),
         (
             lambda: DVAE.from_config(_config(colour=3)),

@@ -51,7 +51,7 @@ def test_bound_of_extreme_weights() -> None:
     log_w[1, 2, 3] = math.nan
     log_w[:, 0] = -math.inf
     log_w[0, 4, 1] = -math.inf
-    for objective in objectives.OBJECTIVES:
+    for objective in ("elbo", "iwae"):
         bound = objectives.bound(log_w, objective)
         assert bound[0] == -math.inf
         assert bool(bound[[1, 3]].isfinite().all())
@@ -65,14 +65,14 @@ def test_samples_inside_and_outside(leading: tuple[int, ...]) -> None:
     mean, log_var = _normal(*leading, B, Z), _normal(*leading, B, Z) - 1
     seed = torch.tensor([5])
     copies = math.prod(leading)
-    z, log_ratio = objectives.sample_latents(mean, log_var, K, "iwae", seed)
+    z, log_ratio, _ = objectives.sample_latents(mean, log_var, K, "iwae", seed)
     noise = reference.latent_noise(copies, B, K, Z, seed, 0, 0, torch.float64)
     expected = mean.unsqueeze(-2) + torch.exp(0.5 * log_var).unsqueeze(-2) * noise.view(z.shape)
     assert z.shape == (*leading, B, K, Z)
     torch.testing.assert_close(z, expected)
     assert log_ratio.shape == (*leading, B, K)
 
-    z, log_ratio = objectives.sample_latents(mean, log_var, K, "elbo", seed)
+    z, log_ratio, _ = objectives.sample_latents(mean, log_var, K, "elbo", seed)
     assert z.shape == (*leading, K, B, 1, Z)
     assert log_ratio.shape == (*leading, K, B, 1)
     noise = reference.latent_noise(copies * K, B, 1, Z, seed, 0, 0, torch.float64)
@@ -88,7 +88,7 @@ def test_samples_inside_and_outside(leading: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("objective", objectives.OBJECTIVES)
+@pytest.mark.parametrize("objective", ["elbo", "iwae"])
 def test_loss_and_its_gradient(objective: str, overwrite: bool) -> None:
     """Against plain autograd of the formula, for rows of K samples and for rows of one."""
     for k in (K, 1):
@@ -116,7 +116,7 @@ def test_loss_of_a_gaussian() -> None:
     mean, scale, log_ratio = _normal(M, B, K, D), torch.rand(D).double() + 0.5, _normal(M, B, K)
     x = _normal(B, D)
     density = torch.distributions.Normal(mean, scale).log_prob(x.view(B, 1, D)).sum(-1)
-    for objective in objectives.OBJECTIVES:
+    for objective in ("elbo", "iwae"):
         total = objectives.loss((mean, scale), x, log_ratio, "gaussian", objective)
         expected = -objectives.bound(density + log_ratio, objective).mean()
         torch.testing.assert_close(total, expected)
@@ -124,9 +124,11 @@ def test_loss_of_a_gaussian() -> None:
 
 def test_wrong_arguments() -> None:
     log_w = _normal(B, K)
-    with pytest.raises(ValueError, match="objective must be one of elbo, iwae; got 'miwae'"):
+    with pytest.raises(
+        ValueError, match=r"objective must be one of elbo, elbo-kl, .*; got 'miwae'"
+    ):
         objectives.bound(log_w, "miwae")
-    with pytest.raises(ValueError, match="objective must be one of elbo, iwae; got 'vae'"):
+    with pytest.raises(ValueError, match=r"objective must be one of elbo, elbo-kl, .*; got 'vae'"):
         objectives.loss(_normal(B, K, D), _normal(B, D), log_w, "bernoulli", "vae")
     with pytest.raises(
         ValueError, match=r"log_w must have shape \(\*L, B, K\) with K >= 1, got \(5,\)"

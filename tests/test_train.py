@@ -22,6 +22,7 @@ from dvae_fast.train import (
     NonFiniteError,
     TrainConfig,
     default_config,
+    kl_weight,
     learning_rate,
     load_config,
     train,
@@ -103,6 +104,9 @@ def test_defaults_suit_the_model_and_the_data() -> None:
     assert default_config("diwae", "frey", binarise="once").likelihood == "bernoulli"
     assert [default_config(data=d).learning_rate for d in ("digits", "mnist")] == [3e-3, 1e-3]
     assert default_config(level=None, K=None) == TrainConfig()
+    assert default_config("dvae", objective="ciwae").K == 5
+    assert default_config("iwae", objective="elbo-kl").K == 1
+    assert default_config("vae", estimator="vimco").K == 5
 
 
 @pytest.mark.parametrize(
@@ -117,10 +121,19 @@ def test_defaults_suit_the_model_and_the_data() -> None:
         ({"corruption": "gaussian", "level": -1.0}, "level does not fit gaussian: std must be"),
         ({"model": "vae", "corruption": "masking"}, "corruption must be identity for vae (only "
                                                     "dvae, diwae corrupt); got 'masking'"),
-        ({"model": "iwae", "M": 2}, "M must be 1 for iwae (only dvae, diwae corrupt); got 2"),
         ({"M": 0}, "M must be an integer >= 1, got 0"),
         ({"K": 0}, "K must be an integer >= 1, got 0"),
         ({"K": True}, "K must be an integer >= 1, got True"),
+        ({"objective": "gan"}, "objective must be one of elbo, elbo-kl, iwae"),
+        ({"objective": "vr-max", "estimator": "dreg"}, "estimator must be one of standard, stl for "
+                                                       "vr-max"),
+        ({"estimator": "reinforce"}, "estimator must be one of standard, stl, dreg, vimco"),
+        ({"estimator": "vimco", "K": 1}, "K must be >= 2 for vimco"),
+        ({"beta": 0.5}, "beta must be None unless the objective is ciwae; got 0.5 for iwae"),
+        ({"model": "vae", "alpha": 0.5}, "alpha must be None unless the objective is vr"),
+        ({"objective": "ciwae", "beta": 2.0}, "beta must be a number, in [0, 1]; got 2.0"),
+        ({"free_bits": 0.1}, "free_bits must be 0 unless the objective is elbo-kl"),
+        ({"kl_warmup": -1}, "kl_warmup must be an integer >= 0, got -1"),
         ({"epochs": 0}, "epochs must be an integer >= 1, got 0"),
         ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
         ({"latent_size": 0}, "latent_size must be an integer >= 1, got 0"),
@@ -182,6 +195,56 @@ def test_the_rate_reaches_the_optimiser(tmp_path: Path) -> None:
         assert moved == pytest.approx(learning_rate(c, epoch), rel=1e-3)
 
 
+def test_the_weight_of_the_divergence_rises_over_the_epochs(tmp_path: Path) -> None:
+    c = tiny(kl_warmup=4, epochs=6)
+    assert [kl_weight(c, e) for e in range(6)] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    assert {kl_weight(tiny(), e) for e in range(6)} == {1.0}
+    run = trainer._Run(c, tmp_path, c.load_data())
+    for epoch, expected in ((0, 0.0), (3, 0.75), (5, 1.0)):
+        run.epoch = epoch
+        run.start_epoch()
+        assert run.model.kl_weight == expected
+
+
+def test_bounds_are_reported_without_the_weight(tmp_path: Path) -> None:
+    """The first step's bound is of the same model and noise, whatever its gradient."""
+    totals, moved = [], []
+    for warmup in (0, 5):
+        c = tiny(kl_warmup=warmup, objective="ciwae", estimator="dreg", beta=0.25)
+        run = trainer._Run(c, tmp_path, c.load_data())
+        run.start_epoch()
+        run.step()
+        totals.append(run.total.item())
+        moved.append(run.parameters["encoder.output.weight"].detach())
+    assert totals[0] == pytest.approx(totals[1], rel=1e-6)
+    assert not torch.equal(*moved)
+
+
+@pytest.mark.parametrize(
+    "options, shown",
+    [
+        ({"objective": "elbo-kl", "free_bits": 0.2}, "elbo-kl (free_bits 0.2)"),
+        (
+            {"objective": "vr", "alpha": -1.0, "estimator": "dreg"},
+            "vr (estimator dreg, alpha -1.0)",
+        ),
+        ({"model": "iwae", "M": 4, "objective": "piwae"}, "piwae"),
+        ({"estimator": "vimco"}, "iwae (estimator vimco)"),
+    ],
+)
+def test_an_objective_is_trained_and_kept(
+    options: dict[str, Any], shown: str, tmp_path: Path
+) -> None:
+    c = tiny(epochs=1, **options)
+    metrics = train(c, tmp_path, tensorboard=False)
+    assert math.isfinite(metrics["test_bound"])
+    assert load_config(tmp_path) == c
+    model = load_model(tmp_path)
+    assert model.objective == c.make_objective()
+    assert str(model.objective) == shown
+    assert (model.M, model.K) == (c.M, c.K)
+
+
 # --- resuming, bit for bit --------------------------------------------------------------------
 
 
@@ -194,6 +257,7 @@ def test_the_rate_reaches_the_optimiser(tmp_path: Path) -> None:
         ({"model": "vae", "M": 1}, [STEPS]),  # after an epoch's last step, before its validation
         ({"model": "iwae", "M": 1, "activation": "relu"}, [2, STEPS, 5, 1]),  # again and again
         ({"likelihood": "gaussian", "binarise": "none", "corruption": "gaussian"}, [2 * STEPS + 2]),
+        ({"objective": "iwae-joint", "estimator": "dreg", "kl_warmup": 3}, [STEPS + 2]),
     ],
 )
 def test_an_interrupted_run_resumes_bit_for_bit(

@@ -1,0 +1,129 @@
+"""The model with binary latents: its noise, its bound, and VIMCO against an exact expectation."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from plain_objectives import plain_bound, scores
+from torch import Tensor
+from torch.distributions import Bernoulli
+
+from dvae_fast import corruptions, objectives, reference
+from dvae_fast.models import BernoulliLatentModel
+from dvae_fast.objectives import Objective
+
+M, B, K, Z, D = 3, 5, 7, 2, 11
+SEED = 123
+SIGMAS = 4.5  # two-sided normal: a false alarm in 150,000
+
+
+def _data() -> Tensor:
+    return torch.rand(B, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def _bernoulli_model(**options: Any) -> BernoulliLatentModel:
+    torch.manual_seed(0)
+    options = {"K": 3, "learn_prior": True, **options}
+    model = BernoulliLatentModel(D, Z, (6,), **options).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    return model
+
+
+def _all_latents() -> Tensor:
+    return torch.tensor(list(itertools.product((0.0, 1.0), repeat=Z)), dtype=torch.float64)
+
+
+def _enumerated(model: BernoulliLatentModel, x: Tensor) -> Tensor:
+    """The bound's expectation over all (2^Z)^K samples, exactly: one example, no corruption."""
+    h = _all_latents()
+    log_q = Bernoulli(logits=model.encode(x)).log_prob(h).sum(-1)
+    prior = torch.zeros(Z).double() if model.prior_logits is None else model.prior_logits
+    log_joint = Bernoulli(logits=model.decode(h)).log_prob(x).sum(-1)  # type: ignore[arg-type]
+    log_joint = log_joint + Bernoulli(logits=prior).log_prob(h).sum(-1)
+    total = torch.zeros((), dtype=torch.float64)
+    for choice in itertools.product(range(len(h)), repeat=model.K):
+        index = torch.tensor(choice)
+        log_w = (log_joint - log_q)[index].view(1, 1, -1)
+        total = total + log_q[index].sum().exp() * plain_bound(model.objective, log_w)[0]
+    return total
+
+
+@pytest.mark.parametrize("learn_prior", [True, False])
+@pytest.mark.parametrize("name", ["elbo", "iwae", "ciwae", "vr"])
+def test_vimco_has_the_enumerated_expectation(name: str, learn_prior: bool) -> None:
+    """Value and every parameter's gradient, from 4,000 gradients of the same example."""
+    model = _bernoulli_model(objective=Objective(name, "vimco"), learn_prior=learn_prior)
+    x = (_data()[:1] > 0.5).double()
+    exact = _enumerated(model, x)
+    parameters = list(model.parameters())
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(exact, parameters)])
+    # Blocks of 100 copies of the example: a mean over each.
+    blocks, values = [], []
+    for seed in range(40):
+        loss = model.loss(x.expand(100, -1), seed)
+        values.append(-loss.detach())
+        grads = torch.autograd.grad(-loss, parameters)
+        blocks.append(torch.cat([g.flatten() for g in grads]))
+    samples = torch.stack(blocks)
+    assert float(scores(torch.stack(values).unsqueeze(1), exact.detach())) < SIGMAS
+    # Student's t of 39 degrees: beyond 5.5 once in 400,000, for each of some 100 coordinates.
+    moving = samples.std(0) > 1e-12
+    torch.testing.assert_close(samples[:, ~moving].mean(0), expected[~moving])
+    distance = scores(samples[:, moving], expected[moving])
+    assert bool((distance < 5.5).all()), distance.max()
+
+
+def test_bernoulli_latents_have_their_probabilities() -> None:
+    logits = torch.tensor([[-30.0, -3.0, -0.5, 0.0, 0.5, 3.0, 30.0]], dtype=torch.float64)
+    n = 100_000
+    h = objectives.draw_bernoulli(logits, n, 1)[0]
+    p = torch.sigmoid(logits[0])
+    assert set(h.unique().tolist()) == {0.0, 1.0}
+    error = (p * (1 - p) / n).sqrt()
+    assert bool(((h.mean(0) - p).abs() <= SIGMAS * error).all())
+    assert torch.equal(objectives.draw_bernoulli(logits, 10, 1)[0], h[:10])
+    single = objectives.draw_bernoulli(logits.float(), n, 1)[0]
+    assert float((single.double() - h).abs().mean()) < 1e-4
+
+
+@pytest.mark.parametrize("m", [1, M])
+def test_the_bernoulli_models_bound_is_the_formula(m: int) -> None:
+    corruption = corruptions.Masking(0.4)
+    model = _bernoulli_model(K=K, M=m, corruption=corruption, objective="iwae")
+    x = _data()
+    key = torch.tensor([SEED])
+    noisy = reference.corrupt(x, "masking", corruption.parameter, None, key, m, 0, 0)
+    logits = model.encode(noisy)
+    h = objectives.draw_bernoulli(logits, K, SEED)
+    q, p = Bernoulli(logits=logits.unsqueeze(2)), Bernoulli(logits=model.prior_logits)
+    likelihood = Bernoulli(logits=model.decoder(h), validate_args=False)
+    log_w = likelihood.log_prob(x.view(1, B, 1, D)).sum(-1)
+    log_w = log_w + p.log_prob(h).sum(-1) - q.log_prob(h).sum(-1)
+    expected = plain_bound(Objective("iwae"), log_w).detach()
+    torch.testing.assert_close(model.bound(x, SEED), expected)
+    torch.testing.assert_close(model.loss(x, SEED).detach(), -expected.mean())
+    parts = [model.bound(x[:2], SEED), model.bound(x[2:], SEED, first_example=2)]
+    torch.testing.assert_close(torch.cat(parts), expected)
+
+
+def test_the_bernoulli_model_learns() -> None:
+    torch.manual_seed(0)
+    model = BernoulliLatentModel(D, 8, (16,), K=5, learn_prior=True)
+    x = (_data().repeat(8, 1) > 0.5).float()
+    optimiser = torch.optim.Adam(model.parameters(), 2e-2)
+    before = model.bound(x, 1).mean()
+    for _ in range(150):
+        optimiser.zero_grad()
+        model.loss(x).backward()
+        optimiser.step()
+    # Five distinct images: ln 5 = 1.6 nats each would be the end.
+    assert float(model.bound(x, 1).mean()) > -3.5 > float(before)
+    images = model.sample(6, 1)
+    assert images.shape == (6, D)
+    assert torch.equal(images, model.sample(6, 1))
+    assert float((model.reconstruct(x) - x).abs().mean()) < 0.15

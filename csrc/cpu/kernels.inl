@@ -700,7 +700,8 @@ void lse_update(const double* state, const void* log_w, int64_t samples, double*
 
 // --- mixture of posteriors --------------------------------------------------------------------
 
-// Working memory of one call, aligned for vectors.
+// Working memory of one call, aligned for vectors. One a call: between two a failure would have to
+// free the first, which takes exception tables with symbols outside the ISA's namespace.
 template <class A>
 class Scratch {
  public:
@@ -715,6 +716,8 @@ class Scratch {
   static constexpr std::align_val_t kAlign{64};
   A* data_;
 };
+
+DVAE_HD int64_t whole_lanes(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
 // A row of n elements as `width` of them, whole groups of lanes; 0 past the end.
 template <class T>
@@ -739,17 +742,20 @@ template <class T>
 struct Components {
   using A = accumulate_t<T>;
   const int64_t count, width;
-  const Scratch<A> scratch;
   A *const mean, *const inverse_std, *const log_var;  // log_var: the sum over dimensions
   int64_t example = -1;
 
-  explicit Components(const MixtureParams& p)
+  static DVAE_HD int64_t row_width(const MixtureParams& p) { return whole_lanes(p.size); }
+  static DVAE_HD int64_t elements(const MixtureParams& p) {
+    return 2 * p.components * row_width(p) + whole_lanes(p.components);
+  }
+  // In `elements` of memory.
+  DVAE_HD Components(const MixtureParams& p, A* memory)
       : count(p.components),
-        width((p.size + kLanes - 1) / kLanes * kLanes),
-        scratch(count * (2 * width + 1)),
-        mean(scratch.at(0)),
-        inverse_std(scratch.at(count * width)),
-        log_var(scratch.at(2 * count * width)) {}
+        width(row_width(p)),
+        mean(memory),
+        inverse_std(memory + count * width),
+        log_var(memory + 2 * count * width) {}
 
   DVAE_HD void read(const MixtureParams& p, int64_t of_example) {
     if (of_example == example) return;
@@ -768,9 +774,10 @@ struct Components {
 template <class T>
 void mixture_log_ratio(const MixtureParams& p, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
-  Components<T> c(p);
-  const Scratch<A> row(c.width);
-  A* const z = row.at(0);
+  const int64_t elements = Components<T>::elements(p);
+  const Scratch<A> scratch(Components<T>::row_width(p) + elements);
+  Components<T> c(p, scratch.at(0));
+  A* const z = scratch.at(elements);
   for (int64_t r = begin; r < end; ++r) {
     c.read(p, r / p.samples);
     read_row(at<T>(p.z, r * p.size), p.size, c.width, z);
@@ -799,12 +806,13 @@ void mixture_log_ratio(const MixtureParams& p, int64_t begin, int64_t end) {
 template <class T>
 void mixture_log_ratio_backward(const MixtureParams& p, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
-  Components<T> c(p);
   // Of each component Σ g ε, Σ g ε² and Σ g over samples, in two levels.
-  const int64_t n = c.count * c.width, sums = 2 * n + c.count;
-  const Scratch<A> scratch(2 * sums + c.count + c.width);
-  A *const noise = scratch.at(0), *const squares = scratch.at(n), *const grads = scratch.at(2 * n);
-  A *const total = scratch.at(sums), *const g = scratch.at(2 * sums), *const z = g + c.count;
+  const int64_t n = p.components * Components<T>::row_width(p), sums = 2 * n + p.components;
+  const int64_t elements = Components<T>::elements(p);
+  const Scratch<A> scratch(2 * sums + p.components + Components<T>::row_width(p) + elements);
+  Components<T> c(p, scratch.at(0));
+  A *const z = scratch.at(elements), *const noise = z + c.width, *const squares = noise + n;
+  A *const grads = squares + n, *const total = noise + sums, *const g = total + sums;
   for (int64_t example = begin; example < end; ++example) {
     c.read(p, example);
     fill(noise, 2 * sums, A(0));

@@ -76,7 +76,6 @@ TYPED_TEST(Mixture, LogRatio) {
 
 TYPED_TEST(Mixture, LogRatioBackward) {
   using T = TypeParam;
-  using A = accumulate_t<T>;
   for_setups<T>([](MixtureSetup<T>& s) {
     Buffer<T> z(s.z.size(), 1), mean(s.mean.size()), log_var(mean.size());
     Buffer<T> wanted_z(z.size()), wanted_mean(mean.size()), wanted_log_var(mean.size());

@@ -47,12 +47,19 @@ def cuda_wanted() -> bool:
     switch = os.environ.get("DVAE_FAST_CUDA", "")
     if switch not in ("", "0", "1"):
         sys.exit(f"dvae_fast: DVAE_FAST_CUDA must be 0 or 1, got {switch!r}")
+    nvcc = CUDA_HOME is not None and shutil.which("nvcc", path=f"{CUDA_HOME}/bin")
     if switch != "1":
+        if switch == "" and torch.version.cuda is not None:
+            print(
+                f"dvae_fast: this torch has CUDA {torch.version.cuda}; building for the CPU alone. "
+                f"DVAE_FAST_CUDA=1 builds GPU kernels{'' if nvcc else ', but needs nvcc'}",
+                file=sys.stderr,
+            )
         return False
     missing = []
     if torch.version.cuda is None:
         missing.append(f"a torch with CUDA (this is {torch.__version__})")
-    if CUDA_HOME is None or not shutil.which("nvcc", path=f"{CUDA_HOME}/bin"):
+    if not nvcc:
         missing.append("nvcc (install the CUDA toolkit, or set CUDA_HOME)")
     if missing:
         sys.exit(f"dvae_fast: DVAE_FAST_CUDA=1 needs {' and '.join(missing)}")

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import dvae_fast
 from dvae_fast import corruptions
+from dvae_fast.models import make_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -289,3 +290,24 @@ def test_checkpointed_decoder_may_be_overwritten(device: str) -> None:
         grads.append(torch.autograd.grad(loss, (z, step.decoder.weight)))
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_an_evaluation_with_a_compiled_decoder(ours: bool) -> None:
+    """k is no multiple of the chunk: the last one has a shape of its own."""
+    model: Any = make_model("iwae", D, Z, (8, 6))
+    calls = []
+
+    def decode(z: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            calls.append(z.shape)
+        logits: Tensor = model.decode(z)
+        return logits.clamp(-20, 20)
+
+    judged = model if ours else (model.encode, decode)
+    x = torch.rand(5, D, generator=torch.Generator().manual_seed(1)).round()
+    plain = dvae_fast.estimate_log_likelihood(judged, x, 23, chunk=10, seed=3)
+    called = len(calls)
+    compiled = dvae_fast.estimate_log_likelihood(judged, x, 23, chunk=10, seed=3, compile=True)
+    assert len(calls) == called
+    torch.testing.assert_close(compiled.log_likelihood, plain.log_likelihood, rtol=1e-5, atol=1e-5)

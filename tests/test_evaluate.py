@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -17,6 +18,7 @@ import dvae_fast
 from dvae_fast import corruptions, diagnostics, estimates, evaluate, functional, reference
 from dvae_fast.estimates import LikelihoodEstimate
 from dvae_fast.evaluate import estimate_log_likelihood
+from dvae_fast.judged import has_bfloat16
 from dvae_fast.models import LatentVariableModel, make_model
 
 if TYPE_CHECKING:
@@ -468,6 +470,25 @@ def test_one_sample_has_no_standard_error() -> None:
     torch.testing.assert_close(estimate.ess, torch.ones(N, dtype=torch.float64))
     summary = json.dumps(estimate.summary(), allow_nan=False)
     assert json.loads(summary)["standard_error"] is None
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.float16])
+def test_matrices_in_half_precision(dtype: str | torch.dtype) -> None:
+    model, x = _model().float(), _data().float()
+    seen: list[torch.dtype] = []
+    model.decoder.trunk.register_forward_hook(lambda *args: seen.append(args[2].dtype))
+    whole = estimate_log_likelihood(model, x, 300, seed=SEED)
+    assert set(seen) == {torch.float32}
+    slow = dtype == "bfloat16" and not has_bfloat16("cpu")
+    with pytest.warns(RuntimeWarning, match="far slower") if slow else contextlib.nullcontext():
+        half = estimate_log_likelihood(model, x, 300, seed=SEED, dtype=dtype)
+    assert seen[-1] == (torch.bfloat16 if dtype == "bfloat16" else dtype)
+    torch.testing.assert_close(half.log_likelihood, whole.log_likelihood, rtol=0, atol=0.02)
+    assert abs(half.mean - whole.mean) < 0.01
+    assert half.log_likelihood.dtype == torch.float64
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    same = estimate_log_likelihood(model, x, 300, seed=SEED, dtype="float32")
+    _same(whole, same, slice(None))
 
 
 def test_top_level_names() -> None:

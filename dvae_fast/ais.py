@@ -543,7 +543,7 @@ def annealed_importance_sampling(
         tune: False to take `step_size` everywhere.
         step_size: in standard deviations of f_0, where tuning starts; each move varies it by up
             to a fifth. Default: Z^(−1/4).
-        likelihood: "bernoulli", "gaussian" or a `Likelihood`. Default: the model's ``likelihood``
+        likelihood: as for `dvae_fast.log_weights`. Default: the model's ``likelihood``
             if it has one, else "bernoulli".
         batch_size: examples at once. Default: about 2,500 rows (examples by chains) on a CPU,
             65,536 on a GPU.

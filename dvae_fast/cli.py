@@ -47,7 +47,14 @@ from dvae_fast.checkpoint import (
     write_json,
 )
 from dvae_fast.corruptions import CORRUPTIONS
-from dvae_fast.data import BINARISATIONS, DATASETS, SPLITS, DataError, Dataset
+from dvae_fast.data import (
+    BINARISATIONS,
+    DATASETS,
+    GREY_LEVEL_DATASETS,
+    SPLITS,
+    DataError,
+    Dataset,
+)
 from dvae_fast.distributed import (
     DistributedError,
     World,
@@ -239,7 +246,7 @@ def train_command(
         str | None,
         typer.Option(
             help=f"For dvae and diwae, one of {_names(CORRUPTIONS)}. "
-            "Default: salt-and-pepper; gaussian for a Gaussian likelihood."
+            "Default: salt-and-pepper; gaussian for any likelihood but bernoulli."
         ),
     ] = None,
     level: Annotated[
@@ -296,7 +303,9 @@ def train_command(
     likelihood: Annotated[
         str | None,
         typer.Option(
-            help=f"One of {_names(LIKELIHOODS)}. Default: bernoulli; gaussian for grey frey."
+            help=f"One of {_names(LIKELIHOODS)}. Default: bernoulli; gaussian for grey frey. "
+            f"discretised_logistic is for grey {_names(GREY_LEVEL_DATASETS)}; "
+            "negative_binomial, of counts, for none of these data sets."
         ),
     ] = None,
     epochs: Annotated[

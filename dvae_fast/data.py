@@ -54,6 +54,7 @@ __all__ = [
     "BINARISATIONS",
     "DATASETS",
     "FOLDER_VARIABLE",
+    "GREY_LEVEL_DATASETS",
     "IMAGE_SHAPES",
     "SPLITS",
     "DataError",
@@ -65,6 +66,8 @@ __all__ = [
 IMAGE_SHAPES = {"digits": (8, 8), "mnist": (28, 28), "frey": (28, 20)}
 DATASETS = tuple(IMAGE_SHAPES)
 BINARISATIONS = ("dynamic", "once", "fixed", "none")
+#: Data sets whose grey values are multiples of 1/255.
+GREY_LEVEL_DATASETS = ("mnist", "frey")
 SPLITS = ("train", "valid", "test")
 #: environment variable that names the folder with mnist.npz, binarized_mnist.npz, frey_face.npz
 FOLDER_VARIABLE = "DVAE_FAST_DATA"

@@ -325,7 +325,7 @@ def estimate_log_likelihood(
         method: "importance"; or "ais", annealed importance sampling, of which k, 16 by default,
             counts the chains: then `likelihood`, `batch_size`, `seed` and whatever else
             `dvae_fast.annealed_importance_sampling` takes are the other arguments.
-        likelihood: "bernoulli", "gaussian" or a `Likelihood`. Default: the model's ``likelihood``
+        likelihood: as for `dvae_fast.log_weights`. Default: the model's ``likelihood``
             if it has one, else "bernoulli".
         proposal: what z is drawn from: "posterior", q(z|x) on the clean input; "corrupted",
             q(z|x̃) with a fresh x̃ for each sample, encoded as often; or "mixture",

@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
 from dvae_fast.corruptions import Corruption
-from dvae_fast.likelihoods import Bernoulli, Likelihood, get_likelihood
+from dvae_fast.likelihoods import Likelihood, get_likelihood
 from dvae_fast.reference import accumulation_dtype
 
 if TYPE_CHECKING:
@@ -490,7 +490,8 @@ class _LogWeights(torch.autograd.Function):
         if need[0] or need[1] or (need[2] and scale is not None):
             grad_params, grad_scale = _op.log_weights_backward(grad, params, scale, x, ctx.kind)
         if need[2]:
-            # ∂/∂x is −∂/∂mean for a Gaussian and the logit for a Bernoulli, summed over samples.
+            # ∂/∂x is −∂/∂mean for a Gaussian and the logit for a Bernoulli, summed over samples;
+            # the others have none, and refuse such an x.
             if scale is not None:
                 per_row = -cast("Tensor", grad_params).to(x.dtype).sum(1)
             else:
@@ -544,7 +545,7 @@ def _check_rows(
 
 
 def _check_scale(scale: Any, like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A Gaussian's scale as a tensor of 1, D or N·K·D elements, on params' device."""
+    """A scale as a tensor of 1, D or N·K·D elements, on params' device."""
     if not isinstance(scale, Tensor):
         if not isinstance(scale, (int, float)) or isinstance(scale, bool):
             raise TypeError(f"scale must be a number or a tensor, got {type(scale).__name__}")
@@ -582,10 +583,11 @@ def _check_params(
     """Operands of `log_weights` and `iwae_loss` in the operators' shapes, checked; (*L, B, K)."""
     lik = _BERNOULLI if likelihood == "bernoulli" else get_likelihood(likelihood)
     scale: Any = None
-    if isinstance(lik, Bernoulli):
+    if len(lik.params) == 1:
         if not isinstance(params, Tensor):
             raise TypeError(
-                f"params must be a tensor of logits for a Bernoulli, got {type(params).__name__}"
+                f"params must be a tensor of {lik.params[0]} for a {type(lik).__name__}, "
+                f"got {type(params).__name__}"
             )
     else:
         if not isinstance(params, (tuple, list)) or len(params) != 2:
@@ -594,7 +596,8 @@ def _check_params(
                 if isinstance(params, (tuple, list))
                 else (type(params).__name__)
             )
-            raise TypeError(f"params must be a pair (mean, scale) for a Gaussian, got {got}")
+            pair = f"a pair ({', '.join(lik.params)}) for a {type(lik).__name__}"
+            raise TypeError(f"params must be {pair}, got {got}")
         params, scale = params
         if scale is None:
             raise TypeError("scale must be a number or a tensor, got NoneType")
@@ -603,6 +606,11 @@ def _check_params(
     if len(shape) < 3:
         raise ValueError(f"params must have shape (*L, B, K, D), got {shape}")
     x, log_ratio = _check_rows(x, log_ratio, shape[:-1], shape[-1], params, "params")
+    if lik.step != 0 and _needs_grad(x):
+        raise ValueError(
+            f"x must not require a gradient: the {lik.kind} likelihood has none for it, "
+            "its data being discrete"
+        )
     if scale is not None:
         scale = _check_scale(scale, params, shape)
         if scale.dim() == 3 and scale.dtype != params.dtype:
@@ -612,6 +620,7 @@ def _check_params(
             scale, params = scale.to(common), params.to(common)
     if _looks():
         lik.check_support(x)
+        lik.check_mean(params)
     if len(shape) != 3:
         params = params.reshape(math.prod(shape[:-2]), *shape[-2:])
     return params, scale, x, log_ratio, lik, shape[:-1]
@@ -626,16 +635,17 @@ def log_weights(
     """log w = log p(x|z) + log_ratio, the log-density summed over the data dimensions.
 
     Args:
-        params: decoder outputs: logits (*L, B, K, D), or (mean, scale) for a Gaussian, the scale
-            a number, one per dimension (D,), or anything that broadcasts to mean's shape.
+        params: decoder outputs: logits (*L, B, K, D) of a Bernoulli, or (mean, scale) of any other
+            likelihood, the scale a number, one per dimension (D,), or anything that broadcasts to
+            mean's shape.
         x: the clean data, (B, D) (shared by leading dimensions) or (*L, B, D). For a Bernoulli
-            any values in [0, 1].
+            any values in [0, 1]; see `dvae_fast.likelihoods` for the others.
         log_ratio: log p(z) − log q(z|x̃), (*L, B, K), as `sample_latent` returns it.
-        likelihood: "bernoulli", "gaussian" or a `Likelihood`.
+        likelihood: one of `dvae_fast.likelihoods.LIKELIHOODS` by its name, or a `Likelihood`.
 
     Returns:
-        (*L, B, K) in nats, float32 (float64 for float64 params); differentiable in all tensors.
-        Logits of ±inf give their limits, 0 or −inf.
+        (*L, B, K) in nats, float32 (float64 for float64 params); differentiable in all tensors
+        (in x for a Bernoulli and a Gaussian alone). Logits of ±inf give their limits, 0 or −inf.
 
     Raises:
         TypeError, ValueError: naming the argument, the rule and the value.
@@ -947,8 +957,10 @@ def linear_log_weights(
     Args:
         hidden: input of the layer, (*L, B, K, H).
         weight, bias: (D, H) and (D,) or None, as in `torch.nn.Linear`.
-        x, log_ratio, likelihood: as for `log_weights`. For a Gaussian the layer gives the mean.
-        scale: a Gaussian's scale, required for it: a number or a tensor of 1 or D elements.
+        x, log_ratio, likelihood: as for `log_weights`. Of a pair (mean, scale) the layer gives the
+            mean.
+        scale: the scale, required where the likelihood has one: a number or a tensor of 1 or D
+            elements.
 
     Returns:
         (*L, B, K) in nats; differentiable in hidden, weight, bias, scale and log_ratio.
@@ -981,13 +993,14 @@ def linear_log_weights(
             raise TypeError(f"{name} must have hidden's dtype, {hidden.dtype}, got {t.dtype}")
     if bias is not None:
         _check_shape("bias", bias, (size,), "(D,)")
-    if isinstance(lik, Bernoulli):
+    if len(lik.params) == 1:
         if scale is not None:
             raise ValueError(
-                f"scale must be None for a Bernoulli likelihood, which has none, got {scale}"
+                f"scale must be None for a {type(lik).__name__} likelihood, which has none, "
+                f"got {scale}"
             )
     elif scale is None:
-        raise ValueError("scale must be given for a Gaussian likelihood, got None")
+        raise ValueError(f"scale must be given for a {type(lik).__name__} likelihood, got None")
     leading = shape[:-1]
     x, log_ratio = _check_rows(x, log_ratio, leading, size, hidden, "hidden")
     if _needs_grad(x):

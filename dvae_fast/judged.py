@@ -39,7 +39,7 @@ class EncoderDecoder(Protocol):
         """(B, D) → mean and log_var (B, Z) of a diagonal Gaussian; p(z) is N(0, I)."""
 
     def decode(self, z: Tensor) -> Params:
-        """(B, K, Z) → logits (B, K, D), or a Gaussian's mean and scale."""
+        """(B, K, Z) → logits (B, K, D), or a pair (mean, scale)."""
 
 
 class Judged:

@@ -99,7 +99,7 @@ class Autoencoder(nn.Module):
         raise NotImplementedError
 
     def decode(self, z: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """The likelihood's parameters: (..., Z) → logits (..., D), or a Gaussian's pair."""
+        """The likelihood's parameters: (..., Z) → logits (..., D), or a pair (mean, scale)."""
         return cast("Tensor | tuple[Tensor, Tensor]", self.decoder(z))
 
     def _check_data(self, x: Tensor) -> None:
@@ -168,7 +168,7 @@ class Autoencoder(nn.Module):
         latents = self._sample_posterior(x, key, first_example)
         # The logits are what a linear layer returned, read by nobody else then or in backward (a
         # linear layer's needs its input and weight), so the gradient may overwrite them. A
-        # Gaussian decoder's sigmoid and softplus do read their results in backward.
+        # pair's sigmoid (or exp) and softplus do read their results in backward.
         return objectives.loss(
             cast("Tensor | tuple[Tensor, Tensor | float]", self.decode(latents.z)),
             x,
@@ -393,11 +393,13 @@ class VAE(LatentVariableModel):
         latent_size: Z.
         hidden_sizes: of the encoder, from the data on; the decoder mirrors them. May be empty.
         activation: one of `dvae_fast.networks.ACTIVATIONS`.
-        likelihood: "bernoulli" (x in [0, 1]) or "gaussian" (mean a sigmoid, scale learnt).
+        likelihood: "bernoulli" (x in [0, 1]); "gaussian" or "discretised_logistic" (x in
+            {0, 1/255, …, 1}), mean a sigmoid and scale learnt; or "negative_binomial" (counts),
+            mean an exponential and dispersion learnt.
         M: groups of K samples, all from the one posterior; with K inside a logarithm and M
             outside (objective "iwae") that is MIWAE(M, K).
         K: samples of z a group, over which log w is averaged.
-        data_mean: (D,) in [0, 1], where the decoder's bias starts.
+        data_mean: (D,) in [0, 1] (counts: >= 0), where the decoder's bias starts.
         objective: one of `dvae_fast.objectives.OBJECTIVES` or an `Objective`; None for the model's
             own, the one its name stands for.
         estimator: of the encoder's gradient, one of `dvae_fast.objectives.ESTIMATORS`; None for

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,10 @@ __all__ = [
     "DECODERS",
     "MLP",
     "BernoulliDecoder",
+    "DiscretisedLogisticDecoder",
     "GaussianDecoder",
     "GaussianEncoder",
+    "NegativeBinomialDecoder",
     "Softplus",
 ]
 
@@ -51,11 +53,11 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
 }
 
-# Where a pixel is constant over the data its logit would be infinite; the start of the bias alone
-# keeps away from that, never the likelihood.
+# Where a pixel is constant over the data its logit would be infinite (and the logarithm of a gene
+# never seen); the start of the bias alone keeps away from that, never the likelihood.
 _MEAN_MARGIN = 1e-3
 
-#: The least scale of a `GaussianDecoder` (arXiv 1511.06406).
+#: The least scale a decoder gives (arXiv 1511.06406).
 MIN_SCALE = 1e-4
 
 
@@ -101,8 +103,11 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
-def _start_at_mean(layer: nn.Linear, data_mean: Tensor | None) -> None:
-    """layer.bias = logit(data_mean), so that sigmoid(0 + bias) is the mean of the data."""
+def _start_at_mean(layer: nn.Linear, data_mean: Tensor | None, *, counts: bool = False) -> None:
+    """layer.bias = logit(data_mean), so that sigmoid(0 + bias) is the mean of the data.
+
+    Of counts, log(data_mean) and exp.
+    """
     if data_mean is None:
         return
     if not isinstance(data_mean, Tensor) or not data_mean.is_floating_point():
@@ -114,13 +119,17 @@ def _start_at_mean(layer: nn.Linear, data_mean: Tensor | None) -> None:
             f"got {tuple(data_mean.shape)}"
         )
     mean = data_mean.detach()
-    if not bool(((mean >= 0) & (mean <= 1)).all()):
+    highest = torch.finfo(mean.dtype).max if counts else 1
+    if not bool(((mean >= 0) & (mean <= highest)).all()):
         raise ValueError(
-            f"data_mean must lie in [0, 1], got values from {mean.min().item():g} "
-            f"to {mean.max().item():g}"
+            f"data_mean must {'be finite and >= 0' if counts else 'lie in [0, 1]'}, "
+            f"got values from {mean.min().item():g} to {mean.max().item():g}"
         )
     with torch.no_grad():
-        layer.bias.copy_(torch.logit(mean.clamp(_MEAN_MARGIN, 1 - _MEAN_MARGIN)))
+        if counts:
+            layer.bias.copy_(torch.log(mean.clamp(min=_MEAN_MARGIN)))
+        else:
+            layer.bias.copy_(torch.logit(mean.clamp(_MEAN_MARGIN, 1 - _MEAN_MARGIN)))
 
 
 class MLP(nn.Sequential):
@@ -217,11 +226,14 @@ def hooked(module: nn.Module) -> bool:
     )
 
 
-class GaussianDecoder(nn.Module):
-    """p(x|z) = Π N(mean, scale²), mean = σ(a), scale = softplus(b) + 1e-4 (arXiv 1511.06406).
+class _PairDecoder(nn.Module):
+    """A trunk, then one linear layer for the mean and one for the scale = softplus(b) + 1e-4.
 
     Arguments as for `BernoulliDecoder`; `data_mean` is where the mean starts.
     """
+
+    #: whether the mean is of counts, e^a, or in [0, 1], σ(a)
+    counts: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -237,16 +249,43 @@ class GaussianDecoder(nn.Module):
         # Two layers rather than halves of one: each output is contiguous, and so is its gradient.
         self.mean = linear(last, check_size("data_size", data_size))
         self.scale = linear(last, data_size)
-        _start_at_mean(self.mean, data_mean)
+        _start_at_mean(self.mean, data_mean, counts=self.counts)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """(..., Z) → (mean, scale), each (..., D)."""
         hidden = self.trunk(z)
-        return torch.sigmoid(self.mean(hidden)), F.softplus(self.scale(hidden)) + MIN_SCALE
+        raw = self.mean(hidden)
+        mean = torch.exp(raw) if self.counts else torch.sigmoid(raw)
+        return mean, F.softplus(self.scale(hidden)) + MIN_SCALE
+
+
+class GaussianDecoder(_PairDecoder):
+    """p(x|z) = Π N(mean, scale²), mean = σ(a), scale = softplus(b) + 1e-4 (arXiv 1511.06406).
+
+    Arguments as for `BernoulliDecoder`; `data_mean` is where the mean starts.
+    """
+
+
+class DiscretisedLogisticDecoder(_PairDecoder):
+    """Grey levels: the mean σ(a) and scale softplus(b) + 1e-4 of a discretised logistic.
+
+    Arguments as for `BernoulliDecoder`; `data_mean` is where the logistic's mean starts.
+    """
+
+
+class NegativeBinomialDecoder(_PairDecoder):
+    """Counts: mean e^a, inverse dispersion softplus(b) + 1e-4.
+
+    Arguments as for `BernoulliDecoder`, but `data_mean` is any finite mean >= 0.
+    """
+
+    counts = True
 
 
 #: Decoders by the kind of their likelihood.
-DECODERS: dict[str, type[BernoulliDecoder] | type[GaussianDecoder]] = {
+DECODERS: dict[str, type[BernoulliDecoder] | type[_PairDecoder]] = {
     "bernoulli": BernoulliDecoder,
     "gaussian": GaussianDecoder,
+    "discretised_logistic": DiscretisedLogisticDecoder,
+    "negative_binomial": NegativeBinomialDecoder,
 }

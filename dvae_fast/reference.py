@@ -8,9 +8,13 @@ data dimensions; N = M·B rows, of which row n belongs to example n % B.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Streams: the last word of the Philox counter, so that no two uses of a seed share numbers.
 STREAM_CORRUPTION = 0
@@ -334,6 +338,140 @@ def log_density_gaussian(mean: Tensor, scale: Tensor, x: Tensor) -> Tensor:
     return -0.5 * ((x - mean) / scale).square() - torch.log(scale) - 0.5 * math.log(2 * math.pi)
 
 
+def _derivative_bernoulli(logits: Tensor, x: Tensor) -> tuple[Tensor]:
+    """x − σ(l)."""
+    return (x - torch.sigmoid(logits),)
+
+
+def _derivative_gaussian(mean: Tensor, scale: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """u/scale and (u² − 1)/scale, u = (x − mean)/scale."""
+    u = (x - mean) / scale
+    return u / scale, (u.square() - 1) / scale
+
+
+def _logistic_bin(mean: Tensor, scale: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(sign, near, far, width) of the bin x ± ½/255, counted from the mean in units of the scale.
+
+    The first and the last bin are open: their far end and their width are infinite. The scale
+    divides last, so that of an infinite mean or a tiny scale nothing becomes inf − inf.
+    """
+    half = 0.5 / 255
+    is_open = (x - 0.5).abs() > 0.5 - half
+    sign = torch.where(torch.where(is_open, x - 0.5, x - mean) < 0, -1.0, 1.0).to(mean.dtype)
+    distance = sign * (x - mean)
+    far = torch.where(is_open, math.inf, (distance + half) / scale)
+    width = torch.where(is_open, math.inf, 2 * half / scale)
+    return sign, (distance - half) / scale, far, width
+
+
+def log_density_discretised_logistic(mean: Tensor, scale: Tensor, x: Tensor) -> Tensor:
+    """log (σ(far) − σ(near)) = log σ(−near) + log σ(far) + log (1 − e^−(far − near)).
+
+    Salimans et al. (arXiv 1701.05517), equation 2, with x in {0, 1/255, …, 1}.
+    """
+    _, near, far, width = _logistic_bin(mean, scale, x)
+    inside = torch.nn.functional.logsigmoid(-near) + torch.nn.functional.logsigmoid(far)
+    return inside + torch.log(-torch.expm1(-width))
+
+
+def _derivative_discretised_logistic(
+    mean: Tensor, scale: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor]:
+    """sign (σ(near) − σ(−far))/s and (near σ(near) − far σ(−far) − w/(e^w − 1))/s."""
+    sign, near, far, width = _logistic_bin(mean, scale, x)
+    at_near, at_far = torch.sigmoid(near), torch.sigmoid(-far)
+    # e^−u has gone to 0 before u goes to inf; w/(e^w − 1) goes to 1 with w.
+    near_term = torch.where(at_near == 0, 0.0, near * at_near)
+    far_term = torch.where(at_far == 0, 0.0, far * at_far)
+    width_term = torch.where(width == 0, 1.0, width / torch.expm1(width))
+    width_term = torch.where(width == math.inf, 0.0, width_term)
+    return sign * (at_near - at_far) / scale, (near_term - far_term - width_term) / scale
+
+
+# log Γ(z) = (z − ½) log z − z + ½ log 2π + Σ c_i z^(1 − 2i): from z = 10 on, eight terms are exact
+# in float64.
+_GAMMA_SHIFT = 10
+_STIRLING = (
+    1 / 12,
+    -1 / 360,
+    1 / 1260,
+    -1 / 1680,
+    1 / 1188,
+    -691 / 360360,
+    1 / 156,
+    -3617 / 122400,
+)
+
+
+def _log_gamma_ratio(t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """log Γ(x + t)/Γ(t) and ψ(x + t) − ψ(t), in which the digits of log Γ(t) would be lost."""
+    small = t < _GAMMA_SHIFT
+    up = torch.where(small, t + _GAMMA_SHIFT, t)
+    total = x + up
+    log_up = torch.log1p(x / up)
+    value = x * torch.log(total) + (up - 0.5) * log_up - x
+    slope = log_up + 0.5 * (1 / up - 1 / total)
+    for i, c in enumerate(_STIRLING):
+        power = 1 + 2 * i
+        value = value + c * (total**-power - up**-power)
+        slope = slope - c * power * (total ** -(power + 1) - up ** -(power + 1))
+    for i in range(_GAMMA_SHIFT):
+        value = value + torch.where(small, torch.log((t + i) / (x + t + i)), 0.0)
+        slope = slope + torch.where(small, 1 / (t + i) - 1 / (x + t + i), 0.0)
+    return value, slope
+
+
+# By then a negative binomial is a Poisson in every digit; inf/inf would not be.
+_MAX_DISPERSION = 1e20
+
+
+def log_density_negative_binomial(mean: Tensor, scale: Tensor, x: Tensor) -> Tensor:
+    """log Γ(x + t)/Γ(t) − log x! + t log t/(t + mean) + x log mean/(t + mean), t = scale."""
+    t = scale.clamp(max=_MAX_DISPERSION)
+    of_mean = torch.where(mean == math.inf, 0.0, torch.log(mean / (t + mean)))
+    power = torch.where(x == 0, 0.0, x * of_mean)
+    gamma = _log_gamma_ratio(t, x)[0] - torch.lgamma(x + 1)
+    return gamma + power - t * torch.log1p(mean / t)
+
+
+def _derivative_negative_binomial(mean: Tensor, scale: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(x/mean − 1) t/(t + mean) and ψ(x + t) − ψ(t) − log (t + mean)/t + (mean − x)/(t + mean)."""
+    t = scale.clamp(max=_MAX_DISPERSION)
+    relative = torch.where(x == 0, 0.0, x / mean)
+    pull = torch.where(mean == math.inf, 1.0, (mean - x) / (t + mean))
+    return (
+        (relative - 1) / (1 + mean / t),
+        _log_gamma_ratio(t, x)[1] - torch.log1p(mean / t) + pull,
+    )
+
+
+# By kind: log p of each element, and its derivatives, from the parameters and then x.
+_DENSITIES: dict[str, Callable[..., Tensor]] = {
+    "bernoulli": log_density_bernoulli,
+    "gaussian": log_density_gaussian,
+    "discretised_logistic": log_density_discretised_logistic,
+    "negative_binomial": log_density_negative_binomial,
+}
+_DERIVATIVES: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+    "bernoulli": _derivative_bernoulli,
+    "gaussian": _derivative_gaussian,
+    "discretised_logistic": _derivative_discretised_logistic,
+    "negative_binomial": _derivative_negative_binomial,
+}
+
+
+def log_density(params: Tensor, scale: Tensor | None, x: Tensor, likelihood: str) -> Tensor:
+    """log p(x|z) of each element: params (N, K, D), x (B, D) → (N, K, D)."""
+    return _DENSITIES[likelihood](*_operands(params, scale, x))
+
+
+def _operands(params: Tensor, scale: Tensor | None, x: Tensor) -> tuple[Tensor, ...]:
+    """Parameters and x in the dtype of sums, so that they broadcast over (N, K, D)."""
+    dtype = accumulation_dtype(params.dtype)
+    scales = () if scale is None else (_scale(scale, params, dtype),)
+    return (params.to(dtype), *scales, _rows(x.to(dtype), params))
+
+
 def _rows(x: Tensor, params: Tensor) -> Tensor:
     """x (B, D) for each of N rows, (N, 1, D): row n belongs to example n % B."""
     n, b = params.shape[0], x.shape[0]
@@ -352,40 +490,30 @@ def log_weights(
     params: Tensor, scale: Tensor | None, x: Tensor, log_ratio: Tensor, likelihood: str
 ) -> Tensor:
     """params (N, K, D), x (B, D), log_ratio (N, K) → log p(x|z) + log_ratio, (N, K)."""
-    dtype = accumulation_dtype(params.dtype)
-    p, rows = params.to(dtype), _rows(x.to(dtype), params)
-    if likelihood == "gaussian":
-        assert scale is not None
-        density = log_density_gaussian(p, _scale(scale, params, dtype), rows)
-    else:
-        density = log_density_bernoulli(p, rows)
-    return density.sum(-1) + log_ratio.to(dtype)
+    density = log_density(params, scale, x, likelihood)
+    return density.sum(-1) + log_ratio.to(density.dtype)
 
 
 def log_weights_backward(
     grad: Tensor, params: Tensor, scale: Tensor | None, x: Tensor, likelihood: str
 ) -> tuple[Tensor, Tensor]:
-    """(∂params, ∂scale); the second has no element when there is no scale.
+    """grad times the derivatives: (∂params, ∂scale), of no element if there is no scale.
 
-    Bernoulli: g (x − σ(l)). Gaussian, with u = (x − mean)/scale: g u/scale and g (u² − 1)/scale.
+    A scale that elements share gets the sum over them.
     """
-    dtype = accumulation_dtype(params.dtype)
-    p, rows, g = params.to(dtype), _rows(x.to(dtype), params), grad.to(dtype).unsqueeze(-1)
-    if likelihood == "gaussian":
-        assert scale is not None
-        s = _scale(scale, params, dtype)
-        u = (rows - p) / s
-        # A weight of zero stops a non-finite derivative: 0 · inf would be NaN.
-        grad_scale = _weighted(g, (u.square() - 1) / s)
-        if scale.numel() == 1:
-            grad_scale = grad_scale.sum()
-        elif scale.dim() != 3:
-            grad_scale = grad_scale.sum((0, 1))
-        return (
-            _weighted(g, u / s).to(params.dtype),
-            grad_scale.reshape(scale.shape).to(scale.dtype),
-        )
-    return _weighted(g, rows - torch.sigmoid(p)).to(params.dtype), params.new_empty(0)
+    operands = _operands(params, scale, x)
+    g = grad.to(operands[0].dtype).unsqueeze(-1)
+    # A weight of zero stops a non-finite derivative: 0 · inf would be NaN.
+    grads = [_weighted(g, d) for d in _DERIVATIVES[likelihood](*operands)]
+    grad_params = grads[0].to(params.dtype)
+    if scale is None:
+        return grad_params, params.new_empty(0)
+    grad_scale = grads[1]
+    if scale.numel() == 1:
+        grad_scale = grad_scale.sum()
+    elif scale.dim() != 3:
+        grad_scale = grad_scale.sum((0, 1))
+    return grad_params, grad_scale.reshape(scale.shape).to(scale.dtype)
 
 
 def _weighted(weight: Tensor, value: Tensor) -> Tensor:

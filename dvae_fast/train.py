@@ -46,7 +46,14 @@ from dvae_fast.checkpoint import (
     write_json,
 )
 from dvae_fast.corruptions import CORRUPTIONS, Corruption, make_corruption
-from dvae_fast.data import BINARISATIONS, DATASETS, IMAGE_SHAPES, Dataset, load_dataset
+from dvae_fast.data import (
+    BINARISATIONS,
+    DATASETS,
+    GREY_LEVEL_DATASETS,
+    IMAGE_SHAPES,
+    Dataset,
+    load_dataset,
+)
 from dvae_fast.distributed import (
     World,
     all_max,
@@ -220,6 +227,7 @@ class TrainConfig:
             _check_count("each of hidden_sizes", size, 1)
         _check_choice("activation", self.activation, ACTIVATIONS)
         _check_choice("likelihood", self.likelihood, LIKELIHOODS)
+        self._check_support()
         if not (isinstance(self.learning_rate, float) and 0 < self.learning_rate < math.inf):
             raise ValueError(
                 f"learning_rate must be a finite number > 0, got {self.learning_rate!r}"
@@ -234,6 +242,21 @@ class TrainConfig:
         if self.cuda_graph and torch.device(self.device).type != "cuda":
             raise ValueError(
                 f"cuda_graph must be off unless device is cuda; device is {self.device}"
+            )
+
+    def _check_support(self) -> None:
+        if self.likelihood == "negative_binomial":
+            raise ValueError(
+                f"likelihood must not be negative_binomial for {self.data}: it is of counts, and "
+                "the values of images lie in [0, 1]"
+            )
+        if self.likelihood == "discretised_logistic" and (
+            self.binarise != "none" or self.data not in GREY_LEVEL_DATASETS
+        ):
+            raise ValueError(
+                "likelihood must not be discretised_logistic unless the data has 256 grey levels: "
+                f"{', '.join(GREY_LEVEL_DATASETS)} with binarise none; "
+                f"got {self.data} with {self.binarise}"
             )
 
     def _check_corruption(self) -> None:
@@ -307,7 +330,7 @@ def default_config(model: str = "diwae", data: str = "digits", **given: Any) -> 
         model, data: as in :class:`TrainConfig`.
         given: its other fields; None counts as not given. Defaults: ``binarise`` dynamic (frey:
             none), ``likelihood`` bernoulli (grey frey: gaussian), ``corruption`` salt-and-pepper
-            (gaussian for a Gaussian likelihood) at ``level`` 0.05, ``K`` 5 with the samples inside
+            (gaussian for any other likelihood) at ``level`` 0.05, ``K`` 5 with the samples inside
             the logarithm (as for iwae and diwae) or vimco, and 1 outside, ``epochs`` and
             ``learning_rate`` by data set.
 
@@ -325,8 +348,8 @@ def default_config(model: str = "diwae", data: str = "digits", **given: Any) -> 
     values.setdefault("epochs", DEFAULT_EPOCHS[data])
     values.setdefault("learning_rate", DEFAULT_LEARNING_RATES[data])
     if MODELS[model].denoising:
-        gaussian = values["likelihood"] == "gaussian"
-        values.setdefault("corruption", "gaussian" if gaussian else "salt-and-pepper")
+        binary = values["likelihood"] == "bernoulli"
+        values.setdefault("corruption", "salt-and-pepper" if binary else "gaussian")
     else:
         values.setdefault("corruption", "identity")
     identity = values["corruption"] == "identity"

@@ -97,11 +97,6 @@ class Maker:
         t = torch.rand(shape, generator=self.generator, dtype=torch.float64)
         return self.put(low + (high - low) * t, dtype)
 
-    def data(self, *shape: int) -> Tensor:
-        """x in [0, 1] with exact zeros and ones, in the dtype of sums."""
-        t = torch.rand(shape, generator=self.generator, dtype=torch.float64)
-        return self.put((2 * t - 0.5).clamp(0, 1), self.sums)
-
     def seed(self, value: int, *shape: int) -> Tensor:
         return torch.full(shape, value, dtype=torch.int64, device=self.device)
 
@@ -256,49 +251,84 @@ def _mixture_log_ratio(backward: bool) -> Iterator[_Build]:
         yield _label(s, layout), layout, build
 
 
-def _scale(make: Maker, s: Sizes, kind: str) -> Tensor | None:
-    if kind == "bernoulli":
+class _Row(NamedTuple):
+    """Where the operands of a likelihood lie: made of standard normals and of uniforms."""
+
+    #: N(0, 1)-like → mean or logits
+    params: Callable[[Tensor], Tensor]
+    #: in [0.3, 2] → scale; None: has none
+    scale: Callable[[Tensor], Tensor] | None
+    #: in [0, 1], with exact zeros and ones → x
+    data: Callable[[Tensor], Tensor]
+
+
+#: Every likelihood: one row here, and one in `_DENSITY_TERMS`.
+LIKELIHOODS: dict[str, _Row] = {
+    "bernoulli": _Row(lambda n: 4 * n, None, lambda u: u),
+    "gaussian": _Row(lambda n: n, lambda u: u, lambda u: u),
+    # Not so narrow that e^−|x − mean|/scale leaves float32: see test_likelihoods.py for that.
+    "discretised_logistic": _Row(
+        lambda n: 0.5 + 0.3 * n, lambda u: 0.1 * u, lambda u: (255 * u).round() / 255
+    ),
+    # Dispersions from 7e-4 to 64, on both sides of where Stirling's series begins.
+    "negative_binomial": _Row(
+        lambda n: torch.exp(1.5 * n), lambda u: u**6, lambda u: (40 * u**4).round()
+    ),
+}
+
+
+def _scale(make: Maker, s: Sizes, likelihood: str, kind: str) -> Tensor | None:
+    of_uniform = LIKELIHOODS[likelihood].scale
+    if of_uniform is None:
         return None
-    if kind == "full":
-        return make.uniform(s.m * s.b, s.k, s.d, low=0.3, high=2.0)
-    shape = () if kind == "scalar" else (s.d,)
-    return make.uniform(*shape, low=0.3, high=2.0, dtype=make.sums)
+    shape = {"full": (s.m * s.b, s.k, s.d), "scalar": (), "per-pixel": (s.d,)}[kind]
+    t = torch.rand(shape, generator=make.generator, dtype=torch.float64)
+    return make.put(of_uniform(0.3 + 1.7 * t), make.dtype if kind == "full" else make.sums)
 
 
-def _decoder(make: Maker, s: Sizes, kind: str) -> tuple[Any, ...]:
+def _target(make: Maker, s: Sizes, likelihood: str) -> Tensor:
+    u = torch.rand(s.b, s.d, generator=make.generator, dtype=torch.float64)
+    return make.put(LIKELIHOODS[likelihood].data((2 * u - 0.5).clamp(0, 1)), make.sums)
+
+
+def _decoder(make: Maker, s: Sizes, likelihood: str, kind: str) -> tuple[Any, ...]:
     """(params, scale, x, log_ratio) of log_weights and iwae."""
     n = s.m * s.b
     # Samples differ by a few nats at any D, so that no one of them takes all the weight.
+    near = 0.5 if likelihood == "bernoulli" else 0.05 if likelihood in _DISCRETE else 1.0
     base, difference = make.raw(n, 1, s.d), make.raw(n, s.k, s.d) / math.sqrt(s.d)
-    params = make.put(4 * base + 2 * difference if kind == "bernoulli" else base + difference)
+    params = make.put(LIKELIHOODS[likelihood].params(base + near * difference))
     log_ratio = make.normal(n, s.k, std=2.0, dtype=make.sums)
-    return params, _scale(make, s, kind), make.data(s.b, s.d), log_ratio
+    scale = _scale(make, s, likelihood, kind)
+    return params, scale, _target(make, s, likelihood), log_ratio
 
 
-def _likelihood(kind: str) -> str:
-    return "bernoulli" if kind == "bernoulli" else "gaussian"
+_DISCRETE = ("discretised_logistic", "negative_binomial")
 
 
-def _decoder_cases() -> Iterator[tuple[Sizes, str, str]]:
+def _decoder_cases() -> Iterator[tuple[Sizes, str, str, str]]:
+    """(sizes, layout, likelihood, kind of scale)."""
     for i, (s, layout) in enumerate(_SIZES_AND_LAYOUTS):
         scales = ("scalar", "per-pixel", "full")
-        yield s, layout, "bernoulli"
-        if s in (LARGE, NO_EXAMPLES):
-            yield from ((s, layout, kind) for kind in scales)
-        else:
-            yield s, layout, scales[i % 3]
+        for j, (likelihood, row) in enumerate(LIKELIHOODS.items()):
+            if row.scale is None:
+                yield s, layout, likelihood, "no-scale"
+            elif s in (LARGE, NO_EXAMPLES):
+                yield from ((s, layout, likelihood, kind) for kind in scales)
+            else:
+                yield s, layout, likelihood, scales[(i + j) % 3]
 
 
 def _log_weights(backward: bool) -> Iterator[_Build]:
-    for s, layout, kind in _decoder_cases():
+    for s, layout, *of in _decoder_cases():
 
-        def build(make: Maker, s: Sizes = s, kind: str = kind) -> tuple[Any, ...]:
-            params, scale, x, log_ratio = _decoder(make, s, kind)
+        def build(make: Maker, s: Sizes = s, of: list[str] = of) -> tuple[Any, ...]:
+            params, scale, x, log_ratio = _decoder(make, s, *of)
             if backward:
-                return log_ratio, params, scale, x, _likelihood(kind)
-            return params, scale, x, log_ratio, _likelihood(kind)
+                return log_ratio, params, scale, x, of[0]
+            return params, scale, x, log_ratio, of[0]
 
-        yield _label(s, layout, kind), layout, build
+        yield _label(s, layout, *of), layout, build
 
 
 def _softplus(backward: bool) -> Iterator[_Build]:
@@ -326,15 +356,15 @@ def _logmeanexp(backward: bool) -> Iterator[_Build]:
 
 
 def _iwae(in_place: bool) -> Iterator[_Build]:
-    for s, layout, kind in _decoder_cases():
+    for s, layout, *of in _decoder_cases():
         # What is written to must not share memory between its elements.
         if in_place and layout == "expanded":
             continue
 
-        def build(make: Maker, s: Sizes = s, kind: str = kind) -> tuple[Any, ...]:
-            return (*_decoder(make, s, kind), _likelihood(kind), -1.0 / 6)
+        def build(make: Maker, s: Sizes = s, of: list[str] = of) -> tuple[Any, ...]:
+            return (*_decoder(make, s, *of), of[0], -1.0 / 6)
 
-        yield _label(s, layout, kind), layout, build
+        yield _label(s, layout, *of), layout, build
 
 
 def _rescale() -> Iterator[_Build]:
@@ -386,23 +416,33 @@ def _lse_merge() -> Iterator[_Build]:
 
 
 def _linear_log_weights(backward: bool) -> Iterator[_Build]:
-    for i, (s, layout, kind) in enumerate(_decoder_cases()):
+    for i, (s, layout, likelihood, kind) in enumerate(_decoder_cases()):
         kind = "per-pixel" if kind == "full" else kind  # a full scale cannot be had from tiles
         has_bias = i % 3 != 1
 
         def build(
-            make: Maker, s: Sizes = s, kind: str = kind, has_bias: bool = has_bias
+            make: Maker,
+            s: Sizes = s,
+            likelihood: str = likelihood,
+            kind: str = kind,
+            has_bias: bool = has_bias,
         ) -> tuple[Any, ...]:
             n, h = s.m * s.b, s.z
-            hidden, weight = make.normal(n, s.k, h), make.normal(s.d, h, std=h**-0.5)
-            bias = make.normal(s.d) if has_bias else None
-            rest = (_scale(make, s, kind), make.data(s.b, s.d))
+            layer = [make.raw(n, s.k, h), make.raw(s.d, h) * h**-0.5, make.raw(s.d)]
+            if likelihood == "negative_binomial":  # means are positive
+                layer = [t.abs() for t in layer]
+            elif likelihood == "discretised_logistic":
+                layer[1:] = [0.3 * t for t in layer[1:]]
+            hidden, weight, bias = (make.put(t) for t in layer)
+            rest = (_scale(make, s, likelihood, kind), _target(make, s, likelihood))
             per_row = make.normal(n, s.k, dtype=make.sums)
-            if backward:
-                return (per_row, hidden, weight, bias, *rest, _likelihood(kind))
-            return (hidden, weight, bias, *rest, per_row, _likelihood(kind))
+            operands = (hidden, weight, bias if has_bias else None, *rest)
+            return (
+                (per_row, *operands, likelihood) if backward else (*operands, per_row, likelihood)
+            )
 
-        yield _label(s, layout, kind, *([] if has_bias else ["no-bias"]), f"{i}"), layout, build
+        bias = [] if has_bias else ["no-bias"]
+        yield _label(s, layout, likelihood, kind, *bias, f"{i}"), layout, build
 
 
 _BUILDERS: dict[str, Callable[[], Iterator[_Build]]] = {
@@ -605,28 +645,74 @@ def _terms_mixture_log_ratio_backward(
 
 
 class _Density(NamedTuple):
-    """Terms, (N, K, D) each, of log p, of its derivatives, and |derivative| and |curvature|."""
+    """Terms, (N, K, D) each, of log p, of its derivatives; and the sizes of the derivative in the
+    params, of its own derivative (curvature), and of that in the scale (cross)."""
 
     value: Tensor
     d_params: Tensor
     d_scale: Tensor
     slope: Tensor
     curvature: Tensor
+    cross: Tensor
 
 
+def _terms_bernoulli(logits: Tensor, scale: None, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    s = torch.sigmoid(logits)
+    return -reference.log_density_bernoulli(logits, x), x + s, s
+
+
+def _terms_gaussian(mean: Tensor, s: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    u = (x - mean) / s
+    value = 0.5 * u.square() + s.log().abs() + 0.5 * math.log(2 * math.pi)
+    return value, (u / s).abs(), (u.square() + 1) / s
+
+
+def _terms_discretised_logistic(
+    mean: Tensor, s: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log p is a sum of negative terms; where the bin ends is itself a difference."""
+    _, near, far, width = reference._logistic_bin(mean, s, x)
+    at_near, at_far = torch.sigmoid(near), torch.sigmoid(-far)
+    end = ((x - mean).abs() + 0.5 / 255) / s
+    value = -reference.log_density_discretised_logistic(mean, s, x) + (at_near + at_far) * end
+    of_width = torch.where(width == math.inf, 0.0, width / torch.expm1(width))
+    either = (at_near + at_far) * (1 + end)
+    return value, either / s, (end * either + of_width) / s
+
+
+def _terms_negative_binomial(mean: Tensor, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    log_gamma, digamma = reference._log_gamma_ratio(t, x)
+    log_odds = torch.log1p(mean / t)
+    value = log_gamma.abs() + torch.lgamma(x + 1) + t * log_odds
+    value = value + x * torch.log(mean / (t + mean)).abs()
+    return (
+        value,
+        (x / mean + 1) * t / (t + mean),
+        digamma.abs() + log_odds + (x + mean) / (t + mean),
+    )
+
+
+_DENSITY_TERMS: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {
+    "bernoulli": _terms_bernoulli,
+    "gaussian": _terms_gaussian,
+    "discretised_logistic": _terms_discretised_logistic,
+    "negative_binomial": _terms_negative_binomial,
+}
+
+
+@torch.enable_grad()
 def _density(params: Tensor, scale: Tensor | None, x: Tensor, likelihood: str) -> _Density:
     n, b = params.shape[0], x.shape[0]
     rows = x.repeat(n // b if b else 1, 1).unsqueeze(1)
-    if likelihood == "bernoulli":
-        value = -reference.log_density_bernoulli(params, rows)
-        s = torch.sigmoid(params)
-        return _Density(value, rows + s, s, (rows - s).abs(), s * (1 - s))
-    assert scale is not None
-    s = scale if scale.dim() == 3 else scale.reshape(1, 1, -1)
-    s = s.expand(params.shape)
-    u = (rows - params) / s
-    value = 0.5 * u.square() + s.log().abs() + 0.5 * math.log(2 * math.pi)
-    return _Density(value, (u / s).abs(), (u.square() + 1) / s, (u / s).abs(), 1 / s.square())
+    p, s = params.detach().requires_grad_(), None
+    if scale is not None:
+        s = scale.detach() if scale.dim() == 3 else scale.detach().reshape(1, 1, -1)
+        s = s.expand(params.shape).clone().requires_grad_()
+    terms = (t.detach() for t in _DENSITY_TERMS[likelihood](p, s, rows))
+    value = reference.log_density(p, s, x, likelihood)
+    (slope,) = torch.autograd.grad(value.sum(), p, create_graph=True)
+    second = torch.autograd.grad(slope.sum(), (p,) if s is None else (p, s))
+    return _Density(*terms, *(t.detach().abs() for t in (slope, second[0], second[-1])))
 
 
 def _sum_like_scale(terms: Tensor, scale: Tensor | None) -> Tensor:
@@ -752,7 +838,7 @@ def _terms_linear_log_weights_backward(
     carried = _linear_terms(hidden, weight, bias)
     g = grad.abs().unsqueeze(-1)
     d_params = g * (density.d_params + density.curvature * carried)
-    d_scale = g * (density.d_scale + 2 * density.slope * density.curvature.sqrt() * carried)
+    d_scale = g * (density.d_scale + density.cross * carried)
     return (
         d_params @ weight.abs(),
         torch.einsum("nkd,nkh->dh", d_params, hidden.abs()),
@@ -807,14 +893,16 @@ def rounded_intermediates(
     hidden, weight, bias, scale, x = args64[1:6] if backward else args64[:5]
     params = torch.nn.functional.linear(hidden, weight, bias)
     density = _density(params, scale, x, args64[-1])
-    moved = unit * params.abs()
+    # A kernel adds the bias to a product that has been rounded: the two may cancel.
+    product = torch.nn.functional.linear(hidden, weight)
+    moved = unit * torch.maximum(product.abs(), params.abs())
     if not backward:
         return (((density.slope + density.curvature * moved) * moved).sum(-1),)
     g = args64[0].abs().unsqueeze(-1)
     d_params = g * (density.curvature * moved + unit * density.slope)
     # The products of a row with its weights are rounded once more before they are summed.
     slope = g * density.slope
-    d_scale = g * (2 * density.slope * density.curvature.sqrt() * moved + unit * density.d_scale)
+    d_scale = g * (density.cross * moved + unit * density.d_scale)
     return (
         d_params @ weight.abs(),
         torch.einsum("nkd,nkh->dh", d_params + unit * slope, hidden.abs()),

@@ -155,7 +155,18 @@ def test_an_objective_is_one_option_away() -> None:
         (["--free-bits", "0.1"], "free_bits must be 0 unless the objective is elbo-kl"),
         (["--hidden", "a,b"], "hidden must be sizes separated by commas, such as 200,200"),
         (["--activation", "x"], "activation must be one of softplus, tanh"),
-        (["--likelihood", "x"], "likelihood must be one of bernoulli, gaussian; got 'x'"),
+        (
+            ["--likelihood", "x"],
+            "one of bernoulli, gaussian, discretised_logistic, negative_binomial; got 'x'",
+        ),
+        (
+            ["--likelihood", "negative_binomial"],
+            "likelihood must not be negative_binomial for digits: it is of counts",
+        ),
+        (
+            ["--likelihood", "discretised_logistic", "--binarise", "none"],
+            "256 grey levels: mnist, frey with binarise none; got digits with none",
+        ),
         (["--lr-schedule", "x"], "lr_schedule must be one of constant, stepwise; got 'x'"),
         (["--learning-rate", "-1"], "learning_rate must be a finite number > 0, got -1.0"),
         (["--evaluate-k", "-1"], "evaluate-k must be >= 0, got -1"),
@@ -188,7 +199,8 @@ def test_an_unknown_option_or_a_wrong_type_exits_with_2() -> None:
 def test_help_names_every_choice() -> None:
     text = " ".join(ok("train", "--help").replace("│", " ").split())
     for names in ("vae, iwae, dvae, diwae", "digits, mnist, frey", "constant, stepwise",
-                  "dynamic, once, fixed, none", "bernoulli, gaussian"):  # fmt: skip
+                  "dynamic, once, fixed, none",
+                  "bernoulli, gaussian, discretised_logistic, negative_binomial"):  # fmt: skip
         assert names in text
     assert "--copies" in text
     assert "--samples" in text

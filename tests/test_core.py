@@ -406,6 +406,30 @@ def test_gaussian_limits() -> None:
     np.testing.assert_array_equal(density, [-math.inf, -math.inf, nan, nan, nan])
 
 
+@pytest.mark.parametrize("kind", ["discretised_logistic", "negative_binomial"])
+@pytest.mark.parametrize(("dtype", "error"), [(np.float32, 2e-6), (np.float64, 1e-12)])
+def test_likelihoods_of_discrete_data(kind: str, dtype: Any, error: float) -> None:
+    """Against the reference, which test_likelihoods.py holds to scipy, and its autograd."""
+    g = np.random.default_rng(10)
+    if kind == "negative_binomial":
+        mean, scale = np.exp(g.normal(size=(7, 65))), np.exp(g.uniform(-5, 5, (7, 65)))
+        x = g.poisson(mean)
+    else:
+        mean, scale = g.uniform(-0.2, 1.2, (7, 65)), np.exp(g.uniform(-3, 2, (7, 65)))
+        x = g.integers(0, 256, (7, 65)) / 255
+    arrays = [a.astype(dtype) for a in (mean, scale, x)]
+    got = getattr(_core, kind)(*arrays)
+    m, s, t = (torch.from_numpy(a).double() for a in arrays)
+    m.requires_grad_(), s.requires_grad_()
+    density = getattr(reference, f"log_density_{kind}")(m, s, t)
+    expected = (density, *torch.autograd.grad(density.sum(), (m, s)))
+    for a, e in zip(got, expected, strict=True):
+        assert a.dtype == dtype
+        value = e.detach().numpy()
+        terms = 10 * (1 + np.abs(value) + np.abs(t.numpy() - mean) / scale)
+        assert (np.abs(a - value) <= error * terms).all()
+
+
 # --- logsumexp --------------------------------------------------------------------------------
 
 

@@ -649,7 +649,7 @@ def _config(**changes: Any) -> dict[str, Any]:
         (
             lambda: VAE(D, likelihood="poisson"),
             ValueError,
-            "likelihood must be one of bernoulli, gaussian; got 'poisson'",
+            "likelihood must be one of bernoulli, gaussian, .*; got 'poisson'",
         ),
         (
             lambda: DVAE(D, corruption="masking"),

@@ -102,6 +102,9 @@ def test_defaults_suit_the_model_and_the_data() -> None:
     c = default_config("diwae", "frey")
     assert (c.binarise, c.likelihood, c.corruption) == ("none", "gaussian", "gaussian")
     assert default_config("diwae", "frey", binarise="once").likelihood == "bernoulli"
+    grey = {"binarise": "none", "likelihood": "discretised_logistic"}
+    assert default_config("diwae", "mnist", **grey).corruption == "gaussian"
+    assert default_config("vae", "frey", likelihood="discretised_logistic").binarise == "none"
     assert [default_config(data=d).learning_rate for d in ("digits", "mnist")] == [3e-3, 1e-3]
     assert default_config(level=None, K=None) == TrainConfig()
     assert default_config("dvae", objective="ciwae").K == 5
@@ -140,6 +143,11 @@ def test_defaults_suit_the_model_and_the_data() -> None:
         ({"hidden_sizes": (5, 0)}, "each of hidden_sizes must be an integer >= 1, got 0"),
         ({"activation": "sine"}, "activation must be one of softplus, tanh, relu"),
         ({"likelihood": "poisson"}, "likelihood must be one of bernoulli, gaussian"),
+        ({"likelihood": "negative_binomial", "data": "frey"},
+         "likelihood must not be negative_binomial for frey: it is of counts"),
+        ({"likelihood": "discretised_logistic", "data": "mnist"},
+         "mnist, frey with binarise none; got mnist with dynamic"),
+        ({"likelihood": "discretised_logistic", "binarise": "none"}, "got digits with none"),
         ({"learning_rate": 0.0}, "learning_rate must be a finite number > 0, got 0.0"),
         ({"learning_rate": math.nan}, "learning_rate must be a finite number > 0, got nan"),
         ({"lr_schedule": "cosine"}, "lr_schedule must be one of constant, stepwise; got 'cosine'"),

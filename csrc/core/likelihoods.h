@@ -1,19 +1,43 @@
-// One struct per likelihood p(x|z): log-density and derivative, per element.
+// One struct per likelihood p(x|z): log-density and derivative, per element. A new one also has a
+// line in params.h's list, and for CUDA three files that instantiate its kernels.
 //
 // A log-density is summed over elements in two accumulators (a, b): `push` takes in an element,
 // `merge` another pair, `finish` gives the sum. After kMaxPush pushes into one pair, and after
 // merging no more than four such pairs, `finish` must be called.
 #pragma once
 
+#include "gamma.h"
 #include "math.h"
+#include "params.h"
 
 DVAE_BEGIN_CORE
+
+// What a likelihood is unless it says otherwise.
+struct LikelihoodDefaults {
+  // Whether its parameters are a pair (mean, scale), or one tensor.
+  static constexpr bool kHasScale = false;
+  // Whether data_term(x), a part of log p that depends on x alone, is to be added. Of one element;
+  // made once for all rows of an example, as far as a kernel can.
+  static constexpr bool kHasDataTerm = false;
+  static constexpr int kMaxPush = 64;  // a longer sum in one float would lose what it adds
+
+  template <class A>
+  DVAE_HD static A data_term(A) {
+    return A(0);
+  }
+  // What log p of a row has besides that, given Σ log scale if the rows share their scale, else 0.
+  DVAE_HD static double row_constant(int64_t, double) { return 0; }
+  template <class A>
+  DVAE_HD static void merge(A& a, A& b, A a2, A b2) {
+    a = a + a2;
+    b = b + b2;
+  }
+};
 
 // log p = x l − log(1 + e^l) = −(c |l| + log1p(e)), e = e^−|l|, c = 1 − x if l > 0 else x.
 // a = Σ c |l|. b = Π (1 + e) − 1, so that one logarithm serves many elements; kept without its
 // leading 1, so that tiny e are not lost: (1 + b)(1 + e) − 1 = b + e (1 + b).
-struct Bernoulli {
-  static constexpr bool kHasScale = false;
+struct Bernoulli : LikelihoodDefaults {
   // 1 + e <= 2: four merged pairs stay below 2¹²⁰.
   static constexpr int kMaxPush = 30;
 
@@ -49,20 +73,19 @@ struct Bernoulli {
 };
 
 // log p = −½ u² − log s − ½ log 2π, u = (x − mean)/s. a = Σ u², b = Σ log s.
-// The constant, and log s where s is shared by all rows, are added once a row by the caller.
-struct Gaussian {
+// The constant, and log s where s is shared by all rows, are added once a row.
+struct Gaussian : LikelihoodDefaults {
   static constexpr bool kHasScale = true;
-  static constexpr int kMaxPush = 64;  // a longer sum in one float would lose what it adds
   static constexpr double kHalfLog2Pi = 0.91893853320467274178;
 
-  template <class A>
-  DVAE_HD static void push(A& a, A mean, A scale, A x) {
+  template <ScaleKind kScale, class A>
+  DVAE_HD static void push(A& a, A& b, A mean, A scale, A x) {
     const A u = (x - mean) / scale;
     a = a + u * u;
+    if constexpr (kScale == ScaleKind::kFull) b = b + log(scale);
   }
-  template <class A>
-  DVAE_HD static void push_log_scale(A& b, A scale) {
-    b = b + log(scale);
+  DVAE_HD static double row_constant(int64_t size, double log_scale_sum) {
+    return -(kHalfLog2Pi * static_cast<double>(size) + log_scale_sum);
   }
   // (d log p / d mean, d log p / d scale) = (u/s, (u² − 1)/s)
   template <class A>
@@ -72,14 +95,164 @@ struct Gaussian {
     d_scale = (u * u - A(1)) / scale;
   }
   template <class A>
-  DVAE_HD static void merge(A& a, A& b, A a2, A b2) {
-    a = a + a2;
-    b = b + b2;
-  }
-  template <class A>
   DVAE_HD static A finish(A a, A b) {
     return A(-0.5) * a - b;
   }
 };
+
+// A logistic's mass in the bin x ± h, h = ½/255, of 256 bins, the first and last of which are open
+// (Salimans et al., arXiv 1701.05517, equation 2, with x in [0, 1]). a = −Σ log p.
+//
+// Seen from the mean, the bin lies between near = (|x − mean| − h)/s and far = (|x − mean| + h)/s,
+// w = far − near wide, and
+//   p = σ(far) − σ(near) = σ(−near) σ(far) (1 − e^−w),
+// three factors whose logarithms all are negative: nothing cancels. An open bin has far = w = inf.
+struct DiscretisedLogistic : LikelihoodDefaults {
+  static constexpr bool kHasScale = true;
+  static constexpr double kHalfBin = 0.5 / 255;
+
+  // sign: which way from the mean `near` counts. p = e^−far, q = e^−|near|, r = e^−w, rest = 1 − r.
+  template <class A>
+  struct Bin {
+    A sign, near, far, width, p, q, r, rest;
+  };
+  template <class A>
+  DVAE_HD static Bin<A> bin(A mean, A scale, A x) {
+    const A h = A(kHalfBin), d = x - mean, middle = x - A(0.5);
+    const bool open = abs(middle) > A(0.5) - h;
+    Bin<A> v;
+    v.sign = (open ? middle : d) < A(0) ? A(-1) : A(1);
+    // Divided last: of an infinite mean or a tiny scale nothing becomes inf − inf.
+    v.near = (v.sign * d - h) / scale;
+    v.far = (v.sign * d + h) / scale;
+    v.width = A(2 * kHalfBin) / scale;
+    v.q = exp_nonpositive(-abs(v.near));
+    v.p = open ? A(0) : exp_nonpositive(-v.far);
+    v.r = open ? A(0) : exp_nonpositive(-v.width);
+    v.rest = open ? A(1) : one_minus_exp(v.width);
+    return v;
+  }
+
+  // −log p = max(near, 0) + log (1 + q)(1 + p)/(1 − r)
+  template <ScaleKind, class A>
+  DVAE_HD static void push(A& a, A&, A mean, A scale, A x) {
+    const Bin<A> v = bin(mean, scale, x);
+    const A linear = v.near > A(0) ? v.near : A(0);
+    a = a + (linear + log1p((v.p + v.q + v.p * v.q + v.r) / v.rest));
+  }
+  // d log p / d mean = sign (σ(near) − σ(−far))/s,
+  // d log p / d s = (near σ(near) − far σ(−far) − w r/(1 − r))/s
+  template <class A>
+  DVAE_HD static void derivative(A mean, A scale, A x, A& d_mean, A& d_scale) {
+    const Bin<A> v = bin(mean, scale, x);
+    const A both = A(1) / ((A(1) + v.p) * (A(1) + v.q));
+    const bool outside = v.near >= A(0);
+    const A difference = outside ? A(1) - v.p * v.q : v.q - v.p;
+    d_mean = v.sign * (difference * both) / scale;
+    const A at_near = (outside ? A(1) : v.q) * (A(1) + v.p) * both;  // σ(near)
+    const A at_far = v.p * (A(1) + v.q) * both;  // σ(−far)
+    // e^−u has gone to 0 before u goes to inf; w/(1 − e^−w) goes to 1 with w.
+    const A near_term = at_near == A(0) ? A(0) : v.near * at_near;
+    const A far_term = at_far == A(0) ? A(0) : v.far * at_far;
+    const A ratio = v.width > A(0) ? v.width / v.rest : A(1);
+    const A width_term = v.r == A(0) ? A(0) : ratio * v.r;
+    d_scale = (near_term - far_term - width_term) / scale;
+  }
+  template <class A>
+  DVAE_HD static A finish(A a, A) {
+    return -a;
+  }
+};
+
+// Counts x with mean μ and inverse dispersion t (theta; the scale here): variance μ + μ²/t.
+//   log p = log Γ(x + t)/Γ(t) − log x! + t log t/(t + μ) + x log μ/(t + μ)
+// With Stirling's series for both Γ, of t' = t (or, where t < kShift, t + kShift),
+//   log Γ(x + t')/Γ(t') = x log(x + t') + (t' − ½) log1p(x/t') − x + S(1/(x + t')) − S(1/t'),
+// in which the log t' that the two have in common does not appear: t may be as large as it likes,
+// and log p goes to a Poisson's. a = Σ log p but for −log x!, which is data_term.
+struct NegativeBinomial : LikelihoodDefaults {
+  static constexpr bool kHasScale = true;
+  static constexpr bool kHasDataTerm = true;
+
+  // What both log p and its derivative are made of.
+  template <class A>
+  struct Terms {
+    A t, up, total, r_up, r_total, log_up, log_odds, mean_odds;
+    A counted;  // 0 at x = 0, where of Γ(x + t)/Γ(t) not even rounding is to be left
+    bool small;
+  };
+  template <class A>
+  DVAE_HD static Terms<A> terms(A mean, A scale, A x) {
+    Terms<A> v;
+    v.t = scale > A(1e20) ? A(1e20) : scale;  // by then a Poisson in every digit; inf/inf is not
+    v.small = v.t < A(Stirling<A>::kShift);
+    v.up = v.small ? v.t + A(Stirling<A>::kShift) : v.t;
+    v.total = x + v.up;
+    v.r_up = A(1) / v.up;
+    v.r_total = A(1) / v.total;
+    v.log_up = log1p(x * v.r_up);
+    v.mean_odds = mean / v.t;
+    v.log_odds = log1p(v.mean_odds);  // log (t + μ)/t
+    v.counted = x == A(0) ? A(0) : A(1);
+    return v;
+  }
+
+  template <ScaleKind, class A>
+  DVAE_HD static void push(A& a, A&, A mean, A scale, A x) {
+    using S = Stirling<A>;
+    const Terms<A> v = terms(mean, scale, x);
+    // (x + t') μ/(t + μ), which at μ = inf is x + t'
+    const A factor = mean == infinity<A>() ? v.total : mean / (v.t + mean) * v.total;
+    const A power = x * log(x == A(0) ? A(1) : factor);
+    const A steps = v.small ? S::rising(v.t) / S::rising(x + v.t) : A(1);
+    const A gamma = ((v.up - A(0.5)) * v.log_up - x) + (S::series(v.r_total) - S::series(v.r_up));
+    a = a + (v.counted * (power + (gamma + log(steps))) - v.t * v.log_odds);
+  }
+  template <class A>
+  DVAE_HD static A data_term(A x) {
+    return -log_factorial(x);
+  }
+  // d log p / d μ = (x/μ − 1) t/(t + μ),
+  // d log p / d t = ψ(x + t) − ψ(t) − log (t + μ)/t + (μ − x)/(t + μ)
+  template <class A>
+  DVAE_HD static void derivative(A mean, A scale, A x, A& d_mean, A& d_scale) {
+    using S = Stirling<A>;
+    const Terms<A> v = terms(mean, scale, x);
+    const A relative = x == A(0) ? A(0) : x / mean;
+    d_mean = (relative - A(1)) / (A(1) + v.mean_odds);
+    A d_bottom, d_top;
+    const A bottom = S::rising(v.t, d_bottom), top = S::rising(x + v.t, d_top);
+    const A steps = v.small ? d_bottom / bottom - d_top / top : A(0);
+    const A digamma = v.log_up + A(0.5) * (v.r_up - v.r_total) +
+                      (S::derivative(v.r_total) - S::derivative(v.r_up)) + steps;
+    const A pull = mean == infinity<A>() ? A(1) : (mean - x) / (v.t + mean);
+    d_scale = (v.counted * digamma - v.log_odds) + pull;
+  }
+  template <class A>
+  DVAE_HD static A finish(A a, A) {
+    return a;
+  }
+};
+
+// Calls body(Type<L>) for the likelihood of a kind, and returns what that does.
+template <class L>
+struct LikelihoodType {
+  using type = L;
+};
+template <class F>
+auto with_likelihood(LikelihoodKind kind, const F& body) {
+  switch (kind) {
+#define DVAE_CASE(L, name, unused) \
+  case LikelihoodKind::k##L:       \
+    return body(LikelihoodType<L>{});
+    DVAE_LIKELIHOOD_LIST(DVAE_CASE, )
+#undef DVAE_CASE
+  }
+  __builtin_unreachable();
+}
+
+inline bool has_scale(LikelihoodKind kind) {
+  return with_likelihood(kind, [](auto l) { return decltype(l)::type::kHasScale; });
+}
 
 DVAE_END_CORE

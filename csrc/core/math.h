@@ -106,15 +106,14 @@ DVAE_HD float log(float x) {
   float e;
   const float m = detail::split_mantissa(scaled, e);
   const float y = detail::log_reduced(m - 1.0f, tiny ? e - 25.0f : e);
-  const float special = x == 0.0f ? -infinity<float>() : x < 0.0f ? quiet_nan<float>() : x;
-  // 0, negative, +inf and NaN
-  return x > 0.0f && x < infinity<float>() ? y : special;
+  // One choice after another, no && of two: GCC 12 leaves some loops with those scalar.
+  const float above = x < infinity<float>() ? y : x;
+  const float below = x == 0.0f ? -infinity<float>() : quiet_nan<float>();
+  return x > 0.0f ? above : below;
 }
 DVAE_HD double log(double x) { return ::log(x); }
 
-// log(1 + x), x >= −1: log(u) with the rounding of u = 1 + x put back, (x − (u − 1))/u. One choice
-// after another, no && of two: GCC 12 leaves a loop with those scalar, 13 ns an element and
-// not 1.7.
+// log(1 + x), x >= −1: log(u) with the rounding of u = 1 + x put back, (x − (u − 1))/u.
 DVAE_HD float log1p(float x) {
   const float u = 1.0f + x;  // 0, or at least 2⁻²⁴: none of log's scaling
   float e;
@@ -132,9 +131,9 @@ DVAE_HD double sqrt(double x) { return ::sqrt(x); }
 DVAE_HD float abs(float x) { return bit_cast<float>(bit_cast<uint32_t>(x) & 0x7FFFFFFFu); }
 DVAE_HD double abs(double x) { return ::fabs(x); }
 
-// σ(x) = 1 − e^−y from y = log(1 + e^x), y >= 0. For small y by the series, where 1 − e^−y cancels:
-// six terms leave y⁶/5040 of it, 5e-8 at ¼.
-DVAE_HD float sigmoid_of_softplus(float y) {
+// 1 − e^−y, y >= 0. For small y by the series, where the difference cancels: six terms leave
+// y⁶/5040 of it, 5e-8 at ¼.
+DVAE_HD float one_minus_exp(float y) {
   float p = 1.0f - y * (1.0f / 6.0f);
   p = 1.0f - y * (1.0f / 5.0f) * p;
   p = 1.0f - y * (1.0f / 4.0f) * p;
@@ -143,7 +142,13 @@ DVAE_HD float sigmoid_of_softplus(float y) {
   const float direct = 1.0f - exp_nonpositive(-y);
   return y < 0.25f ? y * p : direct;
 }
-DVAE_HD double sigmoid_of_softplus(double y) { return -::expm1(-y); }
+DVAE_HD double one_minus_exp(double y) { return -::expm1(-y); }
+
+// σ(x) from y = log(1 + e^x)
+template <class A>
+DVAE_HD A sigmoid_of_softplus(A y) {
+  return one_minus_exp(y);
+}
 
 // 1/y for y in [1, 3] or NaN; an IEEE division costs device code a call.
 DVAE_HD float reciprocal(float y) {

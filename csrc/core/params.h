@@ -21,10 +21,24 @@ enum class CorruptionKind : int {
   kGaussian = 4
 };
 
-enum class LikelihoodKind : int { kBernoulli = 0, kGaussian = 1 };
-constexpr int kLikelihoods = 2;
+// Every likelihood: X(its struct in likelihoods.h, its name in the operators, more).
+#define DVAE_LIKELIHOOD_LIST(X, more)                  \
+  X(Bernoulli, "bernoulli", more)                      \
+  X(Gaussian, "gaussian", more)                        \
+  X(DiscretisedLogistic, "discretised_logistic", more) \
+  X(NegativeBinomial, "negative_binomial", more)
 
-// How a Gaussian's scale is laid out: none (Bernoulli), shared by all rows, or one an element.
+#define DVAE_KIND(L, name, more) k##L,
+enum class LikelihoodKind : int { DVAE_LIKELIHOOD_LIST(DVAE_KIND, ) };
+#undef DVAE_KIND
+
+#define DVAE_NAME(L, name, more) name,
+constexpr const char* kLikelihoodNames[] = {DVAE_LIKELIHOOD_LIST(DVAE_NAME, )};
+#undef DVAE_NAME
+constexpr int kLikelihoods = sizeof(kLikelihoodNames) / sizeof(kLikelihoodNames[0]);
+
+// How the scale of a likelihood is laid out: none (Bernoulli), shared by all rows, or one an
+// element.
 enum class ScaleKind : int { kNone = 0, kShared = 1, kFull = 2 };
 
 struct NoiseParams {
@@ -85,7 +99,7 @@ struct LogWeightParams {
   const void* bias;       // T, D elements, or null: added to params
   const void* scale;      // kShared: A, laid out as CorruptParams::std; kFull: T, (N, K, D)
   int64_t scale_stride;   // 64 or 0, for kShared
-  double log_scale_sum;   // Σ_d log scale, for kShared
+  double log_scale_sum;   // Σ_d log scale, for kShared; else 0
   const void* x;          // A
   const void* log_ratio;  // A, or null for 0
   void* log_w;            // A; output of the forward, and of the fused loss's first sweep

@@ -484,8 +484,7 @@ DVAE_HD accumulate_t<T> row_density(const LogWeightParams& p, const RowView<T>& 
       const A param = v.template param<kBias>(j + i);
       if constexpr (L::kHasScale) {
         const A scale = v.template scale<kScale>(j, i);
-        L::push(lanes.a[i], param, scale, v.x[j + i]);
-        if constexpr (kScale == ScaleKind::kFull) L::push_log_scale(lanes.b[i], scale);
+        L::template push<kScale>(lanes.a[i], lanes.b[i], param, scale, v.x[j + i]);
       } else if constexpr (kDerivative) {
         store(out[j + i], L::push_with_derivative(lanes.a[i], lanes.b[i], param, v.x[j + i]));
       } else {
@@ -501,11 +500,35 @@ DVAE_HD accumulate_t<T> row_density(const LogWeightParams& p, const RowView<T>& 
     j = stop;
     total = total + lanes.finish();
   }
-  if constexpr (L::kHasScale) {
-    total = total - static_cast<A>(L::kHalfLog2Pi * static_cast<double>(p.size) + p.log_scale_sum);
-  }
-  return total;
+  return total + static_cast<A>(L::row_constant(p.size, p.log_scale_sum));
 }
+
+// Σ of what log p has of x alone, made when the rows come to another example.
+template <class L, class T>
+struct DataTerm {
+  using A = accumulate_t<T>;
+  int64_t n = -1;
+  A value = 0;
+
+  DVAE_HD A of(const LogWeightParams& p, int64_t row) {
+    if constexpr (L::kHasDataTerm) {
+      if (row / p.samples != n) {
+        n = row / p.samples;
+        const A* x = at<A>(p.x, n % p.examples * p.size);
+        value = 0;
+        for (int64_t j = 0; j < p.size; j += kSumRows * kLanes) {
+          alignas(64) A sum[kLanes] = {};
+          for_lanes(min64(kSumRows * kLanes, p.size - j),
+                    [&](int64_t i, int lane) __attribute__((always_inline)) {
+                      sum[lane] = sum[lane] + L::data_term(x[j + i]);
+                    });
+          value = value + sum_lanes(sum);
+        }
+      }
+    }
+    return value;
+  }
+};
 
 // out = weight · d log p / d params of one row (out may be the row itself), and the scale's.
 template <class L, class T, ScaleKind kScale, bool kBias>
@@ -555,10 +578,11 @@ DVAE_HD accumulate_t<T> ratio_of(const LogWeightParams& p, int64_t row) {
 template <class L, class T, ScaleKind kScale, bool kBias>
 void log_weights_as(const LogWeightParams& p, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
+  DataTerm<L, T> data;
   for (int64_t row = begin; row < end; ++row) {
     const RowView<T> v = row_view<T>(p, row);
-    *at<A>(p.log_w, row) = ratio_of<T>(p, row) +
-                           row_density<L, T, kScale, kBias, false>(p, v, static_cast<T*>(nullptr));
+    const A density = row_density<L, T, kScale, kBias, false>(p, v, static_cast<T*>(nullptr));
+    *at<A>(p.log_w, row) = ratio_of<T>(p, row) + (density + data.of(p, row));
   }
 }
 
@@ -581,10 +605,11 @@ constexpr bool kSweepLeavesDerivative = !L::kHasScale && sizeof(T) == sizeof(acc
 template <class L, class T, ScaleKind kScale>
 void iwae_sweep_as(const LogWeightParams& p, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
+  DataTerm<L, T> data;
   for (int64_t row = begin; row < end; ++row) {
-    *at<A>(p.log_w, row) =
-        ratio_of<T>(p, row) + row_density<L, T, kScale, false, kSweepLeavesDerivative<L, T>>(
-                                  p, row_view<T>(p, row), at<T>(p.grad_params, row * p.size));
+    const A density = row_density<L, T, kScale, false, kSweepLeavesDerivative<L, T>>(
+        p, row_view<T>(p, row), at<T>(p.grad_params, row * p.size));
+    *at<A>(p.log_w, row) = ratio_of<T>(p, row) + (density + data.of(p, row));
   }
 }
 
@@ -978,8 +1003,8 @@ void add_column_sums(const void* in, int64_t rows, int64_t columns, double* out,
 }
 
 #define DVAE_DTYPES(f) {f<float>, f<double>, f<BFloat16>, f<Half>}
-#define DVAE_DTYPES_OF(f, L) {f<L, float>, f<L, double>, f<L, BFloat16>, f<L, Half>}
-#define DVAE_LIKELIHOODS(f) {DVAE_DTYPES_OF(f, Bernoulli), DVAE_DTYPES_OF(f, Gaussian)}
+#define DVAE_DTYPES_OF(L, name, f) {f<L, float>, f<L, double>, f<L, BFloat16>, f<L, Half>},
+#define DVAE_LIKELIHOODS(f) {DVAE_LIKELIHOOD_LIST(DVAE_DTYPES_OF, f)}
 
 constexpr Kernels kTable = {
     DVAE_DTYPES(corrupt),

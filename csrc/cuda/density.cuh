@@ -74,6 +74,7 @@ DVAE_DEVICE void add_density(const Example<T>& example, const T* const (&params)
 
   for (int64_t base = first; base < end;) {
     A a[kRows][kSlots] = {}, b[kRows][kSlots] = {};
+    [[maybe_unused]] A data = 0;  // of x alone, which the rows have in common
     const int64_t stop = minimum(end, base + kSteps * C::kStep);
     for (; base < stop; base += kAhead * C::kStep) {
       Held raw[kAhead][kRows];
@@ -93,6 +94,12 @@ DVAE_DEVICE void add_density(const Example<T>& example, const T* const (&params)
         const int64_t from = base + u * C::kStep;
         if (u > 0 && from >= stop) break;
         const SharedElements<T, kScale, kBias, C> shared(example, from, end);
+        if constexpr (L::kHasDataTerm) {
+          DVAE_UNROLL
+          for (int i = 0; i < V; ++i) {
+            if (C::has(from, i, end)) data = data + L::data_term(shared.x.get(i));
+          }
+        }
         DVAE_UNROLL
         for (int r = 0; r < kRows; ++r) {
           typename C::template Held<A> derivative;
@@ -104,9 +111,7 @@ DVAE_DEVICE void add_density(const Example<T>& example, const T* const (&params)
             A& bi = b[r][i % kSlots];
             const A param = shared.param(raw[u][r].get(i), i), x = shared.x.get(i);
             if constexpr (L::kHasScale) {
-              const A scale = shared.scale_of(held_scale.get(i), i);
-              L::push(ai, param, scale, x);
-              if constexpr (kFull) L::push_log_scale(bi, scale);
+              L::template push<kScale>(ai, bi, param, shared.scale_of(held_scale.get(i), i), x);
             } else if constexpr (kDerivative) {
               derivative.set(i, L::push_with_derivative(ai, bi, param, x));
             } else {
@@ -125,6 +130,7 @@ DVAE_DEVICE void add_density(const Example<T>& example, const T* const (&params)
         for (int i = 0; i < w; ++i) L::merge(a[r][i], b[r][i], a[r][i + w], b[r][i + w]);
       }
       total[r] = total[r] + L::finish(a[r][0], b[r][0]);
+      if constexpr (L::kHasDataTerm) total[r] = total[r] + data;
     }
   }
 }
@@ -132,12 +138,7 @@ DVAE_DEVICE void add_density(const Example<T>& example, const T* const (&params)
 // What a row's log-density has besides the sum over its elements.
 template <class L, class A>
 DVAE_DEVICE A density_constant(const LogWeights& p, ScaleKind kind) {
-  if constexpr (L::kHasScale) {
-    const double log_scale = kind == ScaleKind::kShared ? *p.log_scale : 0.0;
-    return -static_cast<A>(L::kHalfLog2Pi * static_cast<double>(p.size) + log_scale);
-  } else {
-    return A(0);
-  }
+  return static_cast<A>(L::row_constant(p.size, kind == ScaleKind::kShared ? *p.log_scale : 0.0));
 }
 
 // d log p / d params of one element, times the row's weight; and that of the scale. A weight of 0

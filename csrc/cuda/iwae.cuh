@@ -35,7 +35,7 @@ constexpr bool kHoldDerivative = !L::kHasScale && sizeof(T) == sizeof(accumulate
 
 // Warps of a block: as many as the registers a thread needs allow, 64 for 32 warps.
 template <class L, class T>
-constexpr int kFusedWarps = sizeof(T) == 8 || L::kHasScale ? 16 : 32;
+constexpr int kFusedWarps = 32 / (sizeof(T) == 8 ? 2 : 1) / (L::kHasScale ? 2 : 1);
 
 template <class L, class T, ScaleKind kScale, bool kVector>
 __global__ void __launch_bounds__(kFusedWarps<L, T>* kWarp, 1)
@@ -171,8 +171,9 @@ cudaError_t launch_fused(const LogWeights& p, const Device& device, bool& fits,
   return vector ? run(&iwae_kernel<L, T, kScale, true>) : run(&iwae_kernel<L, T, kScale, false>);
 }
 
-template <class L, ScaleKind kScale>
+template <class L>
 Fused iwae_of(DType dtype, const LogWeights& p, cudaStream_t stream) {
+  constexpr ScaleKind kScale = L::kHasScale ? ScaleKind::kFull : ScaleKind::kNone;
   Fused result{false, cudaSuccess};
   Device device;
   result.error = query(device);

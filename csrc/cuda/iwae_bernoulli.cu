@@ -2,8 +2,6 @@
 
 namespace dvae::cuda {
 
-Fused iwae_bernoulli(DType dtype, ScaleKind, const LogWeights& p, cudaStream_t stream) {
-  return iwae_of<Bernoulli, ScaleKind::kNone>(dtype, p, stream);
-}
+template Fused iwae_of<Bernoulli>(DType, const LogWeights&, cudaStream_t);
 
 }  // namespace dvae::cuda

@@ -2,8 +2,6 @@
 
 namespace dvae::cuda {
 
-Fused iwae_gaussian(DType dtype, ScaleKind, const LogWeights& p, cudaStream_t stream) {
-  return iwae_of<Gaussian, ScaleKind::kFull>(dtype, p, stream);
-}
+template Fused iwae_of<Gaussian>(DType, const LogWeights&, cudaStream_t);
 
 }  // namespace dvae::cuda

@@ -23,17 +23,18 @@ cudaError_t clear_parts(const LogWeights& p, cudaStream_t stream) {
 cudaError_t log_weights(LikelihoodKind likelihood, DType dtype, ScaleKind scale,
                         const LogWeights& p, cudaStream_t stream) {
   if (p.begin >= p.end) return cudaSuccess;
-  return likelihood == LikelihoodKind::kBernoulli ? log_weights_bernoulli(dtype, scale, p, stream)
-                                                  : log_weights_gaussian(dtype, scale, p, stream);
+  return with_likelihood(likelihood, [&](auto l) {
+    return log_weights_of<typename decltype(l)::type>(dtype, scale, p, stream);
+  });
 }
 
 cudaError_t log_weights_backward(LikelihoodKind likelihood, DType dtype, ScaleKind scale,
                                  const LogWeights& p, cudaStream_t stream) {
   if (p.size == 0) return cudaSuccess;
   if (p.begin >= p.end) return clear_parts(p, stream);
-  return likelihood == LikelihoodKind::kBernoulli
-             ? log_weights_backward_bernoulli(dtype, scale, p, stream)
-             : log_weights_backward_gaussian(dtype, scale, p, stream);
+  return with_likelihood(likelihood, [&](auto l) {
+    return log_weights_backward_of<typename decltype(l)::type>(dtype, scale, p, stream);
+  });
 }
 
 cudaError_t iwae(LikelihoodKind likelihood, DType dtype, ScaleKind scale, const LogWeights& given,
@@ -44,9 +45,8 @@ cudaError_t iwae(LikelihoodKind likelihood, DType dtype, ScaleKind scale, const 
   p.begin = p.first_row = 0;
   p.end = p.rows * p.samples;
   if (scale != ScaleKind::kShared && p.rows > 0) {
-    const Fused fused = likelihood == LikelihoodKind::kBernoulli
-                            ? iwae_bernoulli(dtype, scale, p, stream)
-                            : iwae_gaussian(dtype, scale, p, stream);
+    const Fused fused = with_likelihood(
+        likelihood, [&](auto l) { return iwae_of<typename decltype(l)::type>(dtype, p, stream); });
     if (fused.fits || fused.error != cudaSuccess) return fused.error;
   }
   if (const cudaError_t error = log_weights(likelihood, dtype, scale, p, stream)) return error;

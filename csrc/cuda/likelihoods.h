@@ -1,20 +1,22 @@
-// The kernels of each likelihood, each in a file of its own, so that they compile side by side.
+// The kernels of a likelihood, which a file for each likelihood and operation instantiates, so that
+// they compile side by side.
 #pragma once
 
+#include "../core/likelihoods.h"
 #include "kernels.h"
 
 namespace dvae::cuda {
 
-cudaError_t log_weights_bernoulli(DType, ScaleKind, const LogWeights&, cudaStream_t);
-cudaError_t log_weights_gaussian(DType, ScaleKind, const LogWeights&, cudaStream_t);
-cudaError_t log_weights_backward_bernoulli(DType, ScaleKind, const LogWeights&, cudaStream_t);
-cudaError_t log_weights_backward_gaussian(DType, ScaleKind, const LogWeights&, cudaStream_t);
-// Whether one example fits in a block; if so, launched.
+template <class L>
+cudaError_t log_weights_of(DType, ScaleKind, const LogWeights&, cudaStream_t);
+template <class L>
+cudaError_t log_weights_backward_of(DType, ScaleKind, const LogWeights&, cudaStream_t);
+// Whether one example fits in a block; if so, launched. Not for a shared scale.
 struct Fused {
   bool fits;
   cudaError_t error;
 };
-Fused iwae_bernoulli(DType, ScaleKind, const LogWeights&, cudaStream_t);
-Fused iwae_gaussian(DType, ScaleKind, const LogWeights&, cudaStream_t);
+template <class L>
+Fused iwae_of(DType, const LogWeights&, cudaStream_t);
 
 }  // namespace dvae::cuda

@@ -9,6 +9,7 @@
 
 #include "density.cuh"
 #include "launch.cuh"
+#include "likelihoods.h"
 #include "reduce.cuh"
 
 namespace dvae::cuda {
@@ -93,7 +94,7 @@ cudaError_t launch_log_weights(const LogWeights& p, cudaStream_t stream) {
 }
 
 template <class L, ScaleKind kScale>
-cudaError_t log_weights_of(DType dtype, const LogWeights& p, cudaStream_t stream) {
+cudaError_t log_weights_scaled(DType dtype, const LogWeights& p, cudaStream_t stream) {
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     // Only a linear layer's tiles have a bias, and they have no scale an element.
@@ -102,6 +103,17 @@ cudaError_t log_weights_of(DType dtype, const LogWeights& p, cudaStream_t stream
     }
     return launch_log_weights<L, T, kScale, false>(p, stream);
   });
+}
+
+template <class L>
+cudaError_t log_weights_of(DType dtype, [[maybe_unused]] ScaleKind scale, const LogWeights& p,
+                           cudaStream_t stream) {
+  if constexpr (!L::kHasScale) {
+    return log_weights_scaled<L, ScaleKind::kNone>(dtype, p, stream);
+  } else {
+    return scale == ScaleKind::kFull ? log_weights_scaled<L, ScaleKind::kFull>(dtype, p, stream)
+                                     : log_weights_scaled<L, ScaleKind::kShared>(dtype, p, stream);
+  }
 }
 
 }  // namespace dvae::cuda

@@ -9,6 +9,7 @@
 
 #include "columns.cuh"
 #include "density.cuh"
+#include "likelihoods.h"
 
 namespace dvae::cuda {
 
@@ -122,7 +123,7 @@ cudaError_t launch_log_weights_backward(const LogWeights& p, cudaStream_t stream
 }
 
 template <class L, ScaleKind kScale>
-cudaError_t log_weights_backward_of(DType dtype, const LogWeights& p, cudaStream_t stream) {
+cudaError_t log_weights_backward_scaled(DType dtype, const LogWeights& p, cudaStream_t stream) {
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     if constexpr (kScale != ScaleKind::kFull) {
@@ -132,6 +133,18 @@ cudaError_t log_weights_backward_of(DType dtype, const LogWeights& p, cudaStream
     }
     return launch_log_weights_backward<L, T, kScale, false>(p, stream);
   });
+}
+
+template <class L>
+cudaError_t log_weights_backward_of(DType dtype, [[maybe_unused]] ScaleKind scale,
+                                    const LogWeights& p, cudaStream_t stream) {
+  if constexpr (!L::kHasScale) {
+    return log_weights_backward_scaled<L, ScaleKind::kNone>(dtype, p, stream);
+  } else {
+    return scale == ScaleKind::kFull
+               ? log_weights_backward_scaled<L, ScaleKind::kFull>(dtype, p, stream)
+               : log_weights_backward_scaled<L, ScaleKind::kShared>(dtype, p, stream);
+  }
 }
 
 }  // namespace dvae::cuda

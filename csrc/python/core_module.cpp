@@ -261,7 +261,9 @@ py::tuple bernoulli(const py::object& logits, const py::object& x) {
   });
 }
 
-py::tuple gaussian(const py::object& mean, const py::object& scale, const py::object& x) {
+// Of a likelihood with a scale.
+template <class L>
+py::tuple with_scale(const py::object& mean, const py::object& scale, const py::object& x) {
   return with_dtype(mean, "mean", [&](auto zero) -> py::tuple {
     using A = decltype(zero);
     const auto m = array<A>(mean, "mean");
@@ -271,12 +273,13 @@ py::tuple gaussian(const py::object& mean, const py::object& scale, const py::ob
     check_same_shape(target, "x", m, "mean");
     Array<A> density(shape(m)), d_mean(shape(m)), d_scale(shape(m));
     for (py::ssize_t i = 0; i < m.size(); ++i) {
+      const A xi = target.data()[i];
       A a = 0, b = 0;
-      Gaussian::push(a, m.data()[i], s.data()[i], target.data()[i]);
-      Gaussian::push_log_scale(b, s.data()[i]);
-      density.mutable_data()[i] = Gaussian::finish(a, b) - static_cast<A>(Gaussian::kHalfLog2Pi);
-      Gaussian::derivative(m.data()[i], s.data()[i], target.data()[i], d_mean.mutable_data()[i],
-                           d_scale.mutable_data()[i]);
+      L::template push<ScaleKind::kFull>(a, b, m.data()[i], s.data()[i], xi);
+      density.mutable_data()[i] =
+          L::finish(a, b) + L::data_term(xi) + static_cast<A>(L::row_constant(1, 0));
+      L::derivative(m.data()[i], s.data()[i], xi, d_mean.mutable_data()[i],
+                    d_scale.mutable_data()[i]);
     }
     return py::make_tuple(density, d_mean, d_scale);
   });
@@ -455,8 +458,14 @@ PYBIND11_MODULE(_core, m) {
 
   m.def("bernoulli", &bernoulli, py::arg("logits"), py::arg("x"),
         "(log p(x), d log p / d logit) per element, in nats.");
-  m.def("gaussian", &gaussian, py::arg("mean"), py::arg("scale"), py::arg("x"),
-        "(log p(x), d log p / d mean, d log p / d scale) per element, in nats.");
+  constexpr const char* derivatives =
+      "(log p(x), d log p / d mean, d log p / d scale) per element, in nats.";
+  m.def("gaussian", &with_scale<Gaussian>, py::arg("mean"), py::arg("scale"), py::arg("x"),
+        derivatives);
+  m.def("discretised_logistic", &with_scale<DiscretisedLogistic>, py::arg("mean"), py::arg("scale"),
+        py::arg("x"), derivatives);
+  m.def("negative_binomial", &with_scale<NegativeBinomial>, py::arg("mean"), py::arg("scale"),
+        py::arg("x"), derivatives);
 
   m.def("logsumexp_push", &logsumexp_push, py::arg("state"), py::arg("log_w"),
         "state (..., 5) = (max, Σ e^(w−max), Σ e^2(w−max), Σ w, count) after log_w (..., K).");

@@ -122,10 +122,12 @@ inline CorruptionKind corruption_kind(const std::string& kind) {
 }
 
 inline LikelihoodKind likelihood_kind(const std::string& likelihood) {
-  if (likelihood == "bernoulli") return LikelihoodKind::kBernoulli;
-  STD_TORCH_CHECK(likelihood == "gaussian", "likelihood must be bernoulli or gaussian, got ",
-                  likelihood);
-  return LikelihoodKind::kGaussian;
+  std::string names;
+  for (int i = 0; i < kLikelihoods; ++i) {
+    if (likelihood == kLikelihoodNames[i]) return static_cast<LikelihoodKind>(i);
+    names += (i > 0 ? ", " : "") + std::string(kLikelihoodNames[i]);
+  }
+  STD_TORCH_CHECK(false, "likelihood must be one of ", names, "; got ", likelihood);
 }
 
 inline void check_seed(const Tensor& seed) {

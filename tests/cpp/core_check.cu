@@ -98,16 +98,15 @@ __global__ void bernoulli(const A* logits, const A* x, A* out) {
   out[3] = Bernoulli::derivative(logits[i], x[i]);
 }
 
-template <class A>
-__global__ void gaussian(const A* mean, const A* scale, const A* x, A* out) {
+template <class L, class A>
+__global__ void with_scale(const A* mean, const A* scale, const A* x, A* out) {
   const int i = static_cast<int>(threadIdx.x);
   A a = 0, b = 0, a2 = 0, b2 = 0;
-  Gaussian::push(a, mean[i], scale[i], x[i]);
-  Gaussian::push_log_scale(b, scale[i]);
-  Gaussian::push(a2, mean[i + 1], scale[i + 1], x[i + 1]);
-  Gaussian::merge(a, b, a2, b2);
-  out[0] = Gaussian::finish(a, b) - static_cast<A>(Gaussian::kHalfLog2Pi);
-  Gaussian::derivative(mean[i], scale[i], x[i], out[1], out[2]);
+  L::template push<ScaleKind::kFull>(a, b, mean[i], scale[i], x[i]);
+  L::template push<ScaleKind::kShared>(a2, b2, mean[i + 1], scale[i + 1], x[i + 1]);
+  L::merge(a, b, a2, b2);
+  out[0] = L::finish(a, b) + L::data_term(x[i]) + static_cast<A>(L::row_constant(1, 0));
+  L::derivative(mean[i], scale[i], x[i], out[1], out[2]);
 }
 
 __global__ void logsumexp(const double* log_w, double* out) {
@@ -149,8 +148,12 @@ __global__ void mean_exp(const A* v, A* out) {
     reinterpret_cast<const void*>(&mixture<double>),
     reinterpret_cast<const void*>(&bernoulli<float>),
     reinterpret_cast<const void*>(&bernoulli<double>),
-    reinterpret_cast<const void*>(&gaussian<float>),
-    reinterpret_cast<const void*>(&gaussian<double>),
+    reinterpret_cast<const void*>(&with_scale<Gaussian, float>),
+    reinterpret_cast<const void*>(&with_scale<Gaussian, double>),
+    reinterpret_cast<const void*>(&with_scale<DiscretisedLogistic, float>),
+    reinterpret_cast<const void*>(&with_scale<DiscretisedLogistic, double>),
+    reinterpret_cast<const void*>(&with_scale<NegativeBinomial, float>),
+    reinterpret_cast<const void*>(&with_scale<NegativeBinomial, double>),
     reinterpret_cast<const void*>(&mean_exp<float>),
     reinterpret_cast<const void*>(&mean_exp<double>),
     reinterpret_cast<const void*>(&noise),

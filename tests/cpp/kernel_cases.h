@@ -619,21 +619,32 @@ template <class T>
 struct LogWeights {
   using A = accumulate_t<T>;
   int64_t copies = 2, examples = 3, samples = 5, size;
-  bool is_gaussian, has_bias;
+  bool has_bias;
   ScaleOf scale_of;
+  LikelihoodKind likelihood_kind;
   std::vector<T> params, bias, full_scale;
   std::vector<A> shared_scale, x, log_ratio, grad;
   double multiplier = -0.125;
 
-  LogWeights(int64_t size_in, ScaleOf scale_of_in, bool bias_in, Random& random)
+  // with_scale: the likelihood, where there is a scale; else Bernoulli.
+  LogWeights(int64_t size_in, ScaleOf scale_of_in, bool bias_in, Random& random,
+             LikelihoodKind with_scale = LikelihoodKind::kGaussian)
       : size(size_in),
-        is_gaussian(scale_of_in != ScaleOf::kNone),
         has_bias(bias_in),
-        scale_of(scale_of_in) {
-    params = is_gaussian ? random.array<T>(rows() * size, -1, 2)
-                         : random.array<T>(rows() * size, -12, 12);
-    if (has_bias) bias = random.array<T>(size, -2, 2);
+        scale_of(scale_of_in),
+        likelihood_kind(scale_of == ScaleOf::kNone ? LikelihoodKind::kBernoulli : with_scale) {
+    const bool counts = likelihood_kind == LikelihoodKind::kNegativeBinomial;
+    if (likelihood_kind == LikelihoodKind::kBernoulli) {
+      params = random.array<T>(rows() * size, -12, 12);
+    } else {
+      params = random.array<T>(rows() * size, counts ? 0.1 : -1, counts ? 9 : 2);
+    }
+    if (has_bias) bias = random.array<T>(size, counts ? 0.1 : -2, 2);
     x = random.data<A>(examples * size);
+    for (A& v : x) {
+      if (counts) v = std::floor(30 * v * v);
+      if (likelihood_kind == LikelihoodKind::kDiscretisedLogistic) v = std::round(255 * v) / 255;
+    }
     log_ratio = random.array<A>(rows(), -20, 20);
     grad = random.array<A>(rows(), -1, 1);
     grad[0] = 0;
@@ -647,9 +658,9 @@ struct LogWeights {
   }
 
   int64_t rows() const { return copies * examples * samples; }
-  int likelihood() const { return is_gaussian ? 1 : 0; }
+  int likelihood() const { return static_cast<int>(likelihood_kind); }
   ScaleKind kind() const {
-    return !is_gaussian                 ? ScaleKind::kNone
+    return scale_of == ScaleOf::kNone   ? ScaleKind::kNone
            : scale_of == ScaleOf::kFull ? ScaleKind::kFull
                                         : ScaleKind::kShared;
   }
@@ -673,21 +684,57 @@ struct LogWeights {
   };
   Element element(int64_t row, int64_t e) const {
     const double p = param(row, e), v = target(row, e);
-    if (!is_gaussian) {
+    if (likelihood_kind == LikelihoodKind::kBernoulli) {
       const double log1p_exp = std::max(p, 0.0) + std::log1p(std::exp(-std::abs(p)));
       const double sigmoid = 1 / (1 + std::exp(-p));
       return {v * p - log1p_exp, std::abs(v * p - log1p_exp), v - sigmoid, 0, v + sigmoid, 0};
     }
-    const double s = scale(row, e), u = (v - p) / s, half_log_2pi = 0.91893853320467274178;
     // A bias and a parameter may cancel: their sum is rounded before x is subtracted.
     const double b = has_bias ? value(bias[static_cast<size_t>(e)]) : 0;
-    const double u_terms = std::abs(u) + (has_bias ? (std::abs(p - b) + std::abs(b)) / s : 0);
+    const double p_terms = has_bias ? std::abs(p - b) + std::abs(b) : 0;
+    const double s = scale(row, e);
+    if (likelihood_kind == LikelihoodKind::kDiscretisedLogistic) {
+      return discretised_logistic(p, s, v, p_terms);
+    }
+    if (likelihood_kind == LikelihoodKind::kNegativeBinomial) return negative_binomial(p, s, v);
+    const double u = (v - p) / s, half_log_2pi = 0.91893853320467274178;
+    const double u_terms = std::abs(u) + p_terms / s;
     return {-0.5 * u * u - std::log(s) - half_log_2pi,
             std::abs(u) * u_terms + std::abs(std::log(s)) + half_log_2pi,
             u / s,
             (u * u - 1) / s,
             u_terms / s,
             (2 * std::abs(u) * u_terms + 1) / s};
+  }
+  static Element discretised_logistic(double mean, double s, double x, double mean_terms) {
+    const auto sigmoid = [](double v) { return 1 / (1 + std::exp(-v)); };
+    const double h = 0.5 / 255, d = x - mean, carried = (std::abs(d) + h + mean_terms) / s;
+    const bool first = x < h, last = x > 1 - h;
+    // Both ends of the bin, seen from the mean: log p = log (σ(b) − σ(a)).
+    const double a = (d - h) / s, b = (d + h) / s, w = 2 * h / s;
+    const double above = last ? 0 : sigmoid(-b), below = first ? 0 : sigmoid(a);
+    const double width = first || last ? 0 : w / std::expm1(w);
+    const double log_p =
+        std::log1p(-above) + std::log1p(-below) + (first || last ? 0 : std::log(-std::expm1(-w)));
+    const double either = above + below;
+    return {log_p,
+            -log_p + either * carried,
+            (below - above) / s,
+            (a * below - b * above - width) / s,
+            either * (1 + carried) / s,
+            (either * (carried + carried * carried) + width) / s};
+  }
+  static Element negative_binomial(double mean, double t, double x) {
+    const double gamma = std::lgamma(x + t) - std::lgamma(t), odds = std::log1p(mean / t);
+    const double power = x == 0 ? 0 : x * std::log(mean / (t + mean));
+    double digamma = 0;
+    for (int i = 0; i < x; ++i) digamma += 1 / (t + i);
+    return {gamma - std::lgamma(x + 1) - t * odds + power,
+            std::abs(gamma) + std::lgamma(x + 1) + t * odds - power,
+            (x / mean - 1) * t / (t + mean),
+            digamma - odds + (mean - x) / (t + mean),
+            (x / mean + 1) * t / (t + mean),
+            digamma + odds + (mean + x) / (t + mean)};
   }
 
   LogWeightParams all() const {
@@ -696,7 +743,7 @@ struct LogWeights {
     p.bias = has_bias ? bias.data() : nullptr;
     if (scale_of == ScaleOf::kFull) {
       p.scale = full_scale.data();
-    } else if (is_gaussian) {
+    } else if (scale_of != ScaleOf::kNone) {
       p.scale = shared_scale.data();
       p.scale_stride = scale_of == ScaleOf::kOne ? 0 : kBlock;
       for (int64_t e = 0; e < size; ++e) p.log_scale_sum += std::log(scale(0, e));
@@ -713,10 +760,9 @@ struct LogWeights {
   }
 
   std::string name() const {
-    static const char* const scales[] = {"bernoulli", "gaussian one", "gaussian each",
-                                         "gaussian full"};
-    return std::string(" ") + scales[static_cast<int>(scale_of)] + (has_bias ? " bias" : "") +
-           " D=" + std::to_string(size);
+    static const char* const scales[] = {"", " one", " each", " full"};
+    return std::string(" ") + kLikelihoodNames[likelihood()] + scales[static_cast<int>(scale_of)] +
+           (has_bias ? " bias" : "") + " D=" + std::to_string(size);
   }
 };
 
@@ -1116,6 +1162,15 @@ std::vector<Case> make_cases() {
       for (const ScaleOf s : {ScaleOf::kNone, ScaleOf::kOne, ScaleOf::kEach, ScaleOf::kFull}) {
         add_log_weights(LogWeights<T>(d, s, bias, random), cases);
         if (!bias) add_iwae(LogWeights<T>(d, s, bias, random), cases);
+      }
+    }
+  }
+  for (const auto l : {LikelihoodKind::kDiscretisedLogistic, LikelihoodKind::kNegativeBinomial}) {
+    for (const ScaleOf s : {ScaleOf::kOne, ScaleOf::kEach, ScaleOf::kFull}) {
+      for (const int64_t d : {65, 785}) {
+        if (d == 65) add_log_weights(LogWeights<T>(d, s, true, random, l), cases);
+        add_log_weights(LogWeights<T>(d, s, false, random, l), cases);
+        add_iwae(LogWeights<T>(d, s, false, random, l), cases);
       }
     }
   }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../../core/half.h"
+#include "../../core/likelihoods.h"
 #include "common.h"
 
 namespace dvae::glue {
@@ -40,7 +41,7 @@ inline void write_element(const Tensor& t, int64_t i, double value) {
   }
 }
 
-// A Gaussian's scale: 1 or D elements shared by all rows, or (N, K, D) of them.
+// A likelihood's scale: 1 or D elements shared by all rows, or (N, K, D) of them.
 struct Scale {
   ScaleKind kind = ScaleKind::kNone;
   std::optional<Tensor> tensor;
@@ -49,8 +50,9 @@ struct Scale {
 
   Scale(const std::optional<Tensor>& scale, LikelihoodKind likelihood, const Tensor& params,
         int64_t size) {
-    STD_TORCH_CHECK(scale.has_value() == (likelihood == LikelihoodKind::kGaussian),
-                    "scale must be given for a Gaussian likelihood and for no other");
+    STD_TORCH_CHECK(scale.has_value() == has_scale(likelihood), "scale must ",
+                    has_scale(likelihood) ? "" : "not ", "be given for the likelihood ",
+                    kLikelihoodNames[static_cast<int>(likelihood)]);
     if (!scale) return;
     dtype_of(*scale, "scale");
     tensor = packed(*scale);

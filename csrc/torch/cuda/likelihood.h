@@ -3,11 +3,12 @@
 
 #include <algorithm>
 
+#include "../../core/likelihoods.h"
 #include "common.h"
 
 namespace dvae::glue {
 
-// A Gaussian's scale: 1 or D elements shared by all rows, or (N, K, D) of them.
+// A likelihood's scale: 1 or D elements shared by all rows, or (N, K, D) of them.
 struct ScaleOnDevice {
   ScaleKind kind = ScaleKind::kNone;
   std::optional<Tensor> given;
@@ -16,8 +17,9 @@ struct ScaleOnDevice {
 
   ScaleOnDevice(const std::optional<Tensor>& scale, LikelihoodKind likelihood, const Tensor& params,
                 int64_t size) {
-    STD_TORCH_CHECK(scale.has_value() == (likelihood == LikelihoodKind::kGaussian),
-                    "scale must be given for a Gaussian likelihood and for no other");
+    STD_TORCH_CHECK(scale.has_value() == has_scale(likelihood), "scale must ",
+                    has_scale(likelihood) ? "" : "not ", "be given for the likelihood ",
+                    kLikelihoodNames[static_cast<int>(likelihood)]);
     if (!scale) return;
     dtype_of(*scale, "scale");
     check_device(*scale, "scale", params);

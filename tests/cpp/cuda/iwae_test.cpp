@@ -109,6 +109,20 @@ TYPED_TEST(Iwae, InOneKernel) {
   }
 }
 
+TYPED_TEST(Iwae, Discrete) {
+  using T = TypeParam;
+  Random random(14);
+  for (const LikelihoodKind kind : kDiscrete) {
+    for (const ScaleOf scale : {ScaleOf::kEach, ScaleOf::kFull}) {
+      for (const int64_t size : {65, 784}) {
+        Likelihood<T> s(2, 5, size, scale, 0, random, kind);
+        check(s, size == 65, s.shared() ? 3 : 1);
+        if (testing::Test::HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
 // A row in several segments (K = 1, 2, 3), and more samples than a block has warps.
 TYPED_TEST(Iwae, Warps) {
   using T = TypeParam;

@@ -5,15 +5,19 @@
 
 namespace dvae::test {
 
-// A Gaussian's scale: one element, one a dimension, or one an element; Bernoulli has none.
+// A scale: one element, one a dimension, or one an element; Bernoulli has none.
 enum class ScaleOf { kNone, kOne, kEach, kFull };
 constexpr ScaleOf kScales[] = {ScaleOf::kNone, ScaleOf::kOne, ScaleOf::kEach, ScaleOf::kFull};
+// Those of discrete data, which have a scale.
+constexpr LikelihoodKind kDiscrete[] = {LikelihoodKind::kDiscretisedLogistic,
+                                        LikelihoodKind::kNegativeBinomial};
 
 template <class T>
 struct Likelihood {
   using A = accumulate_t<T>;
   int64_t copies = 2, examples, samples, size;
   ScaleOf scale_of;
+  LikelihoodKind with_scale;
   Buffer<T> params, bias, full_scale;
   Buffer<A> x, shared_scale, log_ratio, grad;
   Buffer<double> log_scale{1};
@@ -21,19 +25,25 @@ struct Likelihood {
   double log_scale_sum = 0;
 
   Likelihood(int64_t examples_in, int64_t samples_in, int64_t size_in, ScaleOf scale_in,
-             int64_t offset, Random& random)
+             int64_t offset, Random& random,
+             LikelihoodKind with_scale_in = LikelihoodKind::kGaussian)
       : examples(examples_in),
         samples(samples_in),
         size(size_in),
         scale_of(scale_in),
-        params(random.buffer<T>(rows() * size, -4, 4, offset)),
-        bias(random.buffer<T>(size, -1, 1, offset)),
+        with_scale(with_scale_in),
+        params(random.buffer<T>(rows() * size, counts() ? 1 : -4, counts() ? 9 : 4, offset)),
+        bias(random.buffer<T>(size, counts() ? 0 : -1, 1, offset)),
         full_scale(
             random.buffer<T>(scale_in == ScaleOf::kFull ? rows() * size : 0, 0.5, 2, offset)),
         x(random.data<A>(examples * size, offset)),
         shared_scale(random.buffer<A>(scale_in == ScaleOf::kEach ? size : 1, 0.5, 2, offset)),
         log_ratio(random.buffer<A>(rows(), -3, 3)),
         grad(random.buffer<A>(rows(), -1, 1)) {
+    for (int64_t i = 0; i < x.size(); ++i) {
+      if (counts()) x[i] = std::floor(20 * x[i]);
+      if (likelihood() == LikelihoodKind::kDiscretisedLogistic) x[i] = std::round(255 * x[i]) / 255;
+    }
     for (int64_t i = 0; i < whole_blocks(size); ++i) {
       scale_table.push_back(shared_scale[std::min(i, shared_scale.size() - 1)]);
     }
@@ -44,15 +54,16 @@ struct Likelihood {
 
   int64_t rows() const { return copies * examples * samples; }
   LikelihoodKind likelihood() const {
-    return scale_of == ScaleOf::kNone ? LikelihoodKind::kBernoulli : LikelihoodKind::kGaussian;
+    return scale_of == ScaleOf::kNone ? LikelihoodKind::kBernoulli : with_scale;
   }
+  bool counts() const { return likelihood() == LikelihoodKind::kNegativeBinomial; }
   ScaleKind kind() const {
     return scale_of == ScaleOf::kNone   ? ScaleKind::kNone
            : scale_of == ScaleOf::kFull ? ScaleKind::kFull
                                         : ScaleKind::kShared;
   }
   bool shared() const { return kind() == ScaleKind::kShared; }
-  // Bounds the absolute terms of a row: |l|, or u²/2 with u <= 12, and more.
+  // Bounds the absolute terms of a row: |l|, or u²/2 with u <= 12, or log 20!, and more.
   double terms() const { return (scale_of == ScaleOf::kNone ? 6.0 : 75.0) * size + 5; }
 
   LogWeightParams host() const {
@@ -82,7 +93,8 @@ struct Likelihood {
     return p;
   }
   std::string name() const {
-    return "scale " + std::to_string(static_cast<int>(scale_of)) + " K=" + std::to_string(samples) +
+    return std::string(kLikelihoodNames[l()]) + " scale " +
+           std::to_string(static_cast<int>(scale_of)) + " K=" + std::to_string(samples) +
            " D=" + std::to_string(size);
   }
   const cpu::Kernels& table() const { return cpu_kernels(); }

@@ -48,6 +48,24 @@ TYPED_TEST(LogWeights, Forward) {
   });
 }
 
+// One case of every kernel: by element and in packs, a row a warp and four rows at once.
+TYPED_TEST(LogWeights, DiscreteForward) {
+  using T = TypeParam;
+  Random random(13);
+  for (const LikelihoodKind kind : kDiscrete) {
+    for (const ScaleOf scale : {ScaleOf::kOne, ScaleOf::kEach, ScaleOf::kFull}) {
+      for (const auto& [samples, size] : {std::pair{3, 65}, std::pair{3, 784}, std::pair{4, 48}}) {
+        Device device;
+        device->multiprocessors = samples == 4 ? 1 : 3;
+        Likelihood<T> s(samples == 4 ? 33 : 3, samples, size, scale, 0, random, kind);
+        check_forward(s, false);
+        if (scale == ScaleOf::kEach) check_forward(s, true);
+        if (testing::Test::HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
 // Four rows of eight lanes each: with work enough for the device. Chunks of samples that are
 // whole, and one with a row left over.
 TYPED_TEST(LogWeights, ForwardOfManyRows) {
@@ -231,6 +249,21 @@ TYPED_TEST(LogWeights, Backward) {
     for (const bool in_place : {false, true}) check_backward(s, false, 2, in_place);
     if (s.kind() != ScaleKind::kFull) check_backward(s, true, 3, true);
   });
+}
+
+TYPED_TEST(LogWeights, DiscreteBackward) {
+  using T = TypeParam;
+  Random random(14);
+  for (const LikelihoodKind kind : kDiscrete) {
+    for (const ScaleOf scale : {ScaleOf::kOne, ScaleOf::kEach, ScaleOf::kFull}) {
+      for (const int64_t size : {65, 256}) {
+        Likelihood<T> s(3, 5, size, scale, 0, random, kind);
+        check_backward(s, false, 2, true);
+        if (scale == ScaleOf::kEach) check_backward(s, true, 3, false);
+        if (testing::Test::HasFatalFailure()) return;
+      }
+    }
+  }
 }
 
 // More rows than a thread adds up before it goes over to float64, and more parts than rows.

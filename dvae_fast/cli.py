@@ -59,6 +59,7 @@ from dvae_fast.distributed import (
 )
 from dvae_fast.estimates import LikelihoodEstimate
 from dvae_fast.evaluate import DTYPES, METHODS, estimate_log_likelihood
+from dvae_fast.inference import INFERENCES
 from dvae_fast.likelihoods import LIKELIHOODS
 from dvae_fast.models import MODELS, LatentVariableModel
 from dvae_fast.networks import ACTIVATIONS
@@ -261,6 +262,9 @@ def train_command(
         str, typer.Option(help="Hidden layers of the encoder; the decoder's are its mirror.")
     ] = "200,200",
     activation: Annotated[str, typer.Option(help=f"One of {_names(ACTIVATIONS)}.")] = "softplus",
+    inference: Annotated[
+        str, typer.Option(help=f"The encoder, one of {_names(INFERENCES)}.")
+    ] = "mlp",
     likelihood: Annotated[
         str | None,
         typer.Option(
@@ -329,6 +333,7 @@ def train_command(
                 "latent_size": latent,
                 "hidden_sizes": _hidden_sizes(hidden),
                 "activation": activation,
+                "inference": inference,
                 "likelihood": likelihood,
                 "epochs": epochs,
                 "batch_size": batch_size,
@@ -456,6 +461,8 @@ def _announce(
 ) -> None:
     values = "grey values" if config.binarise == "none" else f"{config.binarise} binarisation"
     parts = [values, f"{config.likelihood} likelihood"]
+    if config.inference != "mlp":
+        parts.append(f"{config.inference} encoder")
     if MODELS[config.model].denoising:
         parts.append(f"{config.corruption} {config.level:g}, M = {config.M}")
     parts.append(f"K = {config.K}")

@@ -16,14 +16,9 @@ from torch import Tensor, nn
 
 from dvae_fast import functional, objectives
 from dvae_fast.corruptions import Corruption, Identity, SaltAndPepper, make_corruption
+from dvae_fast.inference import check_inference, make_encoder
 from dvae_fast.likelihoods import get_likelihood
-from dvae_fast.networks import (
-    DECODERS,
-    GaussianEncoder,
-    check_size,
-    check_sizes,
-    splits,
-)
+from dvae_fast.networks import DECODERS, check_size, check_sizes, splits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +47,8 @@ class LatentVariableModel(nn.Module):
         hidden_sizes: Sequence[int],
         *,
         activation: str,
+        inference: str,
+        image_shape: Sequence[int] | None,
         likelihood: str,
         corruption: Corruption | None,
         M: int,
@@ -63,6 +60,8 @@ class LatentVariableModel(nn.Module):
         self.latent_size = check_size("latent_size", latent_size)
         self.hidden_sizes = check_sizes("hidden_sizes", hidden_sizes)
         self.activation = activation
+        self.inference = inference
+        self.image_shape = check_inference(inference, data_size, image_shape)
         self.likelihood = get_likelihood(likelihood)
         if corruption is not None and not isinstance(corruption, Corruption):
             raise TypeError(
@@ -73,8 +72,8 @@ class LatentVariableModel(nn.Module):
         self.M = check_size("M", M)
         self.K = check_size("K", K)
         # Typed as modules, not as the classes made here: both may be replaced.
-        self.encoder: nn.Module = GaussianEncoder(
-            data_size, self.hidden_sizes, latent_size, activation
+        self.encoder: nn.Module = make_encoder(
+            inference, data_size, self.image_shape, self.hidden_sizes, latent_size, activation
         )
         self.decoder: nn.Module = DECODERS[self.likelihood.kind](
             latent_size, self.hidden_sizes[::-1], data_size, activation, data_mean
@@ -271,6 +270,9 @@ class LatentVariableModel(nn.Module):
             "likelihood": self.likelihood.kind,
             "K": self.K,
         }
+        if self.inference != "mlp":
+            assert self.image_shape is not None
+            config |= {"inference": self.inference, "image_shape": list(self.image_shape)}
         if self.denoising:
             assert self.corruption is not None
             config |= {"corruption": _describe_corruption(self.corruption), "M": self.M}
@@ -290,6 +292,7 @@ class LatentVariableModel(nn.Module):
             valid = [n for n, c in MODELS.items() if issubclass(c, cls)]
             raise ValueError(f"config's model must be one of {', '.join(valid)}; got {name!r}")
         known = {"data_size", "latent_size", "hidden_sizes", "activation", "likelihood", "K"}
+        known |= {"inference", "image_shape"}
         if MODELS[name].denoising:
             known |= {"corruption", "M"}
         if unknown := sorted(options.keys() - known):
@@ -315,6 +318,9 @@ class VAE(LatentVariableModel):
         latent_size: Z.
         hidden_sizes: of the encoder, from the data on; the decoder mirrors them. May be empty.
         activation: one of `dvae_fast.networks.ACTIVATIONS`.
+        inference: the encoder, one of `dvae_fast.inference.INFERENCES`; "gru" and "gru-2d" take the
+            first of hidden_sizes for their recurrent layer.
+        image_shape: (H, W), H · W = D; needed by every encoder but "mlp".
         likelihood: "bernoulli" (x in [0, 1]) or "gaussian" (mean a sigmoid, scale learnt).
         K: samples of z an example, over which log w is averaged.
         data_mean: (D,) in [0, 1], where the decoder's bias starts.
@@ -335,6 +341,8 @@ class VAE(LatentVariableModel):
         hidden_sizes: Sequence[int] = (200, 200),
         *,
         activation: str = "softplus",
+        inference: str = "mlp",
+        image_shape: Sequence[int] | None = None,
         likelihood: str = "bernoulli",
         K: int = 1,
         data_mean: Tensor | None = None,
@@ -344,6 +352,8 @@ class VAE(LatentVariableModel):
             latent_size,
             hidden_sizes,
             activation=activation,
+            inference=inference,
+            image_shape=image_shape,
             likelihood=likelihood,
             corruption=None,
             M=1,
@@ -368,6 +378,8 @@ class IWAE(LatentVariableModel):
         hidden_sizes: Sequence[int] = (200, 200),
         *,
         activation: str = "softplus",
+        inference: str = "mlp",
+        image_shape: Sequence[int] | None = None,
         likelihood: str = "bernoulli",
         K: int = 5,
         data_mean: Tensor | None = None,
@@ -377,6 +389,8 @@ class IWAE(LatentVariableModel):
             latent_size,
             hidden_sizes,
             activation=activation,
+            inference=inference,
+            image_shape=image_shape,
             likelihood=likelihood,
             corruption=None,
             M=1,
@@ -389,7 +403,8 @@ class DVAE(LatentVariableModel):
     """The denoising variational autoencoder: E_p(x̃|x) E_q(z|x̃) [log w], judged on the clean x.
 
     Args:
-        data_size, latent_size, hidden_sizes, activation, likelihood, data_mean: as for `VAE`.
+        data_size, latent_size, hidden_sizes, activation, inference, image_shape, likelihood,
+            data_mean: as for `VAE`.
         corruption: p(x̃|x), one of `dvae_fast.corruptions`; None for SaltAndPepper(0.1), the
             paper's kind of noise for binary images. A learnable standard deviation stays its
             owner's: it is not among the model's parameters.
@@ -412,6 +427,8 @@ class DVAE(LatentVariableModel):
         hidden_sizes: Sequence[int] = (200, 200),
         *,
         activation: str = "softplus",
+        inference: str = "mlp",
+        image_shape: Sequence[int] | None = None,
         likelihood: str = "bernoulli",
         corruption: Corruption | None = None,
         M: int = 1,
@@ -423,6 +440,8 @@ class DVAE(LatentVariableModel):
             latent_size,
             hidden_sizes,
             activation=activation,
+            inference=inference,
+            image_shape=image_shape,
             likelihood=likelihood,
             corruption=SaltAndPepper(0.1) if corruption is None else corruption,
             M=M,
@@ -450,6 +469,8 @@ class DIWAE(LatentVariableModel):
         hidden_sizes: Sequence[int] = (200, 200),
         *,
         activation: str = "softplus",
+        inference: str = "mlp",
+        image_shape: Sequence[int] | None = None,
         likelihood: str = "bernoulli",
         corruption: Corruption | None = None,
         M: int = 1,
@@ -461,6 +482,8 @@ class DIWAE(LatentVariableModel):
             latent_size,
             hidden_sizes,
             activation=activation,
+            inference=inference,
+            image_shape=image_shape,
             likelihood=likelihood,
             corruption=SaltAndPepper(0.1) if corruption is None else corruption,
             M=M,

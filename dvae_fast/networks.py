@@ -93,7 +93,8 @@ def _activation(name: str) -> Callable[[], nn.Module]:
     return ACTIVATIONS[name]
 
 
-def _linear(inputs: int, outputs: int) -> nn.Linear:
+def linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer as all here start."""
     layer = nn.Linear(inputs, outputs)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -136,7 +137,7 @@ class MLP(nn.Sequential):
         sizes = check_sizes("sizes", sizes)
         if not sizes:
             raise ValueError("sizes must hold at least one size, got none")
-        layers = [f for i, o in pairwise(sizes) for f in (_linear(i, o), make())]
+        layers = [f for i, o in pairwise(sizes) for f in (linear(i, o), make())]
         super().__init__(*layers)
 
 
@@ -155,7 +156,7 @@ class GaussianEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.trunk = MLP((data_size, *hidden), activation)
-        self.output = _linear((data_size, *hidden)[-1], 2 * check_size("latent", latent))
+        self.output = linear((data_size, *hidden)[-1], 2 * check_size("latent", latent))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(..., D) → (mean, log_var), each (..., Z)."""
@@ -187,7 +188,7 @@ class BernoulliDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.trunk = MLP((latent, *hidden), activation)
-        self.output = _linear((latent, *hidden)[-1], check_size("data_size", data_size))
+        self.output = linear((latent, *hidden)[-1], check_size("data_size", data_size))
         _start_at_mean(self.output, data_mean)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -234,8 +235,8 @@ class GaussianDecoder(nn.Module):
         self.trunk = MLP((latent, *hidden), activation)
         last = (latent, *hidden)[-1]
         # Two layers rather than halves of one: each output is contiguous, and so is its gradient.
-        self.mean = _linear(last, check_size("data_size", data_size))
-        self.scale = _linear(last, data_size)
+        self.mean = linear(last, check_size("data_size", data_size))
+        self.scale = linear(last, data_size)
         _start_at_mean(self.mean, data_mean)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:

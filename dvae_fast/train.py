@@ -59,6 +59,7 @@ from dvae_fast.distributed import (
 )
 from dvae_fast.functional import corrupt
 from dvae_fast.graphed import GraphedStep
+from dvae_fast.inference import INFERENCES
 from dvae_fast.likelihoods import LIKELIHOODS
 from dvae_fast.models import MODELS, LatentVariableModel, make_model
 from dvae_fast.networks import ACTIVATIONS, evaluating
@@ -149,6 +150,7 @@ class TrainConfig:
             for a model that does not denoise.
         M, K: corruptions an example, latent samples a corruption, in training and validation.
         latent_size, hidden_sizes, activation, likelihood: the network's.
+        inference: its encoder, one of `INFERENCES`.
         epochs, batch_size, learning_rate: of Adam; a batch is that of all processes together.
         lr_schedule: ``constant``, or ``stepwise`` (see :func:`learning_rate`).
         seed: governs initial values, order, binarisation while training, and noise.
@@ -172,6 +174,7 @@ class TrainConfig:
     latent_size: int = 50
     hidden_sizes: tuple[int, ...] = (200, 200)
     activation: str = "softplus"
+    inference: str = "mlp"
     likelihood: str = "bernoulli"
     epochs: int = DEFAULT_EPOCHS["digits"]
     batch_size: int = 100
@@ -202,6 +205,12 @@ class TrainConfig:
         for size in self.hidden_sizes:
             _check_count("each of hidden_sizes", size, 1)
         _check_choice("activation", self.activation, ACTIVATIONS)
+        _check_choice("inference", self.inference, INFERENCES)
+        if self.inference.startswith("gru") and not self.hidden_sizes:
+            raise ValueError(
+                f"hidden_sizes must hold the size of the recurrent layer for {self.inference}, "
+                "got none"
+            )
         _check_choice("likelihood", self.likelihood, LIKELIHOODS)
         if not (isinstance(self.learning_rate, float) and 0 < self.learning_rate < math.inf):
             raise ValueError(
@@ -249,6 +258,8 @@ class TrainConfig:
             self.latent_size,
             self.hidden_sizes,
             activation=self.activation,
+            inference=self.inference,
+            image_shape=data.image_shape,
             likelihood=self.likelihood,
             corruption=corruption,
             M=self.M,

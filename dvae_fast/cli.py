@@ -248,6 +248,13 @@ def train_command(
             help=f"The corruption's rate, or standard deviation. Default: {DEFAULT_LEVEL}."
         ),
     ] = None,
+    per_pixel: Annotated[
+        bool,
+        typer.Option(
+            "--per-pixel/--no-per-pixel",
+            help="A rate for each pixel, in proportion to the mean image, --level on average.",
+        ),
+    ] = False,
     M: Annotated[int, typer.Option("--copies", "-M", help="Corruptions of each example.")] = 1,
     K: Annotated[
         int | None,
@@ -328,6 +335,7 @@ def train_command(
                 "binarise": binarise,
                 "corruption": corruption,
                 "level": level,
+                "per_pixel": per_pixel,
                 "M": M,
                 "K": K,
                 "latent_size": latent,
@@ -464,7 +472,8 @@ def _announce(
     if config.inference != "mlp":
         parts.append(f"{config.inference} encoder")
     if MODELS[config.model].denoising:
-        parts.append(f"{config.corruption} {config.level:g}, M = {config.M}")
+        rates = " by pixel" * config.per_pixel
+        parts.append(f"{config.corruption} {config.level:g}{rates}, M = {config.M}")
     parts.append(f"K = {config.K}")
     if world.size > 1:
         parts.append(f"{world.size} processes")

@@ -15,13 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from dvae_fast import functional, objectives
-from dvae_fast.corruptions import Corruption, Identity, SaltAndPepper, make_corruption
+from dvae_fast.composed_corruptions import as_corruption
+from dvae_fast.corruption_config import corruption_from, describe_corruption
+from dvae_fast.corruptions import Corruption, Identity, SaltAndPepper
 from dvae_fast.inference import check_inference, make_encoder
+from dvae_fast.learnable_corruptions import Learnable, score_function_surrogate
 from dvae_fast.likelihoods import get_likelihood
 from dvae_fast.networks import DECODERS, check_size, check_sizes, splits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from dvae_fast.composed_corruptions import CorruptionFunction
 
 __all__ = ["DIWAE", "DVAE", "IWAE", "MODELS", "VAE", "LatentVariableModel", "make_model"]
 
@@ -50,7 +55,7 @@ class LatentVariableModel(nn.Module):
         inference: str,
         image_shape: Sequence[int] | None,
         likelihood: str,
-        corruption: Corruption | None,
+        corruption: Corruption | CorruptionFunction | None,
         M: int,
         K: int,
         data_mean: Tensor | None,
@@ -63,14 +68,11 @@ class LatentVariableModel(nn.Module):
         self.inference = inference
         self.image_shape = check_inference(inference, data_size, image_shape)
         self.likelihood = get_likelihood(likelihood)
-        if corruption is not None and not isinstance(corruption, Corruption):
-            raise TypeError(
-                "corruption must be an object of dvae_fast.corruptions, such as Masking(0.1), "
-                f"got {type(corruption).__name__}"
-            )
-        self.corruption = corruption
+        self.corruption = None if corruption is None else as_corruption(corruption)
         self.M = check_size("M", M)
         self.K = check_size("K", K)
+        if isinstance(self.corruption, Learnable):
+            self.corruption.check_copies(M)
         # Typed as modules, not as the classes made here: both may be replaced.
         self.encoder: nn.Module = make_encoder(
             inference, data_size, self.image_shape, self.hidden_sizes, latent_size, activation
@@ -110,11 +112,17 @@ class LatentVariableModel(nn.Module):
         corruption = self.corruption
         if corruption is None:
             return x
-        if corruption.parameter.device != x.device:
+        if not isinstance(corruption, nn.Module) and corruption.parameter.device != x.device:
             corruption = corruption.to(x.device)
             if not corruption.parameter.requires_grad:  # else its owner will change the original
                 self.corruption = corruption  # once, not at every step
         return functional.corrupt(x, corruption, copies, key, first_example=first_example)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A learnt corruption is a module, and another may take its place.
+        if name == "corruption" and not isinstance(value, nn.Module):
+            self.__dict__.get("_modules", {}).pop(name, None)
+        super().__setattr__(name, value)
 
     def _sample_posterior(
         self, x: Tensor, key: Tensor, first_example: int
@@ -160,7 +168,7 @@ class LatentVariableModel(nn.Module):
         # The logits are what a linear layer returned, read by nobody else then or in backward (a
         # linear layer's needs its input and weight), so the gradient may overwrite them. A
         # Gaussian decoder's sigmoid and softplus do read their results in backward.
-        return objectives.loss(
+        loss = objectives.loss(
             cast("Tensor | tuple[Tensor, Tensor | float]", self.decode(z)),
             x,
             log_ratio,
@@ -168,6 +176,28 @@ class LatentVariableModel(nn.Module):
             self.objective,
             overwrite_params=splits(self.decoder),
         )
+        if isinstance(self.corruption, Learnable) and self.corruption.scores:
+            loss = loss + self._score_term(self.corruption, x, key, first_example, z, log_ratio)
+        return loss
+
+    def _score_term(
+        self,
+        corruption: Learnable,
+        x: Tensor,
+        key: Tensor,
+        first_example: int,
+        z: Tensor,
+        log_ratio: Tensor,
+    ) -> Tensor:
+        """0, with the gradient of a rate that the copies' bounds give by the score function."""
+        corruption.check_copies(self.M)
+        if not torch.is_grad_enabled():
+            return x.new_zeros(())
+        with torch.no_grad():
+            log_w = self._log_weights(z, x, log_ratio)  # (M, ..., B, K)
+            bounds = torch.stack([objectives.bound(copy, self.objective) for copy in log_w])
+        noisy = self._corrupt(x, key, self.M, first_example)  # the same numbers again
+        return score_function_surrogate(-bounds, corruption.log_prob(x, noisy))
 
     def forward(
         self, x: Tensor, seed: int | Tensor | None = None, *, first_example: int = 0
@@ -275,7 +305,7 @@ class LatentVariableModel(nn.Module):
             config |= {"inference": self.inference, "image_shape": list(self.image_shape)}
         if self.denoising:
             assert self.corruption is not None
-            config |= {"corruption": _describe_corruption(self.corruption), "M": self.M}
+            config |= {"corruption": describe_corruption(self.corruption), "M": self.M}
         return config
 
     @classmethod
@@ -300,7 +330,7 @@ class LatentVariableModel(nn.Module):
         if "data_size" not in options:
             raise ValueError(f"config must have the key data_size, got {', '.join(config)}")
         if options.get("corruption") is not None:
-            options["corruption"] = _corruption_from(options["corruption"])
+            options["corruption"] = corruption_from(options["corruption"])
         return _construct(name, **options)
 
     def extra_repr(self) -> str:
@@ -406,8 +436,10 @@ class DVAE(LatentVariableModel):
         data_size, latent_size, hidden_sizes, activation, inference, image_shape, likelihood,
             data_mean: as for `VAE`.
         corruption: p(x̃|x), one of `dvae_fast.corruptions`; None for SaltAndPepper(0.1), the
-            paper's kind of noise for binary images. A learnable standard deviation stays its
-            owner's: it is not among the model's parameters.
+            paper's kind of noise for binary images. The level of a
+            `dvae_fast.learnable_corruptions.Learnable` is among the model's parameters; a standard
+            deviation that requires a gradient otherwise stays its owner's. A callable is taken as
+            `dvae_fast.composed_corruptions.FunctionCorruption` takes it.
         M: corruptions an example, K: samples of z a corruption; log w is averaged over both.
 
     Raises:
@@ -430,7 +462,7 @@ class DVAE(LatentVariableModel):
         inference: str = "mlp",
         image_shape: Sequence[int] | None = None,
         likelihood: str = "bernoulli",
-        corruption: Corruption | None = None,
+        corruption: Corruption | CorruptionFunction | None = None,
         M: int = 1,
         K: int = 1,
         data_mean: Tensor | None = None,
@@ -472,7 +504,7 @@ class DIWAE(LatentVariableModel):
         inference: str = "mlp",
         image_shape: Sequence[int] | None = None,
         likelihood: str = "bernoulli",
-        corruption: Corruption | None = None,
+        corruption: Corruption | CorruptionFunction | None = None,
         M: int = 1,
         K: int = 5,
         data_mean: Tensor | None = None,
@@ -526,50 +558,3 @@ def make_model(
         if copies != 1:
             raise ValueError(f"M must be 1 for {name}, which has no corruption; got {copies}")
     return _construct(name, data_size, latent_size, hidden_sizes, **options)
-
-
-def _plain(t: Tensor) -> float | list[float]:
-    """One number or a list; float32 values in the shortest decimals that give them back."""
-    t = t.detach().cpu().reshape(-1)
-    values = [float(str(v)) for v in (t if t.dtype == torch.float64 else t.float()).numpy()]
-    return values[0] if len(values) == 1 else values
-
-
-_CORRUPTION_NAMES = {
-    "identity": "identity",
-    "masking": "masking",
-    "salt_and_pepper": "salt-and-pepper",
-    "bit_flip": "bit-flip",
-    "gaussian": "gaussian",
-}
-
-
-def _describe_corruption(corruption: Corruption) -> dict[str, Any]:
-    """{"name", "level"} as `make_corruption` takes them, with "salt" where that is not enough."""
-    config = {
-        "name": _CORRUPTION_NAMES[corruption.kind],
-        "level": _plain(corruption.parameter),
-    }
-    if corruption.salt is not None and not bool((corruption.salt == 0.5).all()):
-        salt = _plain(corruption.salt)
-        if salt == config["level"]:
-            config["name"] = "salt-and-pepper-released"
-        else:
-            config["salt"] = salt
-    return config
-
-
-def _corruption_from(config: Any) -> Corruption:
-    if isinstance(config, Corruption):
-        return config
-    try:
-        name, level = config["name"], config["level"]
-    except (TypeError, KeyError):
-        raise ValueError(
-            f"config's corruption must have the keys name and level, got {config!r}"
-        ) from None
-    level, salt = (
-        cast("float", torch.tensor(value) if isinstance(value, list) else value)
-        for value in (level, config.get("salt"))
-    )
-    return make_corruption(name, level) if salt is None else SaltAndPepper(level, salt)

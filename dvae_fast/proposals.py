@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dvae_fast import functional, reference
+from dvae_fast.composed_corruptions import as_corruption
 from dvae_fast.corruptions import Corruption, Identity
 
 if TYPE_CHECKING:
@@ -54,11 +55,8 @@ class Proposal:
     def __init__(self, name: str, corruption: Corruption | None, copies: int) -> None:
         if name not in PROPOSALS:
             raise ValueError(f"proposal must be one of {', '.join(PROPOSALS)}; got {name!r}")
-        if corruption is not None and not isinstance(corruption, Corruption):
-            raise TypeError(
-                "corruption must be an object of dvae_fast.corruptions, such as Masking(0.1), "
-                f"got {type(corruption).__name__}"
-            )
+        if corruption is not None:
+            corruption = as_corruption(corruption)
         if name != "posterior" and corruption is None:
             raise ValueError(
                 f"proposal {name!r} must come with a corruption: the model has none, and none is "

@@ -45,7 +45,7 @@ from dvae_fast.checkpoint import (
     save_tensors,
     write_json,
 )
-from dvae_fast.corruptions import CORRUPTIONS, Corruption, make_corruption
+from dvae_fast.corruptions import CORRUPTIONS, Corruption, make_corruption, rates_from_mean
 from dvae_fast.data import BINARISATIONS, DATASETS, IMAGE_SHAPES, Dataset, load_dataset
 from dvae_fast.distributed import (
     World,
@@ -148,6 +148,8 @@ class TrainConfig:
         binarise: one of `BINARISATIONS`.
         corruption, level: one of `CORRUPTIONS` and its rate or standard deviation; identity and 0
             for a model that does not denoise.
+        per_pixel: rates in proportion to the mean image, `level` their mean (see
+            `dvae_fast.corruptions.rates_from_mean`).
         M, K: corruptions an example, latent samples a corruption, in training and validation.
         latent_size, hidden_sizes, activation, likelihood: the network's.
         inference: its encoder, one of `INFERENCES`.
@@ -169,6 +171,7 @@ class TrainConfig:
     binarise: str = "dynamic"
     corruption: str = "salt-and-pepper"
     level: float = DEFAULT_LEVEL
+    per_pixel: bool = False
     M: int = 1
     K: int = 5
     latent_size: int = 50
@@ -240,6 +243,11 @@ class TrainConfig:
                 raise ValueError(
                     f"M must be 1 for {self.model} (only {denoising} corrupt); got {self.M}"
                 )
+        if self.per_pixel and self.corruption in ("identity", "gaussian"):
+            raise ValueError(
+                "per_pixel must be off unless the corruption has a rate; "
+                f"corruption is {self.corruption}"
+            )
         try:
             if not math.isfinite(self.level):
                 raise ValueError(f"level must be finite, got {self.level!r}")
@@ -251,7 +259,8 @@ class TrainConfig:
         """The model, with fresh parameters from torch's generator."""
         corruption: Corruption | None = None
         if MODELS[self.model].denoising:
-            corruption = make_corruption(self.corruption, self.level)
+            level = rates_from_mean(data.mean, self.level) if self.per_pixel else self.level
+            corruption = make_corruption(self.corruption, level)
         return make_model(
             self.model,
             data.size,

@@ -27,6 +27,7 @@ from dvae_fast.checkpoint import (
     load_tensors,
     save_tensors,
 )
+from dvae_fast.corruptions import rates_from_mean
 from dvae_fast.evaluate import estimate_log_likelihood
 from dvae_fast.train import load_config
 
@@ -108,6 +109,22 @@ def test_the_encoder_is_an_option() -> None:
     wrong = run("train", "--inference", "rnn")
     assert wrong.exit_code == 2
     assert "inference must be one of mlp, gru, gru-2d, conv; got 'rnn'" in wrong.output
+
+
+def test_rates_may_follow_the_mean_image() -> None:
+    output = ok("train", *TINY, "--epochs", "1", "--evaluate-k", "5", "--per-pixel",
+                "--level", "0.125", "--no-tensorboard", "--run-dir", "r")  # fmt: skip
+    assert "salt-and-pepper 0.125 by pixel" in output
+    config = load_config("r")
+    assert config.per_pixel
+    rates = load_model("r").config()["corruption"]["level"]
+    assert torch.equal(torch.tensor(rates), rates_from_mean(config.load_data().mean, 0.125))
+    ok("train", "--resume", "--run-dir", "r", "--epochs", "2", "--evaluate-k", "0", "-q")
+    wrong = run("train", "--corruption", "gaussian", "--per-pixel")
+    assert wrong.exit_code == 2
+    assert "per_pixel must be off unless the corruption has a rate; corruption is gaussian" in (
+        " ".join(wrong.output.split())
+    )
 
 
 def test_quiet_prints_nothing(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ from dvae_fast.evaluate import DTYPES, METHODS, estimate_log_likelihood
 from dvae_fast.inference import INFERENCES
 from dvae_fast.likelihoods import LIKELIHOODS
 from dvae_fast.models import MODELS, LatentVariableModel
-from dvae_fast.networks import ACTIVATIONS
+from dvae_fast.networks import ACTIVATIONS, POSTERIORS
 from dvae_fast.partial import remove_partial
 from dvae_fast.plots import (
     plot_bounds,
@@ -272,6 +272,9 @@ def train_command(
     inference: Annotated[
         str, typer.Option(help=f"The encoder, one of {_names(INFERENCES)}.")
     ] = "mlp",
+    posterior: Annotated[
+        str, typer.Option(help=f"The posterior's covariance, one of {_names(POSTERIORS)}.")
+    ] = "diagonal",
     likelihood: Annotated[
         str | None,
         typer.Option(
@@ -342,6 +345,7 @@ def train_command(
                 "hidden_sizes": _hidden_sizes(hidden),
                 "activation": activation,
                 "inference": inference,
+                "posterior": posterior,
                 "likelihood": likelihood,
                 "epochs": epochs,
                 "batch_size": batch_size,
@@ -471,6 +475,8 @@ def _announce(
     parts = [values, f"{config.likelihood} likelihood"]
     if config.inference != "mlp":
         parts.append(f"{config.inference} encoder")
+    if config.posterior != "diagonal":
+        parts.append(f"{config.posterior} covariance")
     if MODELS[config.model].denoising:
         rates = " by pixel" * config.per_pixel
         parts.append(f"{config.corruption} {config.level:g}{rates}, M = {config.M}")

@@ -1,6 +1,6 @@
 """Inference networks that see an image as one: recurrent over its rows, or convolutional.
 
-Each maps (..., D) to the mean and log-variance of q(z|x), (..., Z) each, as
+Each maps (..., D) to the mean and log-variance of q(z|x), (..., Z) each, or its full spread, as
 `dvae_fast.networks.GaussianEncoder` does, with D = H · W pixels, row by row. Source of the
 recurrent ones: Im, Ahn, Memisevic, Bengio (arXiv 1511.06406), whose experiments compare gated
 recurrent units with perceptrons.
@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dvae_fast.networks import MLP, GaussianEncoder, check_size, check_sizes, linear
+from dvae_fast.networks import (
+    MLP,
+    GaussianEncoder,
+    check_sizes,
+    posterior_layer,
+    split_posterior,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +66,7 @@ def check_inference(
 
 
 class _ImageEncoder(nn.Module):
-    """Features of each image, layers of a perceptron, and one last linear layer of 2 Z outputs."""
+    """Features of each image, layers of a perceptron, and one last linear layer."""
 
     def __init__(
         self,
@@ -69,18 +75,20 @@ class _ImageEncoder(nn.Module):
         hidden: Sequence[int],
         latent: int,
         activation: str,
+        posterior: str,
     ) -> None:
         super().__init__()
         self.image_shape = _check_image_shape(image_shape)
         self.trunk = MLP((features, *hidden), activation)
-        self.output = linear((features, *hidden)[-1], 2 * check_size("latent", latent))
+        self.output = posterior_layer((features, *hidden)[-1], latent, posterior)
+        self.latent, self.posterior = latent, posterior
 
     def features(self, images: Tensor) -> Tensor:
         """(N, H, W) → (N, features)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(..., D) → (mean, log_var), each (..., Z).
+        """(..., D) → mean (..., Z), and log_var (..., Z) or, if full, L (..., Z, Z).
 
         Raises:
             ValueError: if D is not H · W.
@@ -94,8 +102,8 @@ class _ImageEncoder(nn.Module):
             )
         features = self.features(x.reshape(math.prod(leading), height, width))
         output: Tensor = self.output(self.trunk(features))
-        mean, log_var = output.view(*leading, output.shape[-1]).chunk(2, -1)
-        return mean, log_var
+        rows = output.view(*leading, output.shape[-1])
+        return split_posterior(rows, self.latent, self.posterior)
 
 
 class GRUEncoder(_ImageEncoder):
@@ -107,6 +115,7 @@ class GRUEncoder(_ImageEncoder):
             the output; at least one.
         latent: Z.
         activation: of the layers after the recurrent one, one of `ACTIVATIONS`.
+        posterior: one of `dvae_fast.networks.POSTERIORS`.
         columns: read the image column by column too, with units of their own; both states go on.
         pooling: "last", the state after the last row; "mean", the mean of the states.
 
@@ -120,6 +129,7 @@ class GRUEncoder(_ImageEncoder):
         hidden: Sequence[int],
         latent: int,
         activation: str = "softplus",
+        posterior: str = "diagonal",
         *,
         columns: bool = False,
         pooling: str = "last",
@@ -130,7 +140,7 @@ class GRUEncoder(_ImageEncoder):
             raise ValueError("hidden must hold the size of the recurrent layer at least, got none")
         if pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}; got {pooling!r}")
-        super().__init__(image_shape, units * (1 + columns), rest, latent, activation)
+        super().__init__(image_shape, units * (1 + columns), rest, latent, activation, posterior)
         self.pooling = pooling
         self.rows = nn.GRU(width, units, batch_first=True)
         self.columns = nn.GRU(height, units, batch_first=True) if columns else None
@@ -155,6 +165,7 @@ class ConvEncoder(_ImageEncoder):
         hidden: sizes of the layers between the last convolution and the output; may be empty.
         latent: Z.
         activation: of those layers, one of `ACTIVATIONS`; that of the convolutions is ReLU.
+        posterior: one of `dvae_fast.networks.POSTERIORS`.
         channels: of the convolutions, from the data on; at least one.
 
     Raises:
@@ -167,6 +178,7 @@ class ConvEncoder(_ImageEncoder):
         hidden: Sequence[int],
         latent: int,
         activation: str = "softplus",
+        posterior: str = "diagonal",
         *,
         channels: Sequence[int] = (32, 64),
     ) -> None:
@@ -176,7 +188,8 @@ class ConvEncoder(_ImageEncoder):
             raise ValueError("channels must hold at least one size, got none")
         for _ in channels:
             height, width = (height + 1) // 2, (width + 1) // 2
-        super().__init__(image_shape, channels[-1] * height * width, hidden, latent, activation)
+        features = channels[-1] * height * width
+        super().__init__(image_shape, features, hidden, latent, activation, posterior)
         layers: list[nn.Module] = []
         for i, o in zip((1, *channels[:-1]), channels, strict=True):
             layer = nn.Conv2d(i, o, 3, stride=2, padding=1)
@@ -200,11 +213,12 @@ def make_encoder(
     hidden: Sequence[int],
     latent: int,
     activation: str,
+    posterior: str = "diagonal",
 ) -> nn.Module:
     """The encoder called `inference`, one of `INFERENCES`; raises as `check_inference`."""
     shape = check_inference(inference, data_size, image_shape)
     if shape is None or inference == "mlp":
-        return GaussianEncoder(data_size, hidden, latent, activation)
+        return GaussianEncoder(data_size, hidden, latent, activation, posterior)
     if inference == "conv":
-        return ConvEncoder(shape, hidden, latent, activation)
-    return GRUEncoder(shape, hidden, latent, activation, columns=inference == "gru-2d")
+        return ConvEncoder(shape, hidden, latent, activation, posterior)
+    return GRUEncoder(shape, hidden, latent, activation, posterior, columns=inference == "gru-2d")

@@ -18,10 +18,11 @@ from dvae_fast import functional, objectives
 from dvae_fast.composed_corruptions import as_corruption
 from dvae_fast.corruption_config import corruption_from, describe_corruption
 from dvae_fast.corruptions import Corruption, Identity, SaltAndPepper
+from dvae_fast.gaussian_posterior import is_full, sample_gaussian
 from dvae_fast.inference import check_inference, make_encoder
 from dvae_fast.learnable_corruptions import Learnable, score_function_surrogate
 from dvae_fast.likelihoods import get_likelihood
-from dvae_fast.networks import DECODERS, check_size, check_sizes, splits
+from dvae_fast.networks import DECODERS, check_posterior, check_size, check_sizes, splits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -54,6 +55,7 @@ class LatentVariableModel(nn.Module):
         activation: str,
         inference: str,
         image_shape: Sequence[int] | None,
+        posterior: str,
         likelihood: str,
         corruption: Corruption | CorruptionFunction | None,
         M: int,
@@ -66,6 +68,7 @@ class LatentVariableModel(nn.Module):
         self.hidden_sizes = check_sizes("hidden_sizes", hidden_sizes)
         self.activation = activation
         self.inference = inference
+        self.posterior = check_posterior(posterior)
         self.image_shape = check_inference(inference, data_size, image_shape)
         self.likelihood = get_likelihood(likelihood)
         self.corruption = None if corruption is None else as_corruption(corruption)
@@ -75,8 +78,9 @@ class LatentVariableModel(nn.Module):
             self.corruption.check_copies(M)
         # Typed as modules, not as the classes made here: both may be replaced.
         self.encoder: nn.Module = make_encoder(
-            inference, data_size, self.image_shape, self.hidden_sizes, latent_size, activation
-        )
+            inference, data_size, self.image_shape, self.hidden_sizes, latent_size, activation,
+            posterior,
+        )  # fmt: skip
         self.decoder: nn.Module = DECODERS[self.likelihood.kind](
             latent_size, self.hidden_sizes[::-1], data_size, activation, data_mean
         )
@@ -84,9 +88,12 @@ class LatentVariableModel(nn.Module):
     # --- the parts ----------------------------------------------------------------------------
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """q(z|x) for x exactly as given, without corruption: (..., D) → mean, log_var (..., Z)."""
-        mean, log_var = self.encoder(x)
-        return mean, log_var
+        """q(z|x) for x exactly as given, without corruption: (..., D) → mean, log_var (..., Z).
+
+        A full posterior has L, (..., Z, Z), in the place of log_var: its covariance is L Lᵀ.
+        """
+        mean, spread = self.encoder(x)
+        return mean, spread
 
     def decode(self, z: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """The likelihood's parameters: (..., Z) → logits (..., D), or a Gaussian's pair."""
@@ -129,10 +136,15 @@ class LatentVariableModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """z and log_ratio for the objective: M corruptions encoded once, K samples of each."""
         noisy = self._corrupt(x, key, self.M if self.M > 1 else None, first_example)
-        mean, log_var = self.encode(noisy)
-        return objectives.sample_latents(
-            mean, log_var, self.K, self.objective, key, first_example=first_example
-        )
+        mean, spread = self.encode(noisy)
+        if not is_full(mean, spread):
+            return objectives.sample_latents(
+                mean, spread, self.K, self.objective, key, first_example=first_example
+            )
+        k = self.K
+        if self.objective == "elbo" and k > 1:  # outside the logarithm, as `sample_latents` does
+            mean, spread, k = _repeated(mean, -3, k), _repeated(spread, -4, k), 1
+        return sample_gaussian(mean, spread, k, key, first_example=first_example)
 
     def _log_weights(self, z: Tensor, x: Tensor, log_ratio: Tensor) -> Tensor:
         """log w in the shape of log_ratio, not holding the logits of a Bernoulli."""
@@ -223,7 +235,7 @@ class LatentVariableModel(nn.Module):
         self,
         x: Tensor,
         mean: Tensor,
-        log_var: Tensor,
+        spread: Tensor,
         k: int,
         seed: int | Tensor | None = None,
         *,
@@ -234,7 +246,7 @@ class LatentVariableModel(nn.Module):
 
         Args:
             x: (B, D).
-            mean, log_var: (B, Z), as `encode` returns them.
+            mean, spread: as `encode` returns them.
             k: K >= 1.
             seed, first_example, first_sample: as for `dvae_fast.sample_latent`; any split of the
                 work over examples and samples gives the same numbers.
@@ -242,8 +254,8 @@ class LatentVariableModel(nn.Module):
         Returns:
             (B, K) in nats, float32 (float64 for a float64 model); differentiable.
         """
-        z, log_ratio = functional.sample_latent(
-            mean, log_var, k, seed, first_example=first_example, first_sample=first_sample
+        z, log_ratio = sample_gaussian(
+            mean, spread, k, seed, first_example=first_example, first_sample=first_sample
         )
         return self._log_weights(z, x, log_ratio)
 
@@ -303,6 +315,8 @@ class LatentVariableModel(nn.Module):
         if self.inference != "mlp":
             assert self.image_shape is not None
             config |= {"inference": self.inference, "image_shape": list(self.image_shape)}
+        if self.posterior != "diagonal":
+            config["posterior"] = self.posterior
         if self.denoising:
             assert self.corruption is not None
             config |= {"corruption": describe_corruption(self.corruption), "M": self.M}
@@ -322,7 +336,7 @@ class LatentVariableModel(nn.Module):
             valid = [n for n, c in MODELS.items() if issubclass(c, cls)]
             raise ValueError(f"config's model must be one of {', '.join(valid)}; got {name!r}")
         known = {"data_size", "latent_size", "hidden_sizes", "activation", "likelihood", "K"}
-        known |= {"inference", "image_shape"}
+        known |= {"inference", "image_shape", "posterior"}
         if MODELS[name].denoising:
             known |= {"corruption", "M"}
         if unknown := sorted(options.keys() - known):
@@ -351,6 +365,8 @@ class VAE(LatentVariableModel):
         inference: the encoder, one of `dvae_fast.inference.INFERENCES`; "gru" and "gru-2d" take the
             first of hidden_sizes for their recurrent layer.
         image_shape: (H, W), H · W = D; needed by every encoder but "mlp".
+        posterior: the covariance of q(z|x), one of `dvae_fast.networks.POSTERIORS`; for "full"
+            `encode` returns a triangular factor (..., Z, Z) in the place of log_var.
         likelihood: "bernoulli" (x in [0, 1]) or "gaussian" (mean a sigmoid, scale learnt).
         K: samples of z an example, over which log w is averaged.
         data_mean: (D,) in [0, 1], where the decoder's bias starts.
@@ -373,6 +389,7 @@ class VAE(LatentVariableModel):
         activation: str = "softplus",
         inference: str = "mlp",
         image_shape: Sequence[int] | None = None,
+        posterior: str = "diagonal",
         likelihood: str = "bernoulli",
         K: int = 1,
         data_mean: Tensor | None = None,
@@ -384,6 +401,7 @@ class VAE(LatentVariableModel):
             activation=activation,
             inference=inference,
             image_shape=image_shape,
+            posterior=posterior,
             likelihood=likelihood,
             corruption=None,
             M=1,
@@ -410,6 +428,7 @@ class IWAE(LatentVariableModel):
         activation: str = "softplus",
         inference: str = "mlp",
         image_shape: Sequence[int] | None = None,
+        posterior: str = "diagonal",
         likelihood: str = "bernoulli",
         K: int = 5,
         data_mean: Tensor | None = None,
@@ -421,6 +440,7 @@ class IWAE(LatentVariableModel):
             activation=activation,
             inference=inference,
             image_shape=image_shape,
+            posterior=posterior,
             likelihood=likelihood,
             corruption=None,
             M=1,
@@ -433,8 +453,8 @@ class DVAE(LatentVariableModel):
     """The denoising variational autoencoder: E_p(x̃|x) E_q(z|x̃) [log w], judged on the clean x.
 
     Args:
-        data_size, latent_size, hidden_sizes, activation, inference, image_shape, likelihood,
-            data_mean: as for `VAE`.
+        data_size, latent_size, hidden_sizes, activation, inference, image_shape, posterior,
+            likelihood, data_mean: as for `VAE`.
         corruption: p(x̃|x), one of `dvae_fast.corruptions`; None for SaltAndPepper(0.1), the
             paper's kind of noise for binary images. The level of a
             `dvae_fast.learnable_corruptions.Learnable` is among the model's parameters; a standard
@@ -461,6 +481,7 @@ class DVAE(LatentVariableModel):
         activation: str = "softplus",
         inference: str = "mlp",
         image_shape: Sequence[int] | None = None,
+        posterior: str = "diagonal",
         likelihood: str = "bernoulli",
         corruption: Corruption | CorruptionFunction | None = None,
         M: int = 1,
@@ -474,6 +495,7 @@ class DVAE(LatentVariableModel):
             activation=activation,
             inference=inference,
             image_shape=image_shape,
+            posterior=posterior,
             likelihood=likelihood,
             corruption=SaltAndPepper(0.1) if corruption is None else corruption,
             M=M,
@@ -503,6 +525,7 @@ class DIWAE(LatentVariableModel):
         activation: str = "softplus",
         inference: str = "mlp",
         image_shape: Sequence[int] | None = None,
+        posterior: str = "diagonal",
         likelihood: str = "bernoulli",
         corruption: Corruption | CorruptionFunction | None = None,
         M: int = 1,
@@ -516,6 +539,7 @@ class DIWAE(LatentVariableModel):
             activation=activation,
             inference=inference,
             image_shape=image_shape,
+            posterior=posterior,
             likelihood=likelihood,
             corruption=SaltAndPepper(0.1) if corruption is None else corruption,
             M=M,
@@ -526,6 +550,12 @@ class DIWAE(LatentVariableModel):
 
 #: The models by the name used in configurations and on the command line.
 MODELS: dict[str, type[LatentVariableModel]] = {c.name: c for c in (VAE, IWAE, DVAE, DIWAE)}
+
+
+def _repeated(t: Tensor, before: int, k: int) -> Tensor:
+    """t with a new dimension of k, of no memory of its own."""
+    t = t.unsqueeze(before)
+    return t.expand(*(k if i == t.dim() + before else n for i, n in enumerate(t.shape)))
 
 
 def _construct(name: str, *args: Any, **options: Any) -> LatentVariableModel:

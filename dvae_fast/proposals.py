@@ -16,6 +16,7 @@ from torch import Tensor
 from dvae_fast import functional, reference
 from dvae_fast.composed_corruptions import as_corruption
 from dvae_fast.corruptions import Corruption, Identity
+from dvae_fast.gaussian_posterior import gaussian_log_ratio, place, sample_gaussian
 
 if TYPE_CHECKING:
     from dvae_fast.judged import Judged
@@ -75,25 +76,27 @@ class Proposal:
         if self.name == "corrupted":
             return _Corrupted(judged, x, corruption, key, first_example)
         noisy = functional.corrupt(x, corruption, self.copies, key, first_example=first_example)
-        mean, log_var = judged.posterior(noisy.flatten(0, 1))
-        shape = (self.copies, x.shape[0], mean.shape[1])
-        return _Mixture(mean.view(shape), log_var.reshape(shape), key, first_example)
+        mean, spread = (
+            part.unflatten(0, (self.copies, len(x)))
+            for part in judged.posterior(noisy.flatten(0, 1))
+        )
+        return _Mixture(mean, spread, key, first_example)
 
 
 class _Posterior:
-    def __init__(self, mean: Tensor, log_var: Tensor, key: Tensor, first_example: int) -> None:
-        self.mean, self.log_var = mean, log_var
+    def __init__(self, mean: Tensor, spread: Tensor, key: Tensor, first_example: int) -> None:
+        self.mean, self.spread = mean, spread
         self.key, self.first_example = key, first_example
 
     def draw(self, k: int, first_sample: int) -> tuple[Tensor, Tensor]:
-        return functional.sample_latent(
-            self.mean, self.log_var, k, self.key,
+        return sample_gaussian(
+            self.mean, self.spread, k, self.key,
             first_example=self.first_example, first_sample=first_sample,
         )  # fmt: skip
 
     def row(self, i: int) -> _Posterior:
         one = slice(i, i + 1)
-        return _Posterior(self.mean[one], self.log_var[one], self.key, self.first_example + i)
+        return _Posterior(self.mean[one], self.spread[one], self.key, self.first_example + i)
 
 
 class _Corrupted:
@@ -109,15 +112,14 @@ class _Corrupted:
             first_example=self.first_example, first_copy=first_sample,
         )  # fmt: skip
         b = self.x.shape[0]
-        mean, log_var = (
-            part.unflatten(0, (k, b)).transpose(0, 1)  # (B, k, Z)
+        mean, spread = (
+            part.unflatten(0, (k, b)).transpose(0, 1)  # (B, k, Z), (B, k, Z, Z) if full
             for part in self.judged.posterior(noisy.flatten(0, 1))
         )
         noise = _noise(b, k, mean, self.key, self.first_example, first_sample)
-        z = mean + torch.exp(0.5 * log_var) * noise
-        rows = (b * k, mean.shape[-1])
-        ratio = functional.latent_log_ratio(
-            z.reshape(b * k, 1, -1), mean.reshape(rows), log_var.reshape(rows)
+        z = place(mean, spread, noise)
+        ratio = gaussian_log_ratio(
+            z.reshape(b * k, 1, -1), mean.flatten(0, 1), spread.flatten(0, 1)
         )
         return z, ratio.view(b, k)
 
@@ -131,8 +133,8 @@ class _Mixture:
     """Sample s of an example is of component (s + u) mod M, with a u of its own: stratified, and
     yet each sample is marginally of the mixture, so that any k and any chunk is unbiased."""
 
-    def __init__(self, mean: Tensor, log_var: Tensor, key: Tensor, first_example: int) -> None:
-        self.mean, self.log_var = mean, log_var  # (M, B, Z)
+    def __init__(self, mean: Tensor, spread: Tensor, key: Tensor, first_example: int) -> None:
+        self.mean, self.spread = mean, spread  # (M, B, Z); (M, B, Z, Z) if full
         self.key, self.first_example = key, first_example
 
     def draw(self, k: int, first_sample: int) -> tuple[Tensor, Tensor]:
@@ -146,20 +148,18 @@ class _Mixture:
         )
         which = (sample + u) % m  # (B, k)
         at = torch.arange(b, device=device)[:, None]
-        mean, log_var = self.mean[which, at], self.log_var[which, at]  # (B, k, Z)
+        mean, spread = self.mean[which, at], self.spread[which, at]  # (B, k, Z)
         noise = _noise(b, k, mean, self.key, self.first_example, first_sample)
-        z = mean + torch.exp(0.5 * log_var) * noise
-        return z, _mixture_log_ratio(z, self.mean, self.log_var)
+        z = place(mean, spread, noise)
+        return z, _mixture_log_ratio(z, self.mean, self.spread)
 
     def row(self, i: int) -> _Mixture:
         one = slice(i, i + 1)
-        return _Mixture(self.mean[:, one], self.log_var[:, one], self.key, self.first_example + i)
+        return _Mixture(self.mean[:, one], self.spread[:, one], self.key, self.first_example + i)
 
 
-def _mixture_log_ratio(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
-    each = torch.stack(
-        [functional.latent_log_ratio(z, m, v) for m, v in zip(mean, log_var, strict=True)]
-    )
+def _mixture_log_ratio(z: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
+    each = torch.stack([gaussian_log_ratio(z, m, s) for m, s in zip(mean, spread, strict=True)])
     return -(torch.logsumexp(-each, 0) - math.log(len(mean)))
 
 

@@ -62,7 +62,7 @@ from dvae_fast.graphed import GraphedStep
 from dvae_fast.inference import INFERENCES
 from dvae_fast.likelihoods import LIKELIHOODS
 from dvae_fast.models import MODELS, LatentVariableModel, make_model
-from dvae_fast.networks import ACTIVATIONS, evaluating
+from dvae_fast.networks import ACTIVATIONS, POSTERIORS, evaluating
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -152,7 +152,8 @@ class TrainConfig:
             `dvae_fast.corruptions.rates_from_mean`).
         M, K: corruptions an example, latent samples a corruption, in training and validation.
         latent_size, hidden_sizes, activation, likelihood: the network's.
-        inference: its encoder, one of `INFERENCES`.
+        inference, posterior: its encoder, one of `INFERENCES`, and the covariance that gives, one
+            of `POSTERIORS`.
         epochs, batch_size, learning_rate: of Adam; a batch is that of all processes together.
         lr_schedule: ``constant``, or ``stepwise`` (see :func:`learning_rate`).
         seed: governs initial values, order, binarisation while training, and noise.
@@ -178,6 +179,7 @@ class TrainConfig:
     hidden_sizes: tuple[int, ...] = (200, 200)
     activation: str = "softplus"
     inference: str = "mlp"
+    posterior: str = "diagonal"
     likelihood: str = "bernoulli"
     epochs: int = DEFAULT_EPOCHS["digits"]
     batch_size: int = 100
@@ -209,6 +211,7 @@ class TrainConfig:
             _check_count("each of hidden_sizes", size, 1)
         _check_choice("activation", self.activation, ACTIVATIONS)
         _check_choice("inference", self.inference, INFERENCES)
+        _check_choice("posterior", self.posterior, POSTERIORS)
         if self.inference.startswith("gru") and not self.hidden_sizes:
             raise ValueError(
                 f"hidden_sizes must hold the size of the recurrent layer for {self.inference}, "
@@ -269,6 +272,7 @@ class TrainConfig:
             activation=self.activation,
             inference=self.inference,
             image_shape=data.image_shape,
+            posterior=self.posterior,
             likelihood=self.likelihood,
             corruption=corruption,
             M=self.M,

@@ -102,10 +102,11 @@ def test_train_leaves_a_complete_run(tmp_path: Path) -> None:
 
 def test_the_encoder_is_an_option() -> None:
     output = ok("train", *TINY, "--epochs", "1", "--evaluate-k", "5", "--inference", "gru",
-                "--no-tensorboard", "--run-dir", "r")  # fmt: skip
-    assert "gru encoder" in output
+                "--posterior", "full", "--no-tensorboard", "--run-dir", "r")  # fmt: skip
+    assert "gru encoder, full covariance" in output
     config = load_model("r").config()
     assert (config["inference"], config["image_shape"]) == ("gru", [8, 8])
+    assert config["posterior"] == "full"
     wrong = run("train", "--inference", "rnn")
     assert wrong.exit_code == 2
     assert "inference must be one of mlp, gru, gru-2d, conv; got 'rnn'" in wrong.output

@@ -60,6 +60,7 @@ from dvae_fast.distributed import (
 from dvae_fast.estimates import LikelihoodEstimate
 from dvae_fast.evaluate import DTYPES, METHODS, estimate_log_likelihood
 from dvae_fast.inference import INFERENCES
+from dvae_fast.learnable_corruptions import LEVEL_ESTIMATORS
 from dvae_fast.likelihoods import LIKELIHOODS
 from dvae_fast.models import MODELS, LatentVariableModel
 from dvae_fast.networks import ACTIVATIONS, POSTERIORS
@@ -255,6 +256,13 @@ def train_command(
             help="A rate for each pixel, in proportion to the mean image, --level on average.",
         ),
     ] = False,
+    learn_level: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Learn the level, by one of {_names(LEVEL_ESTIMATORS)} (pathwise for gaussian, "
+            "score with -M 2 or more). Default: it stays."
+        ),
+    ] = None,
     M: Annotated[int, typer.Option("--copies", "-M", help="Corruptions of each example.")] = 1,
     K: Annotated[
         int | None,
@@ -339,6 +347,7 @@ def train_command(
                 "corruption": corruption,
                 "level": level,
                 "per_pixel": per_pixel,
+                "learn_level": learn_level,
                 "M": M,
                 "K": K,
                 "latent_size": latent,
@@ -382,6 +391,9 @@ def train_command(
             ("validation bound", f"{_number(metrics['best']['valid_bound'])} nats"),
             ("test bound", f"{_number(metrics['test_bound'])} nats"),
         ]
+        if "learnt_level" in metrics:
+            learnt = f"{metrics['learnt_level']:.4g}, from {config.level:g}"
+            rows.append((f"{config.corruption} level", learnt))
         if evaluate_k:
             try:
                 with cpu_threads(config.threads):
@@ -478,8 +490,8 @@ def _announce(
     if config.posterior != "diagonal":
         parts.append(f"{config.posterior} covariance")
     if MODELS[config.model].denoising:
-        rates = " by pixel" * config.per_pixel
-        parts.append(f"{config.corruption} {config.level:g}{rates}, M = {config.M}")
+        how = " by pixel" * config.per_pixel + ", learnt" * (config.learn_level is not None)
+        parts.append(f"{config.corruption} {config.level:g}{how}, M = {config.M}")
     parts.append(f"K = {config.K}")
     if world.size > 1:
         parts.append(f"{world.size} processes")

@@ -60,6 +60,7 @@ from dvae_fast.distributed import (
 from dvae_fast.functional import corrupt
 from dvae_fast.graphed import GraphedStep
 from dvae_fast.inference import INFERENCES
+from dvae_fast.learnable_corruptions import LEVEL_ESTIMATORS, Learnable
 from dvae_fast.likelihoods import LIKELIHOODS
 from dvae_fast.models import MODELS, LatentVariableModel, make_model
 from dvae_fast.networks import ACTIVATIONS, POSTERIORS, evaluating
@@ -150,6 +151,7 @@ class TrainConfig:
             for a model that does not denoise.
         per_pixel: rates in proportion to the mean image, `level` their mean (see
             `dvae_fast.corruptions.rates_from_mean`).
+        learn_level: how the level is learnt from there on, one of `LEVEL_ESTIMATORS`; None if not.
         M, K: corruptions an example, latent samples a corruption, in training and validation.
         latent_size, hidden_sizes, activation, likelihood: the network's.
         inference, posterior: its encoder, one of `INFERENCES`, and the covariance that gives, one
@@ -173,6 +175,7 @@ class TrainConfig:
     corruption: str = "salt-and-pepper"
     level: float = DEFAULT_LEVEL
     per_pixel: bool = False
+    learn_level: str | None = None
     M: int = 1
     K: int = 5
     latent_size: int = 50
@@ -254,9 +257,17 @@ class TrainConfig:
         try:
             if not math.isfinite(self.level):
                 raise ValueError(f"level must be finite, got {self.level!r}")
-            make_corruption(self.corruption, self.level)
+            corruption = make_corruption(self.corruption, self.level)
         except (TypeError, ValueError) as error:
             raise ValueError(f"level does not fit {self.corruption}: {error}") from None
+        if self.learn_level is not None:
+            _check_choice("learn_level", self.learn_level, LEVEL_ESTIMATORS)
+            try:
+                Learnable(corruption, self.learn_level).check_copies(self.M)
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"learn_level does not fit {self.corruption} {self.level:g}: {error}"
+                ) from None
 
     def make_model(self, data: Dataset) -> LatentVariableModel:
         """The model, with fresh parameters from torch's generator."""
@@ -264,6 +275,8 @@ class TrainConfig:
         if MODELS[self.model].denoising:
             level = rates_from_mean(data.mean, self.level) if self.per_pixel else self.level
             corruption = make_corruption(self.corruption, level)
+            if self.learn_level is not None:
+                corruption = Learnable(corruption, self.learn_level)
         return make_model(
             self.model,
             data.size,
@@ -842,8 +855,9 @@ def train(
     Returns:
         What ``metrics.json`` holds: ``status`` ("finished" or "interrupted"), ``config``,
         ``versions``, ``history`` and ``best`` (bounds in nats per example) and, if finished,
-        ``test_bound`` of the best model; if a signal came, even too late to interrupt, its number
-        as ``signal``. The same on every rank.
+        ``test_bound`` of the best model, and the mean of its corruption's levels as
+        ``learnt_level``, if learnt; if a signal came, even too late to interrupt, its number as
+        ``signal``. The same on every rank.
 
     Raises:
         ValueError: if the folder holds a run and `resume` is False, or holds another than
@@ -875,6 +889,8 @@ def train(
                 metrics = run.metrics("finished" if finished else "interrupted")
                 if finished:
                     run.model.load_state_dict(run.best)
+                    if isinstance(run.model.corruption, Learnable):
+                        metrics["learnt_level"] = run.model.corruption.level.detach().mean().item()
                     metrics["test_bound"] = run.bound("test", run.test_seed)
                     board.pictures(run.model, data, run.best_epoch, last=True)
                 pace.agree()

@@ -128,6 +128,21 @@ def test_rates_may_follow_the_mean_image() -> None:
     )
 
 
+def test_the_level_may_be_learnt() -> None:
+    output = ok("train", *TINY, "--epochs", "1", "--evaluate-k", "5", "--learn-level", "score",
+                "--no-tensorboard", "--run-dir", "r")  # fmt: skip
+    assert "salt-and-pepper 0.05, learnt" in output
+    level = json.loads(Path("r/metrics.json").read_text())["learnt_level"]
+    assert level != pytest.approx(0.05, abs=1e-6)
+    assert f"{level:.4g}, from 0.05" in output
+    state = load_model("r").state_dict()
+    assert float(state["corruption.unconstrained"].sigmoid()) == pytest.approx(level)
+    ok("train", "--resume", "--run-dir", "r", "--epochs", "2", "--evaluate-k", "0", "-q")
+    wrong = run("train", "--learn-level", "score", "-M", "1")
+    assert wrong.exit_code == 2
+    assert "learn_level does not fit salt-and-pepper 0.05: M must be >= 2" in wrong.output
+
+
 def test_quiet_prints_nothing(tmp_path: Path) -> None:
     output = ok("train", *TINY, "--epochs", "1", "--evaluate-k", "0", "-q", "--no-tensorboard",
                 "--run-dir", "r")  # fmt: skip

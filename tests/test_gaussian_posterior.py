@@ -15,6 +15,7 @@ from torch.distributions import MultivariateNormal
 
 from dvae_fast import functional
 from dvae_fast.ais import annealed_importance_sampling
+from dvae_fast.composed_corruptions import Compose
 from dvae_fast.corruptions import AdditiveGaussian, SaltAndPepper
 from dvae_fast.evaluate import estimate_log_likelihood
 from dvae_fast.gaussian_posterior import (
@@ -25,6 +26,7 @@ from dvae_fast.gaussian_posterior import (
     sample_gaussian,
 )
 from dvae_fast.inference import INFERENCES, make_encoder
+from dvae_fast.learnable_corruptions import Learnable
 from dvae_fast.models import MODELS, LatentVariableModel, make_model
 from dvae_fast.networks import split_posterior
 from dvae_fast.proposals import PROPOSALS
@@ -213,6 +215,40 @@ def test_run_configuration() -> None:
     assert TrainConfig.from_dict(config.to_dict()) == config
     with pytest.raises(ValueError, match="posterior must be one of diagonal, full; got 'dense'"):
         default_config(posterior="dense")
+
+
+@pytest.mark.parametrize("posterior", ["diagonal", "full"])
+@pytest.mark.parametrize("inference", INFERENCES)
+def test_autocast(inference: str, posterior: str) -> None:
+    """bfloat16 products in the networks alone."""
+    model = make_model(
+        "diwae", D, Z, (6,), inference=inference, image_shape=SHAPE, posterior=posterior, M=M, K=K
+    )
+    x = torch.rand(B, D)
+    exact = model.loss(x, SEED)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model.loss(x, SEED)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, exact, rtol=0.02, atol=0)
+    loss.backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+# torch.compile's own doing, on meeting an autograd.Function and on loading its backend.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated. Methods on:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")
+def test_compiles_without_a_graph_break() -> None:
+    """With a composed corruption and convolutions, too."""
+    corruption = Compose(SaltAndPepper(0.3), Learnable(AdditiveGaussian(0.1)))
+    model = _model("diwae", inference="conv", image_shape=SHAPE, corruption=corruption.double())
+    x, seed = torch.rand(B, D, dtype=torch.float64), torch.tensor([SEED])
+    parameters = list(model.parameters())
+    eager = model.loss(x, seed)
+    expected = torch.autograd.grad(eager, parameters)
+    torch._dynamo.reset()
+    loss = torch.compile(model.loss, fullgraph=True, backend="aot_eager")(x, seed)
+    torch.testing.assert_close(loss, eager)
+    torch.testing.assert_close(torch.autograd.grad(loss, parameters), expected)
 
 
 # --- exact answers ----------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from dvae_fast import functional, reference
 from dvae_fast.estimates import Estimate, finite_or_none, from_state
+from dvae_fast.gaussian_posterior import marginal_log_var
 from dvae_fast.judged import Judged, rows_at_once
 from dvae_fast.networks import check_size
 from dvae_fast.progress import Meter
@@ -445,7 +446,8 @@ def _run(
     first: int,
 ) -> list[dict[str, Tensor]]:
     """The statistics of one batch forward and, if given its exact posterior draws, in reverse."""
-    mean, log_var = judged.posterior(x)
+    mean, spread = judged.posterior(x)
+    log_var = marginal_log_var(mean, spread)
     if settings.start == "prior":
         mean, log_var = torch.zeros_like(mean), torch.zeros_like(log_var)
     target = _Decoded(judged, x, mean, log_var)
@@ -538,7 +540,8 @@ def annealed_importance_sampling(
         temperatures: T >= 1, the number of factors of w, with T − 1 moves between them. With one
             this is importance sampling from f_0 with C samples.
         leapfrog: steps of each Hamiltonian move, L >= 1.
-        start: f_0, "posterior" for q(z|x), encoded once, or "prior".
+        start: f_0, "posterior" for q(z|x), encoded once (of a full one, the product of its
+            marginals), or "prior".
         schedule: of β, "sigmoid" or "linear".
         tune: False to take `step_size` everywhere.
         step_size: in standard deviations of f_0, where tuning starts; each move varies it by up

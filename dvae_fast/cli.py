@@ -66,9 +66,11 @@ from dvae_fast.distributed import (
 )
 from dvae_fast.estimates import LikelihoodEstimate
 from dvae_fast.evaluate import DTYPES, METHODS, estimate_log_likelihood
+from dvae_fast.inference import INFERENCES
+from dvae_fast.learnable_corruptions import LEVEL_ESTIMATORS
 from dvae_fast.likelihoods import LIKELIHOODS
 from dvae_fast.models import MODELS, LatentVariableModel
-from dvae_fast.networks import ACTIVATIONS
+from dvae_fast.networks import ACTIVATIONS, POSTERIORS
 from dvae_fast.objectives import ESTIMATORS, OBJECTIVES, Objective
 from dvae_fast.partial import remove_partial
 from dvae_fast.plots import (
@@ -255,6 +257,20 @@ def train_command(
             help=f"The corruption's rate, or standard deviation. Default: {DEFAULT_LEVEL}."
         ),
     ] = None,
+    per_pixel: Annotated[
+        bool,
+        typer.Option(
+            "--per-pixel/--no-per-pixel",
+            help="A rate for each pixel, in proportion to the mean image, --level on average.",
+        ),
+    ] = False,
+    learn_level: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Learn the level, by one of {_names(LEVEL_ESTIMATORS)} (pathwise for gaussian, "
+            "score with -M 2 or more). Default: it stays."
+        ),
+    ] = None,
     M: Annotated[
         int,
         typer.Option(
@@ -300,6 +316,12 @@ def train_command(
         str, typer.Option(help="Hidden layers of the encoder; the decoder's are its mirror.")
     ] = "200,200",
     activation: Annotated[str, typer.Option(help=f"One of {_names(ACTIVATIONS)}.")] = "softplus",
+    inference: Annotated[
+        str, typer.Option(help=f"The encoder, one of {_names(INFERENCES)}.")
+    ] = "mlp",
+    posterior: Annotated[
+        str, typer.Option(help=f"The posterior's covariance, one of {_names(POSTERIORS)}.")
+    ] = "diagonal",
     likelihood: Annotated[
         str | None,
         typer.Option(
@@ -365,6 +387,8 @@ def train_command(
                 "binarise": binarise,
                 "corruption": corruption,
                 "level": level,
+                "per_pixel": per_pixel,
+                "learn_level": learn_level,
                 "M": M,
                 "K": K,
                 "objective": objective,
@@ -376,6 +400,8 @@ def train_command(
                 "latent_size": latent,
                 "hidden_sizes": _hidden_sizes(hidden),
                 "activation": activation,
+                "inference": inference,
+                "posterior": posterior,
                 "likelihood": likelihood,
                 "epochs": epochs,
                 "batch_size": batch_size,
@@ -412,6 +438,9 @@ def train_command(
             ("validation bound", f"{_number(metrics['best']['valid_bound'])} nats"),
             ("test bound", f"{_number(metrics['test_bound'])} nats"),
         ]
+        if "learnt_level" in metrics:
+            learnt = f"{metrics['learnt_level']:.4g}, from {config.level:g}"
+            rows.append((f"{config.corruption} level", learnt))
         if evaluate_k:
             try:
                 with cpu_threads(config.threads):
@@ -503,8 +532,13 @@ def _announce(
 ) -> None:
     values = "grey values" if config.binarise == "none" else f"{config.binarise} binarisation"
     parts = [values, f"{config.likelihood} likelihood"]
+    if config.inference != "mlp":
+        parts.append(f"{config.inference} encoder")
+    if config.posterior != "diagonal":
+        parts.append(f"{config.posterior} covariance")
     if MODELS[config.model].denoising:
-        parts.append(f"{config.corruption} {config.level:g}, M = {config.M}")
+        how = " by pixel" * config.per_pixel + ", learnt" * (config.learn_level is not None)
+        parts.append(f"{config.corruption} {config.level:g}{how}, M = {config.M}")
     elif config.M > 1:
         parts.append(f"M = {config.M}")
     parts.append(f"K = {config.K}")

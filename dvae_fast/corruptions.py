@@ -9,22 +9,27 @@ Variational Auto-Encoding Framework" (arXiv 1511.06406), section 2.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TypeVar
+
+    Rate = TypeVar("Rate", bound="_RateCorruption")
 
 __all__ = [
     "CORRUPTIONS",
     "AdditiveGaussian",
     "BitFlip",
     "Corruption",
+    "DrawnCorruption",
     "Identity",
     "Masking",
     "SaltAndPepper",
     "make_corruption",
+    "rates_from_mean",
 ]
 
 
@@ -58,7 +63,7 @@ class Corruption:
     element or one per data dimension; ``salt`` is used by salt-and-pepper alone.
     """
 
-    kind: ClassVar[str] = ""
+    kind: str = ""
     parameter: torch.Tensor
     salt: torch.Tensor | None = None
 
@@ -83,6 +88,28 @@ class Corruption:
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
+class DrawnCorruption(Corruption):
+    """Base of the corruptions that are no one kernel's: they draw for themselves.
+
+    `parameter` stands for none, unless a subclass has one.
+    """
+
+    kind = "drawn"
+    parameter = torch.zeros(())
+
+    def draw(
+        self,
+        x: torch.Tensor,
+        copies: int,
+        key: torch.Tensor,
+        first_example: int,
+        first_copy: int,
+    ) -> torch.Tensor:
+        """x (B, D) → x̃ (M, B, D), out of place; arguments as `dvae_fast.corrupt` has checked
+        them, `key` the seed as an int64 tensor."""
+        raise NotImplementedError
+
+
 class Identity(Corruption):
     """x̃ = x: turns DVAE into VAE and DIWAE into IWAE."""
 
@@ -92,10 +119,62 @@ class Identity(Corruption):
         self.parameter = torch.zeros(())
 
 
+def rates_from_mean(mean_image: torch.Tensor, rate: float) -> torch.Tensor:
+    """A rate for each pixel, proportional to the mean image, whose mean is `rate`.
+
+    r_i = min(1, c · mean_i), with the one c for which the mean of r is `rate`: where a multiple
+    of the mean image would exceed 1, the pixel is always hit and the others make up for it.
+
+    Args:
+        mean_image: (D,), >= 0; the mean of the training images, usually.
+        rate: in [0, 1], and at most the share of pixels whose mean is above 0, because the others
+            are never hit.
+
+    Returns:
+        (D,), float32 and in [0, 1].
+
+    Raises:
+        TypeError: if `mean_image` is not a floating-point tensor, or `rate` not a number.
+        ValueError: if either is out of range.
+
+    Source: arXiv 1511.06406, whose noise levels follow the mean image.
+    """
+    if not isinstance(mean_image, torch.Tensor):
+        raise TypeError(
+            f"mean_image must be a floating-point tensor, got {type(mean_image).__name__}"
+        )
+    mean = _parameter("mean_image", mean_image, 0.0, math.inf).detach().double()
+    if mean.dim() != 1 or mean.numel() < 1:
+        raise ValueError(f"mean_image must have shape (D,), got {tuple(mean.shape)}")
+    _parameter("rate", rate, 0.0, 1.0)
+    wanted = float(rate)
+    size, positive = mean.numel(), int((mean > 0).sum())
+    if wanted * size > positive:
+        raise ValueError(
+            f"rate must be at most {positive / size:g}, the share of pixels whose mean is above "
+            f"0, for rates that follow the mean image; got {wanted:g}"
+        )
+    if wanted == 0:
+        return torch.zeros_like(mean, dtype=torch.float32)
+    # c if the i brightest pixels are at 1: the first for which the next is not above 1.
+    falling = mean.sort(descending=True).values
+    rest = falling.flip(0).cumsum(0).flip(0)
+    at_one = torch.arange(size, dtype=torch.float64, device=mean.device)
+    c = (wanted * size - at_one) / rest
+    fits = (rest > 0) & (c * falling <= 1)
+    chosen = c[int(fits.int().argmax())] if bool(fits.any()) else c.new_tensor(math.inf)
+    return torch.where(mean > 0, (mean * chosen).clamp(max=1.0), 0.0).float()
+
+
 class _RateCorruption(Corruption):
     def __init__(self, rate: float | torch.Tensor) -> None:
         # Masks are decided in float32 whatever the data's dtype, so that they are the same bits.
         self.parameter = _parameter("rate", rate, 0.0, 1.0).to(torch.float32)
+
+    @classmethod
+    def from_mean(cls: type[Rate], data_mean: torch.Tensor, rate: float, **options: Any) -> Rate:
+        """With the rates of `rates_from_mean`; options and errors as the constructor's too."""
+        return cls(rates_from_mean(data_mean, rate), **options)
 
 
 class Masking(_RateCorruption):
@@ -171,7 +250,7 @@ class AdditiveGaussian(Corruption):
 
 
 #: Constructors by the name used on the command line; each takes the level (rate or std).
-CORRUPTIONS: dict[str, Callable[[float], Corruption]] = {
+CORRUPTIONS: dict[str, Callable[[float | torch.Tensor], Corruption]] = {
     "identity": lambda level: Identity(),
     "masking": Masking,
     "salt-and-pepper": SaltAndPepper,
@@ -181,8 +260,8 @@ CORRUPTIONS: dict[str, Callable[[float], Corruption]] = {
 }
 
 
-def make_corruption(name: str, level: float) -> Corruption:
-    """The corruption called ``name`` at rate or standard deviation ``level``.
+def make_corruption(name: str, level: float | torch.Tensor) -> Corruption:
+    """The corruption called ``name`` at rate or standard deviation ``level``, one or one a pixel.
 
     Raises:
         ValueError: if ``name`` is not one of :data:`CORRUPTIONS` or the level is out of range.

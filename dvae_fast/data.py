@@ -16,7 +16,7 @@ frames are nearly the same: its test set judges how well the model knows this on
 Binarisation, which decides what the model is given:
 
 - ``dynamic``: every time an image is read for training, each pixel is a new Bernoulli draw with
-  the grey value as its probability;
+  the grey value as its probability: augmentation by sampling from the input;
 - ``once``: one such draw for each image, made when the data set is loaded;
 - ``fixed``: the published draw of Larochelle and Murray (AISTATS 2011), for MNIST alone;
 - ``none``: the grey values.

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
-from dvae_fast.corruptions import Corruption
+from dvae_fast.corruptions import Corruption, DrawnCorruption
 from dvae_fast.likelihoods import Likelihood, get_likelihood
 from dvae_fast.reference import accumulation_dtype
 
@@ -118,6 +118,18 @@ def _seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
         raise ValueError(f"seed must fit in 64 bits, from -2**63 to 2**63 - 1, got {seed}")
     # Filled on the device: a copy from the host would wait for it, and break a CUDA graph.
     return torch.full((1,), seed, dtype=torch.int64, device=device)
+
+
+# The golden ratio's digits: an odd number of no pattern.
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def _derived_key(key: Tensor, index: int) -> Tensor:
+    """The index-th of the keys that belong to a seed, the 0th being the seed itself.
+
+    For draws of one (stream, example, copy) more than one; nothing is read on the host.
+    """
+    return key ^ ((index * _GOLDEN + 2**63) % 2**64 - 2**63)
 
 
 def _looks() -> bool:
@@ -235,6 +247,10 @@ def corrupt(
     _check_index("first_copy", first_copy, m)
     kind = corruption.kind
     flat = x if x.dim() == 2 else x.reshape(x.shape[0], math.prod(x.shape[1:]))
+    if isinstance(corruption, DrawnCorruption):
+        key = _seed_tensor(seed, x.device)
+        out = corruption.draw(flat, m, key, first_example, first_copy)
+        return out.view(x.shape if copies is None else (m, *x.shape))
     parameter = corruption.parameter
     salt = corruption.salt
     if parameter.device != x.device:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dvae_fast import functional
+from dvae_fast.gaussian_posterior import is_full
 from dvae_fast.likelihoods import Bernoulli, Likelihood, get_likelihood
 from dvae_fast.models import LatentVariableModel
 from dvae_fast.networks import evaluating, hooked, splits
@@ -36,7 +37,11 @@ class EncoderDecoder(Protocol):
     """What a model must have to be judged: q(z|x), and the parameters of p(x|z)."""
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, D) → mean and log_var (B, Z) of a diagonal Gaussian; p(z) is N(0, I)."""
+        """(B, D) → mean and log_var (B, Z) of a diagonal Gaussian; p(z) is N(0, I).
+
+        Of a full one, a lower triangular L (B, Z, Z) in the place of log_var: see
+        `dvae_fast.gaussian_posterior`.
+        """
 
     def decode(self, z: Tensor) -> Params:
         """(B, K, Z) → logits (B, K, D), or a pair (mean, scale)."""
@@ -125,14 +130,15 @@ class Judged:
         return size
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """q(z|x), encoded once: (B, D) → mean and log_var (B, Z)."""
-        mean, log_var = self.encode(x)
+        """q(z|x), encoded once: (B, D) → mean (B, Z), and log_var (B, Z) or L (B, Z, Z)."""
+        mean, spread = self.encode(x)
         if mean.dim() != 2 or mean.shape[0] != x.shape[0]:
             raise ValueError(
                 f"encode must return mean and log_var of shape (B, Z) with B = {x.shape[0]}, "
                 f"got {tuple(mean.shape)}"
             )
-        return mean, log_var
+        is_full(mean, spread)
+        return mean, spread
 
     def log_weights(self, z: Tensor, x: Tensor, log_ratio: Tensor) -> Tensor:
         """log p(x|z) + log_ratio: z (B, K, Z), x (B, D), log_ratio (B, K) → (B, K).

@@ -17,12 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from dvae_fast import functional, objectives
-from dvae_fast.corruptions import Corruption, Identity, SaltAndPepper, make_corruption
+from dvae_fast.composed_corruptions import as_corruption
+from dvae_fast.corruption_config import corruption_from, describe_corruption
+from dvae_fast.corruptions import Corruption, Identity, SaltAndPepper
+from dvae_fast.gaussian_posterior import is_full, sample_gaussian
+from dvae_fast.inference import check_inference, make_encoder
+from dvae_fast.learnable_corruptions import Learnable, score_function_surrogate
 from dvae_fast.likelihoods import get_likelihood
 from dvae_fast.networks import (
     DECODERS,
     MLP,
-    GaussianEncoder,
+    check_posterior,
     check_size,
     check_sizes,
     linear,
@@ -32,6 +37,8 @@ from dvae_fast.objectives import Latents, Objective, as_objective
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from dvae_fast.composed_corruptions import CorruptionFunction
 
 __all__ = [
     "DIWAE",
@@ -44,6 +51,10 @@ __all__ = [
     "LatentVariableModel",
     "make_model",
 ]
+
+
+#: objectives whose log-weights keep the corruptions apart: a mean of one bound a copy
+_BY_COPY = ("elbo", "iwae", "ciwae", "vr")
 
 
 class Autoencoder(nn.Module):
@@ -64,7 +75,7 @@ class Autoencoder(nn.Module):
         *,
         activation: str,
         likelihood: str,
-        corruption: Corruption | None,
+        corruption: Corruption | CorruptionFunction | None,
         M: int,
         K: int,
         data_mean: Tensor | None,
@@ -76,16 +87,18 @@ class Autoencoder(nn.Module):
         self.hidden_sizes = check_sizes("hidden_sizes", hidden_sizes)
         self.activation = activation
         self.likelihood = get_likelihood(likelihood)
-        if corruption is not None and not isinstance(corruption, Corruption):
-            raise TypeError(
-                "corruption must be an object of dvae_fast.corruptions, such as Masking(0.1), "
-                f"got {type(corruption).__name__}"
-            )
-        self.corruption = corruption
+        self.corruption = None if corruption is None else as_corruption(corruption)
         self.M = check_size("M", M)
         self.K = check_size("K", K)
         objective.check_samples(M, K)
         self.objective = objective
+        if isinstance(self.corruption, Learnable):
+            self.corruption.check_copies(M)
+            if self.corruption.scores and objective.name not in _BY_COPY:
+                raise ValueError(
+                    "objective must be a mean over corruptions for a level learnt by the score "
+                    f"function, one of {', '.join(_BY_COPY)}; got {objective.name}"
+                )
         # Typed as modules, not as the classes made here: both may be replaced.
         self.encoder: nn.Module = self._make_encoder()
         self.decoder: nn.Module = DECODERS[self.likelihood.kind](
@@ -123,11 +136,17 @@ class Autoencoder(nn.Module):
         corruption = self.corruption
         if corruption is None or isinstance(corruption, Identity):
             return x  # M copies of it would be encoded M times
-        if corruption.parameter.device != x.device:
+        if not isinstance(corruption, nn.Module) and corruption.parameter.device != x.device:
             corruption = corruption.to(x.device)
             if not corruption.parameter.requires_grad:  # else its owner will change the original
                 self.corruption = corruption  # once, not at every step
         return functional.corrupt(x, corruption, copies, key, first_example=first_example)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A learnt corruption is a module, and another may take its place.
+        if name == "corruption" and not isinstance(value, nn.Module):
+            self.__dict__.get("_modules", {}).pop(name, None)
+        super().__setattr__(name, value)
 
     def _sample_posterior(self, x: Tensor, key: Tensor, first_example: int) -> Latents:
         """z and log_ratio for the objective: M corruptions encoded once, K samples of each."""
@@ -169,7 +188,7 @@ class Autoencoder(nn.Module):
         # The logits are what a linear layer returned, read by nobody else then or in backward (a
         # linear layer's needs its input and weight), so the gradient may overwrite them. A
         # pair's sigmoid (or exp) and softplus do read their results in backward.
-        return objectives.loss(
+        loss = objectives.loss(
             cast("Tensor | tuple[Tensor, Tensor | float]", self.decode(latents.z)),
             x,
             latents.log_ratio,
@@ -179,6 +198,27 @@ class Autoencoder(nn.Module):
             kl_weight=self.kl_weight,
             overwrite_params=splits(self.decoder),
         )
+        if isinstance(self.corruption, Learnable) and self.corruption.scores:
+            loss = loss + self._score_term(self.corruption, x, key, first_example, latents)
+        return loss
+
+    def _score_term(
+        self,
+        corruption: Learnable,
+        x: Tensor,
+        key: Tensor,
+        first_example: int,
+        latents: Latents,
+    ) -> Tensor:
+        """0, with the gradient of a rate that the copies' bounds give by the score function."""
+        corruption.check_copies(self.M)
+        if not torch.is_grad_enabled():
+            return x.new_zeros(())
+        with torch.no_grad():
+            log_w = self._log_weights(latents.z, x, latents.log_ratio)  # (M, ..., B, K)
+            bounds = torch.stack([objectives.bound(copy, self.objective) for copy in log_w])
+        noisy = self._corrupt(x, key, self.M, first_example)  # the same numbers again
+        return score_function_surrogate(-bounds, corruption.log_prob(x, noisy))
 
     def forward(
         self, x: Tensor, seed: int | Tensor | None = None, *, first_example: int = 0
@@ -227,14 +267,23 @@ class LatentVariableModel(Autoencoder):
         hidden_sizes: Sequence[int],
         *,
         activation: str,
+        inference: str,
+        image_shape: Sequence[int] | None,
+        posterior: str,
         likelihood: str,
-        corruption: Corruption | None,
+        corruption: Corruption | CorruptionFunction | None,
         M: int,
         K: int,
         data_mean: Tensor | None,
         objective: str | Objective | None,
         estimator: str | None,
     ) -> None:
+        # What `_make_encoder` asks for, before it is called.
+        self.inference = inference
+        self.posterior = check_posterior(posterior)
+        self.image_shape = check_inference(
+            inference, check_size("data_size", data_size), image_shape
+        )
         super().__init__(
             data_size,
             latent_size,
@@ -249,29 +298,45 @@ class LatentVariableModel(Autoencoder):
                 self.default_objective if objective is None else objective, estimator
             ),
         )
+        if self.posterior == "full":
+            _check_full(self.objective)
 
     # --- the parts ----------------------------------------------------------------------------
 
     def _make_encoder(self) -> nn.Module:
-        return GaussianEncoder(self.data_size, self.hidden_sizes, self.latent_size, self.activation)
+        return make_encoder(
+            self.inference, self.data_size, self.image_shape, self.hidden_sizes, self.latent_size,
+            self.activation, self.posterior,
+        )  # fmt: skip
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """q(z|x) for x exactly as given, without corruption: (..., D) → mean, log_var (..., Z)."""
-        mean, log_var = self.encoder(x)
-        return mean, log_var
+        """q(z|x) for x exactly as given, without corruption: (..., D) → mean, log_var (..., Z).
+
+        A full posterior has L, (..., Z, Z), in the place of log_var: its covariance is L Lᵀ.
+        """
+        mean, spread = self.encoder(x)
+        return mean, spread
 
     def _sample_posterior(self, x: Tensor, key: Tensor, first_example: int) -> Latents:
         noisy = self._corrupt(x, key, self.M if self.M > 1 else None, first_example)
-        mean, log_var = (_groups(t, self.M) for t in self.encode(noisy))
-        return objectives.sample_latents(
-            mean, log_var, self.K, self.objective, key, first_example=first_example
-        )
+        mean, spread = self.encode(noisy)
+        full = is_full(mean, spread)
+        mean, spread = _groups(mean, self.M, 1), _groups(spread, self.M, 2 if full else 1)
+        if not full:
+            return objectives.sample_latents(
+                mean, spread, self.K, self.objective, key, first_example=first_example
+            )
+        _check_full(self.objective)
+        k = self.K
+        if self.objective.name == "elbo" and k > 1:  # outside, as `sample_latents` does
+            mean, spread, k = _repeated(mean, -3, k), _repeated(spread, -4, k), 1
+        return Latents(*sample_gaussian(mean, spread, k, key, first_example=first_example))
 
     def log_weights(
         self,
         x: Tensor,
         mean: Tensor,
-        log_var: Tensor,
+        spread: Tensor,
         k: int,
         seed: int | Tensor | None = None,
         *,
@@ -282,7 +347,7 @@ class LatentVariableModel(Autoencoder):
 
         Args:
             x: (B, D).
-            mean, log_var: (B, Z), as `encode` returns them.
+            mean, spread: as `encode` returns them.
             k: K >= 1.
             seed, first_example, first_sample: as for `dvae_fast.sample_latent`; any split of the
                 work over examples and samples gives the same numbers.
@@ -290,8 +355,8 @@ class LatentVariableModel(Autoencoder):
         Returns:
             (B, K) in nats, float32 (float64 for a float64 model); differentiable.
         """
-        z, log_ratio = functional.sample_latent(
-            mean, log_var, k, seed, first_example=first_example, first_sample=first_sample
+        z, log_ratio = sample_gaussian(
+            mean, spread, k, seed, first_example=first_example, first_sample=first_sample
         )
         return self._log_weights(z, x, log_ratio)
 
@@ -348,9 +413,14 @@ class LatentVariableModel(Autoencoder):
             "likelihood": self.likelihood.kind,
             "K": self.K,
         }
+        if self.inference != "mlp":
+            assert self.image_shape is not None
+            config |= {"inference": self.inference, "image_shape": list(self.image_shape)}
+        if self.posterior != "diagonal":
+            config["posterior"] = self.posterior
         if self.denoising:
             assert self.corruption is not None
-            config |= {"corruption": _describe_corruption(self.corruption), "M": self.M}
+            config |= {"corruption": describe_corruption(self.corruption), "M": self.M}
         elif self.M > 1:
             config["M"] = self.M
         if self.objective != Objective(self.default_objective):
@@ -371,7 +441,7 @@ class LatentVariableModel(Autoencoder):
             valid = [n for n, c in MODELS.items() if issubclass(c, cls)]
             raise ValueError(f"config's model must be one of {', '.join(valid)}; got {name!r}")
         known = {"data_size", "latent_size", "hidden_sizes", "activation", "likelihood", "M", "K"}
-        known |= {"objective"}
+        known |= {"inference", "image_shape", "posterior", "objective"}
         if MODELS[name].denoising:
             known |= {"corruption"}
         if unknown := sorted(options.keys() - known):
@@ -379,7 +449,7 @@ class LatentVariableModel(Autoencoder):
         if "data_size" not in options:
             raise ValueError(f"config must have the key data_size, got {', '.join(config)}")
         if options.get("corruption") is not None:
-            options["corruption"] = _corruption_from(options["corruption"])
+            options["corruption"] = corruption_from(options["corruption"])
         if "objective" in options:
             options["objective"] = _objective_from(options["objective"])
         return _construct(name, **options)
@@ -393,6 +463,11 @@ class VAE(LatentVariableModel):
         latent_size: Z.
         hidden_sizes: of the encoder, from the data on; the decoder mirrors them. May be empty.
         activation: one of `dvae_fast.networks.ACTIVATIONS`.
+        inference: the encoder, one of `dvae_fast.inference.INFERENCES`; "gru" and "gru-2d" take the
+            first of hidden_sizes for their recurrent layer.
+        image_shape: (H, W), H · W = D; needed by every encoder but "mlp".
+        posterior: the covariance of q(z|x), one of `dvae_fast.networks.POSTERIORS`; for "full"
+            `encode` returns a triangular factor (..., Z, Z) in the place of log_var.
         likelihood: "bernoulli" (x in [0, 1]); "gaussian" or "discretised_logistic" (x in
             {0, 1/255, …, 1}), mean a sigmoid and scale learnt; or "negative_binomial" (counts),
             mean an exponential and dispersion learnt.
@@ -422,6 +497,9 @@ class VAE(LatentVariableModel):
         hidden_sizes: Sequence[int] = (200, 200),
         *,
         activation: str = "softplus",
+        inference: str = "mlp",
+        image_shape: Sequence[int] | None = None,
+        posterior: str = "diagonal",
         likelihood: str = "bernoulli",
         M: int = 1,
         K: int = 1,
@@ -434,6 +512,9 @@ class VAE(LatentVariableModel):
             latent_size,
             hidden_sizes,
             activation=activation,
+            inference=inference,
+            image_shape=image_shape,
+            posterior=posterior,
             likelihood=likelihood,
             corruption=None,
             M=M,
@@ -460,6 +541,9 @@ class IWAE(LatentVariableModel):
         hidden_sizes: Sequence[int] = (200, 200),
         *,
         activation: str = "softplus",
+        inference: str = "mlp",
+        image_shape: Sequence[int] | None = None,
+        posterior: str = "diagonal",
         likelihood: str = "bernoulli",
         M: int = 1,
         K: int = 5,
@@ -472,6 +556,9 @@ class IWAE(LatentVariableModel):
             latent_size,
             hidden_sizes,
             activation=activation,
+            inference=inference,
+            image_shape=image_shape,
+            posterior=posterior,
             likelihood=likelihood,
             corruption=None,
             M=M,
@@ -486,11 +573,13 @@ class DVAE(LatentVariableModel):
     """The denoising variational autoencoder: E_p(x̃|x) E_q(z|x̃) [log w], judged on the clean x.
 
     Args:
-        data_size, latent_size, hidden_sizes, activation, likelihood, data_mean, objective,
-            estimator: as for `VAE`.
+        data_size, latent_size, hidden_sizes, activation, inference, image_shape, posterior,
+            likelihood, data_mean, objective, estimator: as for `VAE`.
         corruption: p(x̃|x), one of `dvae_fast.corruptions`; None for SaltAndPepper(0.1), the
-            paper's kind of noise for binary images. A learnable standard deviation stays its
-            owner's: it is not among the model's parameters.
+            paper's kind of noise for binary images. The level of a
+            `dvae_fast.learnable_corruptions.Learnable` is among the model's parameters; a standard
+            deviation that requires a gradient otherwise stays its owner's. A callable is taken as
+            `dvae_fast.composed_corruptions.FunctionCorruption` takes it.
         M: corruptions an example, K: samples of z a corruption; log w is averaged over both.
 
     Raises:
@@ -510,8 +599,11 @@ class DVAE(LatentVariableModel):
         hidden_sizes: Sequence[int] = (200, 200),
         *,
         activation: str = "softplus",
+        inference: str = "mlp",
+        image_shape: Sequence[int] | None = None,
+        posterior: str = "diagonal",
         likelihood: str = "bernoulli",
-        corruption: Corruption | None = None,
+        corruption: Corruption | CorruptionFunction | None = None,
         M: int = 1,
         K: int = 1,
         data_mean: Tensor | None = None,
@@ -523,6 +615,9 @@ class DVAE(LatentVariableModel):
             latent_size,
             hidden_sizes,
             activation=activation,
+            inference=inference,
+            image_shape=image_shape,
+            posterior=posterior,
             likelihood=likelihood,
             corruption=SaltAndPepper(0.1) if corruption is None else corruption,
             M=M,
@@ -552,8 +647,11 @@ class DIWAE(LatentVariableModel):
         hidden_sizes: Sequence[int] = (200, 200),
         *,
         activation: str = "softplus",
+        inference: str = "mlp",
+        image_shape: Sequence[int] | None = None,
+        posterior: str = "diagonal",
         likelihood: str = "bernoulli",
-        corruption: Corruption | None = None,
+        corruption: Corruption | CorruptionFunction | None = None,
         M: int = 1,
         K: int = 5,
         data_mean: Tensor | None = None,
@@ -565,6 +663,9 @@ class DIWAE(LatentVariableModel):
             latent_size,
             hidden_sizes,
             activation=activation,
+            inference=inference,
+            image_shape=image_shape,
+            posterior=posterior,
             likelihood=likelihood,
             corruption=SaltAndPepper(0.1) if corruption is None else corruption,
             M=M,
@@ -663,13 +764,28 @@ class BernoulliLatentModel(Autoencoder):
         return self.likelihood.mean(self.decode((logits > 0).to(logits.dtype)))
 
 
-def _groups(t: Tensor, groups: int) -> Tensor:
-    """(B, Z) of a posterior without corruptions → (M, B, Z) without a copy, where M > 1."""
-    return t.expand(groups, *t.shape) if groups > 1 and t.dim() == 2 else t
+def _groups(t: Tensor, groups: int, dims: int = 1) -> Tensor:
+    """(B, *dims) of a posterior without corruptions → (M, B, *dims) without a copy, if M > 1."""
+    return t.expand(groups, *t.shape) if groups > 1 and t.dim() == 1 + dims else t
+
+
+def _check_full(objective: Objective) -> None:
+    """Raise ValueError unless the objective is defined for a full covariance."""
+    if objective.name not in ("elbo", "iwae") or objective.estimator != "standard":
+        raise ValueError(
+            "objective must be elbo or iwae with the standard estimator for a full covariance; "
+            f"got {objective}"
+        )
 
 
 #: The models by the name used in configurations and on the command line.
 MODELS: dict[str, type[LatentVariableModel]] = {c.name: c for c in (VAE, IWAE, DVAE, DIWAE)}
+
+
+def _repeated(t: Tensor, before: int, k: int) -> Tensor:
+    """t with a new dimension of k, of no memory of its own."""
+    t = t.unsqueeze(before)
+    return t.expand(*(k if i == t.dim() + before else n for i, n in enumerate(t.shape)))
 
 
 def _construct(name: str, *args: Any, **options: Any) -> LatentVariableModel:
@@ -700,53 +816,6 @@ def make_model(
         if corruption is not None and not isinstance(corruption, Identity):
             raise ValueError(f"corruption must be None for {name}, got {corruption}")
     return _construct(name, data_size, latent_size, hidden_sizes, **options)
-
-
-def _plain(t: Tensor) -> float | list[float]:
-    """One number or a list; float32 values in the shortest decimals that give them back."""
-    t = t.detach().cpu().reshape(-1)
-    values = [float(str(v)) for v in (t if t.dtype == torch.float64 else t.float()).numpy()]
-    return values[0] if len(values) == 1 else values
-
-
-_CORRUPTION_NAMES = {
-    "identity": "identity",
-    "masking": "masking",
-    "salt_and_pepper": "salt-and-pepper",
-    "bit_flip": "bit-flip",
-    "gaussian": "gaussian",
-}
-
-
-def _describe_corruption(corruption: Corruption) -> dict[str, Any]:
-    """{"name", "level"} as `make_corruption` takes them, with "salt" where that is not enough."""
-    config = {
-        "name": _CORRUPTION_NAMES[corruption.kind],
-        "level": _plain(corruption.parameter),
-    }
-    if corruption.salt is not None and not bool((corruption.salt == 0.5).all()):
-        salt = _plain(corruption.salt)
-        if salt == config["level"]:
-            config["name"] = "salt-and-pepper-released"
-        else:
-            config["salt"] = salt
-    return config
-
-
-def _corruption_from(config: Any) -> Corruption:
-    if isinstance(config, Corruption):
-        return config
-    try:
-        name, level = config["name"], config["level"]
-    except (TypeError, KeyError):
-        raise ValueError(
-            f"config's corruption must have the keys name and level, got {config!r}"
-        ) from None
-    level, salt = (
-        cast("float", torch.tensor(value) if isinstance(value, list) else value)
-        for value in (level, config.get("salt"))
-    )
-    return make_corruption(name, level) if salt is None else SaltAndPepper(level, salt)
 
 
 def _objective_from(config: Any) -> Objective:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dvae_fast import functional
+from dvae_fast.reference import accumulation_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ __all__ = [
     "ACTIVATIONS",
     "DECODERS",
     "MLP",
+    "POSTERIORS",
     "BernoulliDecoder",
     "DiscretisedLogisticDecoder",
     "GaussianDecoder",
@@ -77,6 +79,17 @@ def check_sizes(name: str, values: Any) -> tuple[int, ...]:
     return tuple(check_size(f"{name}[{i}]", value) for i, value in enumerate(values))
 
 
+#: q(z|x)'s covariance: diagonal, or any, as a triangular factor L of L Lᵀ
+POSTERIORS = ("diagonal", "full")
+
+
+def check_posterior(posterior: str) -> str:
+    """`posterior` if it is one of `POSTERIORS`, else ValueError."""
+    if posterior not in POSTERIORS:
+        raise ValueError(f"posterior must be one of {', '.join(POSTERIORS)}; got {posterior!r}")
+    return posterior
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and each submodule's own mode again afterwards."""
@@ -101,6 +114,35 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def posterior_layer(inputs: int, latent: int, posterior: str) -> nn.Linear:
+    """An encoder's last layer, of 2 Z outputs, and Z (Z − 1)/2 below a full factor's diagonal.
+
+    Those start at zero: a full covariance starts as the diagonal one would.
+    """
+    layer = linear(inputs, 2 * check_size("latent", latent))
+    if check_posterior(posterior) == "diagonal":
+        return layer
+    wide: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, 2 * latent + latent * (latent - 1) // 2)
+    with torch.no_grad():
+        for parameter, start in zip(wide.parameters(), layer.parameters(), strict=True):
+            parameter.zero_()
+            parameter[: 2 * latent] = start
+    return wide
+
+
+def split_posterior(output: Tensor, latent: int, posterior: str) -> tuple[Tensor, Tensor]:
+    """mean (..., Z), and log_var (..., Z) or L (..., Z, Z) with L_ii = exp(½ log_var_i)."""
+    if posterior == "diagonal":
+        mean, log_var = output.chunk(2, -1)
+        return mean, log_var
+    mean, log_var, below = output.split((latent, latent, output.shape[-1] - 2 * latent), -1)
+    dtype = accumulation_dtype(output.dtype)
+    factor = torch.diag_embed(torch.exp(0.5 * log_var.to(dtype)))
+    row, column = torch.tril_indices(latent, latent, -1, device=output.device)
+    factor[..., row, column] = below.to(dtype)
+    return mean, factor
 
 
 def _start_at_mean(layer: nn.Linear, data_mean: Tensor | None, *, counts: bool = False) -> None:
@@ -151,26 +193,32 @@ class MLP(nn.Sequential):
 
 
 class GaussianEncoder(nn.Module):
-    """q(z|x) = N(mean, exp(log_var)), both from one last linear layer of 2 Z outputs.
+    """q(z|x), a Gaussian, from one last linear layer.
 
     Args:
         data_size: D.
         hidden: sizes of the hidden layers, from the data on; may be empty.
         latent: Z.
         activation: one of `ACTIVATIONS`.
+        posterior: one of `POSTERIORS`.
     """
 
     def __init__(
-        self, data_size: int, hidden: Sequence[int], latent: int, activation: str = "softplus"
+        self,
+        data_size: int,
+        hidden: Sequence[int],
+        latent: int,
+        activation: str = "softplus",
+        posterior: str = "diagonal",
     ) -> None:
         super().__init__()
         self.trunk = MLP((data_size, *hidden), activation)
-        self.output = linear((data_size, *hidden)[-1], 2 * check_size("latent", latent))
+        self.output = posterior_layer((data_size, *hidden)[-1], latent, posterior)
+        self.latent, self.posterior = latent, posterior
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(..., D) → (mean, log_var), each (..., Z)."""
-        mean, log_var = self.output(self.trunk(x)).chunk(2, -1)
-        return mean, log_var
+        """(..., D) → mean (..., Z), and log_var (..., Z) or, if full, L (..., Z, Z)."""
+        return split_posterior(self.output(self.trunk(x)), self.latent, self.posterior)
 
 
 class BernoulliDecoder(nn.Module):

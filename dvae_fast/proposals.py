@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from dvae_fast import functional, reference
+from dvae_fast.composed_corruptions import as_corruption
 from dvae_fast.corruptions import Corruption, Identity
+from dvae_fast.gaussian_posterior import gaussian_log_ratio, is_full, place, sample_gaussian
 
 if TYPE_CHECKING:
     from dvae_fast.judged import Judged
@@ -53,11 +55,8 @@ class Proposal:
     def __init__(self, name: str, corruption: Corruption | None, copies: int) -> None:
         if name not in PROPOSALS:
             raise ValueError(f"proposal must be one of {', '.join(PROPOSALS)}; got {name!r}")
-        if corruption is not None and not isinstance(corruption, Corruption):
-            raise TypeError(
-                "corruption must be an object of dvae_fast.corruptions, such as Masking(0.1), "
-                f"got {type(corruption).__name__}"
-            )
+        if corruption is not None:
+            corruption = as_corruption(corruption)
         if name != "posterior" and corruption is None:
             raise ValueError(
                 f"proposal {name!r} must come with a corruption: the model has none, and none is "
@@ -76,25 +75,27 @@ class Proposal:
         if self.name == "corrupted":
             return _Corrupted(judged, x, corruption, key, first_example)
         noisy = functional.corrupt(x, corruption, self.copies, key, first_example=first_example)
-        mean, log_var = judged.posterior(noisy.flatten(0, 1))
-        shape = (self.copies, x.shape[0], mean.shape[1])
-        return _Mixture(mean.view(shape), log_var.reshape(shape), key, first_example)
+        mean, spread = (
+            part.unflatten(0, (self.copies, len(x)))
+            for part in judged.posterior(noisy.flatten(0, 1))
+        )
+        return _Mixture(mean, spread, key, first_example)
 
 
 class _Posterior:
-    def __init__(self, mean: Tensor, log_var: Tensor, key: Tensor, first_example: int) -> None:
-        self.mean, self.log_var = mean, log_var
+    def __init__(self, mean: Tensor, spread: Tensor, key: Tensor, first_example: int) -> None:
+        self.mean, self.spread = mean, spread
         self.key, self.first_example = key, first_example
 
     def draw(self, k: int, first_sample: int) -> tuple[Tensor, Tensor]:
-        return functional.sample_latent(
-            self.mean, self.log_var, k, self.key,
+        return sample_gaussian(
+            self.mean, self.spread, k, self.key,
             first_example=self.first_example, first_sample=first_sample,
         )  # fmt: skip
 
     def row(self, i: int) -> _Posterior:
         one = slice(i, i + 1)
-        return _Posterior(self.mean[one], self.log_var[one], self.key, self.first_example + i)
+        return _Posterior(self.mean[one], self.spread[one], self.key, self.first_example + i)
 
 
 class _Corrupted:
@@ -110,15 +111,14 @@ class _Corrupted:
             first_example=self.first_example, first_copy=first_sample,
         )  # fmt: skip
         b = self.x.shape[0]
-        mean, log_var = (
-            part.unflatten(0, (k, b)).transpose(0, 1)  # (B, k, Z)
+        mean, spread = (
+            part.unflatten(0, (k, b)).transpose(0, 1)  # (B, k, Z), (B, k, Z, Z) if full
             for part in self.judged.posterior(noisy.flatten(0, 1))
         )
         noise = _noise(b, k, mean, self.key, self.first_example, first_sample)
-        z = mean + torch.exp(0.5 * log_var) * noise
-        rows = (b * k, mean.shape[-1])
-        ratio = functional.latent_log_ratio(
-            z.reshape(b * k, 1, -1), mean.reshape(rows), log_var.reshape(rows)
+        z = place(mean, spread, noise)
+        ratio = gaussian_log_ratio(
+            z.reshape(b * k, 1, -1), mean.flatten(0, 1), spread.flatten(0, 1)
         )
         return z, ratio.view(b, k)
 
@@ -132,8 +132,8 @@ class _Mixture:
     """Sample s of an example is of component (s + u) mod M, with a u of its own: stratified, and
     yet each sample is marginally of the mixture, so that any k and any chunk is unbiased."""
 
-    def __init__(self, mean: Tensor, log_var: Tensor, key: Tensor, first_example: int) -> None:
-        self.mean, self.log_var = mean, log_var  # (M, B, Z)
+    def __init__(self, mean: Tensor, spread: Tensor, key: Tensor, first_example: int) -> None:
+        self.mean, self.spread = mean, spread  # (M, B, Z); (M, B, Z, Z) if full
         self.key, self.first_example = key, first_example
 
     def draw(self, k: int, first_sample: int) -> tuple[Tensor, Tensor]:
@@ -147,14 +147,22 @@ class _Mixture:
         )
         which = (sample + u) % m  # (B, k)
         at = torch.arange(b, device=device)[:, None]
-        mean, log_var = self.mean[which, at], self.log_var[which, at]  # (B, k, Z)
+        mean, spread = self.mean[which, at], self.spread[which, at]  # (B, k, Z)
         noise = _noise(b, k, mean, self.key, self.first_example, first_sample)
-        z = mean + torch.exp(0.5 * log_var) * noise
-        return z, functional.mixture_log_ratio(z, self.mean, self.log_var)
+        z = place(mean, spread, noise)
+        if is_full(mean, spread):
+            return z, _mixture_log_ratio(z, self.mean, self.spread)
+        return z, functional.mixture_log_ratio(z, self.mean, self.spread)
 
     def row(self, i: int) -> _Mixture:
         one = slice(i, i + 1)
-        return _Mixture(self.mean[:, one], self.log_var[:, one], self.key, self.first_example + i)
+        return _Mixture(self.mean[:, one], self.spread[:, one], self.key, self.first_example + i)
+
+
+def _mixture_log_ratio(z: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
+    """As `mixture_log_ratio`, of components with full covariances."""
+    each = torch.stack([gaussian_log_ratio(z, m, s) for m, s in zip(mean, spread, strict=True)])
+    return -functional.logmeanexp(-each, 0)
 
 
 def _noise(

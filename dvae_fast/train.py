@@ -45,7 +45,7 @@ from dvae_fast.checkpoint import (
     save_tensors,
     write_json,
 )
-from dvae_fast.corruptions import CORRUPTIONS, Corruption, make_corruption
+from dvae_fast.corruptions import CORRUPTIONS, Corruption, make_corruption, rates_from_mean
 from dvae_fast.data import (
     BINARISATIONS,
     DATASETS,
@@ -66,9 +66,11 @@ from dvae_fast.distributed import (
 )
 from dvae_fast.functional import corrupt
 from dvae_fast.graphed import GraphedStep
+from dvae_fast.inference import INFERENCES
+from dvae_fast.learnable_corruptions import LEVEL_ESTIMATORS, Learnable
 from dvae_fast.likelihoods import LIKELIHOODS
 from dvae_fast.models import MODELS, LatentVariableModel, make_model
-from dvae_fast.networks import ACTIVATIONS, evaluating
+from dvae_fast.networks import ACTIVATIONS, POSTERIORS, evaluating
 from dvae_fast.objectives import OUTSIDE, Objective
 
 if TYPE_CHECKING:
@@ -156,6 +158,9 @@ class TrainConfig:
         binarise: one of `BINARISATIONS`.
         corruption, level: one of `CORRUPTIONS` and its rate or standard deviation; identity and 0
             for a model that does not denoise.
+        per_pixel: rates in proportion to the mean image, `level` their mean (see
+            `dvae_fast.corruptions.rates_from_mean`).
+        learn_level: how the level is learnt from there on, one of `LEVEL_ESTIMATORS`; None if not.
         M, K: corruptions an example (without corruption, groups of samples from its one
             posterior), latent samples of each, in training and validation.
         objective: one of `OBJECTIVES`; None for the model's own.
@@ -165,6 +170,8 @@ class TrainConfig:
             :func:`kl_weight`); bounds are reported without it.
         free_bits: of the objective elbo-kl alone, in nats a latent dimension.
         latent_size, hidden_sizes, activation, likelihood: the network's.
+        inference, posterior: its encoder, one of `INFERENCES`, and the covariance that gives, one
+            of `POSTERIORS`.
         epochs, batch_size, learning_rate: of Adam; a batch is that of all processes together.
         lr_schedule: ``constant``, or ``stepwise`` (see :func:`learning_rate`).
         seed: governs initial values, order, binarisation while training, and noise.
@@ -183,6 +190,8 @@ class TrainConfig:
     binarise: str = "dynamic"
     corruption: str = "salt-and-pepper"
     level: float = DEFAULT_LEVEL
+    per_pixel: bool = False
+    learn_level: str | None = None
     M: int = 1
     K: int = 5
     objective: str | None = None
@@ -194,6 +203,8 @@ class TrainConfig:
     latent_size: int = 50
     hidden_sizes: tuple[int, ...] = (200, 200)
     activation: str = "softplus"
+    inference: str = "mlp"
+    posterior: str = "diagonal"
     likelihood: str = "bernoulli"
     epochs: int = DEFAULT_EPOCHS["digits"]
     batch_size: int = 100
@@ -226,6 +237,13 @@ class TrainConfig:
         for size in self.hidden_sizes:
             _check_count("each of hidden_sizes", size, 1)
         _check_choice("activation", self.activation, ACTIVATIONS)
+        _check_choice("inference", self.inference, INFERENCES)
+        _check_choice("posterior", self.posterior, POSTERIORS)
+        if self.inference.startswith("gru") and not self.hidden_sizes:
+            raise ValueError(
+                f"hidden_sizes must hold the size of the recurrent layer for {self.inference}, "
+                "got none"
+            )
         _check_choice("likelihood", self.likelihood, LIKELIHOODS)
         self._check_support()
         if not (isinstance(self.learning_rate, float) and 0 < self.learning_rate < math.inf):
@@ -267,12 +285,25 @@ class TrainConfig:
                     f"corruption must be identity for {self.model} (only {denoising} corrupt); "
                     f"got {self.corruption!r}"
                 )
+        if self.per_pixel and self.corruption in ("identity", "gaussian"):
+            raise ValueError(
+                "per_pixel must be off unless the corruption has a rate; "
+                f"corruption is {self.corruption}"
+            )
         try:
             if not math.isfinite(self.level):
                 raise ValueError(f"level must be finite, got {self.level!r}")
-            make_corruption(self.corruption, self.level)
+            corruption = make_corruption(self.corruption, self.level)
         except (TypeError, ValueError) as error:
             raise ValueError(f"level does not fit {self.corruption}: {error}") from None
+        if self.learn_level is not None:
+            _check_choice("learn_level", self.learn_level, LEVEL_ESTIMATORS)
+            try:
+                Learnable(corruption, self.learn_level).check_copies(self.M)
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"learn_level does not fit {self.corruption} {self.level:g}: {error}"
+                ) from None
 
     def make_objective(self) -> Objective:
         """The model's objective."""
@@ -283,13 +314,19 @@ class TrainConfig:
         """The model, with fresh parameters from torch's generator."""
         corruption: Corruption | None = None
         if MODELS[self.model].denoising:
-            corruption = make_corruption(self.corruption, self.level)
+            level = rates_from_mean(data.mean, self.level) if self.per_pixel else self.level
+            corruption = make_corruption(self.corruption, level)
+            if self.learn_level is not None:
+                corruption = Learnable(corruption, self.learn_level)
         return make_model(
             self.model,
             data.size,
             self.latent_size,
             self.hidden_sizes,
             activation=self.activation,
+            inference=self.inference,
+            image_shape=data.image_shape,
+            posterior=self.posterior,
             likelihood=self.likelihood,
             corruption=corruption,
             M=self.M,
@@ -877,8 +914,9 @@ def train(
     Returns:
         What ``metrics.json`` holds: ``status`` ("finished" or "interrupted"), ``config``,
         ``versions``, ``history`` and ``best`` (bounds in nats per example) and, if finished,
-        ``test_bound`` of the best model; if a signal came, even too late to interrupt, its number
-        as ``signal``. The same on every rank.
+        ``test_bound`` of the best model, and the mean of its corruption's levels as
+        ``learnt_level``, if learnt; if a signal came, even too late to interrupt, its number as
+        ``signal``. The same on every rank.
 
     Raises:
         ValueError: if the folder holds a run and `resume` is False, or holds another than
@@ -910,6 +948,8 @@ def train(
                 metrics = run.metrics("finished" if finished else "interrupted")
                 if finished:
                     run.model.load_state_dict(run.best)
+                    if isinstance(run.model.corruption, Learnable):
+                        metrics["learnt_level"] = run.model.corruption.level.detach().mean().item()
                     metrics["test_bound"] = run.bound("test", run.test_seed)
                     board.pictures(run.model, data, run.best_epoch, last=True)
                 pace.agree()

@@ -27,6 +27,7 @@ from dvae_fast.checkpoint import (
     load_tensors,
     save_tensors,
 )
+from dvae_fast.corruptions import rates_from_mean
 from dvae_fast.evaluate import estimate_log_likelihood
 from dvae_fast.train import load_config
 
@@ -97,6 +98,49 @@ def test_train_leaves_a_complete_run(tmp_path: Path) -> None:
     for value in (metrics["best"]["valid_bound"], metrics["test_bound"]):
         assert f"−{abs(value):.2f} nats" in output
     assert "log p(x)" in output
+
+
+def test_the_encoder_is_an_option() -> None:
+    output = ok("train", *TINY, "--epochs", "1", "--evaluate-k", "5", "--inference", "gru",
+                "--posterior", "full", "--no-tensorboard", "--run-dir", "r")  # fmt: skip
+    assert "gru encoder, full covariance" in output
+    config = load_model("r").config()
+    assert (config["inference"], config["image_shape"]) == ("gru", [8, 8])
+    assert config["posterior"] == "full"
+    wrong = run("train", "--inference", "rnn")
+    assert wrong.exit_code == 2
+    assert "inference must be one of mlp, gru, gru-2d, conv; got 'rnn'" in wrong.output
+
+
+def test_rates_may_follow_the_mean_image() -> None:
+    output = ok("train", *TINY, "--epochs", "1", "--evaluate-k", "5", "--per-pixel",
+                "--level", "0.125", "--no-tensorboard", "--run-dir", "r")  # fmt: skip
+    assert "salt-and-pepper 0.125 by pixel" in output
+    config = load_config("r")
+    assert config.per_pixel
+    rates = load_model("r").config()["corruption"]["level"]
+    assert torch.equal(torch.tensor(rates), rates_from_mean(config.load_data().mean, 0.125))
+    ok("train", "--resume", "--run-dir", "r", "--epochs", "2", "--evaluate-k", "0", "-q")
+    wrong = run("train", "--corruption", "gaussian", "--per-pixel")
+    assert wrong.exit_code == 2
+    assert "per_pixel must be off unless the corruption has a rate; corruption is gaussian" in (
+        " ".join(wrong.output.split())
+    )
+
+
+def test_the_level_may_be_learnt() -> None:
+    output = ok("train", *TINY, "--epochs", "1", "--evaluate-k", "5", "--learn-level", "score",
+                "--no-tensorboard", "--run-dir", "r")  # fmt: skip
+    assert "salt-and-pepper 0.05, learnt" in output
+    level = json.loads(Path("r/metrics.json").read_text())["learnt_level"]
+    assert level != pytest.approx(0.05, abs=1e-6)
+    assert f"{level:.4g}, from 0.05" in output
+    state = load_model("r").state_dict()
+    assert float(state["corruption.unconstrained"].sigmoid()) == pytest.approx(level)
+    ok("train", "--resume", "--run-dir", "r", "--epochs", "2", "--evaluate-k", "0", "-q")
+    wrong = run("train", "--learn-level", "score", "-M", "1")
+    assert wrong.exit_code == 2
+    assert "learn_level does not fit salt-and-pepper 0.05: M must be >= 2" in wrong.output
 
 
 def test_quiet_prints_nothing(tmp_path: Path) -> None:

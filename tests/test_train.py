@@ -124,6 +124,11 @@ def test_defaults_suit_the_model_and_the_data() -> None:
         ({"corruption": "gaussian", "level": -1.0}, "level does not fit gaussian: std must be"),
         ({"model": "vae", "corruption": "masking"}, "corruption must be identity for vae (only "
                                                     "dvae, diwae corrupt); got 'masking'"),
+        ({"learn_level": "magic"}, "learn_level must be one of pathwise, score, relaxed; got"),
+        ({"learn_level": "pathwise"}, "learn_level does not fit salt-and-pepper 0.05: estimator"),
+        ({"learn_level": "score"}, "learn_level does not fit salt-and-pepper 0.05: M must be >= 2"),
+        ({"learn_level": "relaxed", "level": 1.0}, "salt-and-pepper 1: rate must be in (0, 1)"),
+        ({"model": "vae", "learn_level": "score"}, "learn_level does not fit identity 0:"),
         ({"M": 0}, "M must be an integer >= 1, got 0"),
         ({"K": 0}, "K must be an integer >= 1, got 0"),
         ({"K": True}, "K must be an integer >= 1, got True"),
@@ -266,6 +271,7 @@ def test_an_objective_is_trained_and_kept(
         ({"model": "iwae", "M": 1, "activation": "relu"}, [2, STEPS, 5, 1]),  # again and again
         ({"likelihood": "gaussian", "binarise": "none", "corruption": "gaussian"}, [2 * STEPS + 2]),
         ({"objective": "iwae-joint", "estimator": "dreg", "kl_warmup": 3}, [STEPS + 2]),
+        ({"learn_level": "score", "inference": "gru", "posterior": "full"}, [STEPS + 1]),
     ],
 )
 def test_an_interrupted_run_resumes_bit_for_bit(

@@ -1,0 +1,104 @@
+"""q(z|x) = N(mean, Σ), Σ diagonal or full, told apart by the shape of what says how z spreads.
+
+`spread` is log_var, in the shape of `mean` (*L, B, Z), for a diagonal Σ = diag(exp(log_var)); or a
+lower triangular L with a positive diagonal, (*L, B, Z, Z), for Σ = L Lᵀ:
+
+    z = mean + L ε,    log p(z) − log q(z) = ½ (|ε|² − |z|²) + Σ_i log L_ii,    p(z) = N(0, I).
+
+What is diagonal goes to the fused operators.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dvae_fast import functional
+from dvae_fast.reference import accumulation_dtype
+
+__all__ = ["gaussian_log_ratio", "is_full", "marginal_log_var", "place", "sample_gaussian"]
+
+
+def is_full(mean: Tensor, spread: Tensor) -> bool:
+    """Whether `spread` is a triangular matrix.
+
+    Raises:
+        ValueError: if it is neither that nor in the shape of `mean`.
+    """
+    if spread.shape == mean.shape:
+        return False
+    if mean.dim() < 1 or spread.shape != (*mean.shape, mean.shape[-1]):
+        raise ValueError(
+            "the posterior's spread must be log_var in the shape of mean, "
+            f"{tuple(mean.shape)}, or a triangular matrix for each row of it, "
+            f"(*L, B, Z, Z); got {tuple(spread.shape)}"
+        )
+    return True
+
+
+def sample_gaussian(
+    mean: Tensor,
+    spread: Tensor,
+    k: int,
+    seed: int | Tensor | None = None,
+    *,
+    first_example: int = 0,
+    first_sample: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """`dvae_fast.sample_latent` for either covariance, of the same ε.
+
+    Args:
+        mean: (*L, B, Z).
+        spread: log_var (*L, B, Z), or L (*L, B, Z, Z).
+        k, seed, first_example, first_sample: as for `dvae_fast.sample_latent`.
+
+    Returns:
+        z (*L, B, K, Z) and log p(z) − log q(z) (*L, B, K), differentiable in mean and spread.
+
+    Raises:
+        TypeError, ValueError: as `dvae_fast.sample_latent` and `is_full`.
+    """
+    first = {"first_example": first_example, "first_sample": first_sample}
+    if not is_full(mean, spread):
+        return functional.sample_latent(mean, spread, k, seed, **first)
+    functional._check_float("mean", mean)
+    with torch.autocast(mean.device.type, enabled=False):
+        dtype = accumulation_dtype(mean.dtype)
+        zero = torch.zeros_like(mean, dtype=dtype)
+        noise, _ = functional.sample_latent(zero, zero, k, seed, **first)
+        scale = spread.to(dtype)
+        z = mean.to(dtype).unsqueeze(-2) + noise @ scale.mT
+        log_ratio = _log_ratio(z, noise, scale)
+    return z if functional._autocast_dtype(mean) is not None else z.to(mean.dtype), log_ratio
+
+
+def gaussian_log_ratio(z: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
+    """`dvae_fast.latent_log_ratio` for either covariance: z (*L, B, K, Z) → (*L, B, K).
+
+    mean and spread as for `sample_gaussian`; differentiable in all three.
+    """
+    if not is_full(mean, spread):
+        return functional.latent_log_ratio(z, mean, spread)
+    with torch.autocast(mean.device.type, enabled=False):
+        dtype = accumulation_dtype(mean.dtype)
+        z, scale = z.to(dtype), spread.to(dtype)
+        centred = z - mean.to(dtype).unsqueeze(-2)
+        noise = torch.linalg.solve_triangular(scale, centred.mT, upper=False).mT
+        return _log_ratio(z, noise, scale)
+
+
+def _log_ratio(z: Tensor, noise: Tensor, scale: Tensor) -> Tensor:
+    log_det = scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return 0.5 * (noise.square() - z.square()).sum(-1) + log_det.unsqueeze(-1)
+
+
+def place(mean: Tensor, spread: Tensor, noise: Tensor) -> Tensor:
+    """The z of an ε, one for each row: all but a triangular spread (..., Z)."""
+    if not is_full(mean, spread):
+        return mean + torch.exp(0.5 * spread) * noise
+    return mean + (spread @ noise.unsqueeze(-1)).squeeze(-1)
+
+
+def marginal_log_var(mean: Tensor, spread: Tensor) -> Tensor:
+    """The logarithm of each latent's own variance, in the shape of `mean`."""
+    return spread.square().sum(-1).log() if is_full(mean, spread) else spread

@@ -1,0 +1,256 @@
+"""Corruptions whose level is learnt with the model, by one of three estimators of its gradient."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dvae_fast import functional
+from dvae_fast.corruptions import AdditiveGaussian, Corruption, DrawnCorruption, SaltAndPepper
+from dvae_fast.reference import accumulation_dtype
+
+__all__ = ["LEVEL_ESTIMATORS", "Learnable", "score_function_surrogate"]
+
+#: "pathwise": x̃ = x + std · n is differentiable. "score": the score function of a rate, unbiased.
+#: "relaxed": hits between 0 and 1, which a rate moves; biased.
+LEVEL_ESTIMATORS = ("pathwise", "score", "relaxed")
+
+_RATES = ("masking", "salt_and_pepper", "bit_flip")
+_SALT_KEY = -1  # its index among a seed's keys
+
+
+def score_function_surrogate(per_copy_loss: Tensor, log_prob: Tensor) -> Tensor:
+    """A scalar of value 0 whose gradient is the score function's, with a leave-one-out baseline:
+
+        1/M Σ_m (ℓ_m − mean_(j≠m) ℓ_j) ∇ log p(x̃_m|x),  a mean over examples.
+
+    Unbiased for the gradient, through the distribution of x̃ alone, of E[1/M Σ_m ℓ_m], because the
+    copies are independent. Add it to the loss. An example with a loss that is not finite passes
+    nothing.
+
+    Args:
+        per_copy_loss: ℓ, (M, B) with M >= 2; its own gradient is not used.
+        log_prob: log p(x̃_m|x), (M, B).
+
+    Raises:
+        ValueError: if the shapes differ, or M < 2.
+
+    Source: Kool, van Hoof, Welling, "Buy 4 REINFORCE samples, get a baseline for free!" (2019),
+    equation 8.
+    """
+    if per_copy_loss.dim() != 2 or per_copy_loss.shape != log_prob.shape:
+        raise ValueError(
+            "per_copy_loss and log_prob must have one shape (M, B), got "
+            f"{tuple(per_copy_loss.shape)} and {tuple(log_prob.shape)}"
+        )
+    copies = per_copy_loss.shape[0]
+    _check_copies(copies)
+    loss = per_copy_loss.detach()
+    advantage = (loss - loss.mean(0)) * (copies / (copies - 1))
+    advantage = torch.where(advantage.isfinite(), advantage, 0.0)
+    return (advantage * (log_prob - log_prob.detach())).mean()
+
+
+def _check_copies(copies: int) -> None:
+    if copies < 2:
+        raise ValueError(
+            "M must be >= 2 for a rate learnt by the score function, whose baseline is made of "
+            f"the other copies; got {copies}"
+        )
+
+
+def _plain(kind: type[Corruption], level: Tensor, salt: Tensor | None = None) -> Corruption:
+    """A corruption of levels known to be in range: checking would read them on the host."""
+    plain = object.__new__(kind)
+    plain.parameter, plain.salt = level, salt
+    return plain
+
+
+class Learnable(nn.Module, DrawnCorruption):
+    """A corruption whose rate or standard deviation is a parameter, kept in range.
+
+    A model that is given one has the parameter among its own. The rate is σ(a), the standard
+    deviation log(1 + e^a), of an unconstrained a. A salt probability is not learnt.
+
+    What is learnt ascends the model's bound, and with an encoder that can do anything no
+    corruption has the highest: q(z|x̃) knows no more than q(z|x). So expect the level to fall
+    towards 0, as far as the encoder's limits let it, unless the loss has a term to hold it up.
+    Im et al. (arXiv 1511.06406) leave open how it should be learnt.
+
+    Args:
+        corruption: Masking, SaltAndPepper, BitFlip or AdditiveGaussian, at the level to start
+            from: within (0, 1), or > 0; one for all dimensions or one for each.
+        estimator: of the level's gradient, one of `LEVEL_ESTIMATORS`. None: "pathwise" for
+            AdditiveGaussian, which has no other, and "score" for rates.
+            "score" is unbiased and needs M >= 2 copies in the model. "relaxed" draws hits from the
+            concrete distribution while training (Maddison et al., arXiv 1611.00712): x̃ lies
+            between x and what a hit would make of it, the same numbers as without only as the
+            temperature tends to 0; in evaluation mode hits are whole.
+        size: D, to make of one level at the start one for each dimension.
+        temperature: > 0, of "relaxed" alone.
+
+    Raises:
+        TypeError, ValueError: naming the argument, the rule and the value.
+    """
+
+    def __init__(
+        self,
+        corruption: Corruption,
+        estimator: str | None = None,
+        *,
+        size: int | None = None,
+        temperature: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if not isinstance(corruption, Corruption) or corruption.kind not in (*_RATES, "gaussian"):
+            got = corruption if isinstance(corruption, Corruption) else type(corruption).__name__
+            raise TypeError(
+                "corruption must be a Masking, SaltAndPepper, BitFlip or AdditiveGaussian, "
+                f"got {got}"
+            )
+        gaussian = corruption.kind == "gaussian"
+        if estimator is None:
+            estimator = "pathwise" if gaussian else "score"
+        fitting = ("pathwise",) if gaussian else ("score", "relaxed")
+        if estimator not in fitting:
+            raise ValueError(
+                f"estimator must be one of {', '.join(fitting)} for "
+                f"{type(corruption).__name__}; got {estimator!r}"
+            )
+        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+            raise TypeError(f"temperature must be a number, got {type(temperature).__name__}")
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature must be finite and > 0, got {temperature:g}")
+        level = corruption.parameter.detach().reshape(-1)
+        if size is not None:
+            functional._check_count("size", size, 1)
+            if level.numel() not in (1, size):
+                raise ValueError(
+                    f"size must be the number of levels given, {level.numel()}, got {size}"
+                )
+            level = level.expand(size)
+        level = level.reshape(() if level.numel() == 1 else (-1,)).clone()
+        if not bool(((level > 0) & ((level < 1) | gaussian)).all()):
+            name, rule = ("std", "> 0") if gaussian else ("rate", "in (0, 1)")
+            raise ValueError(
+                f"{name} must be {rule} to be learnt, got values from {level.min().item():g} to "
+                f"{level.max().item():g}"
+            )
+        #: the corruption it starts from
+        self.start = _plain(type(corruption), level, corruption.salt)
+        self.level_kind = corruption.kind
+        self.estimator = estimator
+        self.temperature = float(temperature)
+        self.unconstrained = nn.Parameter(
+            level + torch.log(-torch.expm1(-level)) if gaussian else torch.logit(level)
+        )
+        self._salt: Tensor | None
+        self.register_buffer("_salt", corruption.salt, persistent=False)
+
+    # --- the level ----------------------------------------------------------------------------
+
+    @property
+    def level(self) -> Tensor:
+        """The rate or standard deviation, differentiable: of one element or (D,)."""
+        if self.level_kind == "gaussian":
+            return F.softplus(self.unconstrained)
+        return torch.sigmoid(self.unconstrained)
+
+    @property
+    def parameter(self) -> Tensor:  # type: ignore[override]
+        """The level."""
+        return self.level
+
+    @property
+    def salt(self) -> Tensor | None:  # type: ignore[override]
+        """The salt probability, of salt-and-pepper alone."""
+        return self._salt
+
+    @property
+    def scores(self) -> bool:
+        """Whether the loss must add `score_function_surrogate`."""
+        return self.estimator == "score"
+
+    def check_copies(self, copies: int) -> None:
+        """Raise ValueError unless so many copies are enough for the estimator."""
+        if self.scores:
+            _check_copies(copies)
+
+    def fixed(self) -> Corruption:
+        """The corruption at the present level, to be learnt no more."""
+        return self._at(self.level.detach().clone())
+
+    def _at(self, level: Tensor) -> Corruption:
+        # Masks are decided in float32 whatever the model's dtype.
+        if self.level_kind != "gaussian":
+            level = level.float()
+        return _plain(type(self.start), level, None if self._salt is None else self._salt.float())
+
+    # --- drawing ------------------------------------------------------------------------------
+
+    def draw(
+        self, x: Tensor, copies: int, key: Tensor, first_example: int, first_copy: int
+    ) -> Tensor:
+        """x (B, D) → x̃ (M, B, D); see `DrawnCorruption.draw`."""
+        first = {"first_example": first_example, "first_copy": first_copy}
+        if self.estimator == "relaxed" and self.training:
+            return self._relaxed(x, copies, key, first)
+        level = self.level if self.estimator == "pathwise" else self.level.detach()
+        return functional.corrupt(x, self._at(level), copies, key, **first)
+
+    def _relaxed(self, x: Tensor, copies: int, key: Tensor, first: dict[str, int]) -> Tensor:
+        dtype = accumulation_dtype(x.dtype)
+        zero = torch.zeros_like(x, dtype=dtype, requires_grad=False)
+        unit = _plain(AdditiveGaussian, zero.new_ones(()))
+        normal = functional.corrupt(zero, unit, copies, key, **first)
+        # logit Φ(n), from the tails: a logistic number.
+        logistic = torch.special.log_ndtr(normal) - torch.special.log_ndtr(-normal)
+        hit = torch.sigmoid((self.unconstrained + logistic) / self.temperature)
+        clean = x.to(dtype)
+        if self.level_kind == "masking":
+            struck: Tensor = zero
+        elif self.level_kind == "bit_flip":
+            struck = 1 - clean
+        else:
+            salt = cast("Tensor", self._salt).float()
+            certain = _plain(SaltAndPepper, torch.ones_like(salt), salt)
+            own = functional._derived_key(key, _SALT_KEY)
+            struck = functional.corrupt(zero, certain, copies, own, **first)
+        return torch.lerp(clean.expand_as(hit), struck.expand_as(hit), hit).to(x.dtype)
+
+    # --- the density --------------------------------------------------------------------------
+
+    def log_prob(self, x: Tensor, noisy: Tensor) -> Tensor:
+        """log p(x̃|x) of whole hits: (B, D) and (M, B, D) → (M, B); differentiable in the rate.
+
+        Where being hit or not gives the same x̃, both count: masking has P(0|0) = 1, and
+        salt-and-pepper P(1|1) = 1 − rate · (1 − salt).
+
+        Raises:
+            ValueError: for a Gaussian, or if the shapes do not fit.
+        """
+        if self.level_kind not in _RATES:
+            raise ValueError(f"log_prob must be asked of a rate, got {self}")
+        if noisy.dim() != 3 or noisy.shape[1:] != x.shape:
+            raise ValueError(
+                "x must have shape (B, D) and noisy (M, B, D), got "
+                f"{tuple(x.shape)} and {tuple(noisy.shape)}"
+            )
+        a = self.unconstrained
+        if self.level_kind == "masking":
+            struck = (noisy == 0).to(a.dtype)
+        elif self.level_kind == "bit_flip":
+            struck = (noisy == 1 - x).to(a.dtype)
+        else:
+            salt = cast("Tensor", self._salt)
+            struck = torch.where(noisy == 1, salt, torch.where(noisy == 0, 1 - salt, 0.0))
+        kept = (noisy == x).to(a.dtype)
+        # log(rate · P(x̃|hit) + (1 − rate) · P(x̃|kept)), where rate or 1 − rate may be tiny.
+        each = torch.logaddexp(F.logsigmoid(a) + struck.log(), F.logsigmoid(-a) + kept.log())
+        return each.sum(-1)
+
+    def __repr__(self) -> str:
+        return f"Learnable({self.fixed()!r}, {self.estimator!r})"

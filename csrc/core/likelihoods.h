@@ -16,13 +16,14 @@ DVAE_BEGIN_CORE
 struct LikelihoodDefaults {
   // Whether its parameters are a pair (mean, scale), or one tensor.
   static constexpr bool kHasScale = false;
-  // Whether data_term(x), a part of log p that depends on x alone, is to be added. Of one element;
-  // made once for all rows of an example, as far as a kernel can.
+  // Whether log p has a part of x (and of a scale that rows share) alone: data_term, and its
+  // derivative in that scale, data_derivative. Of one element; made once for all rows of an
+  // example, as far as a kernel can, and left out of push and derivative.
   static constexpr bool kHasDataTerm = false;
   static constexpr int kMaxPush = 64;  // a longer sum in one float would lose what it adds
 
-  template <class A>
-  DVAE_HD static A data_term(A) {
+  template <ScaleKind kScale, class A>
+  DVAE_HD static A data_term(A, A) {
     return A(0);
   }
   // What log p of a row has besides that, given Σ log scale if the rows share their scale, else 0.
@@ -88,7 +89,7 @@ struct Gaussian : LikelihoodDefaults {
     return -(kHalfLog2Pi * static_cast<double>(size) + log_scale_sum);
   }
   // (d log p / d mean, d log p / d scale) = (u/s, (u² − 1)/s)
-  template <class A>
+  template <ScaleKind, class A>
   DVAE_HD static void derivative(A mean, A scale, A x, A& d_mean, A& d_scale) {
     const A u = (x - mean) / scale;
     d_mean = u / scale;
@@ -142,7 +143,7 @@ struct DiscretisedLogistic : LikelihoodDefaults {
   }
   // d log p / d mean = sign (σ(near) − σ(−far))/s,
   // d log p / d s = (near σ(near) − far σ(−far) − w r/(1 − r))/s
-  template <class A>
+  template <ScaleKind, class A>
   DVAE_HD static void derivative(A mean, A scale, A x, A& d_mean, A& d_scale) {
     const Bin<A> v = bin(mean, scale, x);
     const A both = A(1) / ((A(1) + v.p) * (A(1) + v.q));
@@ -169,64 +170,96 @@ struct DiscretisedLogistic : LikelihoodDefaults {
 // With Stirling's series for both Γ, of t' = t (or, where t < kShift, t + kShift),
 //   log Γ(x + t')/Γ(t') = x log(x + t') + (t' − ½) log1p(x/t') − x + S(1/(x + t')) − S(1/t'),
 // in which the log t' that the two have in common does not appear: t may be as large as it likes,
-// and log p goes to a Poisson's. a = Σ log p but for −log x!, which is data_term.
+// and log p goes to a Poisson's. The ratio of the Γ is the most work by far; where rows share t
+// they share the ratio, which then is in data_term. a = Σ of the rest.
 struct NegativeBinomial : LikelihoodDefaults {
   static constexpr bool kHasScale = true;
   static constexpr bool kHasDataTerm = true;
 
-  // What both log p and its derivative are made of.
+  // By then a Poisson in every digit; inf/inf would not be.
   template <class A>
-  struct Terms {
-    A t, up, total, r_up, r_total, log_up, log_odds, mean_odds;
-    A counted;  // 0 at x = 0, where of Γ(x + t)/Γ(t) not even rounding is to be left
+  DVAE_HD static A capped(A scale) {
+    return scale > A(1e20) ? A(1e20) : scale;
+  }
+
+  // What log Γ(x + t)/Γ(t) and its derivative are made of.
+  template <class A>
+  struct Gammas {
+    A up, total, r_up, r_total, log_up;
+    A counted;  // 0 at x = 0, where not even rounding is to be left
     bool small;
   };
   template <class A>
-  DVAE_HD static Terms<A> terms(A mean, A scale, A x) {
-    Terms<A> v;
-    v.t = scale > A(1e20) ? A(1e20) : scale;  // by then a Poisson in every digit; inf/inf is not
-    v.small = v.t < A(Stirling<A>::kShift);
-    v.up = v.small ? v.t + A(Stirling<A>::kShift) : v.t;
+  DVAE_HD static Gammas<A> gammas(A t, A x) {
+    Gammas<A> v;
+    v.small = t < A(Stirling<A>::kShift);
+    v.up = v.small ? t + A(Stirling<A>::kShift) : t;
     v.total = x + v.up;
     v.r_up = A(1) / v.up;
     v.r_total = A(1) / v.total;
     v.log_up = log1p(x * v.r_up);
-    v.mean_odds = mean / v.t;
-    v.log_odds = log1p(v.mean_odds);  // log (t + μ)/t
     v.counted = x == A(0) ? A(0) : A(1);
     return v;
   }
-
-  template <ScaleKind, class A>
-  DVAE_HD static void push(A& a, A&, A mean, A scale, A x) {
+  // log Γ(x + t)/Γ(t) − x log(x + t'); the latter is left to the caller.
+  template <class A>
+  DVAE_HD static A log_ratio(const Gammas<A>& v, A t, A x) {
     using S = Stirling<A>;
-    const Terms<A> v = terms(mean, scale, x);
-    // (x + t') μ/(t + μ), which at μ = inf is x + t'
-    const A factor = mean == infinity<A>() ? v.total : mean / (v.t + mean) * v.total;
-    const A power = x * log(x == A(0) ? A(1) : factor);
-    const A steps = v.small ? S::rising(v.t) / S::rising(x + v.t) : A(1);
-    const A gamma = ((v.up - A(0.5)) * v.log_up - x) + (S::series(v.r_total) - S::series(v.r_up));
-    a = a + (v.counted * (power + (gamma + log(steps))) - v.t * v.log_odds);
+    const A steps = v.small ? S::rising(t) / S::rising(x + t) : A(1);
+    const A series = S::series(v.r_total) - S::series(v.r_up);
+    return ((v.up - A(0.5)) * v.log_up - x) + series + log(steps);
+  }
+  // ψ(x + t) − ψ(t)
+  template <class A>
+  DVAE_HD static A slope(const Gammas<A>& v, A t, A x) {
+    using S = Stirling<A>;
+    A d_bottom, d_top;
+    const A bottom = S::rising(t, d_bottom), top = S::rising(x + t, d_top);
+    const A steps = v.small ? d_bottom / bottom - d_top / top : A(0);
+    const A series = S::derivative(v.r_total) - S::derivative(v.r_up);
+    return v.counted * (v.log_up + A(0.5) * (v.r_up - v.r_total) + series + steps);
+  }
+
+  template <ScaleKind kScale, class A>
+  DVAE_HD static void push(A& a, A&, A mean, A scale, A x) {
+    const A t = capped(scale), odds = mean / t;
+    // μ/(t + μ), which at μ = inf is 1; for x = 0 its logarithm counts for nothing, if it is −inf.
+    const A share = mean == infinity<A>() ? A(1) : mean / (t + mean);
+    A counts;
+    if constexpr (kScale == ScaleKind::kFull) {
+      const Gammas<A> v = gammas(t, x);
+      const A power = x * log(x == A(0) ? A(1) : share * v.total);
+      counts = v.counted * (power + log_ratio(v, t, x));
+    } else {
+      counts = x * log(x == A(0) ? A(1) : share);
+    }
+    a = a + (counts - t * log1p(odds));
+  }
+  template <ScaleKind kScale, class A>
+  DVAE_HD static A data_term([[maybe_unused]] A scale, A x) {
+    A y = -log_factorial(x);
+    if constexpr (kScale == ScaleKind::kShared) {
+      const A t = capped(scale);
+      const Gammas<A> v = gammas(t, x);
+      y = y + v.counted * (x * log(v.total) + log_ratio(v, t, x));
+    }
+    return y;
   }
   template <class A>
-  DVAE_HD static A data_term(A x) {
-    return -log_factorial(x);
+  DVAE_HD static A data_derivative(A scale, A x) {
+    const A t = capped(scale);
+    return slope(gammas(t, x), t, x);
   }
   // d log p / d μ = (x/μ − 1) t/(t + μ),
   // d log p / d t = ψ(x + t) − ψ(t) − log (t + μ)/t + (μ − x)/(t + μ)
-  template <class A>
+  template <ScaleKind kScale, class A>
   DVAE_HD static void derivative(A mean, A scale, A x, A& d_mean, A& d_scale) {
-    using S = Stirling<A>;
-    const Terms<A> v = terms(mean, scale, x);
+    const A t = capped(scale), odds = mean / t;
     const A relative = x == A(0) ? A(0) : x / mean;
-    d_mean = (relative - A(1)) / (A(1) + v.mean_odds);
-    A d_bottom, d_top;
-    const A bottom = S::rising(v.t, d_bottom), top = S::rising(x + v.t, d_top);
-    const A steps = v.small ? d_bottom / bottom - d_top / top : A(0);
-    const A digamma = v.log_up + A(0.5) * (v.r_up - v.r_total) +
-                      (S::derivative(v.r_total) - S::derivative(v.r_up)) + steps;
-    const A pull = mean == infinity<A>() ? A(1) : (mean - x) / (v.t + mean);
-    d_scale = (v.counted * digamma - v.log_odds) + pull;
+    d_mean = (relative - A(1)) / (A(1) + odds);
+    const A pull = mean == infinity<A>() ? A(1) : (mean - x) / (t + mean);
+    d_scale = pull - log1p(odds);
+    if constexpr (kScale == ScaleKind::kFull) d_scale = d_scale + data_derivative(scale, x);
   }
   template <class A>
   DVAE_HD static A finish(A a, A) {

@@ -503,30 +503,85 @@ DVAE_HD accumulate_t<T> row_density(const LogWeightParams& p, const RowView<T>& 
   return total + static_cast<A>(L::row_constant(p.size, p.log_scale_sum));
 }
 
-// Σ of what log p has of x alone, made when the rows come to another example.
-template <class L, class T>
+// Σ of what the rows of an example have in common, made when rows come to another example.
+template <class L, class T, ScaleKind kScale>
 struct DataTerm {
   using A = accumulate_t<T>;
   int64_t n = -1;
   A value = 0;
 
-  DVAE_HD A of(const LogWeightParams& p, int64_t row) {
+  DVAE_HD A of(const LogWeightParams& p, const RowView<T>& v, int64_t row) {
     if constexpr (L::kHasDataTerm) {
       if (row / p.samples != n) {
         n = row / p.samples;
-        const A* x = at<A>(p.x, n % p.examples * p.size);
-        value = 0;
-        for (int64_t j = 0; j < p.size; j += kSumRows * kLanes) {
-          alignas(64) A sum[kLanes] = {};
-          for_lanes(min64(kSumRows * kLanes, p.size - j),
-                    [&](int64_t i, int lane) __attribute__((always_inline)) {
-                      sum[lane] = sum[lane] + L::data_term(x[j + i]);
-                    });
-          value = value + sum_lanes(sum);
-        }
+        value = sum(p, v);
       }
     }
     return value;
+  }
+
+ private:
+  DVAE_HD static A sum(const LogWeightParams& p, const RowView<T>& v) {
+    A total = 0;
+    for (int64_t j = 0; j < p.size;) {
+      const int64_t stop = min64(p.size, j + kSumRows * kLanes);
+      alignas(64) A lanes[kLanes] = {};
+      const auto add = [&](int64_t i) __attribute__((always_inline)) {
+        A scale = 1;
+        if constexpr (kScale == ScaleKind::kShared) scale = v.template scale<kScale>(j, i);
+        lanes[i] = lanes[i] + L::template data_term<kScale>(scale, v.x[j + i]);
+      };
+      for (; j + kLanes <= stop; j += kLanes) {
+#pragma GCC ivdep
+        for (int i = 0; i < kLanes; ++i) add(i);
+      }
+      for (int64_t i = 0; i < stop - j; ++i) add(i);
+      j = stop;
+      total = total + sum_lanes(lanes);
+    }
+    return total;
+  }
+};
+
+// Adds data_term's part of a shared scale's gradient, for all rows of an example at once.
+template <class L, class T, ScaleKind kScale>
+struct DataGradient {
+  using A = accumulate_t<T>;
+  static constexpr bool kWanted = L::kHasDataTerm && kScale == ScaleKind::kShared;
+  const LogWeightParams& p;
+  double* scale_sum;
+  int64_t n = -1, row = 0;
+  double weight = 0;  // Σ over the example's rows
+  bool any = false;
+
+  DVAE_HD void add(int64_t next, A w) {
+    if constexpr (kWanted) {
+      if (next / p.samples != n) {
+        flush();
+        n = next / p.samples;
+        row = next;
+      }
+      weight += static_cast<double>(w);
+      any = any || w != A(0);
+    }
+  }
+  DVAE_HD void flush() {
+    if constexpr (kWanted) {
+      if (scale_sum != nullptr && any) {
+        const RowView<T> v = row_view<T>(p, row);
+        for (int64_t j = 0; j < p.size; j += kTile) {
+          const int64_t size = min64(kTile, p.size - j);
+          alignas(64) A d[kBlock];
+          const auto element = [&](int64_t i) __attribute__((always_inline)) {
+            d[i] = L::data_derivative(v.template scale<kScale>(j, i), v.x[j + i]);
+          };
+          DVAE_FOR_BLOCK(size, element)
+          for (int64_t i = 0; i < size; ++i) scale_sum[j + i] += weight * static_cast<double>(d[i]);
+        }
+      }
+      weight = 0;
+      any = false;
+    }
   }
 };
 
@@ -549,8 +604,9 @@ DVAE_HD void row_gradient(const LogWeightParams& p, const RowView<T>& v, accumul
       alignas(64) A d_scale[kBlock];
       const auto element = [&](int64_t i) __attribute__((always_inline)) {
         A d_mean;
-        L::derivative(v.template param<kBias>(j + i), v.template scale<kScale>(j, i), v.x[j + i],
-                      d_mean, d_scale[i]);
+        L::template derivative<kScale>(v.template param<kBias>(j + i),
+                                       v.template scale<kScale>(j, i), v.x[j + i], d_mean,
+                                       d_scale[i]);
         store(out[j + i], weight * d_mean);
         d_scale[i] = weight * d_scale[i];
       };
@@ -578,11 +634,11 @@ DVAE_HD accumulate_t<T> ratio_of(const LogWeightParams& p, int64_t row) {
 template <class L, class T, ScaleKind kScale, bool kBias>
 void log_weights_as(const LogWeightParams& p, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
-  DataTerm<L, T> data;
+  DataTerm<L, T, kScale> data;
   for (int64_t row = begin; row < end; ++row) {
     const RowView<T> v = row_view<T>(p, row);
     const A density = row_density<L, T, kScale, kBias, false>(p, v, static_cast<T*>(nullptr));
-    *at<A>(p.log_w, row) = ratio_of<T>(p, row) + (density + data.of(p, row));
+    *at<A>(p.log_w, row) = ratio_of<T>(p, row) + (density + data.of(p, v, row));
   }
 }
 
@@ -590,11 +646,15 @@ template <class L, class T, ScaleKind kScale, bool kBias>
 void log_weights_backward_as(const LogWeightParams& p, double* scale_sum, int64_t begin,
                              int64_t end) {
   using A = accumulate_t<T>;
+  DataGradient<L, T, kScale> data{p, scale_sum};
   for (int64_t row = begin; row < end; ++row) {
     const int64_t to = (row - p.first_row) * p.size;
-    row_gradient<L, T, kScale, kBias>(p, row_view<T>(p, row), *at<A>(p.grad, row),
-                                      at<T>(p.grad_params, to), at<T>(p.grad_scale, to), scale_sum);
+    const A weight = *at<A>(p.grad, row);
+    row_gradient<L, T, kScale, kBias>(p, row_view<T>(p, row), weight, at<T>(p.grad_params, to),
+                                      at<T>(p.grad_scale, to), scale_sum);
+    data.add(row, weight);
   }
+  data.flush();
 }
 
 // First sweep of the fused loss: log-weights, and where the dtype can hold it exactly enough the
@@ -605,19 +665,22 @@ constexpr bool kSweepLeavesDerivative = !L::kHasScale && sizeof(T) == sizeof(acc
 template <class L, class T, ScaleKind kScale>
 void iwae_sweep_as(const LogWeightParams& p, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
-  DataTerm<L, T> data;
+  DataTerm<L, T, kScale> data;
   for (int64_t row = begin; row < end; ++row) {
+    const RowView<T> v = row_view<T>(p, row);
     const A density = row_density<L, T, kScale, false, kSweepLeavesDerivative<L, T>>(
-        p, row_view<T>(p, row), at<T>(p.grad_params, row * p.size));
-    *at<A>(p.log_w, row) = ratio_of<T>(p, row) + (density + data.of(p, row));
+        p, v, at<T>(p.grad_params, row * p.size));
+    *at<A>(p.log_w, row) = ratio_of<T>(p, row) + (density + data.of(p, v, row));
   }
 }
 
 template <class L, class T, ScaleKind kScale>
 void iwae_scale_as(const LogWeightParams& p, double* scale_sum, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
+  DataGradient<L, T, kScale> data{p, scale_sum};
   for (int64_t row = begin; row < end; ++row) {
     const A weight = *at<A>(static_cast<const void*>(p.log_w), row) * static_cast<A>(p.multiplier);
+    data.add(row, weight);
     T* out = at<T>(p.grad_params, row * p.size);
     if constexpr (kSweepLeavesDerivative<L, T>) {
       for (int64_t j = 0; j < p.size; ++j) store(out[j], weight * load(out[j]));
@@ -626,6 +689,7 @@ void iwae_scale_as(const LogWeightParams& p, double* scale_sum, int64_t begin, i
                                         at<T>(p.grad_scale, row * p.size), scale_sum);
     }
   }
+  data.flush();
 }
 
 // --- logsumexp --------------------------------------------------------------------------------

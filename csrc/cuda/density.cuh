@@ -74,7 +74,7 @@ DVAE_DEVICE void add_density(const Example<T>& example, const T* const (&params)
 
   for (int64_t base = first; base < end;) {
     A a[kRows][kSlots] = {}, b[kRows][kSlots] = {};
-    [[maybe_unused]] A data = 0;  // of x alone, which the rows have in common
+    [[maybe_unused]] A data = 0;  // what the rows have in common
     const int64_t stop = minimum(end, base + kSteps * C::kStep);
     for (; base < stop; base += kAhead * C::kStep) {
       Held raw[kAhead][kRows];
@@ -97,7 +97,9 @@ DVAE_DEVICE void add_density(const Example<T>& example, const T* const (&params)
         if constexpr (L::kHasDataTerm) {
           DVAE_UNROLL
           for (int i = 0; i < V; ++i) {
-            if (C::has(from, i, end)) data = data + L::data_term(shared.x.get(i));
+            if (!C::has(from, i, end)) continue;
+            const A scale = kScale == ScaleKind::kShared ? shared.scale.get(i) : A(1);
+            data = data + L::template data_term<kScale>(scale, shared.x.get(i));
           }
         }
         DVAE_UNROLL
@@ -143,12 +145,12 @@ DVAE_DEVICE A density_constant(const LogWeights& p, ScaleKind kind) {
 
 // d log p / d params of one element, times the row's weight; and that of the scale. A weight of 0
 // stops a non-finite derivative: 0 · inf would be NaN.
-template <class L, class A>
+template <class L, ScaleKind kScale, class A>
 DVAE_DEVICE A weighted_derivative(A weight, A param, [[maybe_unused]] A scale, A x,
                                   [[maybe_unused]] A& d_scale) {
   A d;
   if constexpr (L::kHasScale) {
-    L::derivative(param, scale, x, d, d_scale);
+    L::template derivative<kScale>(param, scale, x, d, d_scale);
     d_scale = weight == A(0) ? A(0) : weight * d_scale;
   } else {
     d = L::derivative(param, x);

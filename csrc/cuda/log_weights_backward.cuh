@@ -39,6 +39,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     const SharedElements<T, kScale, false, C> shared(example_of<T>(p, example), base, p.size);
     Held bias{};
     if (kSums && p.bias != nullptr) bias = C::load(static_cast<const T*>(p.bias), base, p.size);
+    // What the scale's derivative has in common in all of the example's rows.
+    constexpr bool kData = L::kHasDataTerm && kSums && kShared;
+    [[maybe_unused]] A data[kData ? V : 1];
+    if constexpr (kData) {
+      DVAE_UNROLL
+      for (int i = 0; i < V; ++i)
+        data[i] = L::data_derivative(shared.scale.get(i), shared.x.get(i));
+    }
     const int64_t stop = minimum(thread.end, row + p.samples - sample);
     for (; row < stop; row += kRowsAhead) {
       Held raw[kRowsAhead], full[kFull ? kRowsAhead : 1];
@@ -61,7 +69,10 @@ __global__ void __launch_bounds__(kThreads, 1)
           const A raw_param = load(raw[r].get(i));
           const A param = kSums ? raw_param + load(bias.get(i)) : raw_param;
           const A scale = L::kHasScale ? shared.scale_of(full[kFull ? r : 0].get(i), i) : A(1);
-          d_param[i] = weighted_derivative<L>(weight[r], param, scale, shared.x.get(i), d_scale[i]);
+          d_param[i] =
+              weighted_derivative<L, kScale>(weight[r], param, scale, shared.x.get(i), d_scale[i]);
+          if constexpr (kData)
+            d_scale[i] = weight[r] == A(0) ? A(0) : d_scale[i] + weight[r] * data[i];
           set(out, i, d_param[i]);
           if constexpr (kFull) set(out_scale, i, d_scale[i]);
         }

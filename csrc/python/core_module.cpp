@@ -276,10 +276,11 @@ py::tuple with_scale(const py::object& mean, const py::object& scale, const py::
       const A xi = target.data()[i];
       A a = 0, b = 0;
       L::template push<ScaleKind::kFull>(a, b, m.data()[i], s.data()[i], xi);
-      density.mutable_data()[i] =
-          L::finish(a, b) + L::data_term(xi) + static_cast<A>(L::row_constant(1, 0));
-      L::derivative(m.data()[i], s.data()[i], xi, d_mean.mutable_data()[i],
-                    d_scale.mutable_data()[i]);
+      density.mutable_data()[i] = L::finish(a, b) +
+                                  L::template data_term<ScaleKind::kFull>(s.data()[i], xi) +
+                                  static_cast<A>(L::row_constant(1, 0));
+      L::template derivative<ScaleKind::kFull>(m.data()[i], s.data()[i], xi,
+                                               d_mean.mutable_data()[i], d_scale.mutable_data()[i]);
     }
     return py::make_tuple(density, d_mean, d_scale);
   });

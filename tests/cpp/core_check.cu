@@ -105,8 +105,9 @@ __global__ void with_scale(const A* mean, const A* scale, const A* x, A* out) {
   L::template push<ScaleKind::kFull>(a, b, mean[i], scale[i], x[i]);
   L::template push<ScaleKind::kShared>(a2, b2, mean[i + 1], scale[i + 1], x[i + 1]);
   L::merge(a, b, a2, b2);
-  out[0] = L::finish(a, b) + L::data_term(x[i]) + static_cast<A>(L::row_constant(1, 0));
-  L::derivative(mean[i], scale[i], x[i], out[1], out[2]);
+  out[0] = L::finish(a, b) + L::template data_term<ScaleKind::kShared>(scale[i], x[i]) +
+           static_cast<A>(L::row_constant(1, 0));
+  L::template derivative<ScaleKind::kFull>(mean[i], scale[i], x[i], out[1], out[2]);
 }
 
 __global__ void logsumexp(const double* log_w, double* out) {

@@ -107,7 +107,7 @@ TYPED_TEST(FormulaTest, GaussianAgreesWithItsDefinition) {
       for (const double x : {0.0, 0.4, 1.0}) {
         A a = 0, b = 0, d_mean, d_scale;
         Gaussian::push<ScaleKind::kFull>(a, b, A(m), A(s), A(x));
-        Gaussian::derivative(A(m), A(s), A(x), d_mean, d_scale);
+        Gaussian::derivative<ScaleKind::kFull>(A(m), A(s), A(x), d_mean, d_scale);
         const double mean = double(A(m)), scale = double(A(s)), u = (double(A(x)) - mean) / scale;
         const double terms = 0.5 * u * u + std::abs(std::log(scale)) + 1;
         EXPECT_NEAR(double(Gaussian::finish(a, b)), -0.5 * u * u - std::log(scale),
@@ -145,8 +145,8 @@ struct Element {
   Element(A mean, A scale, A x) {
     A a = 0, b = 0;
     L::template push<ScaleKind::kFull>(a, b, mean, scale, x);
-    density = L::finish(a, b) + L::data_term(x);
-    L::derivative(mean, scale, x, d_mean, d_scale);
+    density = L::finish(a, b) + L::template data_term<ScaleKind::kFull>(scale, x);
+    L::template derivative<ScaleKind::kFull>(mean, scale, x, d_mean, d_scale);
   }
 };
 

@@ -72,7 +72,7 @@ from dvae_fast.likelihoods import LIKELIHOODS
 from dvae_fast.models import MODELS, LatentVariableModel
 from dvae_fast.networks import ACTIVATIONS, POSTERIORS
 from dvae_fast.objectives import ESTIMATORS, OBJECTIVES, Objective
-from dvae_fast.partial import remove_partial
+from dvae_fast.partial import partial_exists, remove_partial
 from dvae_fast.plots import (
     plot_bounds,
     plot_ess,
@@ -739,6 +739,8 @@ def evaluate_command(
         }  # fmt: skip
         ais = {"temperatures": temperatures, "leapfrog": leapfrog}
         with _wrong_options():
+            if copies != _UNSET["copies"] and proposal != "mixture":
+                raise ValueError("copies must come with the proposal mixture")
             options |= _of_method(method, {"importance": importance, "ais": ais})
         console = Console(quiet=quiet or not is_main_process(), highlight=False)
         with contextlib.ExitStack() as stack:
@@ -798,8 +800,10 @@ def _evaluate(
                 )
             else:
                 partial = folder / PARTIAL
-                if not resume and world.is_main:
-                    remove_partial(partial)
+                if not resume and world.is_main and remove_partial(partial):
+                    console.print(
+                        "An unfinished evaluation is dropped; --resume would have gone on with it."
+                    )
                 barrier(world)
                 try:
                     estimate = estimate_log_likelihood(
@@ -807,7 +811,8 @@ def _evaluate(
                         **options,
                     )  # fmt: skip
                 except KeyboardInterrupt:
-                    _fail("interrupted; what is done is kept, go on with --resume", 130)
+                    kept = "; what is done is kept, go on with --resume"
+                    _fail(f"interrupted{kept if partial_exists(partial) else ''}", 130, shared=True)
         seconds = time.perf_counter() - start
     report = {
         "model": config.model,
@@ -834,6 +839,8 @@ def _keep(
     np.savez(file, **_arrays(estimate))
     write_atomically((folder / EVALUATION).with_suffix(".npz"), file.getvalue())
     remove_partial(folder / PARTIAL)
+    for name in ("bounds", "ess", "worst"):  # of an earlier evaluation
+        (folder / f"evaluation_{name}.png").unlink(missing_ok=True)
     try:
         _plot_evaluation(folder, report, estimate)
     except MissingExtraError as error:

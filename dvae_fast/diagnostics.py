@@ -106,6 +106,8 @@ class BoundCurve:
     """
 
     def __init__(self, ks: Sequence[int], examples: int, device: torch.device | str) -> None:
+        self._none = torch.empty(examples, 0, dtype=torch.float64, device=device)
+        self.ks = tuple(ks)
         self._groups: list[_Groups] = []
         self._from: list[int] = []  # whose log-sums each is made from; −1: the samples
         for j, k in enumerate(ks):
@@ -125,11 +127,13 @@ class BoundCurve:
         """That of the i-th example alone, to go on with by itself."""
         other = copy.copy(self)
         other._groups = [groups.row(i) for groups in self._groups]
+        other._none = self._none[i : i + 1]
         return other
 
     def bounds(self) -> Tensor:
         """(N, number of ks) in nats, float64; NaN where there were fewer than k samples."""
-        return torch.stack([groups.mean() for groups in self._groups], 1)
+        means = [groups.mean() for groups in self._groups]
+        return torch.stack(means, 1) if means else self._none
 
     def groups(self) -> list[int]:
         """How many there were, of each k."""
@@ -137,7 +141,8 @@ class BoundCurve:
 
     def standard_errors(self) -> Tensor:
         """Those of `bounds`, over the groups; NaN where there were fewer than two."""
-        return torch.stack([groups.standard_error() for groups in self._groups], 1)
+        errors = [groups.standard_error() for groups in self._groups]
+        return torch.stack(errors, 1) if errors else self._none
 
 
 # --- the tail of the weights ------------------------------------------------------------------

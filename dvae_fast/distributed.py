@@ -35,6 +35,7 @@ __all__ = [
     "is_main_process",
     "join",
     "on_main",
+    "patience",
     "share",
 ]
 
@@ -104,7 +105,8 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 
 
-def _timeout() -> datetime.timedelta:
+def patience() -> datetime.timedelta:
+    """How long a process waits for the others, of DVAE_FAST_TIMEOUT."""
     text = os.environ.get(TIMEOUT_VARIABLE, "")
     try:
         seconds = float(text) if text else _TIMEOUT
@@ -168,7 +170,7 @@ def join(device: str | torch.device) -> Iterator[World]:
     cuda = where.type == "cuda"
     local_rank = _integer("LOCAL_RANK", 0, default=None if cuda else rank)
     world = World(rank, size, local_rank, _own_device(where, local_rank))
-    timeout = _timeout()
+    timeout = patience()
     with contextlib.ExitStack() as stack:
         if cuda:
             stack.enter_context(torch.cuda.device(world.device))
@@ -232,7 +234,7 @@ def _told_apart(world: World) -> Iterator[None]:
             raise
         raise DistributedError(
             f"rank {world.rank} of {world.size} lost touch with the others: one ended, or was "
-            f"silent for longer than {TIMEOUT_VARIABLE} ({_timeout().total_seconds():g} s); "
+            f"silent for longer than {TIMEOUT_VARIABLE} ({patience().total_seconds():g} s); "
             f"what the first to end said tells why ({_reason(error)})"
         ) from error
 

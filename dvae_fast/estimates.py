@@ -25,6 +25,7 @@ __all__ = [
 #: above this k̂, and below this effective sample size, an estimate should not be trusted
 MAX_PARETO_K = 0.7
 MIN_ESS = 10.0
+MIN_TAIL = 21  # samples, of which five are the tail
 _NAMED = 5  # examples named in a warning
 
 
@@ -95,7 +96,7 @@ class LikelihoodEstimate(Estimate):
     #: the mean of log w, the variational lower bound, in nats, (N,)
     elbo: Tensor
     #: Pareto k̂ of the largest weights, (N,): above 0.7 neither estimate nor error can be trusted.
-    #: +inf for fewer than 25 samples.
+    #: +inf for fewer than 21 samples, NaN if every weight is 0.
     pareto_k: Tensor
     #: samples spent on each example, int64 (N,): k, or up to max_k with a tolerance
     spent: Tensor
@@ -110,11 +111,15 @@ class LikelihoodEstimate(Estimate):
     #: what the samples were drawn from, one of `dvae_fast.proposals.PROPOSALS`
     proposal: str = "posterior"
 
+    def _heavy(self) -> Tensor:
+        """Where the tail is too heavy; of too few samples it cannot be told."""
+        return (self.pareto_k > MAX_PARETO_K) & (self.spent >= MIN_TAIL)
+
     def warnings(self) -> list[str]:
         """In plain words, why not to trust the estimate; empty if there is no reason."""
         n = len(self.log_likelihood)
         finite = self.log_likelihood.isfinite()
-        heavy = int((finite & (self.pareto_k > MAX_PARETO_K)).sum())
+        heavy = int((finite & self._heavy()).sum())
         few = int((finite & (self.ess < MIN_ESS)).sum())
         out = self._not_finite()
         if heavy:
@@ -149,7 +154,7 @@ class LikelihoodEstimate(Estimate):
             "bound_standard_errors": finite_or_none(dict(zip(ks, errors, strict=True))),
             "examples": len(self.log_likelihood),
             "non_finite": self.non_finite,
-            "pareto_k_above_0.7": int((self.pareto_k > MAX_PARETO_K).sum()),
+            "pareto_k_above_0.7": int(self._heavy().sum()),
             "ess_below_10": int((self.ess < MIN_ESS).sum()),
             "method": "importance",
             "proposal": self.proposal,

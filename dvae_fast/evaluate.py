@@ -15,10 +15,12 @@ from torch import Tensor, distributed
 
 from dvae_fast import functional, reference
 from dvae_fast.ais import annealed_importance_sampling
+from dvae_fast.corruption_config import describe_corruption
 from dvae_fast.diagnostics import BoundCurve, ParetoTail
+from dvae_fast.distributed import patience
 from dvae_fast.estimates import MIN_ESS, LikelihoodEstimate, from_state, standard_error
 from dvae_fast.judged import Judged, has_bfloat16, precision, rows_at_once
-from dvae_fast.networks import check_size
+from dvae_fast.networks import check_size, check_sizes
 from dvae_fast.partial import PartialResults, fingerprint, read_settings
 from dvae_fast.progress import Meter
 from dvae_fast.proposals import Proposal
@@ -97,14 +99,16 @@ class _Statistics:
         self.settle()
         fields = from_state(self.state.cpu())
         errors = self.curve.standard_errors().cpu()
-        # One group is nearly all samples, and its error theirs.
-        single = (errors.isnan() & torch.tensor(self.curve.groups()).eq(1)).to(errors.device)
+        # A single group of k of the n samples: their error, times √(n/k).
+        single = errors.isnan() & torch.tensor(self.curve.groups()).eq(1)
+        ratio = torch.tensor([math.sqrt(self.count / k) for k in self.curve.ks])
+        alone = fields["standard_error"][:, None] * ratio
         return {
             **fields,
             "pareto_k": self.tail.shape().cpu(),
             "spent": torch.full((len(self.state),), self.count, dtype=torch.int64),
             "curve": self.curve.bounds().cpu(),
-            "curve_standard_error": torch.where(single, fields["standard_error"][:, None], errors),
+            "curve_standard_error": torch.where(single, alone, errors),
         }
 
 
@@ -112,6 +116,7 @@ def _unsure(statistics: _Statistics, tolerance: float) -> list[int]:
     """The examples whose standard error is above the tolerance, or rests on too few weights."""
     _, s1, s2, _, _ = statistics.state.unbind(1)
     sure = (standard_error(statistics.state) <= tolerance) & (s1.square() / s2 >= MIN_ESS)
+    sure = sure | s1.isnan()  # no sample will change that
     return cast("list[int]", (~sure).nonzero().flatten().tolist())
 
 
@@ -125,19 +130,27 @@ class _Share:
         self.rank, self.size, self.group = rank, size, group
 
     def log_weights(
-        self, judged: Judged, drawer: Drawer, x: Tensor, k: int, first_sample: int
+        self,
+        judged: Judged,
+        drawer: Drawer,
+        x: Tensor,
+        k: int,
+        first_sample: int,
+        dtype: torch.dtype | None,
     ) -> Tensor:
         """(B, k) of the samples first_sample, first_sample + 1, …, the same on all of the group."""
         edges = [i * k // self.size for i in range(self.size + 1)]
         begin, end = edges[self.rank], edges[self.rank + 1]
         if self.size == 1:
             z, log_ratio = drawer.draw(k, first_sample)
-            return judged.log_weights(z, x, log_ratio)
+            with precision(x.device, dtype):
+                return judged.log_weights(z, x, log_ratio)
         widest = -(-k // self.size)
         mine = x.new_zeros(len(x), widest, dtype=reference.accumulation_dtype(x.dtype))
         if end > begin:
             z, log_ratio = drawer.draw(end - begin, first_sample + begin)
-            mine[:, : end - begin] = judged.log_weights(z, x, log_ratio)
+            with precision(x.device, dtype):
+                mine[:, : end - begin] = judged.log_weights(z, x, log_ratio)
         parts = [torch.empty_like(mine) for _ in range(self.size)]
         distributed.all_gather(parts, mine, group=self.group)
         return torch.cat([parts[i][:, : edges[i + 1] - edges[i]] for i in range(self.size)], 1)
@@ -191,10 +204,9 @@ class _Evaluation:
         self, drawer: Drawer, x: Tensor, most: int, start: int, stop: int
     ) -> Iterator[Tensor]:
         """Log-weights of samples [start, stop), at most `most` at once in a process."""
-        with precision(x.device, self.dtype):
-            for sample in range(start, stop, most * self.share.size):
-                n = min(most * self.share.size, stop - sample)
-                yield self.share.log_weights(self.judged, drawer, x, n, sample)
+        for sample in range(start, stop, most * self.share.size):
+            n = min(most * self.share.size, stop - sample)
+            yield self.share.log_weights(self.judged, drawer, x, n, sample, self.dtype)
 
 
 def _split(k: int, batch_size: int | None, chunk: int | None, rows: int) -> tuple[int, int]:
@@ -224,7 +236,8 @@ def _divide(world: World | None, examples: int) -> tuple[int, int, _Share]:
         return world.rank, parts, _Share()
     mine = None
     for part in range(parts):  # every process must take part in making every group
-        group = distributed.new_group(list(range(part * size, (part + 1) * size)))
+        ranks = list(range(part * size, (part + 1) * size))
+        group = distributed.new_group(ranks, timeout=patience())
         mine = group if part == world.rank // size else mine
     return world.rank // size, parts, _Share(world.rank % size, size, mine)
 
@@ -252,6 +265,7 @@ def estimate_log_likelihood(
     *,
     method: Literal["importance"] = ...,
     likelihood: str | Likelihood | None = ...,
+    scale: Tensor | float | None = ...,
     proposal: str = ...,
     corruption: Corruption | None = ...,
     copies: int = ...,
@@ -292,6 +306,7 @@ def estimate_log_likelihood(
     *,
     method: str = "importance",
     likelihood: str | Likelihood | None = None,
+    scale: Tensor | float | None = None,
     proposal: str = "posterior",
     corruption: Corruption | None = None,
     copies: int = 10,
@@ -319,7 +334,9 @@ def estimate_log_likelihood(
             (mean, log_var), (B, Z) each, and ``decode(z)`` → params, for z (B, K, Z); or a pair of
             such callables. Modules are judged in evaluation mode and get their own back. Where
             `decode` is an ``nn.Sequential`` that ends in an ``nn.Linear`` without hooks, the
-            logits of a Bernoulli are never held: see `linear_log_weights`.
+            logits of a Bernoulli, or a Gaussian's mean with `scale`, are never held: see
+            `linear_log_weights`. Modules that callables refer to are found and judged likewise;
+            those hidden deeper must be in evaluation mode.
         x: (N, D), N >= 1, on any device; batches move to the model's device and dtype.
         k: importance samples an example, >= 1, 5000 by default; need not be a multiple of `chunk`.
         method: "importance"; or "ais", annealed importance sampling, of which k, 16 by default,
@@ -327,6 +344,8 @@ def estimate_log_likelihood(
             `dvae_fast.annealed_importance_sampling` takes are the other arguments.
         likelihood: as for `dvae_fast.log_weights`. Default: the model's ``likelihood``
             if it has one, else "bernoulli".
+        scale: a Gaussian's, where `decode` returns the mean alone: a number, or a tensor of 1 or D
+            elements.
         proposal: what z is drawn from: "posterior", q(z|x) on the clean input; "corrupted",
             q(z|x̃) with a fresh x̃ for each sample, encoded as often; or "mixture",
             1/M Σ_m q(z|x̃_m) with that whole density in the weights.
@@ -380,18 +399,20 @@ def estimate_log_likelihood(
         )  # fmt: skip
     if ais:
         raise TypeError(f"{next(iter(ais))} is not an argument of method 'importance'")
-    judged = Judged(model, likelihood)
+    judged = Judged(model, likelihood, scale)
     size = judged.check_data(x)
+    judged.likelihood.check_support(x)
     for name, value in (("batch_size", batch_size), ("chunk", chunk), ("max_k", max_k)):
         if value is not None:
             check_size(name, value)
-    for one in curve:
-        check_size("each of curve", one)
+    check_sizes("curve", curve)
     if tolerance is None:
         if max_k is not None:
             raise ValueError(f"max_k must come with a tolerance, got {max_k} without one")
         max_k = k
     else:
+        if not isinstance(tolerance, (int, float)) or isinstance(tolerance, bool):
+            raise TypeError(f"tolerance must be a number, got {type(tolerance).__name__}")
         if not 0 < tolerance < math.inf:
             raise ValueError(f"tolerance must be > 0 and finite, got {tolerance}")
         max_k = 20 * k if max_k is None else max_k
@@ -413,15 +434,14 @@ def estimate_log_likelihood(
 
     examples = x.shape[0]
     part, parts, share = _divide(world, examples)
-    settings = {}
+    settings: dict[str, Any] = {}
     if partial is not None:
         settings = {
-            "seed": int(key), "k": k, "max_k": max_k, "tolerance": tolerance, "curve": list(ks),
-            "likelihood": judged.likelihood.kind, "dtype": str(matrices), "proposal": proposal,
-            "corruption": None if proposal == "posterior" else repr(how.corruption),
-            "copies": copies if proposal == "mixture" else None,
-            "data": fingerprint([x]),
-            "parameters": fingerprint(t for m in judged.modules for t in m.state_dict().values()),
+            "seed": int(key), "k": k, "max_k": max_k, "tolerance": tolerance, "proposal": proposal,
+            "copies": copies if proposal == "mixture" else None, "curve": list(ks),
+            "corruption": None if proposal == "posterior" else _described(how.corruption),
+            "likelihood": judged.likelihood.kind, "dtype": str(matrices), "data": fingerprint([x]),
+            **judged.identity(x),
         }  # fmt: skip
     process = world.rank if world is not None and world.size > 1 else None
     results = PartialResults(examples, partial, settings, process)
@@ -432,7 +452,8 @@ def estimate_log_likelihood(
     evaluation = _Evaluation(
         judged, how, key, k, max_k, tolerance, ks, step, chunk or rows, matrices, share
     )
-    batches = results.batches(batch_size)[part::parts]
+    left = int((~results.done).sum())
+    batches = results.batches(min(batch_size, max(1, -(-left // parts))))[part::parts]
     meter = Meter(sum(stop - first for first, stop in batches), progress)
     try:
         with judged.evaluating():
@@ -445,6 +466,8 @@ def estimate_log_likelihood(
     finally:
         if share.rank == 0:
             results.save()
+        if share.group is not None:
+            distributed.destroy_process_group(share.group)
     _exchange(results, world)
     return LikelihoodEstimate(
         **results.fields, curve_k=ks, k=k, seed=int(key), data_size=size, proposal=proposal
@@ -457,6 +480,14 @@ _DEFAULTS = {
     if parameter.kind is parameter.KEYWORD_ONLY
 }
 _IMPORTANCE_ALONE = set(_DEFAULTS) - {"method", "likelihood", "batch_size", "seed", "progress"}
+
+
+def _described(corruption: Corruption) -> Any:
+    """For a comparison; exact where that can be."""
+    try:
+        return describe_corruption(corruption)
+    except (TypeError, ValueError):
+        return repr(corruption)
 
 
 def _matrix_dtype(dtype: str | torch.dtype | None, like: Tensor) -> torch.dtype | None:

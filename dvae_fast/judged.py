@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+import functools
+import types
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
@@ -13,6 +15,7 @@ from dvae_fast.gaussian_posterior import is_full
 from dvae_fast.likelihoods import Bernoulli, Likelihood, get_likelihood
 from dvae_fast.models import LatentVariableModel
 from dvae_fast.networks import evaluating, hooked, splits
+from dvae_fast.partial import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,12 +57,18 @@ class Judged:
         model: a `LatentVariableModel`, an `EncoderDecoder` or a pair of callables
             (encode, decode).
         likelihood: None for the model's own, "bernoulli" if it has none.
+        scale: for a likelihood of two parameters whose decoder returns the first alone.
 
     Raises:
         TypeError, ValueError: if the model has neither, or another likelihood.
     """
 
-    def __init__(self, model: Any, likelihood: str | Likelihood | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        likelihood: str | Likelihood | None = None,
+        scale: Tensor | float | None = None,
+    ) -> None:
         self.own = model if isinstance(model, LatentVariableModel) else None
         if isinstance(model, tuple):
             if len(model) != 2 or not all(callable(part) for part in model):
@@ -81,15 +90,21 @@ class Judged:
                 f"got {get_likelihood(likelihood).kind}"
             )
         self.likelihood = get_likelihood(likelihood)
+        self.scale = scale
+        if scale is not None and (len(self.likelihood.params) < 2 or self.own is not None):
+            raise ValueError(
+                "scale must be left out for a model of this package, or a likelihood without one "
+                f"({self.likelihood.kind}); got {scale}"
+            )
         # A decoder that ends in a plain linear layer: what comes before it, and that layer.
         self._trunk: Callable[[Tensor], Tensor] | None = None
         if self.own is not None and splits(self.own.decoder) and self._decodes_plainly():
             self._trunk, self._output = self.own.decoder.trunk, self.own.decoder.output
-        elif isinstance(self.likelihood, Bernoulli) and _ends_in_linear(self.decode):
+        elif (isinstance(self.likelihood, Bernoulli) or scale is not None) and _ends_in_linear(
+            self.decode
+        ):
             self._trunk, self._output = self.decode[:-1], self.decode[-1]
-        parts = (model, self.encode, self.decode)
-        owners = [getattr(part, "__self__", part) for part in parts]
-        self.modules = list({id(m): m for m in owners if isinstance(m, nn.Module)}.values())
+        self.modules = _modules_behind((model, self.encode, self.decode))
 
     def _decodes_plainly(self) -> bool:
         """Whether `decode` of a model of ours calls its decoder and does nothing else."""
@@ -131,14 +146,38 @@ class Judged:
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """q(z|x), encoded once: (B, D) → mean (B, Z), and log_var (B, Z) or L (B, Z, Z)."""
-        mean, spread = self.encode(x)
-        if mean.dim() != 2 or mean.shape[0] != x.shape[0]:
+        result = self.encode(x)
+        pair = isinstance(result, (tuple, list)) and len(result) == 2
+        if not pair or not all(isinstance(part, Tensor) for part in result):
+            got = f"{len(result)} values" if isinstance(result, (tuple, list)) else type(result)
+            raise TypeError(f"encode must return two tensors, mean and log_var, got {got}")
+        mean, spread = result
+        shapes = (tuple(mean.shape), tuple(spread.shape))
+        if mean.dim() != 2 or len(mean) != len(x) or shapes[1][:2] != shapes[0]:
             raise ValueError(
                 f"encode must return mean and log_var of shape (B, Z) with B = {x.shape[0]}, "
-                f"got {tuple(mean.shape)}"
+                f"got {shapes[0]} and {shapes[1]}"
             )
         is_full(mean, spread)
         return mean, spread
+
+    @torch.no_grad()
+    def identity(self, x: Tensor) -> dict[str, Any]:
+        """What tells this model from another: its modules, and what it makes of the first x."""
+        states = [(m, name, t) for m in self.modules for name, t in m.state_dict().items()]
+        like = self.like(x)
+        with self.evaluating():
+            mean, spread = self.posterior(x[:1].to(like.device, like.dtype))
+            params = self.decode(mean.unsqueeze(1))
+        first = params if isinstance(params, Tensor) else params[0]
+        numbers = [t.double().flatten()[:8].cpu() for t in (mean, spread, first)]
+        numbers.append(first.double().mean().cpu().reshape(1))
+        return {
+            "parameters": fingerprint(
+                part for m, name, t in states for part in (type(m).__name__, name, t)
+            ),
+            "outputs": [float(v) for v in torch.cat(numbers).nan_to_num(0.0, 0.0, 0.0)],
+        }
 
     def log_weights(self, z: Tensor, x: Tensor, log_ratio: Tensor) -> Tensor:
         """log p(x|z) + log_ratio: z (B, K, Z), x (B, D), log_ratio (B, K) → (B, K).
@@ -147,10 +186,51 @@ class Judged:
         linear layer.
         """
         if self._trunk is None:
-            return functional.log_weights(self.decode(z), x, log_ratio, self.likelihood)
+            params = self.decode(z)
+            if self.scale is not None:
+                params = (params, self.scale)
+            return functional.log_weights(params, x, log_ratio, self.likelihood)
         weight, bias = self._output.weight, self._output.bias
         hidden = self._trunk(z)
-        return functional.linear_log_weights(hidden, weight, bias, x, log_ratio, self.likelihood)
+        return functional.linear_log_weights(
+            hidden, weight, bias, x, log_ratio, self.likelihood, scale=self.scale
+        )
+
+
+def _modules_behind(parts: Any, depth: int = 3) -> list[nn.Module]:
+    """The modules that are `parts`, or that these refer to: as the owner of a method, attributes,
+    a closure's variables, globals that a function names, arguments of a `functools.partial`."""
+    found: dict[int, nn.Module] = {}
+
+    def look(thing: Any, left: int) -> None:
+        if isinstance(thing, nn.Module):
+            found[id(thing)] = thing
+        elif left > 0:
+            for other in _referred_to(thing):
+                look(other, left - 1)
+
+    for part in parts:
+        look(part, depth)
+    return list(found.values())
+
+
+def _referred_to(thing: Any) -> Iterator[Any]:
+    if isinstance(thing, (list, tuple)):
+        yield from thing
+    elif isinstance(thing, dict):
+        yield from thing.values()
+    elif isinstance(thing, functools.partial):
+        yield from (thing.func, *thing.args, *thing.keywords.values())
+    elif isinstance(thing, types.MethodType):
+        yield thing.__self__
+    elif isinstance(thing, types.FunctionType):
+        for cell in thing.__closure__ or ():
+            with suppress(ValueError):  # empty
+                yield cell.cell_contents
+        names = thing.__code__.co_names
+        yield from (thing.__globals__[name] for name in names if name in thing.__globals__)
+    elif not isinstance(thing, (type, types.ModuleType, Tensor)):
+        yield from getattr(thing, "__dict__", {}).values()
 
 
 def _ends_in_linear(decode: Any) -> bool:

@@ -265,12 +265,18 @@ def splits(decoder: nn.Module) -> TypeGuard[BernoulliDecoder]:
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether calling `module` does more than its forward."""
+    """Whether calling `module` does more, or something else, than its class's forward."""
+    every = nn.modules.module
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
+        or every._global_forward_hooks
+        or every._global_forward_pre_hooks
+        or every._global_backward_hooks
+        or every._global_backward_pre_hooks
+        or "forward" in module.__dict__
     )
 
 

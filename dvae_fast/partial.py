@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import io
 import json
+import os
 import time
+import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,19 +22,24 @@ from torch import Tensor
 from dvae_fast.checkpoint import CheckpointError, write_atomically
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Mapping
 
-__all__ = ["PartialResults", "fingerprint", "read_settings", "remove_partial"]
+__all__ = ["PartialResults", "fingerprint", "partial_exists", "read_settings", "remove_partial"]
 
 _EVERY = 10.0  # seconds between two writings
 _DONE, _SETTINGS = "_done", "_settings"
+# Settings whose values would tell a reader nothing.
+_OPAQUE = ("data", "parameters", "outputs")
 
 
-def fingerprint(tensors: Iterable[Tensor]) -> str:
-    """Of values, shapes and dtypes: tells one model or data set from another."""
+def fingerprint(parts: Iterable[Any]) -> str:
+    """Of tensors' values, shapes and dtypes, and of what else there is as it is printed: tells one
+    model or data set from another."""
     digest = hashlib.sha256()
-    for t in tensors:
+    for t in parts:
+        if not isinstance(t, Tensor):
+            digest.update(repr(t).encode())
+            continue
         t = t.detach().cpu().contiguous()
         digest.update(f"{t.dtype}{tuple(t.shape)}".encode())
         digest.update(t.reshape(-1).view(torch.uint8).numpy().data)
@@ -38,17 +48,27 @@ def fingerprint(tensors: Iterable[Tensor]) -> str:
 
 def _files(path: Path) -> list[Path]:
     """That of a single process, and those of each of several."""
-    return [path, *sorted(path.parent.glob(f"{path.name}.[0-9]*"))]
+    return [path, *sorted(path.parent.glob(f"{glob.escape(path.name)}.[0-9]*"))]
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+# What numpy, zipfile and json raise of a file that is damaged, or another kind of file.
+_DAMAGE = (
+    ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, NotImplementedError,
+    RuntimeError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+
+def _read(path: Path) -> tuple[dict[str, Any], np.ndarray, dict[str, np.ndarray]]:
+    """Settings, the rows done, and their numbers."""
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             arrays = dict(file)
-        return json.loads(str(arrays.pop(_SETTINGS))), arrays
+        settings = dict(json.loads(str(arrays.pop(_SETTINGS))))
+        (rows,) = arrays.pop(_DONE).nonzero()
+        return settings, rows, {name: values[rows] for name, values in arrays.items()}
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise CheckpointError(f"{path} does not hold partial results: {error}") from None
 
 
@@ -60,10 +80,27 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     return None
 
 
-def remove_partial(path: str | os.PathLike[str]) -> None:
-    """Forget what is kept at `path`, if anything is."""
+def partial_exists(path: str | os.PathLike[str]) -> bool:
+    """Whether anything is kept at `path`."""
+    return any(file.exists() for file in _files(Path(path)))
+
+
+def remove_partial(path: str | os.PathLike[str]) -> bool:
+    """Forget what is kept at `path`; whether anything was."""
+    found = partial_exists(path)
     for file in _files(Path(path)):
         file.unlink(missing_ok=True)
+    return found
+
+
+def _nearly(found: Any, wanted: Any) -> bool:
+    """Whether two lists of numbers differ by rounding alone."""
+    if not isinstance(found, list) or not isinstance(wanted, list) or len(found) != len(wanted):
+        return False
+    try:
+        return bool(np.allclose(found, wanted, rtol=1e-3, atol=1e-3, equal_nan=True))
+    except (TypeError, ValueError):
+        return False
 
 
 class PartialResults:
@@ -79,7 +116,7 @@ class PartialResults:
 
     Raises:
         ValueError: if the file is of an evaluation with other settings.
-        CheckpointError: if it cannot be read.
+        CheckpointError: if it cannot be read, or there is no folder to write it in.
     """
 
     def __init__(
@@ -91,29 +128,34 @@ class PartialResults:
     ) -> None:
         self.done = torch.zeros(examples, dtype=torch.bool)
         self.fields: dict[str, Tensor] = {}
-        self._settings = json.dumps(dict(settings), sort_keys=True)
+        self._settings = dict(settings)
         self._path = None
         self._written = time.monotonic()
         self._unsaved = False
         if path is None:
             return
+        with contextlib.suppress(OSError):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
         for file in _files(Path(path)):
             if file.exists():
                 self._take(file)
         self._path = Path(path) if process is None else Path(f"{path}.{process}")
+        if not os.access(self._path.parent, os.W_OK) or self._path.is_dir():
+            raise CheckpointError(f"cannot write {self._path}: no folder to write it in")
 
     def _take(self, file: Path) -> None:
-        settings, arrays = _read(file)
-        for name, wanted in json.loads(self._settings).items():
-            if settings.get(name) != wanted:
-                raise ValueError(
-                    f"partial must hold results of this evaluation: the {name} of {file} is "
-                    f"{settings.get(name)!r}, not {wanted!r}"
-                )
-        (rows,) = arrays.pop(_DONE).nonzero()
-        self.merge(
-            torch.from_numpy(rows), {n: torch.from_numpy(a[rows]) for n, a in arrays.items()}
-        )
+        settings, rows, arrays = _read(file)
+        for name, wanted in self._settings.items():
+            found = settings.get(name)
+            if found != wanted and not _nearly(found, wanted):
+                what = f"the {name} of {file} is {found!r}, not {wanted!r}"
+                if name in _OPAQUE:
+                    what = f"the {name} of {file} is another"
+                raise ValueError(f"partial must hold results of this evaluation: {what}")
+        if len(rows) and rows[-1] >= len(self.done):
+            raise CheckpointError(f"{file} does not hold partial results of {len(self.done)}")
+        fields = {name: torch.from_numpy(values) for name, values in arrays.items()}
+        self.merge(torch.from_numpy(rows), fields)
 
     def merge(self, rows: Tensor, fields: Mapping[str, Tensor]) -> None:
         """Take in the numbers of `rows`, an index of examples."""
@@ -132,15 +174,22 @@ class PartialResults:
             self.save()
 
     def save(self) -> None:
-        """Write the file, if there is one and it lacks something."""
+        """Write the file, if there is one and it lacks something.
+
+        Where that fails, of a full disk say, it warns: the results are not lost, only not kept.
+        """
         if self._path is None or not self._unsaved:
             return
         file = io.BytesIO()
         arrays: dict[str, Any] = {name: values.numpy() for name, values in self.fields.items()}
-        arrays[_DONE], arrays[_SETTINGS] = self.done.numpy(), np.array(self._settings)
+        arrays[_DONE], arrays[_SETTINGS] = self.done.numpy(), np.array(json.dumps(self._settings))
         np.savez(file, **arrays)
-        write_atomically(self._path, file.getvalue())
-        self._written, self._unsaved = time.monotonic(), False
+        self._written = time.monotonic()
+        try:
+            write_atomically(self._path, file.getvalue())
+            self._unsaved = False
+        except CheckpointError as error:
+            warnings.warn(f"partial results are not kept: {error}", RuntimeWarning, stacklevel=2)
 
     def batches(self, size: int) -> list[tuple[int, int]]:
         """What is not done, as ranges [first, stop) of at most `size` consecutive examples."""

@@ -422,7 +422,8 @@ def test_evaluate_stops_when_sure(run_dir: Path) -> None:
 
 @pytest.mark.parametrize("proposal", ["corrupted", "mixture"])
 def test_evaluate_with_another_proposal(proposal: str, run_dir: Path) -> None:
-    ok("evaluate", run_dir, "--k", "30", "--limit", "5", "--proposal", proposal, "--copies", "3")
+    copies = ["--copies", "3"] * (proposal == "mixture")
+    ok("evaluate", run_dir, "--k", "30", "--limit", "5", "--proposal", proposal, *copies)
     report = json.loads((run_dir / "evaluation.json").read_text())
     x = load_config(run_dir).load_data().evaluation("test")[:5]
     expected = estimate_log_likelihood(
@@ -547,6 +548,7 @@ def test_evaluate_counts_what_is_not_finite(run_dir: Path, monkeypatch: pytest.M
         (["--method", "mcmc"], "method must be one of importance, ais; got 'mcmc'"),
         (["--proposal", "q"], "proposal must be one of posterior, corrupted, mixture; got 'q'"),
         (["--dtype", "int8"], "dtype must be one of float32, bfloat16, float16; got 'int8'"),
+        (["--copies", "3"], "copies must come with the proposal mixture"),
         (["--copies", "0"], "copies must be >= 1, got 0"),
         (["--temperatures", "0"], "temperatures must be >= 1, got 0"),
         (["--temperatures", "3"], "temperatures must be left out with method importance"),

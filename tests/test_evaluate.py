@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import re
@@ -344,7 +345,7 @@ def test_a_model_of_any_kind(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     fused = evaluate.functional.linear_log_weights
     monkeypatch.setattr(
-        evaluate.functional, "linear_log_weights", lambda *a: calls.append(1) or fused(*a)
+        evaluate.functional, "linear_log_weights", lambda *a, **k: calls.append(1) or fused(*a, **k)
     )
     model, x = Theirs().double(), _data()
     expected = torch.logsumexp(_plain_log_weights(model, x, K), 1) - math.log(K)
@@ -364,6 +365,98 @@ def test_a_model_of_any_kind(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert model.training
     assert not model.mean.training
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+class Adapter:
+    """A plain object around a module, which no one would find by its type."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.parts = {"net": net}
+
+    def encode(self, x: Tensor) -> Any:
+        return self.parts["net"].encode(x)  # type: ignore[operator]
+
+    def decode(self, z: Tensor) -> Any:
+        return self.parts["net"].decode(z)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("how", ["object", "functions", "partials"])
+def test_modules_behind_plain_callables_are_judged_as_such(how: str) -> None:
+    """Evaluation mode and their dtype, whoever holds them: batch norm would be changed for good."""
+    net = Theirs().double()
+    net.encoder.insert(1, nn.BatchNorm1d(8).double())
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+    judged: Any = {
+        "object": Adapter(net),
+        "functions": (lambda x: net.encode(x), lambda z: net.decode(z)),
+        "partials": (functools.partial(Theirs.encode, net), functools.partial(Theirs.decode, net)),
+    }[how]
+    x = _data().float()
+    found = estimate_log_likelihood(judged, x, K, seed=SEED)
+    assert net.training
+    assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
+    _same(found, estimate_log_likelihood(net.eval(), x, K, seed=SEED), slice(None))
+
+
+def test_a_patched_forward_is_called() -> None:
+    model, x = _model(), _data()
+    plain = estimate_log_likelihood(model, x, K, seed=SEED)
+    output = model.decoder.output
+    forward = output.forward
+    output.forward = lambda h: forward(h) + 1  # as wrappers and quantisers do
+    shifted = estimate_log_likelihood(model, x, K, seed=SEED)
+    assert float((shifted.log_likelihood - plain.log_likelihood).abs().min()) > 0.01
+    expected = estimate_log_likelihood((model.encode, model.decode), x, K, seed=SEED)
+    _same(shifted, expected, slice(None))
+
+
+def test_a_gaussian_with_a_scale_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(3)
+    decode = nn.Sequential(nn.Linear(Z, 5), nn.Tanh(), nn.Linear(5, D)).double()
+    encode, x = _model().encode, _data()
+    scale = torch.rand(D, dtype=torch.float64) + 0.5
+    options: dict[str, Any] = {"likelihood": "gaussian", "seed": SEED}
+    pair = (encode, lambda z: (decode(z), scale))
+    expected = estimate_log_likelihood(pair, x, K, **options)
+    calls = []
+    fused = functional.linear_log_weights
+    monkeypatch.setattr(
+        functional, "linear_log_weights", lambda *a, **k: calls.append(1) or fused(*a, **k)
+    )
+    found = estimate_log_likelihood((encode, decode), x, K, scale=scale, **options)
+    assert calls
+    _same(found, expected, slice(None))
+    unfused = (encode, lambda z: decode(z))
+    _same(estimate_log_likelihood(unfused, x, K, scale=scale, **options), expected, slice(None))
+
+
+@pytest.mark.parametrize("curve", [(), (50,)])
+def test_no_curve(curve: tuple[int, ...]) -> None:
+    estimate = estimate_log_likelihood(_model(), _data(), K, curve=curve, seed=SEED)
+    assert estimate.curve.shape == estimate.curve_standard_error.shape == (N, 0)
+    assert estimate.summary()["bounds"] == {}
+    unsure = estimate_log_likelihood(_model(), _data(), 2, curve=(), tolerance=1e-9, max_k=K)
+    assert unsure.curve.shape == (N, 0)
+
+
+def test_too_few_samples_for_a_tail_are_no_warning() -> None:
+    estimate = estimate_log_likelihood(_model(), _data(), 20, seed=SEED)
+    assert bool(estimate.pareto_k.isinf().all())
+    assert estimate.summary()["pareto_k_above_0.7"] == 0
+    assert not any("heavy" in text for text in estimate.warnings())
+
+
+@pytest.mark.parametrize(
+    ("encode", "message"),
+    [
+        (lambda x: x, "encode must return two tensors, mean and log_var, got <class"),
+        (lambda x: (x, x, x), "encode must return two tensors, mean and log_var, got 3 values"),
+        (lambda x: (x, x[:, :1]), r"encode must return mean and log_var of shape \(B, Z\)"),
+    ],
+)
+def test_encoders_that_return_something_else(encode: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        estimate_log_likelihood((encode, lambda z: z), _data(), K)
 
 
 def test_a_gaussian_of_someone_else() -> None:
@@ -423,7 +516,7 @@ def test_what_cannot_be_sure_ends_at_max_k() -> None:
     model, x = _model(), _data()
     x[2] = math.nan
     estimate = estimate_log_likelihood(model, x, 20, tolerance=1e-9, max_k=50, seed=SEED)
-    assert estimate.spent.tolist() == [50] * N
+    assert estimate.spent.tolist() == [20 if i == 2 else 50 for i in range(N)]  # NaN stays NaN
     assert estimate.non_finite == 1
     assert "1 of 11 examples have no finite log-likelihood: 2 (nan)." in estimate.warnings()[0]
     x[3:9] = math.nan
@@ -517,7 +610,11 @@ def test_top_level_names() -> None:
         ({"max_k": 30}, ValueError, "max_k must come with a tolerance, got 30 without one"),
         ({"tolerance": 0.0}, ValueError, "tolerance must be > 0 and finite, got 0.0"),
         ({"tolerance": 1.0, "max_k": 3}, ValueError, "max_k must be >= k = 23, got 3"),
-        ({"curve": (0,)}, ValueError, "each of curve must be >= 1, got 0"),
+        ({"curve": (0,)}, ValueError, r"curve\[0\] must be >= 1, got 0"),
+        ({"curve": 5}, TypeError, "curve must be a sequence of ints, got 5"),
+        ({"tolerance": "0.1"}, TypeError, "tolerance must be a number, got str"),
+        ({"scale": 1.0}, ValueError, "scale must be left out for a model of this package"),
+        ({"x": torch.full((N, D), 1.5)}, ValueError, r"x must lie in \[0, 1\], the support of the"),
         ({"likelihood": "gaussian"}, ValueError, "likelihood must be the model's, bernoulli, got"),
         ({"method": "mcmc"}, ValueError, "method must be one of importance, ais; got 'mcmc'"),
         ({"method": "ais", "chunk": 3}, ValueError, "chunk must be left out with method 'ais', go"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -160,3 +161,19 @@ def test_the_corruption_is_the_models_unless_another_is_given() -> None:
     )
     assert torch.equal(own.log_likelihood, same.log_likelihood)
     assert not torch.equal(own.log_likelihood, other.log_likelihood)
+
+
+def test_half_precision_is_the_decoders_alone() -> None:
+    """Encoder, noise and density of q stay in float32: a narrow posterior would lose its place."""
+    model = linear_gaussian("dvae", noise=0.02, corruption=AdditiveGaussian(0.005)).float()
+    seen: list[torch.dtype] = []
+    model.encoder.register_forward_hook(lambda *args: seen.append(args[2][0].dtype))
+    x = draw_data(model.double(), N).float()
+    model.float()
+    for proposal in PROPOSALS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # slow on this CPU
+            estimate_log_likelihood(
+                model, x, K, proposal=proposal, dtype="bfloat16", seed=SEED, likelihood="gaussian"
+            )
+    assert set(seen) == {torch.float32}

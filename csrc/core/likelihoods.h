@@ -20,6 +20,8 @@ struct LikelihoodDefaults {
   // derivative in that scale, data_derivative. Of one element; made once for all rows of an
   // example, as far as a kernel can, and left out of push and derivative.
   static constexpr bool kHasDataTerm = false;
+  // Whether an element takes many registers: more than 128 of a CUDA thread in double.
+  static constexpr bool kHeavy = false;
   static constexpr int kMaxPush = 64;  // a longer sum in one float would lose what it adds
 
   template <ScaleKind kScale, class A>
@@ -110,6 +112,7 @@ struct Gaussian : LikelihoodDefaults {
 // three factors whose logarithms all are negative: nothing cancels. An open bin has far = w = inf.
 struct DiscretisedLogistic : LikelihoodDefaults {
   static constexpr bool kHasScale = true;
+  static constexpr bool kHeavy = true;
   static constexpr double kHalfBin = 0.5 / 255;
 
   // sign: which way from the mean `near` counts. p = e^−far, q = e^−|near|, r = e^−w, rest = 1 − r.
@@ -175,6 +178,7 @@ struct DiscretisedLogistic : LikelihoodDefaults {
 struct NegativeBinomial : LikelihoodDefaults {
   static constexpr bool kHasScale = true;
   static constexpr bool kHasDataTerm = true;
+  static constexpr bool kHeavy = true;
 
   // By then a Poisson in every digit; inf/inf would not be.
   template <class A>

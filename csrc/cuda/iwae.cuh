@@ -35,7 +35,9 @@ constexpr bool kHoldDerivative = !L::kHasScale && sizeof(T) == sizeof(accumulate
 
 // Warps of a block: as many as the registers a thread needs allow, 64 for 32 warps.
 template <class L, class T>
-constexpr int kFusedWarps = 32 / (sizeof(T) == 8 ? 2 : 1) / (L::kHasScale ? 2 : 1);
+constexpr int kFusedWarps = sizeof(T) == 8 && L::kHeavy      ? 8
+                            : sizeof(T) == 8 || L::kHasScale ? 16
+                                                             : 32;
 
 template <class L, class T, ScaleKind kScale, bool kVector>
 __global__ void __launch_bounds__(kFusedWarps<L, T>* kWarp, 1)

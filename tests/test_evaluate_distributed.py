@@ -88,7 +88,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     run = tmp_path / "a run"
     options = ["--epochs", "1", "--hidden", "8", "--latent", "2", "--no-tensorboard", "-q"]
     assert cli(["train", *options, "--evaluate-k", "0", "--run-dir", str(run)]).returncode == 0
-    judge = ["evaluate", str(run), "--k", "20", "--limit", "31"]
+    judge = ["evaluate", str(run), "--k", "30", "--limit", "31"]
     one = cli(judge)
     alone = json.loads((run / "evaluation.json").read_text())
     two = torchrun("-m", "dvae_fast", *judge)
@@ -97,7 +97,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert two.stdout.count("log p(x)") == 1
     assert (alone.pop("processes"), together.pop("processes")) == (1, 2)
     for name, value in alone.items():
-        if name == "warnings":
+        if isinstance(value, (str, list)):
             assert together[name] == value
         elif name != "seconds":
             assert together[name] == pytest.approx(value, rel=1e-5), name

@@ -57,6 +57,24 @@ __all__ = [
 _BY_COPY = ("elbo", "iwae", "ciwae", "vr")
 
 
+def check_posterior_objective(objective: Objective) -> None:
+    """Raise ValueError unless the objective is defined for a full covariance."""
+    if objective.name not in ("elbo", "iwae") or objective.estimator != "standard":
+        raise ValueError(
+            "objective must be elbo or iwae with the standard estimator for a full covariance; "
+            f"got {objective}"
+        )
+
+
+def check_score_objective(objective: Objective) -> None:
+    """Raise ValueError unless the objective is a mean over corruptions, each with its own bound."""
+    if objective.name not in _BY_COPY:
+        raise ValueError(
+            "objective must be a mean over corruptions for a level learnt by the score function, "
+            f"one of {', '.join(_BY_COPY)}; got {objective.name}"
+        )
+
+
 class Autoencoder(nn.Module):
     """p(x|z), its data, corruption and objective, whatever the latents: the base of all models.
 
@@ -94,11 +112,8 @@ class Autoencoder(nn.Module):
         self.objective = objective
         if isinstance(self.corruption, Learnable):
             self.corruption.check_copies(M)
-            if self.corruption.scores and objective.name not in _BY_COPY:
-                raise ValueError(
-                    "objective must be a mean over corruptions for a level learnt by the score "
-                    f"function, one of {', '.join(_BY_COPY)}; got {objective.name}"
-                )
+            if self.corruption.scores:
+                check_score_objective(objective)
         # Typed as modules, not as the classes made here: both may be replaced.
         self.encoder: nn.Module = self._make_encoder()
         self.decoder: nn.Module = DECODERS[self.likelihood.kind](
@@ -299,7 +314,7 @@ class LatentVariableModel(Autoencoder):
             ),
         )
         if self.posterior == "full":
-            _check_full(self.objective)
+            check_posterior_objective(self.objective)
 
     # --- the parts ----------------------------------------------------------------------------
 
@@ -326,7 +341,7 @@ class LatentVariableModel(Autoencoder):
             return objectives.sample_latents(
                 mean, spread, self.K, self.objective, key, first_example=first_example
             )
-        _check_full(self.objective)
+        check_posterior_objective(self.objective)
         k = self.K
         if self.objective.name == "elbo" and k > 1:  # outside, as `sample_latents` does
             mean, spread, k = _repeated(mean, -3, k), _repeated(spread, -4, k), 1
@@ -767,15 +782,6 @@ class BernoulliLatentModel(Autoencoder):
 def _groups(t: Tensor, groups: int, dims: int = 1) -> Tensor:
     """(B, *dims) of a posterior without corruptions → (M, B, *dims) without a copy, if M > 1."""
     return t.expand(groups, *t.shape) if groups > 1 and t.dim() == 1 + dims else t
-
-
-def _check_full(objective: Objective) -> None:
-    """Raise ValueError unless the objective is defined for a full covariance."""
-    if objective.name not in ("elbo", "iwae") or objective.estimator != "standard":
-        raise ValueError(
-            "objective must be elbo or iwae with the standard estimator for a full covariance; "
-            f"got {objective}"
-        )
 
 
 #: The models by the name used in configurations and on the command line.

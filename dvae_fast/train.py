@@ -69,7 +69,13 @@ from dvae_fast.graphed import GraphedStep
 from dvae_fast.inference import INFERENCES
 from dvae_fast.learnable_corruptions import LEVEL_ESTIMATORS, Learnable
 from dvae_fast.likelihoods import LIKELIHOODS
-from dvae_fast.models import MODELS, LatentVariableModel, make_model
+from dvae_fast.models import (
+    MODELS,
+    LatentVariableModel,
+    check_posterior_objective,
+    check_score_objective,
+    make_model,
+)
 from dvae_fast.networks import ACTIVATIONS, POSTERIORS, evaluating
 from dvae_fast.objectives import OUTSIDE, Objective
 
@@ -231,7 +237,12 @@ class TrainConfig:
         for name, lower in (("M", 1), ("K", 1), ("latent_size", 1), ("epochs", 1)):
             _check_count(name, getattr(self, name), lower)
         _check_count("kl_warmup", self.kl_warmup, 0)
-        self.make_objective().check_samples(self.M, self.K)
+        objective = self.make_objective()
+        objective.check_samples(self.M, self.K)
+        if self.posterior == "full":
+            check_posterior_objective(objective)
+        if self.learn_level == "score":
+            check_score_objective(objective)
         _check_count("batch_size", self.batch_size, 1)
         object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
         for size in self.hidden_sizes:

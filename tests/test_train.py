@@ -124,6 +124,9 @@ def test_defaults_suit_the_model_and_the_data() -> None:
         ({"corruption": "gaussian", "level": -1.0}, "level does not fit gaussian: std must be"),
         ({"model": "vae", "corruption": "masking"}, "corruption must be identity for vae (only "
                                                     "dvae, diwae corrupt); got 'masking'"),
+        ({"learn_level": "score", "M": 2, "objective": "mixture"},
+         "objective must be a mean over corruptions for a level learnt by the score function, one"),
+        ({"posterior": "full", "objective": "vr"}, "objective must be elbo or iwae with the stand"),
         ({"learn_level": "magic"}, "learn_level must be one of pathwise, score, relaxed; got"),
         ({"learn_level": "pathwise"}, "learn_level does not fit salt-and-pepper 0.05: estimator"),
         ({"learn_level": "score"}, "learn_level does not fit salt-and-pepper 0.05: M must be >= 2"),

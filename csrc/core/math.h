@@ -1,7 +1,7 @@
 // exp, log, log1p, softplus, sigmoid and sincos that a compiler can vectorise.
 //
 // The float versions are branch-free polynomials (coefficients of Moshier's Cephes library).
-// Errors, checked in tests/cpp: exp, log, log1p and softplus 2 ulp, sigmoid and sincos 3,
+// Errors, checked in tests/cpp: exp, log and log1p 2 ulp, softplus 2.5, sigmoid and sincos 3,
 // log_uniform 3.5. The double versions are libm's: float64 is for oracles, not for speed. In device
 // code exp_nonpositive and reciprocal take the special-function unit, which adds some 2 ulp.
 #pragma once

@@ -714,8 +714,12 @@ struct LogWeights {
     const double a = (d - h) / s, b = (d + h) / s, w = 2 * h / s;
     const double above = last ? 0 : sigmoid(-b), below = first ? 0 : sigmoid(a);
     const double width = first || last ? 0 : w / std::expm1(w);
-    const double log_p =
-        std::log1p(-above) + std::log1p(-below) + (first || last ? 0 : std::log(-std::expm1(-w)));
+    // log (1 − σ(u)), which from a σ near 1 would have lost its digits.
+    const auto log_rest = [](double u) {
+      return -std::max(u, 0.0) - std::log1p(std::exp(-std::abs(u)));
+    };
+    const double log_p = (last ? 0 : log_rest(-b)) + (first ? 0 : log_rest(a)) +
+                         (first || last ? 0 : std::log(-std::expm1(-w)));
     const double either = above + below;
     return {log_p,
             -log_p + either * carried,

@@ -479,6 +479,16 @@ def _run(
     return results
 
 
+def _judged(model: Model, likelihood: str | Likelihood | None) -> Judged:
+    judged = Judged(model, likelihood)
+    if judged.log_ratio_above is not None:
+        raise ValueError(
+            "model must have one layer of latents for annealed importance sampling, "
+            f"got {type(model).__name__}"
+        )
+    return judged
+
+
 def _run_all(
     judged: Judged,
     x: Tensor,
@@ -564,7 +574,7 @@ def annealed_importance_sampling(
 
     Source: Neal (2001); Wu, Burda, Salakhutdinov, Grosse (arXiv 1611.04273), section 4.
     """
-    judged = Judged(model, likelihood)
+    judged = _judged(model, likelihood)
     judged.check_data(x)
     settings = _Settings(
         chains, temperatures, leapfrog, start, schedule, tune, step_size, batch_size
@@ -617,7 +627,7 @@ def bidirectional(
     Source: Grosse, Ghahramani, Adams (arXiv 1511.02543), section 3; Wu et al. (arXiv 1611.04273),
     section 4.
     """
-    judged = Judged(model, likelihood)
+    judged = _judged(model, likelihood)
     if isinstance(cast("Any", n), Tensor):
         raise TypeError(
             "n must be the number of examples to simulate, got a tensor: the reverse chains start "

@@ -123,6 +123,23 @@ def _unsure(statistics: _Statistics, tolerance: float) -> list[int]:
 # --- drawing --------------------------------------------------------------------------------------
 
 
+def _log_weights(
+    judged: Judged,
+    drawer: Drawer,
+    x: Tensor,
+    k: int,
+    first_sample: int,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    z, log_ratio = drawer.draw(k, first_sample)
+    if judged.log_ratio_above is not None:
+        log_ratio = log_ratio + judged.log_ratio_above(
+            z, drawer.key, first_example=drawer.first_example, first_sample=first_sample
+        )
+    with precision(x.device, dtype):
+        return judged.log_weights(z, x, log_ratio)
+
+
 class _Share:
     """What this process does of the samples of a chunk, which all of a group put together again."""
 
@@ -142,15 +159,13 @@ class _Share:
         edges = [i * k // self.size for i in range(self.size + 1)]
         begin, end = edges[self.rank], edges[self.rank + 1]
         if self.size == 1:
-            z, log_ratio = drawer.draw(k, first_sample)
-            with precision(x.device, dtype):
-                return judged.log_weights(z, x, log_ratio)
+            return _log_weights(judged, drawer, x, k, first_sample, dtype)
         widest = -(-k // self.size)
         mine = x.new_zeros(len(x), widest, dtype=reference.accumulation_dtype(x.dtype))
         if end > begin:
-            z, log_ratio = drawer.draw(end - begin, first_sample + begin)
-            with precision(x.device, dtype):
-                mine[:, : end - begin] = judged.log_weights(z, x, log_ratio)
+            mine[:, : end - begin] = _log_weights(
+                judged, drawer, x, end - begin, first_sample + begin, dtype
+            )
         parts = [torch.empty_like(mine) for _ in range(self.size)]
         distributed.all_gather(parts, mine, group=self.group)
         return torch.cat([parts[i][:, : edges[i + 1] - edges[i]] for i in range(self.size)], 1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dvae_fast import functional
 from dvae_fast.gaussian_posterior import is_full
 from dvae_fast.likelihoods import Bernoulli, Likelihood, get_likelihood
-from dvae_fast.models import LatentVariableModel
+from dvae_fast.models import Autoencoder, LatentVariableModel
 from dvae_fast.networks import evaluating, hooked, splits
 from dvae_fast.partial import fingerprint
 
@@ -98,17 +98,19 @@ class Judged:
             )
         # A decoder that ends in a plain linear layer: what comes before it, and that layer.
         self._trunk: Callable[[Tensor], Tensor] | None = None
-        if self.own is not None and splits(self.own.decoder) and self._decodes_plainly():
-            self._trunk, self._output = self.own.decoder.trunk, self.own.decoder.output
+        if self._decodes_plainly() and splits(decoder := model.decoder):
+            self._trunk, self._output = decoder.trunk, decoder.output
         elif (isinstance(self.likelihood, Bernoulli) or scale is not None) and _ends_in_linear(
             self.decode
         ):
             self._trunk, self._output = self.decode[:-1], self.decode[-1]
+        #: what a second layer of latents adds to the log-ratio of the first, if there is one
+        self.log_ratio_above: Callable[..., Tensor] | None = getattr(model, "log_ratio_above", None)
         self.modules = _modules_behind((model, self.encode, self.decode))
 
     def _decodes_plainly(self) -> bool:
         """Whether `decode` of a model of ours calls its decoder and does nothing else."""
-        return getattr(self.decode, "__func__", None) is LatentVariableModel.decode
+        return getattr(self.decode, "__func__", None) is Autoencoder.decode
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

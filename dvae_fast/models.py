@@ -336,7 +336,7 @@ class LatentVariableModel(Autoencoder):
         noisy = self._corrupt(x, key, self.M if self.M > 1 else None, first_example)
         mean, spread = self.encode(noisy)
         full = is_full(mean, spread)
-        mean, spread = _groups(mean, self.M, 1), _groups(spread, self.M, 2 if full else 1)
+        mean, spread = groups_of(mean, self.M, 1), groups_of(spread, self.M, 2 if full else 1)
         if not full:
             return objectives.sample_latents(
                 mean, spread, self.K, self.objective, key, first_example=first_example
@@ -757,7 +757,7 @@ class BernoulliLatentModel(Autoencoder):
     def _sample_posterior(self, x: Tensor, key: Tensor, first_example: int) -> Latents:
         noisy = self._corrupt(x, key, self.M if self.M > 1 else None, first_example)
         return objectives.sample_bernoulli_latents(
-            _groups(self.encode(noisy), self.M), self.prior_logits, self.K, self.objective, key,
+            groups_of(self.encode(noisy), self.M), self.prior_logits, self.K, self.objective, key,
             first_example=first_example,
         )  # fmt: skip
 
@@ -779,7 +779,7 @@ class BernoulliLatentModel(Autoencoder):
         return self.likelihood.mean(self.decode((logits > 0).to(logits.dtype)))
 
 
-def _groups(t: Tensor, groups: int, dims: int = 1) -> Tensor:
+def groups_of(t: Tensor, groups: int, dims: int = 1) -> Tensor:
     """(B, *dims) of a posterior without corruptions → (M, B, *dims) without a copy, if M > 1."""
     return t.expand(groups, *t.shape) if groups > 1 and t.dim() == 1 + dims else t
 

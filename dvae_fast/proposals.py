@@ -29,7 +29,10 @@ PROPOSALS = ("posterior", "corrupted", "mixture")
 
 
 class Drawer(Protocol):
-    """The proposal of some examples, encoded."""
+    """The proposal of some examples, encoded; `key` and `first_example` are their noise's."""
+
+    key: Tensor
+    first_example: int
 
     def draw(self, k: int, first_sample: int) -> tuple[Tensor, Tensor]:
         """z (B, k, Z), and log_ratio = log p(z) − log q (B, k), of samples first_sample, …"""

@@ -98,8 +98,8 @@ class Judged:
             )
         # A decoder that ends in a plain linear layer: what comes before it, and that layer.
         self._trunk: Callable[[Tensor], Tensor] | None = None
-        if self._decodes_plainly() and splits(decoder := model.decoder):
-            self._trunk, self._output = decoder.trunk, decoder.output
+        if isinstance(model, Autoencoder) and self._decodes_plainly() and splits(model.decoder):
+            self._trunk, self._output = model.decoder.trunk, model.decoder.output
         elif (isinstance(self.likelihood, Bernoulli) or scale is not None) and _ends_in_linear(
             self.decode
         ):

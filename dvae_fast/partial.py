@@ -140,7 +140,8 @@ class PartialResults:
             if file.exists():
                 self._take(file)
         self._path = Path(path) if process is None else Path(f"{path}.{process}")
-        if not os.access(self._path.parent, os.W_OK) or self._path.is_dir():
+        folder = self._path.parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK) or self._path.is_dir():
             raise CheckpointError(f"cannot write {self._path}: no folder to write it in")
 
     def _take(self, file: Path) -> None:

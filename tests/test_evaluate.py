@@ -451,7 +451,8 @@ def test_too_few_samples_for_a_tail_are_no_warning() -> None:
     [
         (lambda x: x, "encode must return two tensors, mean and log_var, got <class"),
         (lambda x: (x, x, x), "encode must return two tensors, mean and log_var, got 3 values"),
-        (lambda x: (x, x[:, :1]), r"encode must return mean and log_var of shape \(B, Z\)"),
+        (lambda x: (x[0], x[0]), r"encode must return mean and log_var of shape \(B, Z\)"),
+        (lambda x: (x, x[:, :1]), "the posterior's spread must be log_var in the shape of mean"),
     ],
 )
 def test_encoders_that_return_something_else(encode: Any, message: str) -> None:

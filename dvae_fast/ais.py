@@ -119,11 +119,7 @@ class AISEstimate(Estimate):
     def summary(self) -> dict[str, Any]:
         """Means over the examples, JSON-able; None stands for a number that is not finite."""
         numbers = {
-            "log_likelihood": self.mean,
-            "standard_error": self.mean_standard_error,
-            "bits_per_dimension": self.bits_per_dimension,
-            "ess_mean": float(self.ess.mean()),
-            "ess_min": float(self.ess.min()),
+            **self._means(),
             "acceptance": float(self.acceptance.mean()),
             "step_size": float(self.step_size.mean()),
         }

@@ -67,6 +67,16 @@ class Estimate:
         """How many examples have a log-likelihood that is NaN or infinite."""
         return int((~self.log_likelihood.isfinite()).sum())
 
+    def _means(self) -> dict[str, float]:
+        """What every summary tells."""
+        return {
+            "log_likelihood": self.mean,
+            "standard_error": self.mean_standard_error,
+            "bits_per_dimension": self.bits_per_dimension,
+            "ess_mean": float(self.ess.mean()),
+            "ess_min": float(self.ess.min()),
+        }
+
     def _not_finite(self) -> list[str]:
         """The warning of examples without a finite log-likelihood, if there are any."""
         if not (bad := self.non_finite):
@@ -138,12 +148,8 @@ class LikelihoodEstimate(Estimate):
     def summary(self) -> dict[str, Any]:
         """Means over the examples, JSON-able; None stands for a number that is not finite."""
         numbers = {
-            "log_likelihood": self.mean,
-            "standard_error": self.mean_standard_error,
-            "bits_per_dimension": self.bits_per_dimension,
+            **self._means(),
             "elbo": float(self.elbo.mean()),
-            "ess_mean": float(self.ess.mean()),
-            "ess_min": float(self.ess.min()),
             "pareto_k_median": float(self.pareto_k.median()),
         }
         ks, curve = [str(k) for k in self.curve_k], self.curve.mean(0).tolist()

@@ -455,7 +455,8 @@ def estimate_log_likelihood(
             "seed": int(key), "k": k, "max_k": max_k, "tolerance": tolerance, "proposal": proposal,
             "copies": copies if proposal == "mixture" else None, "curve": list(ks),
             "corruption": None if proposal == "posterior" else _described(how.corruption),
-            "likelihood": judged.likelihood.kind, "dtype": str(matrices), "data": fingerprint([x]),
+            "likelihood": judged.likelihood.kind, "scale": fingerprint([scale]),
+            "dtype": str(matrices), "data": fingerprint([x]),
             **judged.identity(x),
         }  # fmt: skip
     process = world.rank if world is not None and world.size > 1 else None

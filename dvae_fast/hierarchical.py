@@ -37,8 +37,8 @@ class TwoLayerModel(Autoencoder):
         upper_hidden_sizes: between z₁ and z₂, either way.
         corruption: p(x̃|x), one of `dvae_fast.corruptions`, or None.
         M, K: corruptions an example (without, groups of samples), samples of each.
-        objective: one of `dvae_fast.objectives.OBJECTIVES` but "elbo-kl", with the standard
-            estimator.
+        objective: one of `dvae_fast.objectives.OBJECTIVES` but "elbo-kl" and "piwae", with the
+            standard estimator.
 
     Raises:
         TypeError, ValueError: naming the argument, the rule and the value.
@@ -66,9 +66,10 @@ class TwoLayerModel(Autoencoder):
         if len(sizes) != 2:
             raise ValueError(f"latent_sizes must be two, of z₁ and z₂; got {len(sizes)}")
         chosen = as_objective(objective)
-        if chosen.name == "elbo-kl" or chosen.estimator != "standard":
+        # piwae gives an inference net a gradient of its own, through z₁'s sampling alone.
+        if chosen.name in ("elbo-kl", "piwae") or chosen.estimator != "standard":
             raise ValueError(
-                "objective must have sampled log-weights and the standard estimator for two "
+                "objective must be any but elbo-kl and piwae, with the standard estimator, for two "
                 f"layers of latents; got {chosen}"
             )
         super().__init__(

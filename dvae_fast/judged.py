@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from dvae_fast import functional
 from dvae_fast.gaussian_posterior import is_full
 from dvae_fast.likelihoods import Bernoulli, Likelihood, get_likelihood
-from dvae_fast.models import Autoencoder, LatentVariableModel
-from dvae_fast.networks import evaluating, hooked, splits
+from dvae_fast.models import Autoencoder
+from dvae_fast.networks import evaluating, hooked
 from dvae_fast.partial import fingerprint
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Judged:
     """Encoder, decoder and likelihood of a model of any kind.
 
     Args:
-        model: a `LatentVariableModel`, an `EncoderDecoder` or a pair of callables
+        model: an `Autoencoder`, an `EncoderDecoder` or a pair of callables
             (encode, decode).
         likelihood: None for the model's own, "bernoulli" if it has none.
         scale: for a likelihood of two parameters whose decoder returns the first alone.
@@ -69,7 +69,7 @@ class Judged:
         likelihood: str | Likelihood | None = None,
         scale: Tensor | float | None = None,
     ) -> None:
-        self.own = model if isinstance(model, LatentVariableModel) else None
+        self.own = model if isinstance(model, Autoencoder) else None
         if isinstance(model, tuple):
             if len(model) != 2 or not all(callable(part) for part in model):
                 raise TypeError("model must be a model or a pair of callables (encode, decode)")
@@ -98,8 +98,8 @@ class Judged:
             )
         # A decoder that ends in a plain linear layer: what comes before it, and that layer.
         self._trunk: Callable[[Tensor], Tensor] | None = None
-        if isinstance(model, Autoencoder) and self._decodes_plainly() and splits(model.decoder):
-            self._trunk, self._output = model.decoder.trunk, model.decoder.output
+        if self.own is not None and (decoder := self.own.split_decoder()) is not None:
+            self._trunk, self._output = decoder.trunk, decoder.output
         elif (isinstance(self.likelihood, Bernoulli) or scale is not None) and _ends_in_linear(
             self.decode
         ):
@@ -107,10 +107,6 @@ class Judged:
         #: what a second layer of latents adds to the log-ratio of the first, if there is one
         self.log_ratio_above: Callable[..., Tensor] | None = getattr(model, "log_ratio_above", None)
         self.modules = _modules_behind((model, self.encode, self.decode))
-
-    def _decodes_plainly(self) -> bool:
-        """Whether `decode` of a model of ours calls its decoder and does nothing else."""
-        return getattr(self.decode, "__func__", None) is Autoencoder.decode
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

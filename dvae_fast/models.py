@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from dvae_fast.composed_corruptions import CorruptionFunction
+    from dvae_fast.networks import BernoulliDecoder
 
 __all__ = [
     "DIWAE",
@@ -167,10 +168,16 @@ class Autoencoder(nn.Module):
         """z and log_ratio for the objective: M corruptions encoded once, K samples of each."""
         raise NotImplementedError
 
+    def split_decoder(self) -> BernoulliDecoder | None:
+        """The decoder, if trunk and then a linear output are all that calling `decode` does."""
+        plain = type(self).decode is Autoencoder.decode and "decode" not in self.__dict__
+        decoder = self.decoder
+        return decoder if plain and splits(decoder) else None
+
     def _log_weights(self, z: Tensor, x: Tensor, log_ratio: Tensor) -> Tensor:
         """log w in the shape of log_ratio, not holding the logits of a Bernoulli."""
-        decoder = self.decoder
-        if splits(decoder):
+        decoder = self.split_decoder()
+        if decoder is not None:
             output = decoder.output
             return functional.linear_log_weights(
                 decoder.trunk(z), output.weight, output.bias, x, log_ratio, self.likelihood
@@ -211,7 +218,7 @@ class Autoencoder(nn.Module):
             self.objective,
             inference=latents.inference,
             kl_weight=self.kl_weight,
-            overwrite_params=splits(self.decoder),
+            overwrite_params=self.split_decoder() is not None,
         )
         if isinstance(self.corruption, Learnable) and self.corruption.scores:
             loss = loss + self._score_term(self.corruption, x, key, first_example, latents)
@@ -272,6 +279,8 @@ class LatentVariableModel(Autoencoder):
     name: ClassVar[str] = ""
     #: one of `dvae_fast.objectives.OBJECTIVES`
     default_objective: ClassVar[str] = ""
+    #: K where none is given
+    default_k: ClassVar[int] = 1
     #: whether the encoder sees corrupted data
     denoising: ClassVar[bool] = False
 
@@ -470,7 +479,86 @@ class LatentVariableModel(Autoencoder):
         return _construct(name, **options)
 
 
-class VAE(LatentVariableModel):
+class _Plain(LatentVariableModel):
+    """VAE and IWAE."""
+
+    def __init__(
+        self,
+        data_size: int,
+        latent_size: int = 50,
+        hidden_sizes: Sequence[int] = (200, 200),
+        *,
+        activation: str = "softplus",
+        inference: str = "mlp",
+        image_shape: Sequence[int] | None = None,
+        posterior: str = "diagonal",
+        likelihood: str = "bernoulli",
+        M: int = 1,
+        K: int | None = None,
+        data_mean: Tensor | None = None,
+        objective: str | Objective | None = None,
+        estimator: str | None = None,
+    ) -> None:
+        super().__init__(
+            data_size,
+            latent_size,
+            hidden_sizes,
+            activation=activation,
+            inference=inference,
+            image_shape=image_shape,
+            posterior=posterior,
+            likelihood=likelihood,
+            corruption=None,
+            M=M,
+            K=self.default_k if K is None else K,
+            data_mean=data_mean,
+            objective=objective,
+            estimator=estimator,
+        )
+
+
+class _Denoising(LatentVariableModel):
+    """DVAE and DIWAE."""
+
+    denoising = True
+
+    def __init__(
+        self,
+        data_size: int,
+        latent_size: int = 50,
+        hidden_sizes: Sequence[int] = (200, 200),
+        *,
+        activation: str = "softplus",
+        inference: str = "mlp",
+        image_shape: Sequence[int] | None = None,
+        posterior: str = "diagonal",
+        likelihood: str = "bernoulli",
+        corruption: Corruption | CorruptionFunction | None = None,
+        M: int = 1,
+        K: int | None = None,
+        data_mean: Tensor | None = None,
+        objective: str | Objective | None = None,
+        estimator: str | None = None,
+    ) -> None:
+        super().__init__(
+            data_size,
+            latent_size,
+            hidden_sizes,
+            activation=activation,
+            inference=inference,
+            image_shape=image_shape,
+            posterior=posterior,
+            likelihood=likelihood,
+            corruption=SaltAndPepper(0.1) if corruption is None else corruption,
+            M=M,
+            K=self.default_k if K is None else K,
+            data_mean=data_mean,
+            objective=objective,
+            estimator=estimator,
+        )
+
+
+class VAE(_Plain):
     """The variational autoencoder: E_q(z|x) [log w], estimated with K samples.
 
     Args:
@@ -488,7 +576,7 @@ class VAE(LatentVariableModel):
             mean an exponential and dispersion learnt.
         M: groups of K samples, all from the one posterior; with K inside a logarithm and M
             outside (objective "iwae") that is MIWAE(M, K).
-        K: samples of z a group, over which log w is averaged.
+        K: samples of z a group, over which log w is averaged. Default: 1, of an IWAE 5.
         data_mean: (D,) in [0, 1] (counts: >= 0), where the decoder's bias starts.
         objective: one of `dvae_fast.objectives.OBJECTIVES` or an `Objective`; None for the model's
             own, the one its name stands for.
@@ -504,43 +592,10 @@ class VAE(LatentVariableModel):
 
     name = "vae"
     default_objective = "elbo"
-
-    def __init__(
-        self,
-        data_size: int,
-        latent_size: int = 50,
-        hidden_sizes: Sequence[int] = (200, 200),
-        *,
-        activation: str = "softplus",
-        inference: str = "mlp",
-        image_shape: Sequence[int] | None = None,
-        posterior: str = "diagonal",
-        likelihood: str = "bernoulli",
-        M: int = 1,
-        K: int = 1,
-        data_mean: Tensor | None = None,
-        objective: str | Objective | None = None,
-        estimator: str | None = None,
-    ) -> None:
-        super().__init__(
-            data_size,
-            latent_size,
-            hidden_sizes,
-            activation=activation,
-            inference=inference,
-            image_shape=image_shape,
-            posterior=posterior,
-            likelihood=likelihood,
-            corruption=None,
-            M=M,
-            K=K,
-            data_mean=data_mean,
-            objective=objective,
-            estimator=estimator,
-        )
+    default_k = 1
 
 
-class IWAE(LatentVariableModel):
+class IWAE(_Plain):
     """The importance-weighted autoencoder: E [log 1/K Σ_k w]. Arguments as for `VAE`.
 
     Source: Burda, Grosse, Salakhutdinov (arXiv 1509.00519), equation 8.
@@ -548,43 +603,10 @@ class IWAE(LatentVariableModel):
 
     name = "iwae"
     default_objective = "iwae"
-
-    def __init__(
-        self,
-        data_size: int,
-        latent_size: int = 50,
-        hidden_sizes: Sequence[int] = (200, 200),
-        *,
-        activation: str = "softplus",
-        inference: str = "mlp",
-        image_shape: Sequence[int] | None = None,
-        posterior: str = "diagonal",
-        likelihood: str = "bernoulli",
-        M: int = 1,
-        K: int = 5,
-        data_mean: Tensor | None = None,
-        objective: str | Objective | None = None,
-        estimator: str | None = None,
-    ) -> None:
-        super().__init__(
-            data_size,
-            latent_size,
-            hidden_sizes,
-            activation=activation,
-            inference=inference,
-            image_shape=image_shape,
-            posterior=posterior,
-            likelihood=likelihood,
-            corruption=None,
-            M=M,
-            K=K,
-            data_mean=data_mean,
-            objective=objective,
-            estimator=estimator,
-        )
+    default_k = 5
 
 
-class DVAE(LatentVariableModel):
+class DVAE(_Denoising):
     """The denoising variational autoencoder: E_p(x̃|x) E_q(z|x̃) [log w], judged on the clean x.
 
     Args:
@@ -595,7 +617,8 @@ class DVAE(LatentVariableModel):
             `dvae_fast.learnable_corruptions.Learnable` is among the model's parameters; a standard
             deviation that requires a gradient otherwise stays its owner's. A callable is taken as
             `dvae_fast.composed_corruptions.FunctionCorruption` takes it.
-        M: corruptions an example, K: samples of z a corruption; log w is averaged over both.
+        M: corruptions an example, K: samples of z a corruption, 1 by default and 5 of a DIWAE; log
+            w is averaged over both.
 
     Raises:
         TypeError, ValueError: naming the argument, the rule and the value.
@@ -605,45 +628,10 @@ class DVAE(LatentVariableModel):
 
     name = "dvae"
     default_objective = "elbo"
-    denoising = True
-
-    def __init__(
-        self,
-        data_size: int,
-        latent_size: int = 50,
-        hidden_sizes: Sequence[int] = (200, 200),
-        *,
-        activation: str = "softplus",
-        inference: str = "mlp",
-        image_shape: Sequence[int] | None = None,
-        posterior: str = "diagonal",
-        likelihood: str = "bernoulli",
-        corruption: Corruption | CorruptionFunction | None = None,
-        M: int = 1,
-        K: int = 1,
-        data_mean: Tensor | None = None,
-        objective: str | Objective | None = None,
-        estimator: str | None = None,
-    ) -> None:
-        super().__init__(
-            data_size,
-            latent_size,
-            hidden_sizes,
-            activation=activation,
-            inference=inference,
-            image_shape=image_shape,
-            posterior=posterior,
-            likelihood=likelihood,
-            corruption=SaltAndPepper(0.1) if corruption is None else corruption,
-            M=M,
-            K=K,
-            data_mean=data_mean,
-            objective=objective,
-            estimator=estimator,
-        )
+    default_k = 1
 
 
-class DIWAE(LatentVariableModel):
+class DIWAE(_Denoising):
     """The denoising importance-weighted autoencoder: E_p(x̃|x) E_q(z|x̃) [log 1/K Σ_k w].
 
     Arguments as for `DVAE`; the mean over M is outside the logarithm, that over K inside.
@@ -653,42 +641,7 @@ class DIWAE(LatentVariableModel):
 
     name = "diwae"
     default_objective = "iwae"
-    denoising = True
-
-    def __init__(
-        self,
-        data_size: int,
-        latent_size: int = 50,
-        hidden_sizes: Sequence[int] = (200, 200),
-        *,
-        activation: str = "softplus",
-        inference: str = "mlp",
-        image_shape: Sequence[int] | None = None,
-        posterior: str = "diagonal",
-        likelihood: str = "bernoulli",
-        corruption: Corruption | CorruptionFunction | None = None,
-        M: int = 1,
-        K: int = 5,
-        data_mean: Tensor | None = None,
-        objective: str | Objective | None = None,
-        estimator: str | None = None,
-    ) -> None:
-        super().__init__(
-            data_size,
-            latent_size,
-            hidden_sizes,
-            activation=activation,
-            inference=inference,
-            image_shape=image_shape,
-            posterior=posterior,
-            likelihood=likelihood,
-            corruption=SaltAndPepper(0.1) if corruption is None else corruption,
-            M=M,
-            K=K,
-            data_mean=data_mean,
-            objective=objective,
-            estimator=estimator,
-        )
+    default_k = 5
 
 
 class BernoulliLatentModel(Autoencoder):

@@ -29,7 +29,7 @@ __all__ = ["PartialResults", "fingerprint", "partial_exists", "read_settings", "
 _EVERY = 10.0  # seconds between two writings
 _DONE, _SETTINGS = "_done", "_settings"
 # Settings whose values would tell a reader nothing.
-_OPAQUE = ("data", "parameters", "outputs")
+_OPAQUE = ("data", "parameters", "outputs", "scale")
 
 
 def fingerprint(parts: Iterable[Any]) -> str:

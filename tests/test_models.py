@@ -770,3 +770,24 @@ def test_wrong_data(method: str, x: Any, error: type[Exception], message: str) -
 def test_the_table_holds_the_public_models() -> None:
     assert [MODELS[name].__name__ for name in MODELS] == ["VAE", "IWAE", "DVAE", "DIWAE"]
     assert all(name in models.__all__ for name in ("VAE", "IWAE", "DVAE", "DIWAE"))
+
+
+def test_a_model_that_overrides_decode_is_called() -> None:
+    """Not the decoder beneath it: in bound, loss and log-weights alike."""
+
+    class Tempered(IWAE):
+        def decode(self, z: Tensor) -> Any:
+            return 0.5 * super().decode(z)  # type: ignore[operator]
+
+    torch.manual_seed(0)
+    model = Tempered(D, Z, (8,), K=K).double()
+    plain = IWAE(D, Z, (8,), K=K).double()
+    plain.load_state_dict(model.state_dict())
+    x = _data()
+    with torch.no_grad():
+        plain.decoder.output.weight *= 0.5
+        plain.decoder.output.bias *= 0.5
+    torch.testing.assert_close(model.loss(x, SEED), plain.loss(x, SEED))
+    torch.testing.assert_close(model.bound(x, SEED), plain.bound(x, SEED))
+    assert model.split_decoder() is None
+    assert plain.split_decoder() is plain.decoder

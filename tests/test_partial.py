@@ -138,6 +138,14 @@ def nn_pair(activation: torch.nn.Module) -> tuple[torch.nn.Module, Any]:
     return lambda x: encoder(x).chunk(2, -1), decode
 
 
+def test_another_scale(tmp_path: Path) -> None:
+    path, pair = tmp_path / "partial.npz", nn_pair(torch.nn.Tanh())
+    options: dict[str, Any] = {"seed": 4, "partial": path, "likelihood": "gaussian"}
+    estimate_log_likelihood(pair, _data(), K, scale=1.0, **options)
+    with pytest.raises(ValueError, match=r"the scale of .* is another"):
+        estimate_log_likelihood(pair, _data(), K, scale=0.5, **options)
+
+
 def test_another_corruption_per_pixel(tmp_path: Path) -> None:
     path = tmp_path / "partial.npz"
     options: dict[str, Any] = {"seed": 4, "partial": path, "proposal": "mixture", "copies": 3}

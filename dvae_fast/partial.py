@@ -9,6 +9,7 @@ import io
 import json
 import os
 import time
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -54,7 +55,7 @@ def _files(path: Path) -> list[Path]:
 # What numpy, zipfile and json raise of a file that is damaged, or another kind of file.
 _DAMAGE = (
     ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, NotImplementedError,
-    RuntimeError, zipfile.BadZipFile, zlib.error,
+    RuntimeError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ class LinearDecoder(nn.Module):
         self.noise = noise
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        mean = z @ self.weight.T + self.bias
+        mean = nn.functional.linear(z, self.weight, self.bias)
         return mean, torch.full((D,), self.noise, dtype=torch.float64)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -293,10 +294,12 @@ def test_checkpointed_decoder_may_be_overwritten(device: str) -> None:
 
 
 @pytest.mark.parametrize("ours", [True, False])
-def test_an_evaluation_with_a_compiled_decoder(ours: bool) -> None:
+def test_an_evaluation_with_a_compiled_decoder(ours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """k is no multiple of the chunk: the last one has a shape of its own."""
     model: Any = make_model("iwae", D, Z, (8, 6))
     calls = []
+    compilations: list[list[torch.Size]] = []
+    original = torch.compile
 
     def decode(z: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
@@ -304,10 +307,24 @@ def test_an_evaluation_with_a_compiled_decoder(ours: bool) -> None:
         logits: Tensor = model.decode(z)
         return logits.clamp(-20, 20)
 
+    def counted(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        compiled, used = original(function), []
+        compilations.append(used)
+
+        def call(z: Tensor) -> Tensor:
+            used.append(z.shape)
+            return compiled(z)
+
+        return call
+
     judged = model if ours else (model.encode, decode)
     x = torch.rand(5, D, generator=torch.Generator().manual_seed(1)).round()
     plain = dvae_fast.estimate_log_likelihood(judged, x, 23, chunk=10, seed=3)
     called = len(calls)
+    monkeypatch.setattr(torch, "compile", counted)
     compiled = dvae_fast.estimate_log_likelihood(judged, x, 23, chunk=10, seed=3, compile=True)
     assert len(calls) == called
+    # One function, and all that was decoded went through it.
+    assert [sum(math.prod(shape[:-1]) for shape in used) for used in compilations] == [5 * 23]
+    assert all(shape[-1] == Z for shape in compilations[0])
     torch.testing.assert_close(compiled.log_likelihood, plain.log_likelihood, rtol=1e-5, atol=1e-5)

@@ -13,6 +13,7 @@ import torch
 from linear_gaussian import D as LINEAR_D
 from linear_gaussian import Z as LINEAR_Z
 from linear_gaussian import draw_data, exact_log_likelihood, linear_gaussian
+from scipy import stats
 from torch import Tensor, nn
 
 import dvae_fast
@@ -67,7 +68,9 @@ def _z_score(values: Tensor, expected: float) -> float:
 def test_the_exact_answer_lies_between_the_bounds(
     start: str, widen: float, temperatures: int
 ) -> None:
-    """4 standard errors of each mean: a false alarm in 30,000, were the noise drawn anew."""
+    """4 standard errors of each mean, by Student's t a false alarm in 20,000 for the lower (of 31
+    times 23 chains) and in 5,000 for the upper (of 31 values), were the noise drawn anew; less for
+    the bias of a log, which points away."""
     model = linear_gaussian("iwae", widen=widen)
     estimate = bidirectional(
         model, 31, chains=23, temperatures=temperatures, leapfrog=L, start=start, seed=SEED
@@ -80,9 +83,11 @@ def test_the_exact_answer_lies_between_the_bounds(
     assert -4 * float(upper.std()) / math.sqrt(31) < float(upper.mean()) < 0.1
     assert abs(float(estimate.gap.mean())) < 0.15
     torch.testing.assert_close(estimate.gap, upper - lower)
-    # The errors are as large as it says: χ² of 31, 5 of its standard deviations.
+    # The errors are as large as it says: χ² of 31, 1 in 10,000 on either side. For errors of 23
+    # chains each, which make it 31 squares of Student's t of 22, 1 in 300.
     squares = (lower / estimate.forward.standard_error).square()
-    assert float(squares.mean()) == pytest.approx(1, abs=5 * math.sqrt(2 / 31))
+    least, most = stats.chi2.interval(1 - 2e-4, 31)
+    assert least < float(squares.sum()) < most
     for one in (estimate.forward, estimate.reverse):
         assert float(one.acceptance.mean()) == pytest.approx(ais.TARGET, abs=0.1)
         assert one.warnings() == []
@@ -104,11 +109,11 @@ def test_weights_are_unbiased(start: str, tune: bool, schedule: str) -> None:
         tune=tune, seed=SEED,
     )  # fmt: skip
     exact = exact_log_likelihood(model, estimate.x)
-    for error, bias in ((estimate.lower - exact, -4), (exact - estimate.upper, -4)):
+    for error in (estimate.lower - exact, exact - estimate.upper):
         ratio = error.exp()
         assert float(ratio.std()) / math.sqrt(1500) < 0.1
         assert abs(_z_score(ratio, 1.0)) < 4
-        assert _z_score(error, 0.0) < bias
+        assert _z_score(error, 0.0) < -4
 
 
 def test_more_temperatures_come_closer() -> None:
@@ -163,7 +168,9 @@ def _quadrature(model: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("start", ["posterior", "prior"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_bernoulli_against_quadrature(start: str, dtype: torch.dtype) -> None:
-    """5 standard errors of the mean: a false alarm in 2 million, were the noise drawn anew."""
+    """5 standard errors of the mean, which as they divide by C and not by C − 1 are 4.5 of
+    Student's t, of 70 degrees for these 29 examples: a false alarm in 35,000, were the noise drawn
+    anew."""
     model, x = _model(latent=1), _data(29)
     with torch.no_grad():
         model.decoder.output.weight.mul_(9)  # so that the posterior is far from the prior
@@ -182,7 +189,9 @@ def test_bernoulli_against_quadrature(start: str, dtype: torch.dtype) -> None:
     )
     assert all(getattr(estimate, field).dtype == torch.float64 for field in FIELDS)
     assert estimate.mean_standard_error < 0.05
-    assert estimate.mean == pytest.approx(float(exact.mean()), abs=5 * estimate.mean_standard_error)
+    bias = 0.5 * float(estimate.standard_error.square().mean()) * C / (C - 1)  # of a log
+    error = estimate.mean + bias - float(exact.mean())
+    assert abs(error) < 5 * estimate.mean_standard_error
     assert float(plain.ess.mean()) < float(estimate.ess.mean()) - 0.1 * C
 
 

@@ -1,22 +1,24 @@
 """What `test_evaluate_distributed` runs, alone or under torchrun: evaluations kept in a folder.
 
-python evaluate_worker.py FOLDER
+python evaluate_worker.py FOLDER [end]
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 import torch
 from linear_gaussian import draw_data, linear_gaussian
 from torch import Tensor
 
 from dvae_fast.corruptions import AdditiveGaussian
-from dvae_fast.distributed import World, join
+from dvae_fast.distributed import DistributedError, World, join
 from dvae_fast.evaluate import estimate_log_likelihood
 
 if TYPE_CHECKING:
@@ -69,9 +71,27 @@ def run(world: World, folder: Path) -> None:
     (folder / f"total.{world.rank}").write_text(str(shares[-1].total))
 
 
+def gone(folder: Path) -> None:
+    """Rank 1 ends amid an evaluation; what rank 0 is told of it is kept."""
+    # torchrun, which sees the other end, must not end this one before it is told.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def judge() -> None:
+        with join("cpu") as world:
+            estimate_log_likelihood(
+                model(), data(N), K, seed=SEED, world=world, batch_size=2,
+                progress=lambda _: os._exit(7) if world.rank == 1 else None,
+            )  # fmt: skip
+
+    with pytest.raises(DistributedError) as caught:
+        judge()
+    (folder / "told").write_text(str(caught.value))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with join("cpu") as place:
-        if len(sys.argv) > 2 and place.rank == 1:
-            os._exit(7)
-        run(place, Path(sys.argv[1]))
+    if len(sys.argv) > 2:
+        gone(Path(sys.argv[1]))
+    else:
+        with join("cpu") as place:
+            run(place, Path(sys.argv[1]))

@@ -1,9 +1,10 @@
 // exp, log, log1p, softplus, sigmoid and sincos that a compiler can vectorise.
 //
 // The float versions are branch-free polynomials (coefficients of Moshier's Cephes library).
-// Errors, checked in tests/cpp: exp, log and log1p 2 ulp, softplus 2.5, sigmoid and sincos 3,
-// log_uniform 3.5. The double versions are libm's: float64 is for oracles, not for speed. In device
-// code exp_nonpositive and reciprocal take the special-function unit, which adds some 2 ulp.
+// Errors, checked in tests/cpp: exp, log, log1p, log1p_unit and softplus 2 ulp, one_minus_exp,
+// sigmoid and sincos 3, log_uniform 3.5. The double versions are libm's: float64 is for oracles,
+// not for speed. In device code exp_nonpositive and reciprocal take the special-function unit,
+// which adds some 2 ulp.
 #pragma once
 
 #include <cmath>
@@ -131,8 +132,8 @@ DVAE_HD double sqrt(double x) { return ::sqrt(x); }
 DVAE_HD float abs(float x) { return bit_cast<float>(bit_cast<uint32_t>(x) & 0x7FFFFFFFu); }
 DVAE_HD double abs(double x) { return ::fabs(x); }
 
-// 1 − e^−y, y >= 0. For small y by the series, where the difference cancels: six terms leave
-// y⁶/5040 of it, 5e-8 at ¼.
+// 1 − e^−y, y >= 0; σ(x) where y = softplus(x). For small y by the series, where the difference
+// cancels: six terms leave y⁶/5040 of it, 5e-8 at ¼.
 DVAE_HD float one_minus_exp(float y) {
   float p = 1.0f - y * (1.0f / 6.0f);
   p = 1.0f - y * (1.0f / 5.0f) * p;
@@ -143,12 +144,6 @@ DVAE_HD float one_minus_exp(float y) {
   return y < 0.25f ? y * p : direct;
 }
 DVAE_HD double one_minus_exp(double y) { return -::expm1(-y); }
-
-// σ(x) from y = log(1 + e^x)
-template <class A>
-DVAE_HD A sigmoid_of_softplus(A y) {
-  return one_minus_exp(y);
-}
 
 // 1/y for y in [1, 3] or NaN; an IEEE division costs device code a call.
 DVAE_HD float reciprocal(float y) {
@@ -162,8 +157,9 @@ DVAE_HD float reciprocal(float y) {
 }
 DVAE_HD double reciprocal(double y) { return 1.0 / y; }
 
-// log(1 + e) for e in [0, 1] or NaN: 2 atanh(s) with s = e/(2 + e), without a choice to make. The
-// polynomial is (atanh(s)/s − 1)/s² in s² <= 1/9, to 2e-8 of the whole.
+// log(1 + e) for e in [0, 1] or NaN, without a choice to make. With s = e/(2 + e) it is
+// 2 atanh(s) = 2 s + s r, r = 2 (atanh(s)/s − 1); and 2 s = e − s e, whose e is exact: e − s (e −
+// r). The polynomial is r/s² in s² <= 1/9, to 2e-8 of the whole.
 DVAE_HD float log1p_unit(float e) {
 #if defined(__CUDA_ARCH__)
   const float s = e * reciprocal(2.0f + e);
@@ -171,12 +167,11 @@ DVAE_HD float log1p_unit(float e) {
   const float s = e / (2.0f + e);
 #endif
   const float t = s * s;
-  float p = 0.134337738f;
-  p = p * t + 0.141169786f;
-  p = p * t + 0.200038359f;
-  p = p * t + 0.333333194f;
-  const float twice = s + s;
-  return twice * t * p + twice;
+  float p = 0.268675476f;
+  p = p * t + 0.282339572f;
+  p = p * t + 0.400076718f;
+  p = p * t + 0.666666388f;
+  return e - s * (e - t * p);
 }
 DVAE_HD double log1p_unit(double e) { return ::log1p(e); }
 

@@ -1038,7 +1038,7 @@ void softplus_backward(const void* grad, const void* out, void* to, int64_t begi
   const T* y = static_cast<const T*>(out);
   T* d = static_cast<T*>(to);
 #pragma GCC ivdep
-  for (int64_t i = begin; i < end; ++i) store(d[i], load(g[i]) * sigmoid_of_softplus(load(y[i])));
+  for (int64_t i = begin; i < end; ++i) store(d[i], load(g[i]) * one_minus_exp(load(y[i])));
 }
 
 template <class T>

@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     const auto g = load_pack<T, V>(grad + i * V), y = load_pack<T, V>(out + i * V);
     Pack<T, V> to;
     DVAE_UNROLL
-    for (int e = 0; e < V; ++e) set(to, e, load(g.get(e)) * sigmoid_of_softplus(load(y.get(e))));
+    for (int e = 0; e < V; ++e) set(to, e, load(g.get(e)) * one_minus_exp(load(y.get(e))));
     store_pack<T, V, true>(grad_x + i * V, to);
   }
 }

@@ -31,7 +31,8 @@ DVAE_MAP(log, float, float, dvae::log)
 DVAE_MAP(log1p, float, float, dvae::log1p)
 DVAE_MAP(softplus, float, float, dvae::softplus)
 DVAE_MAP(sigmoid, float, float, dvae::sigmoid)
-DVAE_MAP(sigmoid_of_softplus, float, float, dvae::sigmoid_of_softplus)
+DVAE_MAP(log1p_unit, float, float, dvae::log1p_unit)
+DVAE_MAP(one_minus_exp, float, float, dvae::one_minus_exp)
 DVAE_MAP(sqrt, float, float, dvae::sqrt)
 DVAE_MAP(abs, float, float, dvae::abs)
 DVAE_MAP(log_uniform, uint32_t, float, dvae::log_uniform)
@@ -84,7 +85,8 @@ constexpr MathTable kTable = {
     log1p_array,
     softplus_array,
     sigmoid_array,
-    sigmoid_of_softplus_array,
+    log1p_unit_array,
+    one_minus_exp_array,
     sqrt_array,
     abs_array,
     log_uniform_array,

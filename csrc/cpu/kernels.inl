@@ -4,8 +4,6 @@
 // lanes, each with an accumulator of its own, so that the compiler vectorises them without
 // reordering any sum: 16 lanes where a row is summed, a noise block of 64 where columns are.
 
-#include <new>
-
 #include "../core/corruptions.h"
 #include "../core/half.h"
 #include "../core/latent.h"

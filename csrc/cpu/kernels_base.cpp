@@ -1,4 +1,6 @@
 // Kernels for the compiler's baseline (SSE2 on x86-64, NEON on arm64), and the choice of table.
+#include <new>
+
 #define DVAE_ISA isa_base
 #include "kernels.inl"
 

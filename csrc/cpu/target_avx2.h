@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <new>
 
 #if defined(__x86_64__)
 #include <immintrin.h>

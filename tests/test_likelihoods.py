@@ -198,14 +198,18 @@ def test_limits_of_the_negative_binomial(dtype: torch.dtype, device: str) -> Non
     assert log_p(0.0, 2.0, 1.0) == log_p(INF, 2.0, 1.0) == log_p(INF, 2.0, 0.0) == -INF
     # Exactly −θ log (1 + μ/θ): log x! and the ratio of the Γ are 0, not nearly.
     assert log_p(1e-6, 1.0, 0.0) == pytest.approx(-1e-6, rel=2e-6)
-    values = torch.tensor([0.0, 1e-30, 1.0, 1e30, INF], dtype=dtype, device=device)
+    values = torch.tensor([0.0, 1e-30, 1e-22, 1.0, 1e9, 1e30, INF], dtype=dtype, device=device)
     mean, theta, x = (
         t.reshape(-1)
         for t in torch.broadcast_tensors(
-            values.view(-1, 1, 1), values[1:].view(-1, 1), values.new_tensor([0.0, 1.0, 1e6])
+            values.view(-1, 1, 1), values[1:].view(-1, 1), values.new_tensor([0.0, 1.0, 1e6, 1e14])
         )
     )
-    assert bool((density("negative_binomial", mean, theta, x) <= 0).all())
+    log_density = density("negative_binomial", mean, theta, x)
+    assert bool((log_density <= 0).all())
+    # −inf where there is no other value, not where something on the way is too large or small.
+    impossible = (mean == INF) | ((mean == 0) & (x > 0))
+    assert torch.equal(log_density == -INF, impossible.expand_as(log_density))
     for grad in derivatives("negative_binomial", mean, theta, x):
         assert not bool(grad.isnan().any())
 

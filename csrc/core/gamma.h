@@ -16,42 +16,44 @@ struct Stirling {
   static constexpr int kShift = kDouble ? 10 : 4;
   static constexpr int kTerms = kDouble ? 8 : 4;
 
-  // S(r)
-  DVAE_HD static A series(A r) {
+  DVAE_HD static constexpr A coefficient(int i) {
     constexpr A c[8] = {A(1.0 / 12),   A(-1.0 / 360),        A(1.0 / 1260), A(-1.0 / 1680),
                         A(1.0 / 1188), A(-691.0 / 360360.0), A(1.0 / 156),  A(-3617.0 / 122400)};
+    return c[i];
+  }
+  // S(r)
+  DVAE_HD static A series(A r) {
     const A q = r * r;
-    A s = c[kTerms - 1];
+    A s = coefficient(kTerms - 1);
     DVAE_UNROLL
-    for (int i = kTerms - 2; i >= 0; --i) s = s * q + c[i];
+    for (int i = kTerms - 2; i >= 0; --i) s = s * q + coefficient(i);
     return s * r;
   }
   // d S(1/z) / d z = −Σ (2i − 1) c_i r^2i
   DVAE_HD static A derivative(A r) {
-    constexpr A c[8] = {A(-1.0 / 12),  A(1.0 / 120),       A(-1.0 / 252), A(1.0 / 240),
-                        A(-1.0 / 132), A(691.0 / 32760.0), A(-1.0 / 12),  A(3617.0 / 8160)};
     const A q = r * r;
-    A s = c[kTerms - 1];
+    A s = A(1 - 2 * kTerms) * coefficient(kTerms - 1);
     DVAE_UNROLL
-    for (int i = kTerms - 2; i >= 0; --i) s = s * q + c[i];
+    for (int i = kTerms - 2; i >= 0; --i) s = s * q + A(-1 - 2 * i) * coefficient(i);
     return s * q;
   }
-  // z (z + 1) … (z + kShift − 1), and its derivative.
-  DVAE_HD static A rising(A z) {
-    A p = z;
-    DVAE_UNROLL
-    for (int i = 1; i < kShift; ++i) p = p * (z + A(i));
-    return p;
-  }
+  // (z + 1) … (z + kShift − 1), and its derivative: what the steps up are made of besides z, which
+  // may be tiny or huge where this is not. Past `most` it is left as it is there.
   DVAE_HD static A rising(A z, A& derivative) {
-    A p = z, d = 1;
+    constexpr A most = kDouble ? A(1e30) : A(1e12);
+    const A at = z > most ? most : z;
+    A p = at + A(1), d = 1;
     DVAE_UNROLL
-    for (int i = 1; i < kShift; ++i) {
-      d = d * (z + A(i)) + p;
-      p = p * (z + A(i));
+    for (int i = 2; i < kShift; ++i) {
+      d = d * (at + A(i)) + p;
+      p = p * (at + A(i));
     }
     derivative = d;
     return p;
+  }
+  DVAE_HD static A rising(A z) {
+    A unused;
+    return rising(z, unused);
   }
 };
 
@@ -62,7 +64,7 @@ DVAE_HD A log_factorial(A x) {
   const A z = x + A(1);
   const bool small = z < A(S::kShift);
   const A up = small ? z + A(S::kShift) : z;
-  const A steps = small ? S::rising(z) : A(1);
+  const A steps = small ? z * S::rising(z) : A(1);
   const A y = ((up - A(0.5)) * log(up) - up) + (A(0.91893853320467274178) + S::series(A(1) / up));
   // A factor, not a choice, which GCC would make a branch of.
   const A of_one = x == A(1) ? A(0) : A(1);

@@ -186,6 +186,14 @@ struct NegativeBinomial : LikelihoodDefaults {
     return scale > A(1e20) ? A(1e20) : scale;
   }
 
+  // μ/t, at most the largest number for a finite μ, so that t log1p(μ/t) goes to 0 with t.
+  template <class A>
+  DVAE_HD static A odds(A mean, A t) {
+    const A most = mean < infinity<A>() ? largest<A>() : infinity<A>();
+    const A ratio = mean / t;
+    return ratio > most ? most : ratio;
+  }
+
   // What log Γ(x + t)/Γ(t) and its derivative are made of.
   template <class A>
   struct Gammas {
@@ -209,35 +217,45 @@ struct NegativeBinomial : LikelihoodDefaults {
   template <class A>
   DVAE_HD static A log_ratio(const Gammas<A>& v, A t, A x) {
     using S = Stirling<A>;
-    const A steps = v.small ? S::rising(t) / S::rising(x + t) : A(1);
+    // log t/(x + t) by itself: the quotient of a tiny t and a large x underflows.
+    const A z = x + t;
+    const A first = log(v.small ? t : A(1)) - log(v.small ? z : A(1));
+    const A others = log(v.small ? S::rising(t) / S::rising(z) : A(1));
     const A series = S::series(v.r_total) - S::series(v.r_up);
-    return ((v.up - A(0.5)) * v.log_up - x) + series + log(steps);
+    return ((v.up - A(0.5)) * v.log_up - x) + series + (first + others);
   }
   // ψ(x + t) − ψ(t)
   template <class A>
   DVAE_HD static A slope(const Gammas<A>& v, A t, A x) {
     using S = Stirling<A>;
+    const A z = x + t;
     A d_bottom, d_top;
-    const A bottom = S::rising(t, d_bottom), top = S::rising(x + t, d_top);
-    const A steps = v.small ? d_bottom / bottom - d_top / top : A(0);
+    const A bottom = S::rising(t, d_bottom), top = S::rising(z, d_top);
+    // 1/t − 1/z is x/(z t)
+    const A difference = x / z / t + (d_bottom / bottom - d_top / top);
+    const A steps = v.small ? difference : A(0);
     const A series = S::derivative(v.r_total) - S::derivative(v.r_up);
     return v.counted * (v.log_up + A(0.5) * (v.r_up - v.r_total) + series + steps);
   }
 
   template <ScaleKind kScale, class A>
   DVAE_HD static void push(A& a, A&, A mean, A scale, A x) {
-    const A t = capped(scale), odds = mean / t;
-    // μ/(t + μ), which at μ = inf is 1; for x = 0 its logarithm counts for nothing, if it is −inf.
-    const A share = mean == infinity<A>() ? A(1) : mean / (t + mean);
+    const A t = capped(scale);
+    // μ/(t + μ), which at μ = inf is 1, of a μ below 2⁻⁶⁰ times 2⁸⁰: a tiny one does not underflow.
+    // For x = 0 its logarithm counts for nothing, if it is −inf.
+    const bool tiny = mean < A(0x1p-60);
+    const A scaled = mean * (tiny ? A(0x1p80) : A(1));
+    const A share = mean == infinity<A>() ? A(1) : scaled / (t + mean);
+    const A back = tiny ? A(-55.451774444795624753) : A(0);  // −80 log 2
     A counts;
     if constexpr (kScale == ScaleKind::kFull) {
       const Gammas<A> v = gammas(t, x);
-      const A power = x * log(x == A(0) ? A(1) : share * v.total);
+      const A power = x * (log(x == A(0) ? A(1) : share * v.total) + back);
       counts = v.counted * (power + log_ratio(v, t, x));
     } else {
-      counts = x * log(x == A(0) ? A(1) : share);
+      counts = x * (log(x == A(0) ? A(1) : share) + back);
     }
-    a = a + (counts - t * log1p(odds));
+    a = a + (counts - t * log1p(odds(mean, t)));
   }
   template <ScaleKind kScale, class A>
   DVAE_HD static A data_term([[maybe_unused]] A scale, A x) {
@@ -258,11 +276,11 @@ struct NegativeBinomial : LikelihoodDefaults {
   // d log p / d t = ψ(x + t) − ψ(t) − log (t + μ)/t + (μ − x)/(t + μ)
   template <ScaleKind kScale, class A>
   DVAE_HD static void derivative(A mean, A scale, A x, A& d_mean, A& d_scale) {
-    const A t = capped(scale), odds = mean / t;
+    const A t = capped(scale), ratio = odds(mean, t);
     const A relative = x == A(0) ? A(0) : x / mean;
-    d_mean = (relative - A(1)) / (A(1) + odds);
+    d_mean = (relative - A(1)) / (A(1) + ratio);
     const A pull = mean == infinity<A>() ? A(1) : (mean - x) / (t + mean);
-    d_scale = pull - log1p(odds);
+    d_scale = pull - log1p(ratio);
     if constexpr (kScale == ScaleKind::kFull) d_scale = d_scale + data_derivative(scale, x);
   }
   template <class A>

@@ -50,6 +50,12 @@ DVAE_HD constexpr A infinity() {
   return static_cast<A>(__builtin_huge_val());
 }
 
+// The largest finite value.
+template <class A>
+DVAE_HD constexpr A largest() {
+  return sizeof(A) == 8 ? static_cast<A>(__DBL_MAX__) : static_cast<A>(__FLT_MAX__);
+}
+
 template <class A>
 DVAE_HD constexpr A quiet_nan() {
   return static_cast<A>(__builtin_nan(""));

@@ -16,6 +16,8 @@ DVAE_BEGIN_CORE
 struct LikelihoodDefaults {
   // Whether its parameters are a pair (mean, scale), or one tensor.
   static constexpr bool kHasScale = false;
+  // Whether row_constant is of Σ log scale where rows share their scale.
+  static constexpr bool kHasLogScale = false;
   // Whether log p has a part of x (and of a scale that rows share) alone: data_term, and its
   // derivative in that scale, data_derivative. Of one element; made once for all rows of an
   // example, as far as a kernel can, and left out of push and derivative.
@@ -28,7 +30,8 @@ struct LikelihoodDefaults {
   DVAE_HD static A data_term(A, A) {
     return A(0);
   }
-  // What log p of a row has besides that, given Σ log scale if the rows share their scale, else 0.
+  // What log p of a row has besides that, given Σ log scale if kHasLogScale and the rows share
+  // their scale, else 0.
   DVAE_HD static double row_constant(int64_t, double) { return 0; }
   template <class A>
   DVAE_HD static void merge(A& a, A& b, A a2, A b2) {
@@ -79,6 +82,7 @@ struct Bernoulli : LikelihoodDefaults {
 // The constant, and log s where s is shared by all rows, are added once a row.
 struct Gaussian : LikelihoodDefaults {
   static constexpr bool kHasScale = true;
+  static constexpr bool kHasLogScale = true;
   static constexpr double kHalfLog2Pi = 0.91893853320467274178;
 
   template <ScaleKind kScale, class A>
@@ -308,6 +312,9 @@ auto with_likelihood(LikelihoodKind kind, const F& body) {
 
 inline bool has_scale(LikelihoodKind kind) {
   return with_likelihood(kind, [](auto l) { return decltype(l)::type::kHasScale; });
+}
+inline bool has_log_scale(LikelihoodKind kind) {
+  return with_likelihood(kind, [](auto l) { return decltype(l)::type::kHasLogScale; });
 }
 
 DVAE_END_CORE

@@ -140,7 +140,8 @@ DVAE_DEVICE void add_density(const Example<T>& example, const T* const (&params)
 // What a row's log-density has besides the sum over its elements.
 template <class L, class A>
 DVAE_DEVICE A density_constant(const LogWeights& p, ScaleKind kind) {
-  return static_cast<A>(L::row_constant(p.size, kind == ScaleKind::kShared ? *p.log_scale : 0.0));
+  return static_cast<A>(
+      L::row_constant(p.size, L::kHasLogScale && kind == ScaleKind::kShared ? *p.log_scale : 0.0));
 }
 
 // d log p / d params of one element, times the row's weight; and that of the scale. A weight of 0

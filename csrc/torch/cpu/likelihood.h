@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "../../core/half.h"
-#include "../../core/likelihoods.h"
+#include "../scale.h"
 #include "common.h"
 
 namespace dvae::glue {
@@ -41,30 +41,18 @@ inline void write_element(const Tensor& t, int64_t i, double value) {
   }
 }
 
-// A likelihood's scale: 1 or D elements shared by all rows, or (N, K, D) of them.
+// A likelihood's scale, as the kernels read it.
 struct Scale {
-  ScaleKind kind = ScaleKind::kNone;
+  ScaleKind kind;
+  bool log_sum;  // whether they want Σ log scale
   std::optional<Tensor> tensor;
   BlockTable<float> table32;
   BlockTable<double> table64;
 
   Scale(const std::optional<Tensor>& scale, LikelihoodKind likelihood, const Tensor& params,
-        int64_t size) {
-    STD_TORCH_CHECK(scale.has_value() == has_scale(likelihood), "scale must ",
-                    has_scale(likelihood) ? "" : "not ", "be given for the likelihood ",
-                    kLikelihoodNames[static_cast<int>(likelihood)]);
-    if (!scale) return;
-    dtype_of(*scale, "scale");
-    tensor = packed(*scale);
-    if (scale->numel() != 1 && scale->dim() == 3) {
-      kind = ScaleKind::kFull;
-      check_dtype(*scale, "scale", params.scalar_type());
-      return;
-    }
-    kind = ScaleKind::kShared;
-    STD_TORCH_CHECK(scale->numel() == 1 || scale->numel() == size,
-                    "scale must have 1, D or N·K·D elements, D = ", size, ", got shape ",
-                    shape_of(*scale));
+        int64_t size)
+      : kind(scale_kind(scale, likelihood, params, size)), log_sum(has_log_scale(likelihood)) {
+    if (scale) tensor = packed(*scale);
   }
 
   void fill(LogWeightParams& p, ScalarType sums) {
@@ -82,6 +70,7 @@ struct Scale {
       p.scale_stride = table32.stride;
     }
     p.log_scale_sum = 0;
+    if (!log_sum) return;
     for (int64_t i = 0; i < (one ? 1 : p.size); ++i) {
       p.log_scale_sum += std::log(read_element(*tensor, i));
     }

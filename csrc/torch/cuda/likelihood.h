@@ -3,38 +3,27 @@
 
 #include <algorithm>
 
-#include "../../core/likelihoods.h"
+#include "../scale.h"
 #include "common.h"
 
 namespace dvae::glue {
 
-// A likelihood's scale: 1 or D elements shared by all rows, or (N, K, D) of them.
+// A likelihood's scale.
 struct ScaleOnDevice {
-  ScaleKind kind = ScaleKind::kNone;
+  ScaleKind kind;
+  bool log_sum;  // whether the kernels want Σ log scale
   std::optional<Tensor> given;
   std::optional<Tensor> data;       // as the kernels read it
   std::optional<Tensor> log_scale;  // Σ_d log scale, one float64
 
   ScaleOnDevice(const std::optional<Tensor>& scale, LikelihoodKind likelihood, const Tensor& params,
-                int64_t size) {
-    STD_TORCH_CHECK(scale.has_value() == has_scale(likelihood), "scale must ",
-                    has_scale(likelihood) ? "" : "not ", "be given for the likelihood ",
-                    kLikelihoodNames[static_cast<int>(likelihood)]);
+                int64_t size)
+      : kind(scale_kind(scale, likelihood, params, size)),
+        log_sum(has_log_scale(likelihood)),
+        given(scale) {
     if (!scale) return;
-    dtype_of(*scale, "scale");
-    check_device(*scale, "scale", params);
-    given = *scale;
     data = packed(*scale);
-    if (scale->numel() != 1 && scale->dim() == 3) {
-      kind = ScaleKind::kFull;
-      check_dtype(*scale, "scale", params.scalar_type());
-      return;
-    }
-    kind = ScaleKind::kShared;
-    STD_TORCH_CHECK(scale->numel() == 1 || scale->numel() == size,
-                    "scale must have 1, D or N·K·D elements, D = ", size, ", got shape ",
-                    shape_of(*scale));
-    if (scale->scalar_type() != sum_type(params)) {
+    if (kind == ScaleKind::kShared && scale->scalar_type() != sum_type(params)) {
       data = torch::stable::to(*data, sum_type(params));
     }
   }
@@ -44,6 +33,7 @@ struct ScaleOnDevice {
     p.scale = data->const_data_ptr();
     if (kind != ScaleKind::kShared) return;
     p.scale_stride = data->numel() == 1 ? 0 : 1;
+    if (!log_sum) return;
     log_scale = empty(*data, {1}, ScalarType::Double);
     auto* out = static_cast<double*>(log_scale->mutable_data_ptr());
     check_launch(cuda::log_scale_sum(dtype, p.scale, data->numel(), p.size, out, device.stream()),

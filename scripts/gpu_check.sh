@@ -22,7 +22,7 @@ command -v g++ >/dev/null || missing+=("g++")
 [ -n "${CUDA_HOME:-}" ] || [ ! -x /usr/local/cuda/bin/nvcc ] || export CUDA_HOME=/usr/local/cuda
 [ -z "${CUDA_HOME:-}" ] || export PATH="$CUDA_HOME/bin:$PATH"
 command -v nvcc >/dev/null || missing+=("nvcc (set CUDA_HOME if it is not in PATH)")
-mkdir -p "$(dirname "$output")" && : >"$output" || missing+=("a place to write $output")
+mkdir -p "$(dirname "$output")" && : >>"$output" || missing+=("a place to write $output")
 if command -v "$PYTHON" >/dev/null; then
   "$PYTHON" - <<'PY' || missing+=("a torch >= 2.11 that sees a GPU, in $PYTHON")
 import sys
@@ -43,6 +43,8 @@ if [ ${#missing[@]} -gt 0 ]; then
   printf 'gpu_check: missing: %s\n' "${missing[@]}" >&2
   exit 1
 fi
+
+: >"$output"
 
 # --- build ---
 
@@ -79,13 +81,13 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 # --- check; a failure is counted and the rest goes on ---
 
 failed=0
-step "Tests on the GPU"
-# Every test that has a device takes both; those of the CPU alone have their own CI.
 record() {  # NAME STATUS
   checks+=("$1=$2")
   [ "$2" -eq 0 ] || failed=1
 }
 checks=()
+step "Tests on the GPU"
+# Every test that has a device takes both; those of the CPU alone have their own CI.
 timeout 200 "$PYTHON" -m pytest -q -p no:cacheprovider -k "cuda or graph or gpu"
 record tests $?
 

@@ -16,25 +16,36 @@ def close(a: torch.Tensor, b: torch.Tensor, what: str) -> None:
     )
 
 
+def data_of(uniform: torch.Tensor, likelihood: str) -> torch.Tensor:
+    """What the likelihood takes: one of 256 levels, a count, or the numbers themselves."""
+    if likelihood == "discretised_logistic":
+        return (255 * uniform).round() / 255
+    return (20 * uniform).floor() if likelihood == "negative_binomial" else uniform
+
+
 def loss_and_gradients(device: str, dtype: torch.dtype, size: int, likelihood: str) -> list:
     g = torch.Generator().manual_seed(size)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=g).to(dtype).to(device)
 
-    x = torch.rand(3, size, generator=g).to(device)
+    x = data_of(torch.rand(3, size, generator=g), likelihood).to(device)
     mean, log_var = normal(2, 3, 5).requires_grad_(), normal(2, 3, 5).requires_grad_()
     z, ratio = dvae_fast.sample_latent(mean.float(), log_var.float(), 7, seed=1)
     ratio = ratio + dvae_fast.latent_log_ratio(z, mean.float(), log_var.float())
     ratio = ratio + dvae_fast.mixture_log_ratio(z, mean.float(), log_var.float())
     logits = normal(2, 3, 7, size).requires_grad_()
-    params = logits if likelihood == "bernoulli" else (logits, logits.float().exp().to(dtype))
+    positive = logits.float().exp().to(dtype)
+    scales = [None] if likelihood == "bernoulli" else [positive, positive[0, 0]]  # full, shared
+    means = positive if likelihood == "negative_binomial" else logits
     weight, bias = normal(size, 5).requires_grad_(), normal(size).requires_grad_()
     linear = (weight, bias) if likelihood == "bernoulli" else None
-    out = [
-        dvae_fast.iwae_loss(params, x, ratio, likelihood),
-        dvae_fast.logmeanexp(dvae_fast.log_weights(params, x, ratio, likelihood)).mean(),
-    ]
+    out = []
+    for scale in scales:
+        params = means if scale is None else (means, scale)
+        out.append(dvae_fast.iwae_loss(params, x, ratio, likelihood))
+        weights = dvae_fast.log_weights(params, x, ratio, likelihood)
+        out.append(dvae_fast.logmeanexp(weights).mean())
     if linear is not None:
         out.append(dvae_fast.linear_log_weights(z.to(dtype), *linear, x, ratio).mean())
     leaves = [mean, log_var, logits, *(linear or ())]
@@ -89,7 +100,7 @@ def main() -> None:
         cpu = dvae_fast.corrupt(x, corruption, copies=3, seed=4)
         gpu = dvae_fast.corrupt(x.to(DEVICE), corruption.to(DEVICE), copies=3, seed=4)
         close(gpu, cpu, repr(corruption))
-    for likelihood in ("bernoulli", "gaussian"):
+    for likelihood in ("bernoulli", "gaussian", "discretised_logistic", "negative_binomial"):
         for dtype in (torch.float32, torch.bfloat16):
             for size in (1, 64, 65, 784):
                 results = (loss_and_gradients(d, dtype, size, likelihood) for d in (DEVICE, "cpu"))

@@ -49,8 +49,8 @@ struct DiagonalNormal {
     return A(0.5) * (noise_squares + log_var - z_squares);
   }
   // Its gradient is the components', weighted by e^(−r_m) / Σ e^(−r): with g the upstream gradient
-  // times that weight, ∂z = Σ_m g ε/σ − z Σ_m g. Returns g ε/σ, and adds g ε and g ε² to sums over
-  // z
+  // times that weight, ∂z = Σ_m g ε/σ − z Σ_m g. Returns g ε/σ; adds g ε and g ε² to a component's
+  // sums over samples,
   template <class A>
   DVAE_HD static A accumulate_component(A g, A z, A mean, A inverse_std, A& noise, A& squares) {
     const A e = standardise(z, mean, inverse_std);

@@ -4,7 +4,7 @@
 // rows, from the first-level cache. One sweep, nothing written but a number a row.
 // Bernoulli takes 28 instructions an element (in the compiled inner loop), of which a Hopper chip
 // issues about as many as 4 bytes take to arrive: float32 is bound by both, 16 bits by arithmetic.
-// Registers (sm_90a): 123 (float32) and 149 (bfloat16) for four rows, 69 and 79 for one.
+// Registers (sm_90a), Bernoulli: 123 (float32) and 149 (bfloat16) for four rows, 69 and 79 for one.
 #pragma once
 
 #include "density.cuh"

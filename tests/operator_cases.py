@@ -262,7 +262,7 @@ class _Row(NamedTuple):
     data: Callable[[Tensor], Tensor]
 
 
-#: Every likelihood: one row here, and one in `_DENSITY_TERMS`.
+#: Every likelihood: one row here, and one in `DENSITY_TERMS`.
 LIKELIHOODS: dict[str, _Row] = {
     "bernoulli": _Row(lambda n: 4 * n, None, lambda u: u),
     "gaussian": _Row(lambda n: n, lambda u: u, lambda u: u),
@@ -692,7 +692,7 @@ def _terms_negative_binomial(mean: Tensor, t: Tensor, x: Tensor) -> tuple[Tensor
     )
 
 
-_DENSITY_TERMS: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {
+DENSITY_TERMS: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {
     "bernoulli": _terms_bernoulli,
     "gaussian": _terms_gaussian,
     "discretised_logistic": _terms_discretised_logistic,
@@ -708,7 +708,7 @@ def _density(params: Tensor, scale: Tensor | None, x: Tensor, likelihood: str) -
     if scale is not None:
         s = scale.detach() if scale.dim() == 3 else scale.detach().reshape(1, 1, -1)
         s = s.expand(params.shape).clone().requires_grad_()
-    terms = (t.detach() for t in _DENSITY_TERMS[likelihood](p, s, rows))
+    terms = (t.detach() for t in DENSITY_TERMS[likelihood](p, s, rows))
     value = reference.log_density(p, s, x, likelihood)
     (slope,) = torch.autograd.grad(value.sum(), p, create_graph=True)
     second = torch.autograd.grad(slope.sum(), (p,) if s is None else (p, s))

@@ -8,15 +8,19 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from operator_cases import DENSITY_TERMS
 from scipy import special, stats
 
-from dvae_fast import ops, reference
+from dvae_fast import likelihoods, ops, reference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _core = pytest.importorskip(
     "dvae_fast._core",
@@ -349,17 +353,81 @@ def test_rounding_is_numpys_and_torchs() -> None:
 # --- likelihoods ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("dtype", "error"), [(np.float32, 1e-6), (np.float64, 1e-14)])
-def test_bernoulli(dtype: Any, error: float) -> None:
-    g = np.random.default_rng(7)
-    logits = g.uniform(-30, 30, (7, 65)).astype(dtype)
-    x = np.clip(g.uniform(-0.5, 1.5, (7, 65)), 0, 1).astype(dtype)
-    density, derivative = _core.bernoulli(logits, x)
-    assert density.dtype == derivative.dtype == dtype
-    wide, target = torch.from_numpy(logits).double(), torch.from_numpy(x).double()
-    expected = reference.log_density_bernoulli(wide, target).numpy()
-    np.testing.assert_allclose(density, expected, rtol=error)
-    np.testing.assert_allclose(derivative, target - torch.sigmoid(wide), rtol=0, atol=error)
+class _Density(NamedTuple):
+    operands: Callable[[np.random.Generator], tuple[Array, ...]]
+    roundings: int
+
+
+SHAPE = (7, 65)
+
+#: Every likelihood. A density or derivative may be off by `roundings` · ε of each of its terms,
+#: in DENSITY_TERMS: 4 or 5 for an exp and a log of 2 ulp each and the arithmetic around them.
+_DENSITIES: dict[str, _Density] = {
+    "bernoulli": _Density(
+        lambda g: (g.uniform(-30, 30, SHAPE), np.clip(g.uniform(-0.5, 1.5, SHAPE), 0, 1)), 4
+    ),
+    "gaussian": _Density(
+        lambda g: (g.uniform(-2, 2, SHAPE), g.uniform(0.1, 3, SHAPE), g.uniform(0, 1, SHAPE)), 5
+    ),
+    "discretised_logistic": _Density(
+        lambda g: (
+            g.uniform(-0.2, 1.2, SHAPE),
+            np.exp(g.uniform(-3, 2, SHAPE)),
+            g.integers(0, 256, SHAPE) / 255,
+        ),
+        5,
+    ),
+    # A ratio of Γ is ten factors and twice eight terms of Stirling's series.
+    "negative_binomial": _Density(
+        lambda g: (
+            mean := np.exp(g.normal(size=SHAPE)),
+            np.exp(g.uniform(-5, 5, SHAPE)),
+            g.poisson(mean).astype(np.float64),
+        ),
+        20,
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", likelihoods.LIKELIHOODS)
+def test_densities_and_derivatives(kind: str, dtype: Any) -> None:
+    """Against the reference: its derivatives are tested below, its densities against scipy below
+    and in test_likelihoods.py."""
+    operands, roundings = _DENSITIES[kind]
+    arrays = [a.astype(dtype) for a in operands(np.random.default_rng(7))]
+    got = getattr(_core, kind)(*arrays)
+    *params, x = (torch.from_numpy(a).double() for a in arrays)
+    scale = params[1] if len(params) == 2 else None
+    expected = (
+        reference._DENSITIES[kind](*params, x),
+        *reference._DERIVATIVES[kind](*params, x),
+    )
+    terms = DENSITY_TERMS[kind](params[0], scale, x)[: len(expected)]
+    for a, e, t in zip(got, expected, terms, strict=True):
+        assert a.dtype == dtype
+        error = np.abs(a - e.numpy()) / (np.finfo(dtype).eps * t.numpy())
+        assert error.max() <= roundings
+
+
+@pytest.mark.parametrize("kind", likelihoods.LIKELIHOODS)
+def test_derivatives_of_the_reference_are_autograds(kind: str) -> None:
+    operands = _DENSITIES[kind].operands(np.random.default_rng(10))
+    *params, x = (torch.from_numpy(a) for a in operands)
+    closed = reference._DERIVATIVES[kind](*params, x)
+    leaves = [p.requires_grad_() for p in params]
+    density = reference._DENSITIES[kind](*leaves, x)
+    for mine, its in zip(closed, torch.autograd.grad(density.sum(), leaves), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-11, atol=1e-11)
+
+
+def test_gaussian_density_is_scipys() -> None:
+    operands, roundings = _DENSITIES["gaussian"]
+    mean, scale, x = operands(np.random.default_rng(8))
+    density, _, _ = _core.gaussian(mean, scale, x)
+    terms, _, _ = DENSITY_TERMS["gaussian"](*map(torch.from_numpy, (mean, scale, x)))
+    error = np.abs(density - stats.norm.logpdf(x, mean, scale))
+    assert (error <= roundings * np.finfo(np.float64).eps * terms.numpy()).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -381,22 +449,6 @@ def test_bernoulli_limits(dtype: Any) -> None:
     np.testing.assert_array_equal(got[1], derivative)
 
 
-@pytest.mark.parametrize(("dtype", "error"), [(np.float32, 2e-6), (np.float64, 1e-14)])
-def test_gaussian(dtype: Any, error: float) -> None:
-    g = np.random.default_rng(8)
-    mean = g.uniform(-2, 2, (7, 65)).astype(dtype)
-    scale = g.uniform(0.1, 3, (7, 65)).astype(dtype)
-    x = g.uniform(0, 1, (7, 65)).astype(dtype)
-    density, d_mean, d_scale = _core.gaussian(mean, scale, x)
-    assert density.dtype == d_mean.dtype == d_scale.dtype == dtype
-    m, s, t = (a.astype(np.float64) for a in (mean, scale, x))
-    u = (t - m) / s
-    terms = u * u / 2 + np.abs(np.log(s)) + 1
-    assert (np.abs(density - stats.norm.logpdf(t, m, s)) <= error * terms).all()
-    np.testing.assert_allclose(d_mean, u / s, rtol=error)
-    assert (np.abs(d_scale - (u * u - 1) / s) <= error * (u * u + 1) / s).all()
-
-
 def test_gaussian_limits() -> None:
     nan = math.nan
     mean, scale, x = np.array(
@@ -404,30 +456,6 @@ def test_gaussian_limits() -> None:
     )
     density, _, _ = _core.gaussian(mean, scale, x)
     np.testing.assert_array_equal(density, [-math.inf, -math.inf, nan, nan, nan])
-
-
-@pytest.mark.parametrize("kind", ["discretised_logistic", "negative_binomial"])
-@pytest.mark.parametrize(("dtype", "error"), [(np.float32, 2e-6), (np.float64, 1e-12)])
-def test_likelihoods_of_discrete_data(kind: str, dtype: Any, error: float) -> None:
-    """Against the reference, which test_likelihoods.py holds to scipy, and its autograd."""
-    g = np.random.default_rng(10)
-    if kind == "negative_binomial":
-        mean, scale = np.exp(g.normal(size=(7, 65))), np.exp(g.uniform(-5, 5, (7, 65)))
-        x = g.poisson(mean)
-    else:
-        mean, scale = g.uniform(-0.2, 1.2, (7, 65)), np.exp(g.uniform(-3, 2, (7, 65)))
-        x = g.integers(0, 256, (7, 65)) / 255
-    arrays = [a.astype(dtype) for a in (mean, scale, x)]
-    got = getattr(_core, kind)(*arrays)
-    m, s, t = (torch.from_numpy(a).double() for a in arrays)
-    m.requires_grad_(), s.requires_grad_()
-    density = getattr(reference, f"log_density_{kind}")(m, s, t)
-    expected = (density, *torch.autograd.grad(density.sum(), (m, s)))
-    for a, e in zip(got, expected, strict=True):
-        assert a.dtype == dtype
-        value = e.detach().numpy()
-        terms = 10 * (1 + np.abs(value) + np.abs(t.numpy() - mean) / scale)
-        assert (np.abs(a - value) <= error * terms).all()
 
 
 # --- logsumexp --------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from operator_cases import DEVICES, naming
+from operator_cases import DEVICES
 from torch import Tensor
 
 import dvae_fast
@@ -26,6 +26,12 @@ def _normal(*shape: int, device: str, dtype: torch.dtype = torch.float32) -> Ten
 
 def _data(*shape: int, device: str) -> Tensor:
     return torch.sigmoid(2 * _normal(*shape, device=device)).round()
+
+
+def _relative_error(got: Tensor, expected: Tensor, dim: int | None = None) -> Tensor:
+    """‖got − expected‖/‖expected‖: an elementwise tolerance lets all of a small tensor pass."""
+    norm = torch.linalg.vector_norm
+    return norm(got - expected, dim=dim) / norm(expected, dim=dim)
 
 
 class Model(torch.nn.Module):
@@ -96,8 +102,9 @@ def test_training_step(fused_layer: bool, likelihood: str, dtype: torch.dtype, d
     for (name, _), g, e in zip(model.named_parameters(), grads, plain, strict=True):
         assert g is not None
         assert g.dtype == torch.float32
-        error = float((g - e).norm() / e.norm())
-        assert error < 12 * eps, f"gradient of {name} is {error / eps:.1f} eps off"
+        # Under 0.8 ε is seen; half a gradient would be 64 ε of bfloat16 off.
+        error = float(_relative_error(g, e))
+        assert error < 4 * eps, f"gradient of {name} is {error / eps:.1f} eps off"
 
 
 @each_device
@@ -232,4 +239,6 @@ def test_gradients_in_autocast_are_those_outside(dtype: torch.dtype, device: str
     with torch.autocast(device, dtype):
         got = grads()
     for name, a, b in zip(("logits", "x", "mean"), got, expected, strict=True):
-        torch.testing.assert_close(a, b, msg=naming(name))
+        # By row: samples of small weight have small gradients. A cast would show as 1e-3 or more.
+        error = float(_relative_error(a, b, dim=-1).max())
+        assert error < 1e-5, f"gradient of {name} is {error:.1e} off"

@@ -452,9 +452,9 @@ def test_evaluate_annealed(run_dir: Path) -> None:
 def test_evaluate_draws_pictures(run_dir: Path) -> None:
     ok("evaluate", run_dir, "--k", "30", "--limit", "12")
     for name in ("bounds", "ess", "worst"):
-        png = (run_dir / f"evaluation_{name}.png").read_bytes()
-        assert png.startswith(b"\x89PNG")
-        assert len(png) > 5000
+        picture = run_dir / f"evaluation_{name}.png"
+        assert is_png(picture)
+        assert picture.stat().st_size > 5000
 
 
 def test_evaluate_goes_on_where_it_was_interrupted(

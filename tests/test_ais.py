@@ -656,7 +656,8 @@ def test_a_pair_of_callables(likelihood: str) -> None:
 
 
 def test_agrees_with_importance_sampling() -> None:
-    """Of a Gaussian with a scale of its own for every pixel; 4 standard errors of both."""
+    """Of a Gaussian with a scale of its own for every pixel; 4 standard errors of both, by
+    Student's t of the 7 times 23 chains a false alarm in 7,000, were the noise drawn anew."""
     model, x = _model("gaussian"), _data()
     many = estimate_log_likelihood(model, x, 20000, seed=SEED)
     few = annealed_importance_sampling(model, x, chains=23, temperatures=40, leapfrog=L, seed=SEED)

@@ -1,8 +1,8 @@
 """Every bound against its formula, its order among the others, and a model's exact log p(x).
 
 Orders in expectation are tested on a mean over examples with a margin of 5 of its standard
-errors; a right bound misses one of them once in 3 million. Orders that hold for the same draws
-are tested example by example.
+errors; equal bounds would pass for ordered once in 3 million, and for different once in 2 million.
+Orders that hold for the same draws are tested example by example.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def test_with_the_exact_posterior_every_bound_is_the_likelihood(name: str) -> No
     if name == "elbo-kl":
         model.M, model.K = 1, 20_000
         gap = (model.bound(x, SEED) - exact_log_likelihood(model, x)).abs()
-        assert bool((gap < 0.1).all())
+        assert bool((gap < 0.04).all())  # 6 standard errors of each: a false alarm in 10⁸
         return
     torch.testing.assert_close(model.bound(x), exact_log_likelihood(model, x))
     torch.testing.assert_close(model.loss(x), -exact_log_likelihood(model, x).mean())
@@ -272,46 +272,34 @@ def test_nan_stays_with_its_example(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "message"),
+    ("options", "message"),
     [
-        (
-            {"name": "ciwae", "beta": 1.5},
-            ValueError,
-            r"beta must be a number, in \[0, 1\]; got 1.5",
-        ),
-        ({"name": "ciwae", "beta": math.nan}, ValueError, "beta must be a number, .*; got nan"),
-        ({"name": "ciwae", "beta": True}, ValueError, "beta must be a number, .*; got True"),
+        ({"name": "ciwae", "beta": 1.5}, r"beta must be a number, in \[0, 1\]; got 1.5"),
+        ({"name": "ciwae", "beta": math.nan}, "beta must be a number, .*; got nan"),
+        ({"name": "ciwae", "beta": True}, "beta must be a number, .*; got True"),
         (
             {"name": "iwae", "beta": 0.5},
-            ValueError,
             "beta must be None unless the objective is ciwae; got 0.5 for iwae",
         ),
         (
             {"name": "elbo", "alpha": 0.5},
-            ValueError,
             "alpha must be None unless the objective is vr; got 0.5 for elbo",
         ),
-        (
-            {"name": "vr", "alpha": -math.inf},
-            ValueError,
-            "alpha must be a number, finite; got -inf",
-        ),
-        ({"name": "vr", "alpha": "0"}, ValueError, "alpha must be a number, finite; got '0'"),
+        ({"name": "vr", "alpha": -math.inf}, "alpha must be a number, finite; got -inf"),
+        ({"name": "vr", "alpha": "0"}, "alpha must be a number, finite; got '0'"),
         (
             {"name": "iwae", "free_bits": 0.1},
-            ValueError,
             "free_bits must be 0 unless the objective is elbo-kl, .*; got 0.1 for iwae",
         ),
         (
             {"name": "elbo-kl", "free_bits": -1.0},
-            ValueError,
             "free_bits must be a finite number >= 0, in nats; got -1.0",
         ),
-        ({"name": "dreg"}, ValueError, "objective must be one of elbo, .*; got 'dreg'"),
+        ({"name": "dreg"}, "objective must be one of elbo, .*; got 'dreg'"),
     ],
 )
-def test_wrong_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
+def test_wrong_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Objective(**options)
 
 
@@ -335,9 +323,8 @@ def test_what_the_loss_needs() -> None:
         objectives.loss(
             logits.half(), x, log_ratio, "bernoulli", "piwae", inference=torch.zeros(B, K)
         )
-    for logits, message in ((torch.zeros(3), r"logits must have shape \(\*L, B, Z\)"),):
-        with pytest.raises(ValueError, match=message):
-            objectives.sample_bernoulli_latents(logits, None, 2, Objective("iwae", "vimco"))
+    with pytest.raises(ValueError, match=r"logits must have shape \(\*L, B, Z\)"):
+        objectives.sample_bernoulli_latents(torch.zeros(3), None, 2, Objective("iwae", "vimco"))
     with pytest.raises(ValueError, match="prior_logits must have shape"):
         objectives.sample_bernoulli_latents(
             torch.zeros(B, D), torch.zeros(D + 1), 2, Objective("iwae", "vimco")

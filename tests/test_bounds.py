@@ -148,7 +148,7 @@ def test_each_lies_below_the_likelihood(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["iwae", "iwae-joint", "piwae"])
 def test_more_samples_rise_to_the_likelihood(name: str) -> None:
-    gaps = [_bounds(name, m=2, k=k) for k in (1, 4, 16)]
+    gaps = [_bounds(name, m=M, k=k) for k in (1, 4, 16)]
     for coarse, fine in pairwise(gaps):
         assert _surely_positive(coarse - fine)
     assert 0 < float(gaps[-1].mean()) < 0.1 * float(gaps[0].mean())
@@ -192,7 +192,7 @@ def test_the_joint_bound_is_the_tighter() -> None:
 
 
 def test_without_corruption_joint_groups_are_more_samples() -> None:
-    joint, flat = _bounds("iwae-joint", m=2, k=5), _bounds("iwae", m=1, k=10)
+    joint, flat = _bounds("iwae-joint", m=M, k=K), _bounds("iwae", m=1, k=M * K)
     difference = joint - flat
     assert abs(float(difference.mean())) < 5 * float(difference.std()) / math.sqrt(N)
 

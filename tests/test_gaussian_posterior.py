@@ -35,7 +35,7 @@ from dvae_fast.train import TrainConfig, default_config
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-M, B, K, Z, SHAPE = 2, 5, 3, 4, (3, 3)
+M, B, K, Z, SHAPE = 2, 5, 3, 4, (8, 7)
 D = SHAPE[0] * SHAPE[1]
 SEED = 123
 

@@ -29,7 +29,7 @@ from dvae_fast.models import MODELS, LatentVariableModel, make_model
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-M, B, K, Z, D = 4, 5, 2, 2, 3
+M, B, K, Z, D = 4, 5, 2, 6, 3
 SEED = 123
 #: a pixel that masking cannot change, one that salt cannot, and one in between
 X = torch.tensor([0.0, 1.0, 0.25], dtype=torch.float64)
@@ -258,7 +258,7 @@ def test_pathwise_gradient_of_a_deviation(size: int | None) -> None:
 
 
 def _model(name: str, corruption: Corruption, **options: Any) -> LatentVariableModel:
-    return make_model(name, D, Z, (6,), corruption=corruption, **{"M": M, "K": K, **options})
+    return make_model(name, D, Z, (7,), corruption=corruption, **{"M": M, "K": K, **options})
 
 
 class _Certain(nn.Module):

@@ -1,13 +1,13 @@
-"""How tight the denoising bound is: against the mixture bound for M corruptions, and log p(x).
+"""How tight the denoising bound is, compared with the mixture bound and with log p(x).
 
     python docs/mixture_bound.py RUN [--output FILE] [--limit N] [--k K]
 
-RUN is the folder of a trained DVAE or DIWAE. Writes a PNG and prints the figures.
+RUN is the folder of a trained DVAE or DIWAE. Prints the bounds and draws them into a PNG file.
 
-Source: Im, Ahn, Memisevic, Bengio (arXiv 1511.06406), section 3: L_dvae = E_p(x̃|x) E_q(z|x̃) log
-p(x, z)/q(z|x̃) lies below the bound of the mixture q̃ = E_p(x̃|x) q(z|x̃), which the paper calls
-intractable. With M corruptions in q̃ it is estimated without a bias that matters: E over x̃_1 … x̃_M
-of its bound rises with M, from L_dvae at M = 1.
+The denoising bound L_dvae = E_p(x̃|x) E_q(z|x̃) log p(x, z)/q(z|x̃) is at most the bound whose
+posterior is the mixture q̃ = E_p(x̃|x) q(z|x̃) (Im, Ahn, Memisevic and Bengio, arXiv 1511.06406,
+section 3). That one is intractable. With q̃ over M drawn corruptions, the expected bound is L_dvae
+for M = 1 and rises with M.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a trained DVAE or DIWAE")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "mixture_bound.png")
     parser.add_argument("--limit", type=int, default=300, help="test examples")
-    parser.add_argument("--k", type=int, default=1000, help="samples of z an example")
+    parser.add_argument("--k", type=int, default=1000, help="samples of z per example")
     a = parser.parse_args()
     found = measure(a.run, a.limit, a.k)
     print(json.dumps(found, indent=1))

@@ -1,4 +1,4 @@
-"""Several processes: what they tell one another, that they train as one does, and how they end."""
+"""Training in several processes: what they exchange, that they train as one does, how they stop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without d
 
 ROOT = Path(__file__).resolve().parent.parent
 _PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-LIMIT = 240.0  # seconds that processes may take on a loaded machine
+LIMIT = 240.0  # seconds for both ranks to finish, on a loaded machine
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the two ranks left their results and runs; the last of the checks ends rank 1."""
+    """The folder with the results and runs of both ranks. In the last check rank 1 exits."""
     path = tmp_path_factory.mktemp("two")
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                str(ROOT / "tests" / "distributed_worker.py"), str(path)]  # fmt: skip
@@ -63,38 +63,38 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         output = launcher.communicate(timeout=LIMIT)
     except subprocess.TimeoutExpired:
-        launcher.terminate()  # its processes with it
+        launcher.terminate()  # and, with it, both ranks
         output = launcher.communicate()
     (path / "launcher.json").write_text(json.dumps([launcher.returncode, *output]))
     return path
 
 
 def results(folder: Path, rank: int) -> dict[str, str]:
-    """What the rank has told, by check; nothing if it ended before the first."""
+    """The rank's result of each check, by name; empty if it exited before the first."""
     path = folder / f"{rank}.json"
-    told: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
-    return told
+    found: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    return found
 
 
 @pytest.mark.parametrize("name", [check.__name__ for check in worker.CHECKS])
 def test_two_processes(name: str, folder: Path) -> None:
     launcher = (folder / "launcher.json").read_text()
-    told = [results(folder, rank).get(name, launcher) for rank in range(2)]
-    assert told == ["ok", "ok"], "\n".join(told)
+    found = [results(folder, rank).get(name, launcher) for rank in range(2)]
+    assert found == ["ok", "ok"], "\n".join(found)
 
 
-def test_nobody_waits_for_a_process_that_is_silent_or_gone(folder: Path) -> None:
-    told = results(folder, 0)
+def test_no_rank_waits_for_one_that_hangs_or_has_exited(folder: Path) -> None:
+    found = results(folder, 0)
     for name in ("silent", "gone"):
-        assert told[name].startswith("rank 0 of 2 lost touch with the others: one ended, or was")
-    assert f"{TIMEOUT_VARIABLE} (1 s)" in told["silent"]
+        assert found[name].startswith("rank 0 of 2 lost touch with the others: one ended, or was")
+    assert f"{TIMEOUT_VARIABLE} (1 s)" in found["silent"]
     code, _, errors = json.loads((folder / "launcher.json").read_text())
     assert code == 1
     assert "exitcode  : 7" in errors
 
 
-def test_a_run_of_two_is_the_run_of_one(folder: Path, tmp_path: Path) -> None:
-    """In float32, where Adam makes much of little: to the rounding of a few nats."""
+def test_two_processes_train_as_one_does(folder: Path, tmp_path: Path) -> None:
+    """Within 0.002 nats: in float32, Adam turns a difference in rounding into a larger one."""
     metrics = train(worker.tiny(), tmp_path, tensorboard=False)
     two = json.loads((folder / "two" / METRICS).read_text())
     assert two["config"] == metrics["config"]
@@ -106,21 +106,21 @@ def test_a_run_of_two_is_the_run_of_one(folder: Path, tmp_path: Path) -> None:
     assert names == [CHECKPOINT, "config.json", "events", METRICS, MODEL]
 
 
-def test_one_process_goes_on_with_the_run_of_two(folder: Path) -> None:
+def test_one_process_resumes_the_run_of_two(folder: Path) -> None:
     config = dataclasses.replace(load_config(folder / "cli"), epochs=1)
     metrics = train(config, folder / "cli", resume=True, tensorboard=False)
     assert (metrics["status"], metrics["epochs_done"]) == ("finished", 1)
     assert metrics["versions"]["processes"] == 1
 
 
-def test_graphs_and_several_processes_do_not_mix() -> None:
+def test_cuda_graphs_are_refused_with_several_processes() -> None:
     config = worker.tiny(device="cuda", cuda_graph=True)
     check_world(config, World(0, 1, 0, torch.device("cuda")))
     with pytest.raises(ValueError, match=r"cuda_graph must be off .* processes; there are 2"):
         check_world(config, World(0, 2, 0, torch.device("cuda")))
 
 
-def test_torchrun_trains_and_judges(folder: Path) -> None:
+def test_torchrun_trains_and_evaluates(folder: Path) -> None:
     printed = results(folder, 0)["program"]
     for text in ("2 processes); run folder", "epoch 2/2", "test bound", "log p(x)"):
         assert printed.count(text) == 1

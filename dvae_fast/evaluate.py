@@ -19,7 +19,7 @@ from dvae_fast.corruption_config import describe_corruption
 from dvae_fast.diagnostics import BoundCurve, ParetoTail
 from dvae_fast.distributed import patience
 from dvae_fast.estimates import MIN_ESS, LikelihoodEstimate, from_state, standard_error
-from dvae_fast.judged import Judged, has_bfloat16, precision, rows_at_once
+from dvae_fast.judged import Judged, has_bfloat16, precision
 from dvae_fast.networks import check_size, check_sizes
 from dvae_fast.partial import PartialResults, fingerprint, read_settings
 from dvae_fast.progress import Meter
@@ -443,7 +443,7 @@ def estimate_log_likelihood(
     if seed is None and world is not None and world.size > 1:
         raise ValueError("seed must be given where several processes share the work, got None")
     key = functional._seed_tensor(seed, like.device)
-    rows = rows_at_once(like.device)
+    rows = judged.rows_at_once(like.device)
     batch_size, step = _split(k, batch_size, chunk, rows)
     ks = tuple(sorted({one for one in curve if one <= max_k}))
 

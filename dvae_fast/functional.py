@@ -27,9 +27,10 @@ from dvae_fast.likelihoods import Likelihood, get_likelihood
 from dvae_fast.reference import accumulation_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 __all__ = [
+    "DENSE_ACTIVATIONS",
     "corrupt",
     "iwae_loss",
     "latent_log_ratio",
@@ -37,6 +38,7 @@ __all__ = [
     "log_weights",
     "logmeanexp",
     "mixture_log_ratio",
+    "mlp_log_weights",
     "sample_latent",
     "set_validation",
     "softplus",
@@ -984,31 +986,66 @@ def linear_log_weights(
     Raises:
         TypeError, ValueError: naming the argument, the rule and the value.
     """
-    lik = get_likelihood(likelihood)
-    for name, t in (("hidden", hidden), ("weight", weight), ("bias", bias)):
-        if name != "bias" or t is not None:
-            _check_float(name, cast("Tensor", t))
-    dtype = _autocast_dtype(hidden)
+    dtype = _autocast_dtype(hidden) if isinstance(hidden, Tensor) else None
     if dtype is not None:
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-    shape = tuple(hidden.shape)
-    if len(shape) < 3:
-        raise ValueError(f"hidden must have shape (*L, B, K, H), got {shape}")
-    if weight.dim() != 2 or weight.shape[1] != shape[-1]:
-        raise ValueError(
-            f"weight must have shape (D, H) with H = {shape[-1]} as in hidden, "
-            f"got {tuple(weight.shape)}"
+        hidden, weight, bias = (
+            t.to(dtype) if isinstance(t, Tensor) else t for t in (hidden, weight, bias)
         )
-    size = weight.shape[0]
-    for name, t in (("weight", weight), ("bias", bias)):
-        if t is None:
+    _check_float("hidden", hidden)
+    if hidden.dim() < 3:
+        raise ValueError(f"hidden must have shape (*L, B, K, H), got {tuple(hidden.shape)}")
+    _check_layer("weight", weight, "bias", bias, hidden, "hidden", hidden.shape[-1], "(D, H)")
+    x, log_ratio, scale, lik = _check_output(
+        weight.shape[0], x, log_ratio, likelihood, scale, hidden, "hidden"
+    )
+    leading = hidden.shape[:-1]
+    hidden = hidden.reshape(math.prod(leading[:-1]), *hidden.shape[-2:])
+    args = (hidden, weight, bias, scale, x, log_ratio, lik.kind)
+    if _needs_grad(hidden, weight, bias, scale, log_ratio):
+        out = _LinearLogWeights.apply(*args)
+    else:
+        out = _op.linear_log_weights(*args)
+    return cast("Tensor", out.view(leading))
+
+
+def _check_layer(
+    weight_name: str,
+    weight: Any,
+    bias_name: str,
+    bias: Any,
+    of: Tensor,
+    of_name: str,
+    inputs: int,
+    shape: str,
+) -> None:
+    """A linear layer's weight (O, inputs) and bias (O,) or None, of the dtype of what it takes."""
+    for name, t in ((weight_name, weight), (bias_name, bias)):
+        if t is None and name == bias_name:
             continue
-        _check_same(name, t, "hidden", hidden)
-        if t.dtype != hidden.dtype:
-            raise TypeError(f"{name} must have hidden's dtype, {hidden.dtype}, got {t.dtype}")
-    if bias is not None:
-        _check_shape("bias", bias, (size,), "(D,)")
+        _check_float(name, t)
+        if name == weight_name and (t.dim() != 2 or t.shape[1] != inputs):
+            raise ValueError(
+                f"{name} must have shape {shape} with {shape[-2]} = {inputs} as in {of_name}, "
+                f"got {tuple(t.shape)}"
+            )
+        _check_same(name, t, of_name, of)
+        if t.dtype != of.dtype:
+            raise TypeError(f"{name} must have {of_name}'s dtype, {of.dtype}, got {t.dtype}")
+        if name == bias_name:
+            _check_shape(name, t, (weight.shape[0],), f"({shape[1]},)")
+
+
+def _check_output(
+    size: int,
+    x: Any,
+    log_ratio: Any,
+    likelihood: str | Likelihood,
+    scale: Tensor | float | None,
+    of: Tensor,
+    of_name: str,
+) -> tuple[Tensor, Tensor, Tensor | None, Likelihood]:
+    """x, log_ratio and scale of linear layers that end in `size` outputs, after checks."""
+    lik = get_likelihood(likelihood)
     if len(lik.params) == 1:
         if scale is not None:
             raise ValueError(
@@ -1017,13 +1054,13 @@ def linear_log_weights(
             )
     elif scale is None:
         raise ValueError(f"scale must be given for a {type(lik).__name__} likelihood, got None")
-    leading = shape[:-1]
-    x, log_ratio = _check_rows(x, log_ratio, leading, size, hidden, "hidden")
+    leading = tuple(of.shape[:-1])
+    x, log_ratio = _check_rows(x, log_ratio, leading, size, of, of_name)
     if _needs_grad(x):
         raise ValueError("x must not require a gradient: linear_log_weights makes none for it")
     if scale is not None:
         given = scale
-        scale = _check_scale(scale, hidden, (*leading, size))
+        scale = _check_scale(scale, of, (*leading, size))
         if scale.dim() == 3:
             raise ValueError(
                 f"scale must have 1 or D = {size} elements here, "
@@ -1031,10 +1068,80 @@ def linear_log_weights(
             )
     if _looks():
         lik.check_support(x)
-    hidden = hidden.reshape(math.prod(leading[:-1]), *shape[-2:])
-    args = (hidden, weight, bias, scale, x, log_ratio, lik.kind)
-    if _needs_grad(hidden, weight, bias, scale, log_ratio):
-        out = _LinearLogWeights.apply(*args)
-    else:
-        out = _op.linear_log_weights(*args)
+    return x, log_ratio, cast("Tensor | None", scale), lik
+
+
+#: activations that `mlp_log_weights` knows, by name
+DENSE_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softplus": softplus,
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+}
+
+
+def mlp_log_weights(
+    z: Tensor,
+    layers: Sequence[tuple[Tensor, Tensor | None]],
+    x: Tensor,
+    log_ratio: Tensor,
+    likelihood: str | Likelihood = "bernoulli",
+    *,
+    activation: str = "softplus",
+    scale: Tensor | float | None = None,
+) -> Tensor:
+    """`log_weights` of a decoder of linear layers, holding none of their outputs on a CPU.
+
+    There, in float32 and float64 and where no gradient is asked for, each thread takes a few rows
+    at a time through all layers, in its own cache. Elsewhere the hidden layers run one after
+    another, and the last one in `linear_log_weights`.
+
+    Args:
+        z: latents, (*L, B, K, Z).
+        layers: weight (O, I) and bias (O,) or None of each, as in `torch.nn.Linear`; I is Z at
+            first, and O is D in the end.
+        x, log_ratio, likelihood, scale: as for `linear_log_weights`.
+        activation: after every layer but the last, one of softplus, relu, tanh.
+
+    Returns:
+        (*L, B, K) in nats; differentiable in z, layers, scale and log_ratio.
+
+    Raises:
+        TypeError, ValueError: naming the argument, the rule and the value.
+    """
+    _check_float("z", z)
+    if z.dim() < 3:
+        raise ValueError(f"z must have shape (*L, B, K, Z), got {tuple(z.shape)}")
+    if activation not in DENSE_ACTIVATIONS:
+        raise ValueError(
+            f"activation must be one of {', '.join(DENSE_ACTIVATIONS)}; got {activation!r}"
+        )
+    layers = list(layers)
+    if not layers:
+        raise ValueError("layers must hold at least one layer, got none")
+    inputs = z.shape[-1]
+    for i, (weight, bias) in enumerate(layers):
+        source = "z" if i == 0 else f"layer {i - 1}"
+        _check_layer(
+            f"weight of layer {i}", weight, f"bias of layer {i}", bias, z, source, inputs, "(O, I)"
+        )
+        inputs = weight.shape[0]
+    tensors = [t for t in (scale, *(t for layer in layers for t in layer)) if isinstance(t, Tensor)]
+    whole = z.device.type == "cpu" and z.dtype in (torch.float32, torch.float64)
+    if not whole or _autocast_dtype(z) is not None or _needs_grad(z, log_ratio, *tensors):
+        hidden = z
+        for layer in layers[:-1]:
+            hidden = DENSE_ACTIVATIONS[activation](torch.nn.functional.linear(hidden, *layer))
+        return linear_log_weights(hidden, *layers[-1], x, log_ratio, likelihood, scale=scale)
+    x, log_ratio, scale, lik = _check_output(inputs, x, log_ratio, likelihood, scale, z, "z")
+    leading = z.shape[:-1]
+    out = _op.mlp_log_weights(
+        z.reshape(math.prod(leading[:-1]), *z.shape[-2:]),
+        [weight for weight, _ in layers],
+        [z.new_empty(0) if bias is None else bias for _, bias in layers],
+        activation,
+        scale,
+        x,
+        log_ratio,
+        lik.kind,
+    )
     return cast("Tensor", out.view(leading))

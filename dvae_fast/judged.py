@@ -14,7 +14,7 @@ from dvae_fast import functional
 from dvae_fast.gaussian_posterior import is_full
 from dvae_fast.likelihoods import Bernoulli, Likelihood, get_likelihood
 from dvae_fast.models import Autoencoder
-from dvae_fast.networks import evaluating, hooked
+from dvae_fast.networks import MLP, Softplus, evaluating, hooked
 from dvae_fast.partial import fingerprint
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ __all__ = ["EncoderDecoder", "Judged", "has_bfloat16", "precision", "rows_at_onc
 # thousand rows stay in a shared cache of 8 MB, and make the cost of launching the dozen operators
 # (about 0.1 ms of 10 ms) vanish; a GPU wants more.
 _ROWS_CPU = 2500
+# Where hidden activations are never held a row is 200 bytes of latents.
+_ROWS_DENSE = 8000
 _ROWS_GPU = 65536
 
 
@@ -96,7 +98,9 @@ class Judged:
                 "scale must be left out for a model of this package, or a likelihood without one "
                 f"({self.likelihood.kind}); got {scale}"
             )
-        # A decoder that ends in a plain linear layer: what comes before it, and that layer.
+        # A decoder that ends in a plain linear layer: what comes before it, and that layer; and,
+        # where nothing but plain layers come before it, all of them and their activation.
+        self._dense: tuple[list[nn.Linear], str] | None = None
         self._trunk: Callable[[Tensor], Tensor] | None = None
         if self.own is not None and (decoder := self.own.split_decoder()) is not None:
             self._trunk, self._output = decoder.trunk, decoder.output
@@ -104,6 +108,8 @@ class Judged:
             self.decode
         ):
             self._trunk, self._output = self.decode[:-1], self.decode[-1]
+        if self._trunk is not None:
+            self._dense = _dense_layers(self._trunk, self._output)
         #: what a second layer of latents adds to the log-ratio of the first, if there is one
         self.log_ratio_above: Callable[..., Tensor] | None = getattr(model, "log_ratio_above", None)
         self.modules = _modules_behind((model, self.encode, self.decode))
@@ -119,6 +125,7 @@ class Judged:
     def compile(self) -> None:
         """Run the decoder through ``torch.compile`` from now on, but for a last linear layer that
         is taken with the likelihood."""
+        self._dense = None
         if self._trunk is not None:
             self._trunk = cast("Callable[[Tensor], Tensor]", torch.compile(self._trunk))
         else:
@@ -176,17 +183,34 @@ class Judged:
             "outputs": [float(v) for v in torch.cat(numbers).nan_to_num(0.0, 0.0, 0.0)],
         }
 
+    def rows_at_once(self, device: torch.device) -> int:
+        """Rows (examples x samples) to decode at once without gradients."""
+        if device.type == "cpu" and self._dense is not None:
+            return _ROWS_DENSE
+        return rows_at_once(device)
+
     def log_weights(self, z: Tensor, x: Tensor, log_ratio: Tensor) -> Tensor:
         """log p(x|z) + log_ratio: z (B, K, Z), x (B, D), log_ratio (B, K) → (B, K).
 
         Differentiable. The logits of a Bernoulli are not held where the decoder ends in a plain
-        linear layer.
+        linear layer, and hidden activations neither where all its layers are plain.
         """
         if self._trunk is None:
             params = self.decode(z)
             if self.scale is not None:
                 params = (params, self.scale)
             return functional.log_weights(params, x, log_ratio, self.likelihood)
+        if self._dense is not None:
+            layers, activation = self._dense
+            return functional.mlp_log_weights(
+                z,
+                [(layer.weight, layer.bias) for layer in layers],
+                x,
+                log_ratio,
+                self.likelihood,
+                activation=activation,
+                scale=self.scale,
+            )
         weight, bias = self._output.weight, self._output.bias
         hidden = self._trunk(z)
         return functional.linear_log_weights(
@@ -239,6 +263,35 @@ def _ends_in_linear(decode: Any) -> bool:
         and not hooked(decode)
         and not hooked(decode[-1])
     )
+
+
+# What `functional.mlp_log_weights` knows; torch's softplus is linear from 20 on, where the other
+# exceeds it by 2e-9.
+_ACTIVATIONS: dict[type[nn.Module], str] = {
+    Softplus: "softplus",
+    nn.Softplus: "softplus",
+    nn.ReLU: "relu",
+    nn.Tanh: "tanh",
+}
+
+
+def _dense_layers(trunk: Any, output: nn.Linear) -> tuple[list[nn.Linear], str] | None:
+    """The linear layers of a decoder that is plain ones alone, each hidden one followed by the
+    same activation, and that activation's name; None for any other."""
+    if type(trunk) not in (nn.Sequential, MLP) or hooked(trunk):
+        return None
+    parts = list(trunk)
+    linears, others = parts[::2], parts[1::2]
+    kinds = {_ACTIVATIONS.get(type(part), "") for part in others} or {"softplus"}
+    plain = (
+        len(linears) == len(others)
+        and all(type(part) is nn.Linear for part in linears)
+        and len(kinds) == 1
+        and not any(hooked(part) for part in parts)
+        and all(p.beta == 1 and p.threshold >= 20 for p in others if isinstance(p, nn.Softplus))
+    )
+    name = kinds.pop()
+    return ([*linears, output], name) if plain and name else None
 
 
 def has_bfloat16(device: torch.device | str) -> bool:

@@ -73,6 +73,10 @@ _SCHEMAS = {
         "(Tensor hidden, Tensor weight, Tensor? bias, Tensor? scale, Tensor x, "
         "Tensor log_ratio, str likelihood) -> Tensor"
     ),
+    "mlp_log_weights": (
+        "(Tensor z, Tensor[] weights, Tensor[] biases, str activation, Tensor? scale, Tensor x, "
+        "Tensor log_ratio, str likelihood) -> Tensor"
+    ),
     "linear_log_weights_backward": (
         "(Tensor grad, Tensor hidden, Tensor weight, Tensor? bias, Tensor? scale, Tensor x, "
         "str likelihood) -> (Tensor, Tensor, Tensor, Tensor)"
@@ -145,6 +149,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "lse_update": lambda state, log_w: _like(state),
     "lse_merge": lambda a, b: _like(a),
     "linear_log_weights": lambda hidden, *_: _accumulated(hidden, *hidden.shape[:2]),
+    "mlp_log_weights": lambda z, *_: _accumulated(z, *z.shape[:2]),
     "linear_log_weights_backward": lambda grad, hidden, weight, bias, scale, *_: (
         _like(hidden),
         _like(weight),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 # Streams: the last word of the Philox counter, so that no two uses of a seed share numbers.
 STREAM_CORRUPTION = 0
@@ -665,6 +665,39 @@ def linear_log_weights(
         row = x[n % x.shape[0]].unsqueeze(0)
         out[n] = log_weights(params, scale, row, log_ratio[n : n + 1], likelihood)[0]
     return out
+
+
+#: what a decoder's hidden layers may make of their linear parts, by name
+DENSE_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "softplus": lambda x: softplus(x),
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+}
+
+
+def mlp_log_weights(
+    z: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    activation: str,
+    scale: Tensor | None,
+    x: Tensor,
+    log_ratio: Tensor,
+    likelihood: str,
+) -> Tensor:
+    """z (N, K, Z) through dense layers (O_i, O_(i-1)) with biases (O_i) or empty → (N, K).
+
+    log_weights of the last one's output; the activation follows every other.
+    """
+    f = DENSE_ACTIVATIONS[activation]
+    *hidden, last = [
+        (weight, bias if bias.numel() > 0 else None)
+        for weight, bias in zip(weights, biases, strict=True)
+    ]
+    for layer in hidden:
+        z = f(_linear(z, *layer))
+    return linear_log_weights(z, *last, scale, x, log_ratio, likelihood)
 
 
 def linear_log_weights_backward(

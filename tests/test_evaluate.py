@@ -343,9 +343,9 @@ def _plain_log_weights(model: Theirs, x: Tensor, k: int) -> Tensor:
 @pytest.mark.parametrize("how", ["methods", "pair", "pair that ends in a linear layer", "hook"])
 def test_a_model_of_any_kind(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    fused = evaluate.functional.linear_log_weights
+    fused = functional.linear_log_weights
     monkeypatch.setattr(
-        evaluate.functional, "linear_log_weights", lambda *a, **k: calls.append(1) or fused(*a, **k)
+        functional, "linear_log_weights", lambda *a, **k: calls.append(1) or fused(*a, **k)
     )
     model, x = Theirs().double(), _data()
     expected = torch.logsumexp(_plain_log_weights(model, x, K), 1) - math.log(K)
@@ -419,9 +419,9 @@ def test_a_gaussian_with_a_scale_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
     pair = (encode, lambda z: (decode(z), scale))
     expected = estimate_log_likelihood(pair, x, K, **options)
     calls = []
-    fused = functional.linear_log_weights
+    fused = functional.mlp_log_weights
     monkeypatch.setattr(
-        functional, "linear_log_weights", lambda *a, **k: calls.append(1) or fused(*a, **k)
+        functional, "mlp_log_weights", lambda *a, **k: calls.append(1) or fused(*a, **k)
     )
     found = estimate_log_likelihood((encode, decode), x, K, scale=scale, **options)
     assert calls

@@ -2,9 +2,9 @@
 //
 // The float versions are branch-free polynomials (coefficients of Moshier's Cephes library).
 // Errors, checked in tests/cpp: exp, log, log1p, log1p_unit and softplus 2 ulp, one_minus_exp,
-// sigmoid and sincos 3, log_uniform 3.5. The double versions are libm's: float64 is for oracles,
-// not for speed. In device code exp_nonpositive and reciprocal take the special-function unit,
-// which adds some 2 ulp.
+// sigmoid and sincos 3, log_uniform 3.5, tanh 4. The double versions are libm's: float64 is for
+// oracles, not for speed. In device code exp_nonpositive and reciprocal take the special-function
+// unit, which adds some 2 ulp.
 #pragma once
 
 #include <cmath>
@@ -144,6 +144,14 @@ DVAE_HD float one_minus_exp(float y) {
   return y < 0.25f ? y * p : direct;
 }
 DVAE_HD double one_minus_exp(double y) { return -::expm1(-y); }
+
+// (1 − e^−2|x|)/(1 + e^−2|x|) with the sign of x
+template <class A>
+DVAE_HD A tanh(A x) {
+  const A m = one_minus_exp(A(2) * abs(x));
+  const A y = m / (A(2) - m);
+  return x < A(0) ? -y : y;
+}
 
 // 1/y for y in [1, 3] or NaN; an IEEE division costs device code a call.
 DVAE_HD float reciprocal(float y) {

@@ -37,6 +37,10 @@ constexpr const char* kLikelihoodNames[] = {DVAE_LIKELIHOOD_LIST(DVAE_NAME, )};
 #undef DVAE_NAME
 constexpr int kLikelihoods = sizeof(kLikelihoodNames) / sizeof(kLikelihoodNames[0]);
 
+// What a hidden layer makes of its linear part.
+enum class Activation : int { kNone = 0, kSoftplus = 1, kRelu = 2, kTanh = 3 };
+constexpr const char* kActivationNames[] = {"none", "softplus", "relu", "tanh"};
+
 // How the scale of a likelihood is laid out: none (Bernoulli), shared by all rows, or one an
 // element.
 enum class ScaleKind : int { kNone = 0, kShared = 1, kFull = 2 };
@@ -110,6 +114,16 @@ struct LogWeightParams {
   double multiplier;      // of the gradient, in the fused loss
   int64_t first_row;      // rows below are row − first_row in params (tiles), not in the others
   int64_t rows, examples, samples, size;
+};
+
+// A dense layer, f(in Wᵀ + b), of a few rows: in (rows, inputs), out (rows, outputs). W (outputs,
+// inputs) and b come in panels, as the kernel that packs them leaves them.
+struct DenseParams {
+  const void* in;      // A
+  const void* panels;  // A
+  void* out;           // A
+  int64_t rows, inputs, outputs;
+  Activation activation;
 };
 
 // log_w (N, K) → bound (N,); or with grad (N,) → grad_log_w (N, K).

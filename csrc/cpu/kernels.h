@@ -49,6 +49,13 @@ struct Kernels {
   void (*lse_update[kDTypes])(const double* state, const void* log_w, int64_t samples, double* out,
                               int64_t begin, int64_t end);
 
+  // Dense layers of float32 and float64; null for other dtypes. weight (outputs, inputs) and bias,
+  // or null, into panels of `panel` columns: (inputs + 1) · outputs elements, rounded up to them.
+  int64_t panel[kDTypes];
+  void (*pack_panels[kDTypes])(const void* weight, const void* bias, int64_t inputs,
+                               int64_t outputs, void* panels);
+  void (*dense[kDTypes])(const DenseParams&);
+
   // Elements [begin, end): log(1 + e^x), and grad · σ(x) from y = log(1 + e^x).
   void (*softplus[kDTypes])(const void* in, void* out, int64_t begin, int64_t end);
   void (*softplus_backward[kDTypes])(const void* grad, const void* out, void* to, int64_t begin,

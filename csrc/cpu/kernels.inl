@@ -12,6 +12,7 @@
 #include "../core/math.h"
 #include "../core/mean_exp.h"
 #include "../core/noise.h"
+#include "dense.h"
 #include "kernels.h"
 #ifdef DVAE_VECTOR_BYTES
 #include "philox_lanes.h"
@@ -1039,6 +1040,36 @@ void softplus_backward(const void* grad, const void* out, void* to, int64_t begi
   for (int64_t i = begin; i < end; ++i) store(d[i], load(g[i]) * one_minus_exp(load(y[i])));
 }
 
+// f(in Wᵀ + b); the non-linearity while the rows are still in cache.
+template <class T>
+void dense(const DenseParams& p) {
+  T* out = static_cast<T*>(p.out);
+  multiply_panels(static_cast<const T*>(p.in), static_cast<const T*>(p.panels), p.rows, p.inputs,
+                  p.outputs, out);
+  const int64_t n = p.rows * p.outputs;
+  const auto each = [&](auto f) __attribute__((always_inline)) {
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; ++i) out[i] = f(out[i]);
+  };
+  switch (p.activation) {
+    case Activation::kNone:
+      break;
+    case Activation::kSoftplus:
+      return each([](T x) __attribute__((always_inline)) { return softplus(x); });
+    case Activation::kRelu:
+      return each([](T x) __attribute__((always_inline)) { return x < T(0) ? T(0) : x; });
+    case Activation::kTanh:
+      return each([](T x) __attribute__((always_inline)) { return tanh(x); });
+  }
+}
+
+template <class T>
+void pack_panels(const void* weight, const void* bias, int64_t inputs, int64_t outputs,
+                 void* panels) {
+  pack(static_cast<const T*>(weight), static_cast<const T*>(bias), inputs, outputs,
+       static_cast<T*>(panels));
+}
+
 template <class T>
 void scale_by(void* grad, double factor, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
@@ -1087,6 +1118,9 @@ constexpr Kernels kTable = {
     DVAE_DTYPES(logmeanexp),
     DVAE_DTYPES(logmeanexp_backward),
     DVAE_DTYPES(lse_update),
+    {kPanel<float>, kPanel<double>, 0, 0},
+    {pack_panels<float>, pack_panels<double>, nullptr, nullptr},
+    {dense<float>, dense<double>, nullptr, nullptr},
     DVAE_DTYPES(softplus_forward),
     DVAE_DTYPES(softplus_backward),
     DVAE_DTYPES(scale_by),

@@ -26,4 +26,7 @@ STABLE_TORCH_LIBRARY_IMPL(dvae_fast, DVAE_DISPATCH_KEY, m) {
   m.impl("lse_merge", TORCH_BOX(&DVAE_OP(lse_merge)));
   m.impl("linear_log_weights", TORCH_BOX(&DVAE_OP(linear_log_weights)));
   m.impl("linear_log_weights_backward", TORCH_BOX(&DVAE_OP(linear_log_weights_backward)));
+#ifdef DVAE_MORE_OPERATORS
+  DVAE_MORE_OPERATORS(m);
+#endif
 }

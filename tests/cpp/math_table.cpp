@@ -33,6 +33,7 @@ DVAE_MAP(softplus, float, float, dvae::softplus)
 DVAE_MAP(sigmoid, float, float, dvae::sigmoid)
 DVAE_MAP(log1p_unit, float, float, dvae::log1p_unit)
 DVAE_MAP(one_minus_exp, float, float, dvae::one_minus_exp)
+DVAE_MAP(tanh, float, float, dvae::tanh)
 DVAE_MAP(sqrt, float, float, dvae::sqrt)
 DVAE_MAP(abs, float, float, dvae::abs)
 DVAE_MAP(log_uniform, uint32_t, float, dvae::log_uniform)
@@ -87,6 +88,7 @@ constexpr MathTable kTable = {
     sigmoid_array,
     log1p_unit_array,
     one_minus_exp_array,
+    tanh_array,
     sqrt_array,
     abs_array,
     log_uniform_array,

@@ -13,7 +13,8 @@ namespace dvae::test {
 using Unary = void (*)(const float* in, float* out, int64_t n);
 
 struct MathTable {
-  Unary exp, exp_nonpositive, log, log1p, softplus, sigmoid, log1p_unit, one_minus_exp, sqrt, abs;
+  Unary exp, exp_nonpositive, log, log1p, softplus, sigmoid, log1p_unit, one_minus_exp, tanh, sqrt,
+      abs;
   void (*log_uniform)(const uint32_t* words, float* out, int64_t n);
   void (*sincos_turn)(const uint32_t* v, float* s, float* c, int64_t n);
   void (*normal_pair)(const uint32_t* w0, const uint32_t* w1, float* n0, float* n1, int64_t n);

@@ -142,6 +142,74 @@ std::string level_name(const testing::TestParamInfo<Level>& info) {
   return std::string(cpu::isa_name(info.param.isa)) + "_" + kDTypeNames[info.param.dtype];
 }
 
+// Layers of any width after one another, of exactly as much memory as they say they need; a row is
+// the same, bit by bit, whatever rows come with it.
+template <class T>
+void expect_dense(const Kernels& kernels, int dtype) {
+  Random random(5);
+  const auto numbers = [&](int64_t n) {
+    std::vector<T> v(static_cast<size_t>(n));
+    for (T& x : v) x = static_cast<T>(random.uniform(-2, 2));
+    return v;
+  };
+  const int64_t panel = kernels.panel[dtype];
+  for (const int64_t inputs : {0, 1, 5, 64}) {
+    for (const int64_t outputs : {int64_t{1}, panel - 1, panel, 3 * panel + 5}) {
+      for (const int64_t rows : {1, 5, 12, 31}) {
+        const std::vector<T> in = numbers(rows * inputs), w = numbers(outputs * inputs);
+        const std::vector<T> bias = numbers(outputs);
+        const int64_t padded = (outputs + panel - 1) / panel * panel;
+        std::vector<T> panels(static_cast<size_t>(padded * (inputs + 1)));
+        kernels.pack_panels[dtype](w.data(), rows == 5 ? nullptr : bias.data(), inputs, outputs,
+                                   panels.data());
+        for (const Activation f :
+             {Activation::kNone, Activation::kSoftplus, Activation::kRelu, Activation::kTanh}) {
+          std::vector<T> out(static_cast<size_t>(rows * outputs)), alone = out;
+          const auto run = [&](int64_t first, int64_t count, std::vector<T>& to) {
+            kernels.dense[dtype]({in.data() + first * inputs, panels.data(),
+                                  to.data() + first * outputs, count, inputs, outputs, f});
+          };
+          run(0, rows, out);
+          for (int64_t r = 0; r < rows; ++r) run(r, 1, alone);
+          EXPECT_EQ(out, alone);
+          for (int64_t r = 0; r < rows; ++r) {
+            for (int64_t c = 0; c < outputs; ++c) {
+              double y = rows == 5 ? 0 : bias[static_cast<size_t>(c)], terms = std::abs(y);
+              for (int64_t i = 0; i < inputs; ++i) {
+                const double term = static_cast<double>(in[static_cast<size_t>(r * inputs + i)]) *
+                                    w[static_cast<size_t>(c * inputs + i)];
+                y += term;
+                terms += std::abs(term);
+              }
+              if (f == Activation::kSoftplus)
+                y = std::max(y, 0.0) + std::log1p(std::exp(-std::abs(y)));
+              if (f == Activation::kRelu) y = std::max(y, 0.0);
+              if (f == Activation::kTanh) y = std::tanh(y);
+              const double unit = sizeof(T) == 8 ? 0x1p-52 : 0x1p-23;
+              // A term is rounded twice, and the activation once more.
+              const double allowed = unit * (terms * (static_cast<double>(inputs) + 2) / 2 + 4);
+              ASSERT_NEAR(out[static_cast<size_t>(r * outputs + c)], y, allowed)
+                  << inputs << " to " << outputs << ", row " << r << " of " << rows << ", " << c;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(KernelTest, DenseLayers) {
+  const int dtype = GetParam().dtype;
+  if (dtype == static_cast<int>(DType::kFloat32)) {
+    expect_dense<float>(kernels(), dtype);
+  } else if (dtype == static_cast<int>(DType::kFloat64)) {
+    expect_dense<double>(kernels(), dtype);
+  } else {
+    EXPECT_EQ(kernels().dense[dtype], nullptr);
+    EXPECT_EQ(kernels().pack_panels[dtype], nullptr);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Levels, KernelTest, testing::ValuesIn(levels()), level_name);
 
 // --- limits -----------------------------------------------------------------------------------

@@ -178,6 +178,13 @@ TEST_P(MathTest, OneMinusExp) {
   EXPECT_EQ(call(table().one_minus_exp, HUGE_VALF), 1.0f);
 }
 
+TEST_P(MathTest, Tanh) {
+  expect_within(4, table().tanh, [](double x) { return std::tanh(x); }, any);
+  EXPECT_EQ(call(table().tanh, HUGE_VALF), 1.0f);
+  EXPECT_EQ(call(table().tanh, -HUGE_VALF), -1.0f);
+  EXPECT_EQ(call(table().tanh, 0.0f), 0.0f);
+}
+
 TEST_P(MathTest, Sqrt) {
   expect_within(0.5, table().sqrt, [](double x) { return std::sqrt(x); }, any);
 }

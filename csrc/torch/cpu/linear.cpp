@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "likelihood.h"
+#include "mlp.h"
 #include "operators.h"
 
 namespace dvae::glue {
@@ -115,6 +116,11 @@ Tensor linear_log_weights_cpu(const Tensor& hidden, const Tensor& weight,
                               const std::optional<Tensor>& bias, const std::optional<Tensor>& scale,
                               const Tensor& x, const Tensor& log_ratio_in,
                               const std::string& likelihood) {
+  if (hidden.scalar_type() == sum_type(hidden)) {
+    return decoder_log_weights(hidden, {weight}, {bias ? &*bias : nullptr}, Activation::kNone,
+                               scale, x, log_ratio_in, likelihood_kind(likelihood));
+  }
+  // Products of 16-bit numbers have instructions of their own on some processors, which torch uses.
   LinearDecoder d(hidden, weight, bias, scale, x, likelihood);
   d.check_rows(log_ratio_in, "log_ratio");
   const Tensor log_ratio = packed(log_ratio_in);

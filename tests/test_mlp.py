@@ -1,0 +1,269 @@
+"""A decoder of linear layers, all of them in row tiles: `functional.mlp_log_weights`."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dvae_fast
+from dvae_fast import functional, reference
+from dvae_fast.judged import Judged
+from dvae_fast.networks import MLP, Softplus
+
+op: Any = torch.ops.dvae_fast
+M, B, K, Z, D = 2, 5, 7, 4, 9
+ACTIVATIONS = tuple(functional.DENSE_ACTIVATIONS)
+#: of the layers; the last but one crosses a tile of rows in every dtype
+SIZES = ((1, 1), (4, 785), (3, 63, 1), (5, 9, 13, 65), (50, 64, 200, 784), (6, 1000, 17))
+ROWS = {(50, 64, 200, 784): (3, 131)}
+
+Layers = list[tuple[Tensor, Tensor | None]]
+
+
+def made(
+    sizes: tuple[int, ...], dtype: torch.dtype, likelihood: str, n: int, k: int
+) -> tuple[Tensor, Layers, Tensor | None, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(sum(sizes) + n)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g).to(dtype)
+
+    # Every other layer without a bias.
+    layers: Layers = [
+        (normal(o, i) * i**-0.5, normal(o) if at % 2 == 0 else None)
+        for at, (i, o) in enumerate(itertools.pairwise(sizes))
+    ]
+    u = torch.rand(n, sizes[-1], generator=g).to(dtype)
+    scale = None if likelihood == "bernoulli" else normal(sizes[-1]).exp()
+    return normal(n, k, sizes[0]), layers, scale, u.round(), normal(n, k)
+
+
+def arguments(layers: Layers, z: Tensor, activation: str) -> tuple[Any, ...]:
+    none = z.new_empty(0)
+    return (
+        z,
+        [weight for weight, _ in layers],
+        [none if bias is None else bias for _, bias in layers],
+        activation,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_is_the_reference(
+    sizes: tuple[int, ...], activation: str, likelihood: str, dtype: torch.dtype
+) -> None:
+    n, k = ROWS.get(sizes, (B, K))
+    z, layers, scale, x, ratio = made(sizes, dtype, likelihood, n, k)
+    got = functional.mlp_log_weights(
+        z, layers, x, ratio, likelihood, activation=activation, scale=scale
+    )
+    exact: Layers = [(w.double(), None if b is None else b.double()) for w, b in layers]
+    s = None if scale is None else scale.double()
+    rest = (s, x.double(), ratio.double(), likelihood)
+    expected = reference.mlp_log_weights(*arguments(exact, z.double(), activation), *rest)
+    # About Σ of the absolute terms of the density.
+    terms = expected.abs() + ratio.abs() + 2 * sizes[-1]
+    worst = float(((got.double() - expected).abs() / terms).max())
+    assert worst <= (2e-6 if dtype == torch.float32 else 1e-14)
+
+
+@pytest.mark.parametrize("shape", [(0, K), (B, 0)])
+def test_nothing_to_do(shape: tuple[int, int]) -> None:
+    z, layers, _, x, ratio = made((Z, 6, D), torch.float32, "bernoulli", *shape)
+    out = op.mlp_log_weights(*arguments(layers, z, "tanh"), None, x, ratio, "bernoulli")
+    assert out.shape == shape
+
+
+def test_a_row_is_the_same_whatever_comes_with_it() -> None:
+    """Bit by bit, whichever tile and thread it falls to."""
+    z, layers, _, x, ratio = made((Z, 30, 500), torch.float32, "bernoulli", 1, 997)
+    every = functional.mlp_log_weights(z, layers, x, ratio)
+    for begin, end in ((0, 1), (5, 12), (100, 997), (996, 997)):
+        part = functional.mlp_log_weights(z[:, begin:end], layers, x, ratio[:, begin:end])
+        assert torch.equal(part, every[:, begin:end])
+
+
+def test_leading_dimensions_and_strides() -> None:
+    z, layers, _, x, ratio = made((Z, 6, D), torch.float64, "bernoulli", M * B, K)
+    expected = functional.mlp_log_weights(z, layers, x, ratio).view(M, B, K)
+    strided = z.transpose(1, 2).contiguous().transpose(1, 2).view(M, B, K, Z)
+    weights: Layers = [(w.t().contiguous().t(), b) for w, b in layers]
+    got = functional.mlp_log_weights(strided, weights, x.view(M, B, D), ratio.view(M, B, K))
+    assert torch.equal(got, expected)
+
+
+def test_not_finite_values() -> None:
+    """A NaN in a latent reaches its own row alone; an infinite activation is no NaN."""
+    z, layers, _, x, ratio = made((Z, 6, D), torch.float32, "bernoulli", B, K)
+    z[1, 2, 3] = float("nan")
+    for activation in ACTIVATIONS:
+        out = functional.mlp_log_weights(z, layers, x, ratio, activation=activation)
+        expected = torch.zeros(B, K, dtype=torch.bool)
+        expected[1, 2] = True
+        assert torch.equal(out.isnan(), expected)
+    ones: Layers = [(torch.full((1, 1), 1.0), None), (torch.full((1, 1), 1.0), None)]
+    wide = torch.tensor([3e38, -3e38]).view(1, 2, 1)
+    one = torch.ones(1, 1)
+    for activation, last in (("softplus", 0.0), ("relu", 0.0), ("tanh", -1.0)):
+        logits = torch.tensor([1.0 if activation == "tanh" else 3e38, last])
+        out = functional.mlp_log_weights(wide, ones, one, torch.zeros(1, 2), activation=activation)
+        torch.testing.assert_close(out[0], nn.functional.logsigmoid(logits))
+
+
+@pytest.mark.parametrize("how", ["gradient", "bfloat16", "autocast"])
+def test_elsewhere_the_layers_run_one_after_another(how: str) -> None:
+    z, layers, _, x, ratio = made((Z, 6, 5, D), torch.float32, "bernoulli", B, K)
+    expected = functional.mlp_log_weights(z, layers, x, ratio)
+    if how == "gradient":
+        weight = layers[0][0].requires_grad_()
+        got = functional.mlp_log_weights(z, layers, x, ratio)
+        (grad,) = torch.autograd.grad(got.sum(), weight)
+        assert float(grad.abs().max()) > 0
+        torch.testing.assert_close(got, expected)
+    elif how == "bfloat16":
+        half: Layers = [(w.bfloat16(), None if b is None else b.bfloat16()) for w, b in layers]
+        got = functional.mlp_log_weights(z.bfloat16(), half, x, ratio)
+        torch.testing.assert_close(got, expected, rtol=0.05, atol=0.05)
+        assert not torch.equal(got, expected)
+    else:
+        with torch.autocast("cpu", torch.bfloat16):
+            got = functional.mlp_log_weights(z, layers, x, ratio)
+        torch.testing.assert_close(got, expected, rtol=0.05, atol=0.05)
+        assert not torch.equal(got, expected)
+
+
+def test_opcheck() -> None:
+    z, layers, scale, x, ratio = made((Z, 6, D), torch.float32, "gaussian", B, K)
+    args = (*arguments(layers, z, "relu"), scale, x, ratio, "gaussian")
+    torch.library.opcheck(op.mlp_log_weights.default, args)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"z": torch.zeros(K, Z)}, ValueError, ("z", "(*L, B, K, Z)", "(7, 4)")),
+        ({"z": torch.zeros(B, K, Z, dtype=torch.int64)}, TypeError, ("z", "float32", "int64")),
+        ({"layers": []}, ValueError, ("layers", "at least one", "none")),
+        (
+            {"layers": [(torch.zeros(6, 3), None)]},
+            ValueError,
+            ("weight of layer 0", "I = 4 as in z", "(6, 3)"),
+        ),
+        (
+            {"layers": [(torch.zeros(6, Z), None), (torch.zeros(D, 5), None)]},
+            ValueError,
+            ("weight of layer 1", "I = 6 as in layer 0", "(9, 5)"),
+        ),
+        (
+            {"layers": [(torch.zeros(D, Z), torch.zeros(8))]},
+            ValueError,
+            ("bias of layer 0", "(9,)", "(8,)"),
+        ),
+        (
+            {"layers": [(torch.zeros(D, Z).double(), None)]},
+            TypeError,
+            ("weight of layer 0", "torch.float32", "torch.float64"),
+        ),
+        ({"activation": "gelu"}, ValueError, ("activation", "softplus, relu, tanh", "'gelu'")),
+        ({"x": torch.zeros(B, 8)}, ValueError, ("x", "(5, 9)", "(5, 8)")),
+        ({"log_ratio": torch.zeros(B)}, ValueError, ("log_ratio", "(5, 7)", "(5,)")),
+        ({"scale": 1.0}, ValueError, ("scale", "None for a Bernoulli", "1.0")),
+        ({"likelihood": "gaussian"}, ValueError, ("scale", "must be given", "None")),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
+def test_wrong_argument(change: dict[str, Any], error: type[Exception], words: tuple[str]) -> None:
+    z, layers, _, x, ratio = made((Z, 6, D), torch.float32, "bernoulli", B, K)
+    valid = {"z": z, "layers": layers, "x": x, "log_ratio": ratio}
+    with pytest.raises(error) as raised:
+        functional.mlp_log_weights(**{**valid, **change})
+    for word in words:
+        assert word in str(raised.value)
+
+
+OPERANDS: dict[str, tuple[int, Any, str]] = {
+    "no layers": (1, [], "got 0 and 1"),
+    "a bias too many": (2, [torch.zeros(D), torch.zeros(D)], "got 1 and 2"),
+    "weight of other width": (1, [torch.zeros(D, 3)], "weight must have shape (any, 4)"),
+    "bias of other length": (2, [torch.zeros(8)], "bias must have shape (9)"),
+    "16 bits": (0, torch.zeros(B, K, Z).bfloat16(), "float32 or float64"),
+    "activation": (3, "gelu", "activation must be none, softplus, relu or tanh, got gelu"),
+    "x narrower": (5, torch.zeros(B, 8), "x must have shape"),
+    "log_ratio of other rows": (6, torch.zeros(B, 3), "log_ratio must have shape"),
+    "scale an element": (4, torch.ones(B, K, D), "scale must not be given"),
+}
+
+
+@pytest.mark.skipif(not dvae_fast.ops.library_loaded(), reason="of the compiled operator")
+@pytest.mark.parametrize("case", OPERANDS)
+def test_the_operator_refuses_what_does_not_fit(case: str) -> None:
+    at, value, message = OPERANDS[case]
+    args: list[Any] = [
+        *(torch.zeros(B, K, Z), [torch.zeros(D, Z)], [torch.zeros(D)], "relu", None),
+        *(torch.zeros(B, D), torch.zeros(B, K), "bernoulli"),
+    ]
+    args[at] = value
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        op.mlp_log_weights(*args)
+
+
+# --- who uses it ------------------------------------------------------------------------------
+
+
+def decoder(*parts: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*parts)
+
+
+def hooked(module: nn.Module) -> nn.Module:
+    module.register_forward_hook(lambda *_: None)
+    return module
+
+
+PLAIN = {
+    "softplus": lambda: decoder(nn.Linear(Z, 6), Softplus(), nn.Linear(6, D)),
+    "torch's softplus": lambda: decoder(nn.Linear(Z, 6), nn.Softplus(), nn.Linear(6, D)),
+    "relu": lambda: decoder(*MLP((Z, 6, 5), "relu"), nn.Linear(5, D, bias=False)),
+    "tanh": lambda: decoder(*MLP((Z, 6, 5), "tanh"), nn.Linear(5, D)),
+    "one layer": lambda: decoder(nn.Linear(Z, D)),
+}
+OTHER = {
+    "gelu": lambda: decoder(nn.Linear(Z, 6), nn.GELU(), nn.Linear(6, D)),
+    "two activations": lambda: decoder(
+        *(nn.Linear(Z, 6), nn.ReLU(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, D))
+    ),
+    "no activation": lambda: decoder(nn.Linear(Z, 6), nn.Linear(6, D)),
+    "dropout": lambda: decoder(nn.Linear(Z, 6), nn.ReLU(), nn.Dropout(), nn.Linear(6, D)),
+    "a steeper softplus": lambda: decoder(nn.Linear(Z, 6), nn.Softplus(2), nn.Linear(6, D)),
+    "an early threshold": lambda: decoder(nn.Linear(Z, 6), nn.Softplus(1, 2), nn.Linear(6, D)),
+    "a hook on a layer": lambda: decoder(hooked(nn.Linear(Z, 6)), nn.ReLU(), nn.Linear(6, D)),
+    "a hook on an activation": lambda: decoder(nn.Linear(Z, 6), hooked(nn.ReLU()), nn.Linear(6, D)),
+    "normalised weights": lambda: decoder(
+        nn.utils.parametrizations.weight_norm(nn.Linear(Z, 6)), nn.ReLU(), nn.Linear(6, D)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *OTHER])
+def test_judging_takes_plain_layers_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    decode = {**PLAIN, **OTHER}[name]()
+    calls = []
+    whole = functional.mlp_log_weights
+    monkeypatch.setattr(
+        functional, "mlp_log_weights", lambda *a, **k: calls.append(1) or whole(*a, **k)
+    )
+    z, _, _, x, ratio = made((Z, D), torch.float32, "bernoulli", B, K)
+    judged = Judged((lambda x: (x, x), decode))
+    with torch.no_grad(), judged.evaluating():
+        got = judged.log_weights(z, x, ratio)
+        expected = reference.log_weights(decode(z), None, x, ratio, "bernoulli")
+    torch.testing.assert_close(got, expected)
+    assert bool(calls) == (name in PLAIN)

@@ -191,14 +191,14 @@ def _table(rows: Iterable[tuple[str, str]], title: str) -> Table:
 # --- train ------------------------------------------------------------------------------------
 
 
-def _hidden_sizes(text: str | None) -> tuple[int, ...] | None:
+def _hidden_sizes(option: str, text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise ValueError(
-            f"hidden must be sizes separated by commas, such as 200,200; got {text!r}"
+            f"{option} must be sizes separated by commas, such as 200,200; got {text!r}"
         ) from None
 
 
@@ -312,9 +312,11 @@ def train_command(
         float, typer.Option(help="Of elbo-kl: nats a latent dimension that cost nothing.")
     ] = 0.0,
     latent: Annotated[int, typer.Option(help="Latent dimensions.")] = 50,
-    hidden: Annotated[
-        str, typer.Option(help="Hidden layers of the encoder; the decoder's are its mirror.")
-    ] = "200,200",
+    hidden: Annotated[str, typer.Option(help="Hidden layers of the encoder.")] = "200,200",
+    decoder_hidden: Annotated[
+        str | None,
+        typer.Option(help="Hidden layers of the decoder. Default: the encoder's in reverse."),
+    ] = None,
     activation: Annotated[str, typer.Option(help=f"One of {_names(ACTIVATIONS)}.")] = "softplus",
     inference: Annotated[
         str, typer.Option(help=f"The encoder, one of {_names(INFERENCES)}.")
@@ -329,6 +331,12 @@ def train_command(
             f"discretised_logistic is for grey {_names(GREY_LEVEL_DATASETS)}; "
             "negative_binomial, of counts, for none of these data sets."
         ),
+    ] = None,
+    train_examples: Annotated[
+        int | None, typer.Option(help="Train on the first so many images alone. Default: all.")
+    ] = None,
+    valid_examples: Annotated[
+        int | None, typer.Option(help="Validate on the first so many alone. Default: all.")
     ] = None,
     epochs: Annotated[
         int | None,
@@ -398,11 +406,14 @@ def train_command(
                 "kl_warmup": kl_warmup,
                 "free_bits": free_bits,
                 "latent_size": latent,
-                "hidden_sizes": _hidden_sizes(hidden),
+                "hidden_sizes": _hidden_sizes("hidden", hidden),
+                "decoder_hidden_sizes": _hidden_sizes("decoder-hidden", decoder_hidden),
                 "activation": activation,
                 "inference": inference,
                 "posterior": posterior,
                 "likelihood": likelihood,
+                "train_examples": train_examples,
+                "valid_examples": valid_examples,
                 "epochs": epochs,
                 "batch_size": batch_size,
                 "learning_rate": learning_rate,
@@ -461,7 +472,11 @@ def train_command(
 
 
 #: configuration fields by the parameters of `train_command`, where they differ
-_FIELDS = {"latent": "latent_size", "hidden": "hidden_sizes"}
+_FIELDS = {
+    "latent": "latent_size",
+    "hidden": "hidden_sizes",
+    "decoder_hidden": "decoder_hidden_sizes",
+}
 
 
 def _given(context: typer.Context) -> set[str]:

@@ -702,5 +702,5 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
 def test_console_script_is_the_same_program() -> None:
     result = python("-m", "dvae_fast", "--help")
     assert result.returncode == 0
-    for name in ("train", "evaluate", "sample", "info"):
+    for name in ("train", "evaluate", "sample", "reproduce", "info"):
         assert name in result.stdout

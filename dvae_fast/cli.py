@@ -1,4 +1,4 @@
-"""The command line: ``dvae-fast train | evaluate | sample | info``.
+"""The command line: ``dvae-fast train | evaluate | sample | reproduce | info``.
 
 Exit codes: 0 done; 1 something is missing, damaged or cannot be written; 2 an option is wrong;
 128 + the signal's number (130 for Ctrl-C) interrupted.
@@ -66,6 +66,9 @@ from dvae_fast.distributed import (
 )
 from dvae_fast.estimates import LikelihoodEstimate
 from dvae_fast.evaluate import DTYPES, METHODS, estimate_log_likelihood
+from dvae_fast.experiments import processes, table
+from dvae_fast.experiments.rows import FIGURES, ROWS, SCALES, Row, Scale, select
+from dvae_fast.experiments.runs import Run, plan, read_results, unfinished
 from dvae_fast.inference import INFERENCES
 from dvae_fast.learnable_corruptions import LEVEL_ESTIMATORS
 from dvae_fast.likelihoods import LIKELIHOODS
@@ -111,6 +114,7 @@ __all__ = ["app", "main"]
 RUNS = Path("runs")
 EVALUATION = "evaluation.json"
 PARTIAL = "evaluation.partial.npz"
+DOCUMENT = Path("docs/reproduction.md")
 _PICTURED = 10  # examples in the picture of reconstructions
 _SAMPLED = 100
 
@@ -191,14 +195,14 @@ def _table(rows: Iterable[tuple[str, str]], title: str) -> Table:
 # --- train ------------------------------------------------------------------------------------
 
 
-def _hidden_sizes(text: str | None) -> tuple[int, ...] | None:
+def _hidden_sizes(option: str, text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise ValueError(
-            f"hidden must be sizes separated by commas, such as 200,200; got {text!r}"
+            f"{option} must be sizes separated by commas, such as 200,200; got {text!r}"
         ) from None
 
 
@@ -312,9 +316,11 @@ def train_command(
         float, typer.Option(help="Of elbo-kl: nats a latent dimension that cost nothing.")
     ] = 0.0,
     latent: Annotated[int, typer.Option(help="Latent dimensions.")] = 50,
-    hidden: Annotated[
-        str, typer.Option(help="Hidden layers of the encoder; the decoder's are its mirror.")
-    ] = "200,200",
+    hidden: Annotated[str, typer.Option(help="Hidden layers of the encoder.")] = "200,200",
+    decoder_hidden: Annotated[
+        str | None,
+        typer.Option(help="Hidden layers of the decoder. Default: the encoder's in reverse."),
+    ] = None,
     activation: Annotated[str, typer.Option(help=f"One of {_names(ACTIVATIONS)}.")] = "softplus",
     inference: Annotated[
         str, typer.Option(help=f"The encoder, one of {_names(INFERENCES)}.")
@@ -329,6 +335,12 @@ def train_command(
             f"discretised_logistic is for grey {_names(GREY_LEVEL_DATASETS)}; "
             "negative_binomial, of counts, for none of these data sets."
         ),
+    ] = None,
+    train_examples: Annotated[
+        int | None, typer.Option(help="Train on the first so many images alone. Default: all.")
+    ] = None,
+    valid_examples: Annotated[
+        int | None, typer.Option(help="Validate on the first so many alone. Default: all.")
     ] = None,
     epochs: Annotated[
         int | None,
@@ -398,11 +410,14 @@ def train_command(
                 "kl_warmup": kl_warmup,
                 "free_bits": free_bits,
                 "latent_size": latent,
-                "hidden_sizes": _hidden_sizes(hidden),
+                "hidden_sizes": _hidden_sizes("hidden", hidden),
+                "decoder_hidden_sizes": _hidden_sizes("decoder-hidden", decoder_hidden),
                 "activation": activation,
                 "inference": inference,
                 "posterior": posterior,
                 "likelihood": likelihood,
+                "train_examples": train_examples,
+                "valid_examples": valid_examples,
                 "epochs": epochs,
                 "batch_size": batch_size,
                 "learning_rate": learning_rate,
@@ -461,7 +476,11 @@ def train_command(
 
 
 #: configuration fields by the parameters of `train_command`, where they differ
-_FIELDS = {"latent": "latent_size", "hidden": "hidden_sizes"}
+_FIELDS = {
+    "latent": "latent_size",
+    "hidden": "hidden_sizes",
+    "decoder_hidden": "decoder_hidden_sizes",
+}
 
 
 def _given(context: typer.Context) -> set[str]:
@@ -996,6 +1015,171 @@ def sample_command(
             title=f"{config.model} on {config.data}: {kind} p(x|z), z from the prior",
         )  # fmt: skip
         typer.echo(f"{path}")
+
+
+# --- reproduce --------------------------------------------------------------------------------
+
+
+@app.command("reproduce")
+def reproduce_command(
+    scale: Annotated[
+        str,
+        typer.Option(
+            help=f"One of {_names(SCALES)}: "
+            f"{'; '.join(f'{name} is {s.about}' for name, s in SCALES.items())}."
+        ),
+    ] = "small",
+    rows: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A row's name or a glob, such as '*gru*'; may be given again. Default: the "
+            "scale's, which --list marks."
+        ),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of every run. Default: the scale's.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Of every row. Default: the scale's.")] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Runs at once, each on one thread. Default: a core each; 1 on a GPU."),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda or cuda:N; on a GPU steps are replayed as CUDA graphs.")
+    ] = "cpu",
+    folder: Annotated[
+        Path | None, typer.Option(help="Of the runs. Default: runs/reproduction-<scale>.")
+    ] = None,
+    list_rows: Annotated[
+        bool, typer.Option("--list", help="Print the rows and what was published for them.")
+    ] = False,
+    write_table: Annotated[
+        bool, typer.Option("--table", help="Write the table of the finished runs; train nothing.")
+    ] = False,
+    output: Annotated[
+        Path, typer.Option(help="Of the table: a new file, or one with a place for it.")
+    ] = DOCUMENT,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone.")] = False,
+) -> None:
+    """Train the rows of the published tables and write ours beside them.
+
+    Leaves a JSON file for each row and seed. The same command goes on where it was stopped and
+    leaves out what is finished.
+    """
+    with _one_line_errors():
+        with _wrong_options():
+            if scale not in SCALES:
+                raise ValueError(f"scale must be one of {_names(SCALES)}; got {scale!r}")
+            chosen = select(rows or SCALES[scale].rows)
+            jobs = _jobs(jobs, device)
+            check_device("device", device)
+            runs = plan(chosen, SCALES[scale], epochs=epochs, seeds=seeds, device=device)
+            if os.environ.get("WORLD_SIZE", "1") != "1":
+                raise ValueError("reproduce starts its processes itself: run it without torchrun")
+        console = Console(quiet=quiet, highlight=False)
+        folder = folder or RUNS / f"reproduction-{scale}"
+        if list_rows:
+            console.print(_rows_table(chosen if rows else ROWS.values(), SCALES[scale]))
+            return
+        if write_table:
+            with _wrong_options():
+                table.put_into(output, table.markdown(read_results(folder)))
+            console.print(f"{output}", soft_wrap=True)
+            return
+        with _wrong_options():
+            left = unfinished(runs, folder)
+        failed = _reproduce(console, left, len(runs), folder, jobs)
+        console.print(
+            f"{len(runs) - len(failed)} of {len(runs)} runs are in {folder}; for the table: "
+            f"dvae-fast reproduce --table --folder {shlex.quote(str(folder))}",
+            soft_wrap=True,
+            markup=False,
+        )
+        if failed:
+            _fail(f"failed: {_names(failed)}; the same command tries again", 1)
+
+
+def _jobs(jobs: int | None, device: str) -> int:
+    if jobs is None:
+        return (os.cpu_count() or 1) if device == "cpu" else 1
+    if jobs < 1:
+        raise ValueError(f"jobs must be >= 1, got {jobs}")
+    return jobs
+
+
+def _rows_table(rows: Iterable[Row], scale: Scale) -> Table:
+    shown = Table(title="Rows (* run by default at this scale)", title_justify="left", box=None)
+    for name in ("", "row", "what", "seeds", "epochs", "published", "protocol"):
+        shown.add_column(name, no_wrap=name == "row", overflow="fold")
+    default = select(scale.rows)
+    for row in rows:
+        shown.add_row(
+            "*" * (row in default), row.name, escape(row.about), f"{scale.seeds_of(row)}",
+            f"{row.config(scale, 0, None, 'cpu').epochs:,}", table.shown_published(row.published),
+            escape(row.protocol),
+        )  # fmt: skip
+    return shown
+
+
+def _reproduce(console: Console, runs: list[Run], total: int, folder: Path, jobs: int) -> list[str]:
+    """Do the runs that are left of `total`; the names of those that failed."""
+    console.print(
+        f"{len(runs)} of {total} runs to do, {jobs} at a time; folder {folder}", soft_wrap=True
+    )
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[state]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    tasks: dict[str, Any] = {}
+    done, failed = 0, []
+
+    def report(run: Run, kind: str, value: Any) -> None:
+        nonlocal done
+        if kind == processes.PROGRESS:
+            if run.name not in tasks:
+                tasks[run.name] = bar.add_task(run.name, state="")
+            bar.update(tasks[run.name], **_run_state(value))
+            return
+        if run.name in tasks:
+            bar.remove_task(tasks.pop(run.name))
+        if kind == processes.FAILED:
+            failed.append(run.name)
+            typer.echo(f"dvae-fast: {run.name} failed: {value}", err=True)
+            return
+        done += 1
+        figures = "; ".join(
+            f"{label} {'not finite' if v is None else _number(v)}"
+            for label, v in zip(FIGURES.values(), value["figures"].values(), strict=True)
+        )
+        console.print(
+            f"{run.name}: {figures}; {_duration(value['training_seconds'])} of training",
+            soft_wrap=True,
+        )
+
+    try:
+        with contextlib.nullcontext() if console.quiet else bar:
+            processes.run_all(runs, folder, jobs, report)
+    except KeyboardInterrupt:
+        _fail(
+            f"interrupted with {total - len(runs) + done} of {total} runs finished; all is saved, "
+            "the same command goes on",
+            130,
+        )
+    return failed
+
+
+def _run_state(state: TrainProgress | EvaluationProgress) -> dict[str, Any]:
+    """What the bar of a run shows."""
+    if isinstance(state, TrainProgress):
+        return {
+            "total": state.total_examples,
+            "completed": state.examples,
+            "state": f"epoch {state.epoch}/{state.epochs}, {_duration(state.seconds_left)} left",
+        }
+    return {"total": state.total, "completed": state.examples, "state": "evaluating"}
 
 
 # --- info -------------------------------------------------------------------------------------

@@ -140,6 +140,14 @@ class Dataset:
         """The same data with the training images, which alone are read often, on `device`."""
         return replace(self, train=self.train.to(device))
 
+    def first(self, train: int | None, valid: int | None) -> Dataset:
+        """The same with the first so many training and validation images; all where None."""
+        if train is None and valid is None:
+            return self
+        images = self.train[:train]
+        mean = images.mean(0, dtype=torch.float64).float()
+        return replace(self, train=images, valid=self.valid[:valid], mean=mean)
+
     def train_batch(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """Training examples by index: (B,) int64 → (B, D); ``dynamic`` draws from `generator`."""
         grey = self.train.index_select(0, index.to(self.train.device, non_blocking=True))

@@ -99,11 +99,17 @@ class Autoencoder(nn.Module):
         K: int,
         data_mean: Tensor | None,
         objective: Objective,
+        decoder_hidden_sizes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.data_size = check_size("data_size", data_size)
         self.latent_size = check_size("latent_size", latent_size)
         self.hidden_sizes = check_sizes("hidden_sizes", hidden_sizes)
+        self.decoder_hidden_sizes = (
+            self.hidden_sizes[::-1]
+            if decoder_hidden_sizes is None
+            else check_sizes("decoder_hidden_sizes", decoder_hidden_sizes)
+        )
         self.activation = activation
         self.likelihood = get_likelihood(likelihood)
         self.corruption = None if corruption is None else as_corruption(corruption)
@@ -118,7 +124,7 @@ class Autoencoder(nn.Module):
         # Typed as modules, not as the classes made here: both may be replaced.
         self.encoder: nn.Module = self._make_encoder()
         self.decoder: nn.Module = DECODERS[self.likelihood.kind](
-            latent_size, self.hidden_sizes[::-1], data_size, activation, data_mean
+            latent_size, self.decoder_hidden_sizes, data_size, activation, data_mean
         )
 
     # --- the parts ----------------------------------------------------------------------------
@@ -301,6 +307,7 @@ class LatentVariableModel(Autoencoder):
         data_mean: Tensor | None,
         objective: str | Objective | None,
         estimator: str | None,
+        decoder_hidden_sizes: Sequence[int] | None,
     ) -> None:
         # What `_make_encoder` asks for, before it is called.
         self.inference = inference
@@ -321,6 +328,7 @@ class LatentVariableModel(Autoencoder):
             objective=as_objective(
                 self.default_objective if objective is None else objective, estimator
             ),
+            decoder_hidden_sizes=decoder_hidden_sizes,
         )
         if self.posterior == "full":
             check_posterior_objective(self.objective)
@@ -440,6 +448,8 @@ class LatentVariableModel(Autoencoder):
         if self.inference != "mlp":
             assert self.image_shape is not None
             config |= {"inference": self.inference, "image_shape": list(self.image_shape)}
+        if self.decoder_hidden_sizes != self.hidden_sizes[::-1]:
+            config["decoder_hidden_sizes"] = list(self.decoder_hidden_sizes)
         if self.posterior != "diagonal":
             config["posterior"] = self.posterior
         if self.denoising:
@@ -465,7 +475,7 @@ class LatentVariableModel(Autoencoder):
             valid = [n for n, c in MODELS.items() if issubclass(c, cls)]
             raise ValueError(f"config's model must be one of {', '.join(valid)}; got {name!r}")
         known = {"data_size", "latent_size", "hidden_sizes", "activation", "likelihood", "M", "K"}
-        known |= {"inference", "image_shape", "posterior", "objective"}
+        known |= {"inference", "image_shape", "posterior", "objective", "decoder_hidden_sizes"}
         if MODELS[name].denoising:
             known |= {"corruption"}
         if unknown := sorted(options.keys() - known):
@@ -498,6 +508,7 @@ class _Plain(LatentVariableModel):
         data_mean: Tensor | None = None,
         objective: str | Objective | None = None,
         estimator: str | None = None,
+        decoder_hidden_sizes: Sequence[int] | None = None,
     ) -> None:
         super().__init__(
             data_size,
@@ -514,6 +525,7 @@ class _Plain(LatentVariableModel):
             data_mean=data_mean,
             objective=objective,
             estimator=estimator,
+            decoder_hidden_sizes=decoder_hidden_sizes,
         )
 
 
@@ -539,6 +551,7 @@ class _Denoising(LatentVariableModel):
         data_mean: Tensor | None = None,
         objective: str | Objective | None = None,
         estimator: str | None = None,
+        decoder_hidden_sizes: Sequence[int] | None = None,
     ) -> None:
         super().__init__(
             data_size,
@@ -555,6 +568,7 @@ class _Denoising(LatentVariableModel):
             data_mean=data_mean,
             objective=objective,
             estimator=estimator,
+            decoder_hidden_sizes=decoder_hidden_sizes,
         )
 
 
@@ -564,7 +578,7 @@ class VAE(_Plain):
     Args:
         data_size: D.
         latent_size: Z.
-        hidden_sizes: of the encoder, from the data on; the decoder mirrors them. May be empty.
+        hidden_sizes: of the encoder, from the data on. May be empty.
         activation: one of `dvae_fast.networks.ACTIVATIONS`.
         inference: the encoder, one of `dvae_fast.inference.INFERENCES`; "gru" and "gru-2d" take the
             first of hidden_sizes for their recurrent layer.
@@ -582,6 +596,8 @@ class VAE(_Plain):
             own, the one its name stands for.
         estimator: of the encoder's gradient, one of `dvae_fast.objectives.ESTIMATORS`; None for
             the objective's.
+        decoder_hidden_sizes: of the decoder, from z on, and maybe empty; None for the encoder's
+            in reverse.
 
     Raises:
         TypeError, ValueError: naming the argument, the rule and the value, or saying which
@@ -611,7 +627,7 @@ class DVAE(_Denoising):
 
     Args:
         data_size, latent_size, hidden_sizes, activation, inference, image_shape, posterior,
-            likelihood, data_mean, objective, estimator: as for `VAE`.
+            likelihood, data_mean, objective, estimator, decoder_hidden_sizes: as for `VAE`.
         corruption: p(x̃|x), one of `dvae_fast.corruptions`; None for SaltAndPepper(0.1), the
             paper's kind of noise for binary images. The level of a
             `dvae_fast.learnable_corruptions.Learnable` is among the model's parameters; a standard

@@ -97,6 +97,7 @@ __all__ = [
     "kl_weight",
     "learning_rate",
     "load_config",
+    "mean_bound",
     "reconstructions",
     "train",
 ]
@@ -176,8 +177,11 @@ class TrainConfig:
             :func:`kl_weight`); bounds are reported without it.
         free_bits: of the objective elbo-kl alone, in nats a latent dimension.
         latent_size, hidden_sizes, activation, likelihood: the network's.
+        decoder_hidden_sizes: of the decoder, from the latents on; None for the encoder's in
+            reverse.
         inference, posterior: its encoder, one of `INFERENCES`, and the covariance that gives, one
             of `POSTERIORS`.
+        train_examples, valid_examples: the first so many of each set; None for all.
         epochs, batch_size, learning_rate: of Adam; a batch is that of all processes together.
         lr_schedule: ``constant``, or ``stepwise`` (see :func:`learning_rate`).
         seed: governs initial values, order, binarisation while training, and noise.
@@ -208,10 +212,13 @@ class TrainConfig:
     free_bits: float = 0.0
     latent_size: int = 50
     hidden_sizes: tuple[int, ...] = (200, 200)
+    decoder_hidden_sizes: tuple[int, ...] | None = None
     activation: str = "softplus"
     inference: str = "mlp"
     posterior: str = "diagonal"
     likelihood: str = "bernoulli"
+    train_examples: int | None = None
+    valid_examples: int | None = None
     epochs: int = DEFAULT_EPOCHS["digits"]
     batch_size: int = 100
     learning_rate: float = DEFAULT_LEARNING_RATES["digits"]
@@ -244,9 +251,11 @@ class TrainConfig:
         if self.learn_level == "score":
             check_score_objective(objective)
         _check_count("batch_size", self.batch_size, 1)
-        object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
-        for size in self.hidden_sizes:
-            _check_count("each of hidden_sizes", size, 1)
+        for name in ("hidden_sizes", "decoder_hidden_sizes"):
+            if (sizes := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(sizes))
+                for size in sizes:
+                    _check_count(f"each of {name}", size, 1)
         _check_choice("activation", self.activation, ACTIVATIONS)
         _check_choice("inference", self.inference, INFERENCES)
         _check_choice("posterior", self.posterior, POSTERIORS)
@@ -264,8 +273,9 @@ class TrainConfig:
         _check_choice("lr_schedule", self.lr_schedule, LR_SCHEDULES)
         _check_count("seed", self.seed, 0, 2**63)
         _check_count("data_seed", self.data_seed, 0, 2**32)
-        if self.threads is not None:
-            _check_count("threads", self.threads, 1)
+        for name in ("train_examples", "valid_examples", "threads"):
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name), 1)
         # A run is read on machines other than its own, too.
         check_device("device", self.device, here=False)
         if self.cuda_graph and torch.device(self.device).type != "cuda":
@@ -344,11 +354,13 @@ class TrainConfig:
             K=self.K,
             data_mean=data.mean,
             objective=self.make_objective(),
+            decoder_hidden_sizes=self.decoder_hidden_sizes,
         )
 
     def load_data(self) -> Dataset:
         """The data set; raises as `dvae_fast.data.load_dataset`."""
-        return load_dataset(self.data, binarise=self.binarise, seed=self.data_seed)
+        data = load_dataset(self.data, binarise=self.binarise, seed=self.data_seed)
+        return data.first(self.train_examples, self.valid_examples)
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -357,7 +369,8 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, JSON-able."""
-        return dataclasses.asdict(self) | {"hidden_sizes": list(self.hidden_sizes)}
+        values = dataclasses.asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
@@ -630,6 +643,27 @@ class _Pace:
 # --- the run ----------------------------------------------------------------------------------
 
 
+def mean_bound(
+    model: LatentVariableModel, x: Tensor, seed: int, batch_size: int, world: World | None = None
+) -> float:
+    """Mean over x (N, D) of the model's own bound, in nats, on the model's device.
+
+    One seed and `batch_size` give one noise, however many processes of `world` share the work.
+    """
+    device = next(model.parameters()).device
+    world = world or World(0, 1, 0, device)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    with evaluating(model):
+        for i, batch in enumerate(torch.split(x, batch_size)):
+            # A seed for each batch, because the noise counts examples from its first.
+            key = (seed + i) % 2**63
+            start, stop = share(len(batch), world)
+            if start < stop:
+                bounds = model.bound(batch[start:stop].to(device), key, first_example=start)
+                total += bounds.sum(dtype=torch.float64)
+    return all_sum(total, world).item() / len(x)
+
+
 class _Run:
     """The state of a run: all of it is saved, and a step is the only thing that changes it."""
 
@@ -753,17 +787,7 @@ class _Run:
     def bound(self, split: str, seed: int) -> float:
         """Mean bound over a split, in nats; the same noise at every call."""
         x = self.data.evaluation(split)
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        with evaluating(self.model):
-            for i, batch in enumerate(torch.split(x, self.config.batch_size)):
-                # A seed for each batch, because the noise counts examples from its first.
-                key = (seed + i) % 2**63
-                start, stop = share(len(batch), self.world)
-                if start < stop:
-                    part = batch[start:stop].to(self.device)
-                    bounds = self.model.bound(part, key, first_example=start)
-                    total += bounds.sum(dtype=torch.float64)
-        return all_sum(total, self.world).item() / len(x)
+        return mean_bound(self.model, x, seed, self.config.batch_size, self.world)
 
     # --- numbers that are none ---
 

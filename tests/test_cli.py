@@ -112,6 +112,17 @@ def test_the_encoder_is_an_option() -> None:
     assert "inference must be one of mlp, gru, gru-2d, conv; got 'rnn'" in wrong.output
 
 
+def test_the_decoder_and_the_data_may_be_smaller() -> None:
+    ok("train", *TINY, "--epochs", "1", "--evaluate-k", "5", "--no-tensorboard", "--run-dir", "r",
+       "--decoder-hidden", "5", "--train-examples", "300", "--valid-examples", "50",
+       "-q")  # fmt: skip
+    assert load_model("r").config()["decoder_hidden_sizes"] == [5]
+    config = load_config("r")
+    assert (config.train_examples, config.valid_examples) == (300, 50)
+    ok("train", "--resume", "--run-dir", "r", "--epochs", "2", "--evaluate-k", "0", "-q")
+    assert load_config("r").decoder_hidden_sizes == (5,)
+
+
 def test_rates_may_follow_the_mean_image() -> None:
     output = ok("train", *TINY, "--epochs", "1", "--evaluate-k", "5", "--per-pixel",
                 "--level", "0.125", "--no-tensorboard", "--run-dir", "r")  # fmt: skip
@@ -198,6 +209,7 @@ def test_an_objective_is_one_option_away() -> None:
         (["--kl-warmup", "-1"], "kl_warmup must be an integer >= 0, got -1"),
         (["--free-bits", "0.1"], "free_bits must be 0 unless the objective is elbo-kl"),
         (["--hidden", "a,b"], "hidden must be sizes separated by commas, such as 200,200"),
+        (["--decoder-hidden", "a"], "decoder-hidden must be sizes separated by commas"),
         (["--activation", "x"], "activation must be one of softplus, tanh"),
         (
             ["--likelihood", "x"],
@@ -690,5 +702,5 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
 def test_console_script_is_the_same_program() -> None:
     result = python("-m", "dvae_fast", "--help")
     assert result.returncode == 0
-    for name in ("train", "evaluate", "sample", "info"):
+    for name in ("train", "evaluate", "sample", "reproduce", "info"):
         assert name in result.stdout

@@ -560,6 +560,20 @@ def test_configuration_round_trip(
     assert torch.equal(again.loss(x, SEED), model.loss(x, SEED))
 
 
+def test_the_decoder_need_not_mirror_the_encoder() -> None:
+    model = DIWAE(D, Z, (5, 4), decoder_hidden_sizes=(6,))
+    shapes = [tuple(p.shape) for name, p in model.decoder.named_parameters() if "weight" in name]
+    assert shapes == [(6, Z), (D, 6)]
+    config = json.loads(json.dumps(model.config()))
+    assert config["decoder_hidden_sizes"] == [6]
+    again = LatentVariableModel.from_config(config)
+    again.load_state_dict(model.state_dict())
+    assert again.config() == config
+    assert "decoder_hidden_sizes" not in DIWAE(D, Z, (5, 4), decoder_hidden_sizes=(4, 5)).config()
+    with pytest.raises(ValueError, match=r"decoder_hidden_sizes\[0\] must be >= 1, got 0"):
+        VAE(D, Z, (4,), decoder_hidden_sizes=(0,))
+
+
 @pytest.mark.parametrize("name", ["vae", "iwae"])
 def test_configuration_without_corruption(name: str) -> None:
     model = make_model(name, D, Z, (), K=3, corruption=corruptions.Identity(), M=1)

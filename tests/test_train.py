@@ -149,6 +149,9 @@ def test_defaults_suit_the_model_and_the_data() -> None:
         ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
         ({"latent_size": 0}, "latent_size must be an integer >= 1, got 0"),
         ({"hidden_sizes": (5, 0)}, "each of hidden_sizes must be an integer >= 1, got 0"),
+        ({"decoder_hidden_sizes": (0,)}, "each of decoder_hidden_sizes must be an integer >= 1"),
+        ({"train_examples": 0}, "train_examples must be an integer >= 1, got 0"),
+        ({"valid_examples": 0}, "valid_examples must be an integer >= 1, got 0"),
         ({"activation": "sine"}, "activation must be one of softplus, tanh, relu"),
         ({"likelihood": "poisson"}, "likelihood must be one of bernoulli, gaussian"),
         ({"likelihood": "negative_binomial", "data": "frey"},
@@ -171,7 +174,7 @@ def test_wrong_fields_name_the_rule(options: dict[str, Any], message: str) -> No
 
 
 def test_configuration_goes_through_json(tmp_path: Path) -> None:
-    c = tiny(threads=1, lr_schedule="stepwise")
+    c = tiny(threads=1, lr_schedule="stepwise", decoder_hidden_sizes=(5,))
     assert TrainConfig.from_dict(json.loads(json.dumps(c.to_dict()))) == c
     with pytest.raises(ValueError, match="unknown option in the configuration: colour"):
         TrainConfig.from_dict({"colour": 1})
@@ -398,6 +401,19 @@ def test_every_epoch_reads_every_example_once(tmp_path: Path) -> None:
         run.finish_epoch()
     assert all(torch.equal(order.sort()[0], torch.arange(N)) for order in orders)
     assert not torch.equal(*orders)
+
+
+def test_a_run_may_take_the_first_examples_alone(tmp_path: Path) -> None:
+    whole = tiny(binarise="none").load_data()
+    config = tiny(binarise="none", train_examples=250, valid_examples=31, epochs=1)
+    data = config.load_data()
+    assert torch.equal(data.train, whole.train[:250])
+    assert torch.equal(data.valid, whole.valid[:31])
+    assert torch.equal(data.test, whole.test)
+    torch.testing.assert_close(data.mean, whole.train[:250].mean(0))
+    run = trainer._Run(config, tmp_path, data)
+    run.start_epoch()
+    assert torch.equal(run.permutation.sort()[0], torch.arange(250))
 
 
 # --- what is measured and kept ----------------------------------------------------------------

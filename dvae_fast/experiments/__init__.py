@@ -1,0 +1,1 @@
+"""Published tables: their rows as configurations, their runs, and the table beside theirs."""

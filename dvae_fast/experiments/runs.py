@@ -1,0 +1,248 @@
+"""Runs of a table: trained, judged on the test set, and kept as one JSON file each.
+
+A folder holds ``<row>-seed<n>.json`` of every finished run, and beside it the run's own folder,
+``<row>-seed<n>/``, from which an interrupted one goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dvae_fast.checkpoint import CHECKPOINT, CheckpointError, load_model, read_json, write_json
+from dvae_fast.data import load_dataset
+from dvae_fast.estimates import finite_or_none
+from dvae_fast.evaluate import estimate_log_likelihood
+from dvae_fast.partial import remove_partial
+from dvae_fast.train import CONFIG, cpu_threads, load_config, mean_bound, train
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from dvae_fast.experiments.rows import Row, Scale
+    from dvae_fast.progress import EvaluationProgress
+    from dvae_fast.train import Progress, TrainConfig
+
+    Report = Callable[["Progress | EvaluationProgress"], None]
+
+__all__ = ["Run", "plan", "read_results", "result_path", "run_one", "unfinished"]
+
+#: of a configuration, what changes speed and rounding alone
+_ANYWHERE = ("threads", "device", "cuda_graph")
+_PARTIAL = "evaluation.partial.npz"
+_COMMIT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row with one seed; pickled to the process that does it.
+
+    Attributes:
+        row: its name.
+        config: what is trained; holds the seed.
+        judged_on: the binarisation of the test set.
+        k, examples: importance samples an example, and how many test examples, evenly spaced
+            because the fixed test set is sorted by digit; None for all.
+    """
+
+    row: str
+    config: TrainConfig
+    judged_on: str
+    k: int
+    examples: int | None
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        return f"{self.row}-seed{self.config.seed}"
+
+    def settings(self) -> dict[str, Any]:
+        """All that its numbers depend on, JSON-able."""
+        config = {k: v for k, v in self.config.to_dict().items() if k not in _ANYWHERE}
+        return config | {"judged_on": self.judged_on, "k": self.k, "examples": self.examples}
+
+
+def plan(
+    rows: Iterable[Row],
+    scale: Scale,
+    *,
+    epochs: int | None = None,
+    seeds: int | None = None,
+    device: str = "cpu",
+) -> list[Run]:
+    """Each row with seeds 0, 1, …; all rows with a seed before any with the next.
+
+    Args:
+        rows, scale: what to run, and how much to spend on it.
+        epochs, seeds: in the place of the scale's.
+        device: as for `Row.config`.
+
+    Raises:
+        ValueError: if `epochs`, `seeds` or `device` is not valid.
+    """
+    if seeds is not None and seeds < 1:
+        raise ValueError(f"seeds must be >= 1, got {seeds}")
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"epochs must be >= 1, got {epochs}")
+    wanted = [(seed, row) for row in rows for seed in range(seeds or scale.seeds_of(row))]
+    runs = []
+    for seed, row in sorted(wanted, key=lambda pair: pair[0]):
+        config = row.config(scale, seed, epochs, device)
+        judged_on = row.judged_on or config.binarise
+        runs.append(Run(row.name, config, judged_on, scale.k, scale.examples))
+    return runs
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def result_path(folder: Path, run: Run) -> Path:
+    """Where the run's numbers are kept."""
+    return folder / f"{run.name}.json"
+
+
+def unfinished(runs: Iterable[Run], folder: Path) -> list[Run]:
+    """The runs that the folder holds no numbers of.
+
+    Raises:
+        ValueError: if it holds one, finished or begun, that had other settings.
+        CheckpointError: if a file cannot be read.
+    """
+    left = []
+    for run in runs:
+        path = result_path(folder, run)
+        if path.exists():
+            _check_settings(path, _read_result(path)["settings"], run.settings())
+            continue
+        begun = folder / run.name
+        if (begun / CONFIG).is_file():
+            earlier = Run(run.row, load_config(begun), run.judged_on, run.k, run.examples)
+            _check_settings(begun, earlier.settings(), run.settings())
+        left.append(run)
+    return left
+
+
+def _check_settings(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for name in wanted:
+        if found.get(name) != wanted[name]:
+            raise ValueError(
+                f"{path} is of other settings: its {name} is {found.get(name)!r}, not "
+                f"{wanted[name]!r}; name another folder, or ask for the settings it had"
+            )
+
+
+_KEYS = ("row", "seed", "settings", "best_epoch", "figures", "training_seconds")
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    result = read_json(path)
+    if not isinstance(result, dict) or any(key not in result for key in _KEYS):
+        raise CheckpointError(f"{path} does not hold the numbers of a run")
+    return result
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """What `run_one` returned, of every finished run.
+
+    Raises:
+        CheckpointError: if there is none, or a file cannot be read.
+    """
+    results = [_read_result(path) for path in sorted(folder.glob("*-seed*.json"))]
+    if not results:
+        raise CheckpointError(f"{folder} holds no numbers of a run: there is no *-seed*.json")
+    return results
+
+
+def _commit() -> str | None:
+    """Of the repository that this file is tracked in, if it is."""
+    here = Path(__file__)
+    tracked = ["ls-files", "--error-unmatch", here.name]
+    described = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        for command in (tracked, described):
+            said = subprocess.run(
+                ["git", *command], cwd=here.parent, capture_output=True, text=True, check=True,
+                timeout=_COMMIT_SECONDS,
+            ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said
+
+
+# --- one run ------------------------------------------------------------------------------------
+
+
+def run_one(run: Run, folder: Path, report: Report | None = None) -> dict[str, Any]:
+    """Train, judge the best model on the test set, and write the numbers.
+
+    Args:
+        run: what to do. One that was interrupted goes on.
+        folder: where its files are.
+        report: called a few times a second with how far it is; a KeyboardInterrupt that it raises
+            stops the run, with all that is done kept.
+
+    Returns:
+        What ``<row>-seed<n>.json`` holds: ``row``, ``seed``, ``settings``, ``versions``,
+        ``commit``, ``training_seconds``, ``best_epoch`` (by the validation bound: it is the model
+        that is judged) and its ``valid_bound``; ``figures`` on the test set, in nats, lower is
+        better: ``own``, minus the model's own bound, K samples and corruption as trained, and
+        ``clean``, minus the bound of one sample given x itself, both on all of it, and ``nll``,
+        from the importance samples; and ``likelihood``, the summary of that estimate, with
+        ``examples_standard_error``, which is of the choice of examples. Bounds that are not
+        finite are None.
+
+    Raises:
+        KeyboardInterrupt: if it was stopped.
+        NonFiniteError, DataError, CheckpointError, MissingExtraError: as `train` and `load_model`.
+    """
+    run_dir, config = folder / run.name, run.config
+    metrics = train(
+        config,
+        run_dir,
+        resume=(run_dir / CHECKPOINT).is_file(),
+        tensorboard=False,
+        on_progress=report,
+    )
+    if metrics["status"] == "interrupted" or "signal" in metrics:
+        raise KeyboardInterrupt
+    with cpu_threads(config.threads):
+        result = {
+            "row": run.row,
+            "seed": config.seed,
+            "settings": run.settings(),
+            "versions": metrics["versions"],
+            "commit": _commit(),
+            "device": config.device,
+            "training_seconds": sum(line["seconds"] for line in metrics["history"]),
+            "best_epoch": metrics["best"]["epoch"],
+            "valid_bound": metrics["best"]["valid_bound"],
+            **_judge(run, run_dir, report),
+        }
+    write_json(result_path(folder, run), result)
+    remove_partial(run_dir / _PARTIAL)
+    return result
+
+
+def _judge(run: Run, run_dir: Path, report: Report | None) -> dict[str, Any]:
+    config = run.config
+    model = load_model(run_dir).to(config.device)
+    data = load_dataset(config.data, binarise=run.judged_on, seed=config.data_seed)
+    x, seed = data.evaluation("test"), config.seed
+    own = mean_bound(model, x, seed, config.batch_size)
+    clean = float(estimate_log_likelihood(model, x, 1, seed=seed).elbo.mean())
+    some = len(x) if run.examples is None else min(run.examples, len(x))
+    spaced = x[torch.arange(some) * len(x) // some]
+    estimate = estimate_log_likelihood(
+        model, spaced, run.k, seed=seed, progress=report, partial=run_dir / _PARTIAL
+    )
+    values = estimate.log_likelihood
+    spread = float(values.std()) / math.sqrt(len(values))
+    return {
+        "figures": finite_or_none({"own": -own, "clean": -clean, "nll": -estimate.mean}),
+        "likelihood": estimate.summary() | finite_or_none({"examples_standard_error": spread}),
+    }

@@ -1,0 +1,253 @@
+"""The table: ours beside the published figures, and paired differences, as Markdown."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dvae_fast._extras import require
+from dvae_fast.checkpoint import CheckpointError, write_atomically
+from dvae_fast.experiments.rows import FIGURES, ROWS, TABLES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from dvae_fast.experiments.rows import Published, Row
+
+    Result = Mapping[str, Any]
+
+__all__ = [
+    "BEGIN",
+    "END",
+    "Difference",
+    "markdown",
+    "mean_and_error",
+    "paired_difference",
+    "put_into",
+    "shown_published",
+]
+
+BEGIN = "<!-- What follows is written by `dvae-fast reproduce --table`. -->"
+END = "<!-- End of what is written by `dvae-fast reproduce --table`. -->"
+_COVERAGE = 0.95
+_FEW = 3  # seeds below which an interval says little
+
+
+# --- statistics -----------------------------------------------------------------------------------
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean and its standard error s/√n, s with n − 1; None of one value."""
+    n = len(values)
+    error = statistics.stdev(values) / math.sqrt(n) if n > 1 else None
+    return statistics.fmean(values), error
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean of paired differences in nats.
+
+    Attributes:
+        mean: negative where the first of the pair is better.
+        half_width: of its 95 % confidence interval, Student's t with n − 1 degrees; None for one.
+        pairs: n.
+    """
+
+    mean: float
+    half_width: float | None
+    pairs: int
+
+
+def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
+    """`ours` − `theirs` over the seeds that both have; None if they share none.
+
+    Raises:
+        MissingExtraError: if scipy, which has the quantiles of t, is not installed.
+    """
+    differences = [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]
+    if not differences:
+        return None
+    mean, error = mean_and_error(differences)
+    n, half_width = len(differences), None
+    if error is not None:
+        t = require("scipy.stats", "scipy", "an interval of Student's t").t
+        half_width = float(t.ppf((1 + _COVERAGE) / 2, n - 1)) * error
+    return Difference(mean, half_width, n)
+
+
+# --- what the results share -----------------------------------------------------------------------
+
+
+def _by_row(results: Iterable[Result]) -> dict[str, dict[int, Result]]:
+    """Results by row, in the order of the tables, and by seed; the same settings for all seeds."""
+    found: dict[str, dict[int, Result]] = {}
+    for result in results:
+        if result["row"] not in ROWS:
+            raise CheckpointError(
+                f"the numbers of {result['row']}, seed {result['seed']}, are of no row known here"
+            )
+        seeds = found.setdefault(result["row"], {})
+        for other in seeds.values():
+            _check_alike(other, result)
+        seeds[result["seed"]] = result
+    return {name: dict(sorted(found[name].items())) for name in ROWS if name in found}
+
+
+def _check_alike(a: Result, b: Result) -> None:
+    for name in a["settings"].keys() - {"seed"}:
+        if a["settings"][name] != b["settings"].get(name):
+            raise ValueError(
+                f"{a['row']} was run with different settings: {name} is {a['settings'][name]!r} "
+                f"with seed {a['seed']}, {b['settings'].get(name)!r} with seed {b['seed']}"
+            )
+
+
+def _figure(seeds: Mapping[int, Result], name: str) -> dict[int, float]:
+    """A figure by seed; NaN where it was not finite."""
+    values = {seed: result["figures"][name] for seed, result in seeds.items()}
+    return {seed: math.nan if value is None else value for seed, value in values.items()}
+
+
+# --- Markdown -------------------------------------------------------------------------------------
+
+
+def _number(value: float, digits: int = 2) -> str:
+    return f"{value:.{digits}f}".replace("-", "−") if math.isfinite(value) else "not finite"
+
+
+def _with_error(value: float, error: float | None) -> str:
+    shown = _number(value)
+    return shown if error is None or not math.isfinite(error) else f"{shown} ± {_number(error)}"
+
+
+def shown_published(published: Published | None) -> str:
+    """The figure and its standard error; a dash for none."""
+    return "–" if published is None else _with_error(published.value, published.error)
+
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]], left: Iterable[int]) -> list[str]:
+    """A Markdown table; the columns not in `left` are numbers."""
+    rule = ["---" if i in set(left) else "---:" for i in range(len(head))]
+    return [f"| {' | '.join(cells)} |" for cells in (head, rule, *lines)]
+
+
+def _row(row: Row, seeds: Mapping[int, Result]) -> list[str]:
+    cells = []
+    for name in FIGURES:
+        text = _with_error(*mean_and_error(list(_figure(seeds, name).values())))
+        cells.append(f"**{text}**" if name == row.comparable else text)
+    settings = next(iter(seeds.values()))["settings"]
+    effective = [result["likelihood"]["ess_mean"] for result in seeds.values()]
+    ess = "–" if None in effective else f"{statistics.fmean(effective):,.0f}"
+    return [
+        f"`{row.name}`", row.about, f"{len(seeds)}", f"{settings['epochs']:,}",
+        shown_published(row.published), *cells, ess, row.protocol,
+    ]  # fmt: skip
+
+
+def _shown_difference(difference: Difference | None) -> str:
+    if difference is None:
+        return "–"
+    mean, half = difference.mean, difference.half_width
+    if half is None or not math.isfinite(half):
+        return _number(mean)
+    return f"{_number(mean)} [{_number(mean - half)}, {_number(mean + half)}]"
+
+
+def _difference(row: Row, found: Mapping[str, Mapping[int, Result]]) -> list[str]:
+    assert row.baseline is not None
+    ours, theirs = found[row.name], found[row.baseline]
+    differences = [paired_difference(_figure(ours, f), _figure(theirs, f)) for f in FIGURES]
+    pairs = len(ours.keys() & theirs.keys())
+    mark = "†" if pairs < _FEW else ""
+    return [f"`{row.name}` − `{row.baseline}`", f"{pairs}{mark}",
+            *map(_shown_difference, differences)]  # fmt: skip
+
+
+def markdown(results: Iterable[Result]) -> str:
+    """Every table that the results have rows of, and the paired differences.
+
+    Args:
+        results: what `dvae_fast.experiments.runs.read_results` returns.
+
+    Raises:
+        CheckpointError: if one is of an unknown row.
+        ValueError: if the seeds of a row had different settings.
+        MissingExtraError: if scipy is not installed.
+    """
+    found = _by_row(results)
+    lines = [_summary(found), ""]
+    head = ["row", "", "seeds", "epochs", "published", *FIGURES.values(), "ESS", "protocol"]
+    for key, title in TABLES.items():
+        rows = [ROWS[name] for name in found if ROWS[name].table == key]
+        if rows:
+            cells = [_row(row, found[row.name]) for row in rows]
+            lines += [f"### {title}", "", *_table(head, cells, (0, 1, len(head) - 1)), ""]
+    pairs = [_difference(ROWS[name], found) for name in found if ROWS[name].baseline in found]
+    if pairs:
+        lines += [
+            "### Differences, paired by seed", "",
+            "Negative where the first is better; in brackets the 95 % confidence interval, "
+            "Student's t over seeds.", "",
+            *_table(["pair", "seeds", *FIGURES.values()], pairs, (0,)), "",
+        ]  # fmt: skip
+        if any("†" in cells[1] for cells in pairs):
+            lines += [
+                f"† Fewer than {_FEW} seeds: of one there is no interval, and that of two has one "
+                "degree of freedom and is too wide to decide anything.",
+                "",
+            ]
+    return "\n".join(lines)
+
+
+def _summary(found: Mapping[str, Mapping[int, Result]]) -> str:
+    everyone = [result for seeds in found.values() for result in seeds.values()]
+    estimates = {_estimated(result) for result in everyone}
+    trained = {_trained(result) for result in everyone}
+    minutes = sum(result["training_seconds"] for result in everyone) / 60
+    commits = {result["commit"] or "no commit" for result in everyone}
+    torches = {f"torch {result['versions']['torch']}" for result in everyone}
+    return (
+        f"Nats, lower is better; mean ± standard error over seeds. Trained on "
+        f"{' or '.join(sorted(trained))} images, the best epoch by the validation bound judged. "
+        f"Bounds are negative, on the whole test set; NLL from {' or '.join(sorted(estimates))}, "
+        f"of which ESS were effective on average: where those are few the NLL is too high. "
+        f"Bold: what the published figure is to be compared with. {len(everyone)} runs, "
+        f"{minutes:,.0f} minutes of training ({', '.join(sorted(torches))}; "
+        f"{', '.join(sorted(commits))})."
+    )
+
+
+def _estimated(result: Result) -> str:
+    estimate = result["likelihood"]
+    return f"{estimate['k']:,} importance samples on {estimate['examples']:,} test examples"
+
+
+def _trained(result: Result) -> str:
+    examples = result["settings"]["train_examples"]
+    return "all" if examples is None else f"the first {examples:,}"
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+def put_into(path: Path, table: str) -> None:
+    """Write the table between the two marks of a file, or a new file with nothing else.
+
+    Raises:
+        CheckpointError: if the file is there without the marks, or cannot be read or written.
+    """
+    text = f"{BEGIN}\n{END}\n"
+    if path.exists():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"cannot read {path}: {error}") from None
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise CheckpointError(f"{path} has no place for the table: no lines {BEGIN} and {END}")
+    write_atomically(path, f"{before}{BEGIN}\n\n{table}\n{END}{after}".encode())

@@ -1,0 +1,494 @@
+"""Published tables: their rows, runs that are resumed and refused, and the table from numbers."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from dvae_fast import cli
+from dvae_fast import train as trainer
+from dvae_fast.checkpoint import CheckpointError, load_model
+from dvae_fast.evaluate import estimate_log_likelihood
+from dvae_fast.experiments import rows, runs, table
+from dvae_fast.experiments.rows import ROWS, SCALES, select
+from dvae_fast.experiments.runs import Run, plan, read_results, run_one, unfinished
+from dvae_fast.train import TrainConfig, default_config, load_config
+
+if TYPE_CHECKING:
+    from typer.testing import Result
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    # rich wraps by the terminal; one width makes the output the same everywhere.
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli.app, ["reproduce", *(str(a) for a in arguments)])
+
+
+def ok(*arguments: str | Path) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def words(output: str) -> str:
+    return " ".join(output.split())
+
+
+def tiny(seed: int = 0, **options: Any) -> Run:
+    """On the digits, whose training takes a second; K, M, sizes and batch that all differ."""
+    values = {"M": 2, "K": 3, "batch_size": 237, "latent_size": 4, "hidden_sizes": (9, 7),
+              "epochs": 3, "seed": seed, "threads": 1}  # fmt: skip
+    return Run("diwae-k5-5", default_config(**(values | options)), "dynamic", 25, 20)
+
+
+# --- rows -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_is_a_valid_configuration(name: str, scale: str) -> None:
+    row = ROWS[name]
+    config = row.config(SCALES[scale], seed=7, epochs=None, device="cpu")
+    assert (config.seed, config.threads, config.cuda_graph) == (7, 1, False)
+    assert TrainConfig.from_dict(config.to_dict()) == config
+    assert row.baseline is None or row.baseline in ROWS
+    assert row.table in rows.TABLES
+    assert row.comparable in rows.FIGURES
+    graphed = row.config(SCALES[scale], seed=7, epochs=11, device="cuda")
+    assert (graphed.epochs, graphed.cuda_graph, graphed.threads) == (11, True, None)
+
+
+def test_rows_are_those_of_the_tables() -> None:
+    assert len(ROWS) == 40
+    full = SCALES["full"]
+
+    def config(name: str) -> TrainConfig:
+        return ROWS[name].config(full, 0, None, "cpu")
+
+    c = config("diwae-gru-k5-10")
+    assert (c.model, c.K, c.M, c.corruption, c.level) == ("diwae", 5, 1, "salt-and-pepper", 0.1)
+    assert (c.inference, c.binarise, c.batch_size, c.epochs) == ("gru", "fixed", 100, 5000)
+    assert (c.hidden_sizes, c.latent_size, c.decoder_hidden_sizes) == ((200, 200), 50, (200,))
+    assert (c.activation, c.learning_rate, c.lr_schedule) == ("softplus", 1e-3, "stepwise")
+    assert config("dvae-pixel-k1-15").per_pixel
+    assert config("dvae-released-k1-5").corruption == "salt-and-pepper-released"
+    assert config("vae-augmented-k1").binarise == "dynamic"
+    assert ROWS["vae-augmented-k1"].judged_on == "fixed"
+    c = config("burda-k50")
+    assert (c.model, c.K, c.binarise, c.batch_size, c.epochs) == ("iwae", 50, "dynamic", 20, 3280)
+    assert (c.activation, c.decoder_hidden_sizes) == ("tanh", None)
+    c = config("frey-dvae")
+    assert (c.likelihood, c.corruption, c.level, c.binarise) == (
+        "gaussian", "gaussian", 0.025, "none",
+    )  # fmt: skip
+    baselines = {name: row.baseline for name, row in ROWS.items() if row.baseline}
+    assert baselines["dvae-k5-15"] == "vae-k5"
+    assert baselines["diwae-gru-k5-10"] == "iwae-gru-k5"
+    assert baselines["diwae-pixel-k5-10"] == "diwae-k5-10"
+    assert baselines["dvae-released-k1-5"] == "dvae-k1-5"
+    assert baselines["iwae-augmented-k5"] == "iwae-k5"
+    assert ROWS["vae-k1"].protocol == "known"
+    assert ROWS["diwae-gru-k5-10"].protocol == (
+        "guess: the encoder's sizes and order; the figure's K and evaluation"
+    )
+
+
+def test_rows_of_one_scale_are_treated_alike() -> None:
+    small = SCALES["small"]
+    configs = [row.config(small, 0, None, "cpu") for row in select(small.rows)]
+    assert len(configs) == 12
+    shared = ("data", "epochs", "train_examples", "valid_examples", "batch_size", "learning_rate",
+              "lr_schedule", "seed", "data_seed")  # fmt: skip
+    for name in shared:
+        assert len({getattr(c, name) for c in configs}) == 1, name
+
+
+def test_rows_are_selected_by_name_and_glob() -> None:
+    chosen = select(["burda-k5", "dvae-k1-*", "vae-k1", "dvae-k1-5"])
+    assert [row.name for row in chosen] == [
+        "vae-k1", "dvae-k1-5", "dvae-k1-10", "dvae-k1-15", "burda-k5",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="'vea-k1' is of none: did you mean vae-k1 or"):
+        select(["vae-k1", "vea-k1"])
+    with pytest.raises(ValueError, match="'xyzzy' is of none: --list shows them"):
+        select(["xyzzy"])
+
+
+def test_a_plan_takes_every_row_before_the_next_seed() -> None:
+    planned = plan(select(["vae-k1", "vae-gru-k1"]), SCALES["small"])
+    assert [r.name for r in planned] == [
+        "vae-k1-seed0", "vae-gru-k1-seed0", "vae-k1-seed1", "vae-k1-seed2",
+    ]  # fmt: skip
+    planned = plan(select(["vae-gru-k1"]), SCALES["full"], epochs=3, seeds=2)
+    assert [(r.config.seed, r.config.epochs) for r in planned] == [(0, 3), (1, 3)]
+
+
+# --- runs -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, run_one(tiny(), folder)
+
+
+def test_a_run_keeps_what_it_measures(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, result = finished
+    one = tiny()
+    assert json.loads((folder / f"{one.name}.json").read_text()) == result
+    assert read_results(folder) == [result]
+    assert result["settings"] == one.settings()
+    assert "threads" not in result["settings"]
+    assert result["versions"]["torch"] == torch.__version__
+    assert result["training_seconds"] > 0
+    metrics = json.loads((folder / one.name / "metrics.json").read_text())
+    assert result["best_epoch"] == metrics["best"]["epoch"]
+    assert result["valid_bound"] == metrics["best"]["valid_bound"]
+    # The trainer's own judgement of the same model differs in its noise alone.
+    assert -result["figures"]["own"] == pytest.approx(metrics["test_bound"], abs=0.5)
+    model = load_model(folder / one.name)
+    x = one.config.load_data().evaluation("test")
+    clean = estimate_log_likelihood(model, x, 1, seed=0).elbo.mean()
+    assert -result["figures"]["clean"] == pytest.approx(float(clean), rel=1e-6)
+    spaced = x[[15 * i for i in range(20)]]
+    estimate = estimate_log_likelihood(model, spaced, 25, seed=0)
+    assert -result["figures"]["nll"] == pytest.approx(estimate.mean, rel=1e-6)
+    assert result["likelihood"]["standard_error"] == pytest.approx(estimate.mean_standard_error)
+    assert result["likelihood"]["examples_standard_error"] == pytest.approx(
+        float(estimate.log_likelihood.std()) / math.sqrt(20)
+    )
+    assert unfinished([one], folder) == []
+
+
+class StopAfter:
+    """A report that stops the run once it has been called so often."""
+
+    def __init__(self, calls: int) -> None:
+        self.left = calls
+
+    def __call__(self, _: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+# 3 epochs of 6 steps are 18 reports; the evaluation's are the rest.
+@pytest.mark.parametrize("calls", [4, 12, 19])
+def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(
+    calls: int, tmp_path: Path, finished: tuple[Path, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(trainer, "_REPORT_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        run_one(tiny(), tmp_path, StopAfter(calls))
+    assert unfinished([tiny()], tmp_path) == [tiny()]
+    assert not list(tmp_path.glob("*.json"))
+    epochs = json.loads((tmp_path / tiny().name / "metrics.json").read_text())["epochs_done"]
+    assert epochs == (calls - 1) // 6
+    again = run_one(tiny(), tmp_path)
+    expected = finished[1]
+    for result in (again, expected):
+        assert result["training_seconds"] > 0
+    assert again | {"training_seconds": 0} == expected | {"training_seconds": 0}
+    assert not (tmp_path / tiny().name / "evaluation.partial.npz").exists()
+
+
+def test_other_settings_are_refused_by_name(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = finished
+    for other, message in (
+        (tiny(epochs=5), "its epochs is 3, not 5; name another folder"),
+        (tiny(K=4), "its K is 3, not 4"),
+        (replace(tiny(), k=26), "its k is 25, not 26"),
+        (replace(tiny(), judged_on="once"), "its judged_on is 'dynamic', not 'once'"),
+    ):
+        with pytest.raises(ValueError, match=rf"diwae-k5-5-seed0\.json is of other .*{message}"):
+            unfinished([tiny(1), other], folder)
+    assert unfinished([tiny(threads=2)], folder) == []  # changes rounding alone
+
+
+def test_a_run_begun_with_other_settings_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_one(tiny(epochs=10**6), tmp_path, StopAfter(1))
+    with pytest.raises(ValueError, match=r"diwae-k5-5-seed0 is of other .*its epochs is 1000000"):
+        unfinished([tiny()], tmp_path)
+    assert load_config(tmp_path / tiny().name).epochs == 10**6
+
+
+def test_a_folder_without_numbers_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds no numbers of a run: there is no \*-seed"):
+        read_results(tmp_path)
+    (tmp_path / f"{tiny().name}.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"seed0\.json does not hold the numbers of a run"):
+        read_results(tmp_path)
+    with pytest.raises(CheckpointError, match="does not hold the numbers"):
+        unfinished([tiny()], tmp_path)
+
+
+# --- the table --------------------------------------------------------------------------------
+
+
+def numbers(row: str, seed: int, own: float | None, clean: float, nll: float) -> dict[str, Any]:
+    """What `run_one` writes, as far as the table reads it."""
+    return {
+        "row": row, "seed": seed, "best_epoch": 4, "training_seconds": 1800.0, "commit": None,
+        "settings": {"epochs": 3280, "seed": seed, "train_examples": None, "K": 1},
+        "versions": {"torch": "2.13.0"},
+        "figures": {"own": own, "clean": clean, "nll": nll},
+        "likelihood": {"k": 5000, "examples": 10000, "ess_mean": 40.0 + 10 * seed},
+    }  # fmt: skip
+
+
+def test_statistics_are_those_worked_out_by_hand() -> None:
+    # 1, 2, 6: mean 3, squares 4 + 1 + 9 = 14, s² = 7, s/√3 = √(7/3)
+    mean, error = table.mean_and_error([1.0, 2.0, 6.0])
+    assert mean == pytest.approx(3)
+    assert error == pytest.approx(math.sqrt(7 / 3))
+    assert table.mean_and_error([5.0]) == (5.0, None)
+    # Differences −1, −2, −6 of the seeds 0, 1, 2; t of 97.5 % with 2 degrees is 4.302653.
+    ours, theirs = {0: 1.0, 1: 2.0, 2: 1.0, 9: 5.0}, {2: 7.0, 1: 4.0, 0: 2.0, 8: 1.0}
+    difference = table.paired_difference(ours, theirs)
+    assert difference is not None
+    assert (difference.mean, difference.pairs) == (pytest.approx(-3), 3)
+    assert difference.half_width == pytest.approx(4.302653 * math.sqrt(7 / 3), rel=1e-6)
+    # Of two, −1 and −2: s/√2 = ½, and t with 1 degree is 12.706205.
+    two = table.paired_difference({0: 1.0, 1: 2.0}, {0: 2.0, 1: 4.0})
+    assert two == table.Difference(-1.5, pytest.approx(12.706205 / 2, rel=1e-6), 2)
+    assert table.paired_difference({0: 1.0}, {0: 1.5}) == table.Difference(-0.5, None, 1)
+    assert table.paired_difference({0: 1.0}, {1: 1.0}) is None
+
+
+def test_the_table_is_made_from_the_numbers_alone() -> None:
+    results = [numbers("burda-k5", 0, 87.0, 88.0, 85.5)]
+    for seed, value in enumerate((94.0, 95.0, 99.0)):  # 96 ± √(7/3)
+        results.append(numbers("dvae-k1-5", seed, value + 1, value, value - 4))
+        results.append(numbers("vae-k1", seed, 98.25, 98.25, 90 + seed))
+    text = table.markdown(reversed(results))
+    assert table.markdown(results) == text
+    lines = text.splitlines()
+    (row,) = (line for line in lines if line.startswith("| `dvae-k1-5` |"))
+    assert row == (
+        "| `dvae-k1-5` | DVAE, K = 1, 5 % noise | 3 | 3,280 | 94.32 ± 0.12 | 97.00 ± 1.53 | "
+        "**96.00 ± 1.53** | 92.00 ± 1.53 | 50 | guess: the figure's noise level, K and evaluation |"
+    )
+    (row,) = (line for line in lines if line.startswith("| `burda-k5` |"))
+    assert "| 1 | 3,280 | 85.54 | 87.00 | 88.00 | **85.50** | 40 | known |" in row
+    # own: −2.25, −1.25, 2.75 (mean −0.25); clean: one less; NLL: 0, 0, 3 less 0: 90 − 90, …
+    (row,) = (line for line in lines if line.startswith("| `dvae-k1-5` − `vae-k1` |"))
+    half = 4.302653 * math.sqrt(7 / 3)
+    nll = 4.302653 * 1.0  # 0, 0, 3: mean 1, s² = 3, s/√3 = 1
+    assert row == (
+        f"| `dvae-k1-5` − `vae-k1` | 3 | −1.25 [−{1.25 + half:.2f}, {half - 1.25:.2f}] | "
+        f"−2.25 [−{2.25 + half:.2f}, {half - 2.25:.2f}] | 1.00 [−{nll - 1:.2f}, {1 + nll:.2f}] |"
+    )
+    assert "†" not in text
+    assert "7 runs, 210 minutes of training (torch 2.13.0; no commit)" in text
+    assert "5,000 importance samples on 10,000 test examples" in text
+    order = [text.index(f"| `{name}` |") for name in ("vae-k1", "dvae-k1-5", "burda-k5")]
+    assert order == sorted(order)
+
+
+def test_the_table_says_where_seeds_are_few_and_numbers_are_none() -> None:
+    results = [numbers("vae-k1", 0, None, 98.0, 90.0), numbers("dvae-k1-5", 0, 97.0, 96.0, 91.0),
+               numbers("dvae-k1-10", 1, 97.0, 96.0, 91.0)]  # fmt: skip
+    text = table.markdown(results)
+    assert "| `dvae-k1-5` − `vae-k1` | 1† | not finite | −2.00 | 1.00 |" in text
+    assert "| `dvae-k1-10` − `vae-k1` | 0† | – | – | – |" in text
+    assert "† Fewer than 3 seeds" in text
+    assert "| `vae-k1` | VAE, K = 1 | 1 | 3,280 | – | not finite | **98.00** |" in text
+
+
+def test_numbers_that_do_not_belong_together_are_refused() -> None:
+    a, b = numbers("vae-k1", 0, 1, 1, 1), numbers("vae-k1", 1, 1, 1, 1)
+    b["settings"]["K"] = 5
+    with pytest.raises(ValueError, match="vae-k1 was run with different settings: K is 1 with see"):
+        table.markdown([a, b])
+    b = copy.deepcopy(a) | {"row": "gan-k1"}
+    with pytest.raises(CheckpointError, match="the numbers of gan-k1, seed 0, are of no row known"):
+        table.markdown([a, b])
+
+
+def test_the_table_takes_its_place_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "doc.md"
+    path.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    for _ in range(2):
+        table.put_into(path, "new")
+        assert path.read_text() == f"before\n{table.BEGIN}\n\nnew\n{table.END}\nafter\n"
+    table.put_into(tmp_path / "other.md", "new")
+    assert (tmp_path / "other.md").read_text() == f"{table.BEGIN}\n\nnew\n{table.END}\n"
+    path.write_text("no marks")
+    with pytest.raises(CheckpointError, match=r"doc\.md has no place for the table: no lines <!--"):
+        table.put_into(path, "new")
+    assert path.read_text() == "no marks"
+
+
+# --- the command line -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def frey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random pixels in the shape of Frey Face, the smallest file, and a scale of seconds."""
+    pixels = np.random.default_rng(0).integers(0, 256, (1965, 28, 20), np.uint8)
+    (tmp_path / "data").mkdir()
+    np.savez(tmp_path / "data" / "frey_face.npz", images=pixels)
+    monkeypatch.setenv("DVAE_FAST_DATA", str(tmp_path / "data"))
+    sizes = {"hidden_sizes": (6, 5), "decoder_hidden_sizes": (4,), "latent_size": 3}
+    training = sizes | {"epochs": 2, "train_examples": 250, "valid_examples": 30}
+    scale = replace(SCALES["small"], rows=("frey-*",), seeds=1, k=5, examples=12,
+                    training=training)  # fmt: skip
+    monkeypatch.setitem(SCALES, "small", scale)
+
+
+@pytest.mark.usefixtures("frey")
+def test_rows_are_run_side_by_side_and_once(tmp_path: Path) -> None:
+    output = ok("--jobs", "2")
+    folder = Path("runs/reproduction-small")
+    assert "2 of 2 runs to do, 2 at a time; folder runs/reproduction-small" in output
+    assert sorted(p.name for p in folder.glob("*.json")) == [
+        "frey-dvae-seed0.json", "frey-vae-seed0.json",
+    ]  # fmt: skip
+    files = {p: p.read_bytes() for p in folder.glob("*.json")}
+    assert "frey-vae-seed0: own bound" in output
+    assert "dvae-fast reproduce --table --folder runs/reproduction-small" in output
+    assert "0 of 2 runs to do" in ok()
+    assert {p: p.read_bytes() for p in folder.glob("*.json")} == files
+    wrong = run("--epochs", "3")
+    assert wrong.exit_code == 2
+    assert "is of other settings: its epochs is 2, not 3" in wrong.output
+    vae, dvae = (json.loads((folder / f"frey-{m}-seed0.json").read_text()) for m in ("vae", "dvae"))
+    assert vae["figures"]["own"] == pytest.approx(vae["figures"]["clean"], rel=1e-2)
+    assert dvae["settings"]["level"] == 0.025
+    assert ok("--table", "--output", "table.md") == "table.md\n"
+    assert "| `frey-dvae` − `frey-vae` | 1† |" in Path("table.md").read_text()
+    ok("--table")
+    assert Path("docs/reproduction.md").read_text() == Path("table.md").read_text()
+
+
+@pytest.mark.usefixtures("frey")
+def test_a_row_that_fails_leaves_the_others(tmp_path: Path) -> None:
+    (tmp_path / "out" / "frey-vae-seed0").mkdir(parents=True)
+    (tmp_path / "out" / "frey-vae-seed0" / "checkpoint.safetensors").write_text("damaged")
+    result = run("--folder", "out", "--jobs", "1")
+    assert result.exit_code == 1
+    assert (
+        "dvae-fast: frey-vae-seed0 failed: out/frey-vae-seed0/checkpoint.safetensors is damaged"
+        in (result.output)
+    )
+    assert "1 of 2 runs are in out" in result.output
+    assert "dvae-fast: failed: frey-vae-seed0; the same command tries again" in result.output
+    assert (tmp_path / "out" / "frey-dvae-seed0.json").is_file()
+
+
+def test_absent_data_is_told_for_each_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVAE_FAST_DATA", str(tmp_path))
+    result = run("--rows", "frey-vae", "--seeds", "1", "--folder", "out")
+    assert result.exit_code == 1
+    assert "frey-vae-seed0 failed: frey_face.npz was not found: " in result.output
+
+
+@pytest.mark.usefixtures("frey")
+def test_ctrl_c_saves_every_run_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dvae_fast", "reproduce", "--rows", "frey-vae", "--seeds", "2",
+               "--epochs", "1000000", "--jobs", "2", "--folder", "out"]  # fmt: skip
+    paths = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        begun = [Path(f"out/frey-vae-seed{seed}/checkpoint.safetensors") for seed in (0, 1)]
+        deadline = time.monotonic() + 100
+        while not all(path.exists() for path in begun):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of it
+        output, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert errors == (
+        "dvae-fast: interrupted with 0 of 2 runs finished; all is saved, the same command goes on\n"
+    )
+    assert "Traceback" not in output
+    assert all(Path(f"out/frey-vae-seed{s}/metrics.json").is_file() for s in (0, 1))
+
+
+def test_rows_are_listed_with_what_was_published() -> None:
+    output = words(ok("--list", "--scale", "full"))
+    for name in ROWS:
+        assert f" {name} " in output
+    assert "* diwae-gru-k5-10 DIWAE, K = 5, 10 % noise, a GRU reads the rows 3 5,000" in output
+    assert "92.84 ± 0.07" in output
+    output = words(ok("--list", "--rows", "burda-*"))
+    assert "burda-k50 IWAE, K = 50, one stochastic layer 3 250 84.78 known" in output
+    assert "vae-k1" not in output
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--scale", "huge"], "scale must be one of small, full; got 'huge'"),
+        (["--rows", "vea-k1"], "'vea-k1' is of none: did you mean vae-k1"),
+        (["--epochs", "0"], "epochs must be >= 1, got 0"),
+        (["--seeds", "0"], "seeds must be >= 1, got 0"),
+        (["--jobs", "0"], "jobs must be >= 1, got 0"),
+        (["--device", "gpu"], "device must be cpu, cuda or cuda:N, got 'gpu'"),
+        (["--device", "cuda:99"], "device must be one that torch sees"),
+    ],
+)
+def test_wrong_options_are_one_line_and_leave_nothing(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.output.startswith("dvae-fast: ")
+    assert message in result.output
+    assert result.output.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_table_of_nothing_and_torchrun_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run("--table")
+    assert result.exit_code == 1
+    assert result.output == (
+        "dvae-fast: runs/reproduction-small holds no numbers of a run: there is no *-seed*.json\n"
+    )
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = run()
+    assert result.exit_code == 2
+    assert "reproduce starts its processes itself: run it without torchrun" in result.output
+
+
+def test_help_names_every_choice() -> None:
+    text = words(ok("--help").replace("│", " "))
+    for part in ("small, full", "--rows", "--list", "--table", "--epochs", "--seeds", "--jobs",
+                 "--device", "--folder", "--output"):  # fmt: skip
+        assert part in text
+
+
+def test_a_commit_is_told_where_the_package_is_tracked() -> None:
+    commit = runs._commit()
+    assert commit is None or len(commit.removesuffix("-dirty")) == 40

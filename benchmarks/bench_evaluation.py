@@ -89,18 +89,18 @@ class EvaluationCase(Case):
         densities = rivals.COMPILED_DENSITIES if compiled else rivals.EAGER_DENSITIES
         # The formula first, at a middling chunk, then the chunk, then the compiler's options.
         calls = {name: self._call(d, 250, compiled) for name, d in densities.items()}
-        name = rivals.fastest(calls, seconds=2.0)
+        name = rivals.fastest(calls, times_longer=2)
         density = densities[name]
         calls = {
             f"{name}, {chunk} samples at a time": self._call(density, chunk, compiled)
             for chunk in CHUNKS
         }
-        variant = rivals.fastest(calls, seconds=2.0)
+        variant = rivals.fastest(calls, times_longer=2)
         if compiled:
             chunk = CHUNKS[list(calls).index(variant)]
             frozen = f"{variant}, freezing"
             calls = {variant: calls[variant], frozen: self._call(density, chunk, True, True)}
-            variant = rivals.fastest(calls, seconds=2.0)
+            variant = rivals.fastest(calls, times_longer=2)
         return Rival(calls[variant], calls[variant], variant=variant)
 
     def _products(self) -> Callable[[], Tensor]:

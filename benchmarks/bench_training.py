@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from typing import TYPE_CHECKING, Any
@@ -24,48 +25,51 @@ B, D, Z, HIDDEN = 100, 784, 50, (200, 200)
 RATE, SALT = 0.1, 0.5
 
 
-def make_model(k: int) -> DIWAE:
+def make_model(k: int, d: int = D, z: int = Z, m: int = 1) -> DIWAE:
     """784-200-200-50-200-200-784 with the package's default activation, softplus."""
-    return DIWAE(D, Z, HIDDEN, corruption=SaltAndPepper(RATE, SALT), K=k)
+    return DIWAE(d, z, HIDDEN, corruption=SaltAndPepper(RATE, SALT), K=k, M=m)
 
 
 def make_rival(model: DIWAE) -> rivals.DIWAE:
     """The same network in plain PyTorch, with the same parameters."""
-    rival = rivals.DIWAE(D, Z, HIDDEN, nn.Softplus, model.K, RATE, SALT)
+    sizes = (model.data_size, model.latent_size, HIDDEN)
+    rival = rivals.DIWAE(*sizes, nn.Softplus, model.K, RATE, SALT, model.M)
     rival.copy_parameters(model)
     return rival
 
 
-def make_data(b: int) -> Tensor:
+def make_data(b: int, d: int = D) -> Tensor:
     """Binary images of which a fifth is white."""
-    return (torch.rand(b, D) < 0.2).float()
+    return (torch.rand(b, d) < 0.2).float()
 
 
 class TrainingCase(Case):
     """One step, fused Adam for every rival, the data in memory.
 
-    The flops are those of the linear layers, forward and backward: the encoder runs over B rows,
-    the decoder over B K.
+    The flops are those of the linear layers, forward and backward: the encoder runs over M B rows,
+    the decoder over M B K.
     """
 
-    def __init__(self, k: int) -> None:
-        self.group = f"training step, 784-200-200-50-200-200-784, B={B} K={k}"
-        self.k = k
-        self.model = make_model(k)
-        self.x = make_data(B)
-        self.elements = B * k * D
-        encoder = D * 200 + 200 * 200 + 200 * 2 * Z
-        decoder = Z * 200 + 200 * 200 + 200 * D
+    def __init__(self, k: int, b: int = B, d: int = D, z: int = Z, m: int = 1) -> None:
+        copies = f" M={m}" if m > 1 else ""
+        self.group = f"training step, {d}-200-200-{z}-200-200-{d}, B={b} K={k}{copies}"
+        self.model = make_model(k, d, z, m)
+        self.x = make_data(b, d)
+        self.elements = m * b * k * d
+        encoder = d * 200 + 200 * 200 + 200 * 2 * z
+        decoder = z * 200 + 200 * 200 + 200 * d
         # Twice forward's again for both gradients; the first layer needs none for its input.
-        self.flops = 2 * B * (3 * (encoder + k * decoder) - D * 200)
+        self.flops = 2 * m * b * (3 * (encoder + k * decoder) - d * 200)
         self.plain = make_rival(self.model)
         self._check_formula()
-        self.expected = self._statistics(self.plain, self.plain.loss)
+
+    @functools.cached_property
+    def expected(self) -> tuple[float, float, Tensor]:
+        return self._statistics(self.plain, self.plain.loss)
 
     def build(self, rival: str) -> Rival:
         if rival.startswith("ours"):
-            model = make_model(self.k)
-            model.load_state_dict(self.model.state_dict())
+            model = copy.deepcopy(self.model)
             loss = torch.compile(model.loss, dynamic=False) if "compile" in rival else model.loss
             return self._rival(model, loss)
         calls = {}
@@ -79,7 +83,7 @@ class TrainingCase(Case):
             for name, density in rivals.COMPILED_DENSITIES.items():
                 model = self._plain(density, rivals.reparameterise)
                 calls[name] = self._rival(model, rivals.compiled(model.loss), name)
-        return calls[rivals.fastest({name: c.call for name, c in calls.items()}, seconds=2.0)]
+        return calls[rivals.fastest({name: c.call for name, c in calls.items()}, times_longer=2)]
 
     def _plain(self, density: rivals.Density, formula: Callable[..., Any]) -> rivals.DIWAE:
         model = make_rival(self.model)
@@ -113,8 +117,12 @@ class TrainingCase(Case):
     def _check_formula(self) -> None:
         """The plain model is ours: the same loss and gradient from the same noise."""
         seed = torch.tensor([7])
-        corrupted = dvae_fast.corrupt(self.x, SaltAndPepper(RATE, SALT), seed=seed)
-        noise = reference.latent_noise(1, B, self.k, Z, seed, 0, 0, torch.float32)[0]
+        m, k, z = self.model.M, self.model.K, self.model.latent_size
+        copies = m if m > 1 else None
+        corrupted = dvae_fast.corrupt(self.x, SaltAndPepper(RATE, SALT), copies, seed)
+        corrupted = corrupted.view(-1, self.x.shape[1])
+        noise = reference.latent_noise(m, len(self.x), k, z, seed, 0, 0, torch.float32)
+        noise = noise.flatten(0, 1)
         losses = (self.model.loss(self.x, seed), self.plain.loss_from(self.x, corrupted, noise))
         gradients = [
             torch.autograd.grad(loss, list(model.parameters()))

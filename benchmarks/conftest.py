@@ -13,11 +13,12 @@ import os
 import platform
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import rivals
 import torch
 
 import dvae_fast
@@ -44,6 +45,11 @@ class Rival:
     result: Callable[[], Any]
     prepare: Callable[[], None] | None = None
     variant: str = ""
+    threads: int = THREADS
+    #: the case whose work this is, where the sizes of one group are its rivals
+    case: Case | None = None
+    #: what the table of such a group needs: operator, axis, value, …
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 class Case:
@@ -74,29 +80,33 @@ class Measure:
 
     def __call__(self, benchmark: Any, make: Callable[[], Case], key: object, name: str) -> None:
         if key != self.key:
-            self.case, self.rivals, self.key = None, {}, key
+            self.case, self.rivals, self.key = None, {}, None
             torch._dynamo.reset()
             gc.collect()
             torch.manual_seed(0)
-            self.case = make()
+            self.case, self.key = make(), key  # a case that is skipped is skipped for each rival
         case = self.case
         assert case is not None
         if name not in self.rivals:
             torch.manual_seed(1)
+            torch.set_num_threads(THREADS)
             rival = case.build(name)
             if rival.prepare is not None:
                 rival.prepare()
             case.check(name, rival.result())
             self.rivals[name] = rival
         rival = self.rivals[name]
+        torch.set_num_threads(rival.threads)
         benchmark.group = case.group
+        work = rival.case or case
         benchmark.extra_info.update(
             rival=name,
             variant=rival.variant,
-            elements=case.elements,
-            bytes=case.bytes,
-            flops=case.flops,
+            elements=work.elements,
+            bytes=work.bytes,
+            flops=work.flops,
             threads=torch.get_num_threads(),
+            **rival.extra,
         )
         rounds, iterations = self._plan(rival)
         # Warm again after the other rivals have had the caches and the allocator.
@@ -128,6 +138,7 @@ def measure(request: pytest.FixtureRequest) -> Iterator[Measure]:
     torch.set_num_threads(THREADS)
     # One function is compiled for every size and formula; past its limit dynamo gives up.
     torch._dynamo.config.recompile_limit = 64
+    rivals.choosing_seconds = request.config.getoption("--choose")
     yield Measure(request.config.getoption("--seconds"))
     torch._dynamo.reset()
 
@@ -135,7 +146,13 @@ def measure(request: pytest.FixtureRequest) -> Iterator[Measure]:
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("dvae_fast")
     group.addoption("--turns", type=int, default=3, help="times each rival gets its turn")
-    group.addoption("--seconds", type=float, default=1.5, help="timed seconds a rival and turn")
+    group.addoption("--seconds", type=float, default=0.4, help="timed seconds a rival and turn")
+    group.addoption(
+        "--choose",
+        type=float,
+        default=0.4,
+        help="seconds for each way to write plain code, to find the fastest; 0 takes the first",
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -1,6 +1,9 @@
 """Peak memory of a training step, and of `linear_log_weights`, each in a process of its own.
 
     python benchmarks/peak_memory.py [--json FILE]
+    python benchmarks/peak_memory.py --growth [--json FILE]
+
+The second measures the points of `bench_growth.py` instead, all in one process.
 
 The figure is the growth of the resident set: VmHWM, the largest the process has been since it was
 reset just before the work, less VmRSS then. It is the kernel's own account, so it includes what
@@ -143,19 +146,58 @@ def _child(work: str, rival: str, method: str) -> int:
         # Makes Adam's state, the same for all; and a compiler's own memory is not the step's.
         call()
     gc.collect()
+    return _allocator_peak(call) if method == "tensors" else _resident_peak(call, STEPS)
 
-    if method == "tensors":
-        return _allocator_peak(call)
+
+def _resident_peak(call: Callable[[], object], calls: int) -> int:
+    """Growth of the resident set at its largest."""
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from VmRSS
     before = _status("VmRSS")
-    for _ in range(STEPS):
+    for _ in range(calls):
         call()
     return _status("VmHWM") - before
 
 
+def _growth() -> list[dict[str, Any]]:
+    """Every point of an axis that is a size, from 1/4 MiB of data on; smaller peaks are noise."""
+    import rivals
+    import torch
+    from bench_growth import GrowthCase, groups, rivals_at, values
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    rivals.choosing_seconds = 0
+    rows = []
+    for operator, axis in groups():
+        if axis in ("threads", "dtype"):
+            continue
+        for value in values(operator, axis):
+            for who in rivals_at(operator, axis, value):
+                torch.manual_seed(0)
+                rival = GrowthCase(operator, axis).build(f"{who}, {axis}={value}")
+                assert rival.case is not None
+                if 4 * rival.case.elements < MIB // 4:
+                    continue
+                peak = 0
+                for warm in (True, False):  # the first makes what stays: threads, Adam's state
+                    if rival.prepare is not None:
+                        rival.prepare()
+                    gc.collect()
+                    if warm:
+                        rival.call()
+                    else:
+                        peak = _resident_peak(rival.call, 1)
+                rows.append({**rival.extra, "resident": peak})
+                print(f"{operator}, {who}, {axis}={value}: {peak / MIB:.1f} MiB", flush=True)
+    return rows
+
+
+#: every larger block is a mapping of its own, gone when it is freed
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+
+
 def measure(work: str, rival: str, method: str) -> int | None:
     """Bytes, measured in a new process; None where this system cannot tell."""
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    environment = {**os.environ, **MALLOC}
     command = [sys.executable, __file__, "--child", work, rival, method]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if process.returncode != 0:
@@ -167,8 +209,18 @@ def measure(work: str, rival: str, method: str) -> int | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Peak memory, ours and others.")
     parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--growth", action="store_true", help="the points of bench_growth.py")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.growth:
+        if any(os.environ.get(name) != value for name, value in MALLOC.items()):
+            command = [sys.executable, *sys.argv]  # malloc reads it when a process starts
+            sys.exit(subprocess.run(command, env={**os.environ, **MALLOC}, check=False).returncode)
+        sys.path[:0] = [str(FOLDER), str(FOLDER.parent / "tests")]
+        points = _growth()
+        if arguments.json:
+            arguments.json.write_text(json.dumps(points, indent=1))
+        return
     if arguments.child:
         print(_child(*arguments.child))
         return

@@ -1,73 +1,24 @@
-"""Markdown tables from the benchmarks' JSON: targets, every rival, and the roofline.
+"""The report of one run: `report/index.html` and `report/RESULTS.md` from the benchmarks' JSON.
 
-    python benchmarks/report.py times.json [--memory FILE] [--accuracy FILE] [--kept FILE]
+    python benchmarks/report.py FOLDER [--output FOLDER]
 
-A figure is the median over all rounds of all turns of one run; the interquartile range is given
-next to it.
+The first folder holds what `run.py` collects: times.json, and kept, growth, memory, growth_memory,
+accuracy and evaluator where they were measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-MIB = 1 << 20
-
-
-@dataclass
-class Figure:
-    """One rival of one group: the times of its rounds in seconds, and the work of one call."""
-
-    rival: str
-    variant: str
-    elements: int
-    bytes: int
-    flops: int
-    times: list[float] = field(default_factory=list)
-    turns: list[float] = field(default_factory=list)
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.times)
-
-    @property
-    def spread(self) -> float:
-        """Interquartile range as a share of the median."""
-        if len(self.times) < 2:
-            return 0.0
-        low, _, high = statistics.quantiles(self.times, n=4, method="inclusive")
-        return (high - low) / self.median
-
-    @property
-    def drift(self) -> float:
-        """Slowest over fastest median of a turn."""
-        return max(self.turns) / min(self.turns)
-
-
-Groups = dict[str, dict[str, Figure]]
-
-
-def load(path: Path) -> tuple[Groups, dict[str, Any]]:
-    """The figures by group and rival, turns put together; and the whole file."""
-    content = json.loads(path.read_text())
-    groups: Groups = {}
-    for row in content["benchmarks"]:
-        extra = row["extra_info"]
-        group = groups.setdefault(row["group"], {})
-        name = extra["rival"]
-        figure = group.setdefault(
-            name,
-            Figure(name, extra["variant"], extra["elements"], extra["bytes"], extra["flops"]),
-        )
-        figure.times += row["stats"]["data"]
-        figure.turns.append(statistics.median(row["stats"]["data"]))
-    return groups, content
-
+import charts
+import growth
+from figures import MIB, Chart, Figure, Groups, Section, Table, load, markdown, seconds
+from page import page
 
 # --- targets --------------------------------------------------------------------------------------
 
@@ -129,23 +80,6 @@ def verdict(met: bool) -> str:
     return "met" if met else "**missed**"
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table, first column to the left, the rest to the right."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def seconds(value: float) -> str:
-    """Three significant digits with a unit."""
-    unit, scale = "µs", 1e-6
-    if value >= 1:
-        unit, scale = "s", 1.0
-    elif value >= 1e-3:
-        unit, scale = "ms", 1e-3
-    figure = value / scale
-    return f"{figure:.3g} {unit}" if figure < 999.5 else f"{figure:.0f} {unit}"
-
-
 def unmeasured(what: str, against: str, target: str) -> list[str]:
     """A target must not vanish from the table, and so from the count, because a run broke."""
     return [what, against, "", "", "", target, "**not measured**"]
@@ -163,13 +97,14 @@ def target_rows(groups: Groups) -> list[list[str]]:
         rival = min(rivals, key=lambda figure: figure.median)
         ours = group[target.ours].median
         ratio = rival.median / ours
+        low, high = rival.ratio_range(group[target.ours])
         rows.append(
             [
                 what,
                 rival.rival,
                 seconds(ours),
                 seconds(rival.median),
-                f"{ratio:.2f}×",
+                f"{ratio:.2f}× ({low:.2f}–{high:.2f})",
                 f"≥ {target.factor:g}×",
                 verdict(ratio >= target.factor),
             ]
@@ -365,7 +300,13 @@ def likelihood_rows(run: Path) -> list[list[str]]:
     ]
 
 
-def accuracy_rows(accuracy: dict[str, Any]) -> list[list[str]]:
+def accuracy_rows(accuracy: dict[str, Any] | None) -> list[list[str]]:
+    if accuracy is None:
+        target = f"≤ {ACCURACY:.0e}"
+        return [
+            unmeasured("largest error, float32", "float64", target),
+            unmeasured("noise on every instruction set", "reference, bit by bit", "identical"),
+        ]
     op, worst = max(accuracy["errors"].items(), key=lambda item: item[1])
     noise = accuracy["noise"]
     rows = [
@@ -413,11 +354,21 @@ def rival_rows(groups: Groups) -> list[list[str]]:
                     f"{figure.spread:.0%}",
                     f"{figure.drift:.2f}",
                     each,
-                    f"{figure.median / ours.median:.2f}" if ours else "",
+                    _of_ours(figure, ours),
                     str(len(figure.times)),
                 ]
             )
     return rows
+
+
+def _of_ours(figure: Figure, ours: Figure | None) -> str:
+    """Time over ours, with its range from turn to turn."""
+    if ours is None:
+        return ""
+    if figure is ours:
+        return "1"
+    low, high = figure.ratio_range(ours)
+    return f"{figure.median / ours.median:.2f} ({low:.2f}–{high:.2f})"
 
 
 def roofline_rows(groups: Groups) -> list[list[str]]:
@@ -428,6 +379,8 @@ def roofline_rows(groups: Groups) -> list[list[str]]:
     for name, group in groups.items():
         for rival, figure in group.items():
             if rival.startswith("eager") or "torch.compile" in rival:
+                continue
+            if not (figure.bytes or figure.flops):
                 continue
             cells = [f"{name}: {rival}"]
             for work, ceiling, unit in (
@@ -474,8 +427,10 @@ _HOW = """\
 A figure is the median of one run, over all rounds of all turns ({turns} of them). In each turn the
 rivals of a group run one after the other, in another order each time, so that a machine that gets
 slower or faster favours none; each is warmed up again before it is timed. "IQR" is the
-interquartile range over the median, "drift" the slowest turn's median over the fastest's. Every
-rival's result is checked against the reference or ours before it is timed.
+interquartile range over the median, "drift" the slowest turn's median over the fastest's. A ratio
+is of the medians, and in brackets stand the least and the most of any turn, in which both ran
+one after the other. Every rival's result is checked against the reference or ours before it is
+timed.
 
 Where plain code can be written in several ways, all are tried first and the fastest runs; its
 name stands in brackets. "eager, chunked" is the same in chunks that stay in cache, and "addmm,
@@ -511,72 +466,136 @@ profiler counts it:
 """
 
 
-def report(
-    times: Path,
-    memory: Path | None,
-    accuracy: Path | None,
-    kept: Path | None,
-    evaluator: Path | None,
-    command: str,
-) -> str:
-    groups, content = load(times)
-    head = ["what", "against", "ours", "theirs", "ratio", "target", ""]
-    rows = target_rows(groups)
-    memory_figures = json.loads(memory.read_text()) if memory and memory.exists() else []
-    rows += memory_rows(memory_figures)
-    checks = json.loads(evaluator.read_text()) if evaluator and evaluator.exists() else {}
-    rows += evaluation_rows(memory_figures, checks)
-    if accuracy and accuracy.exists():
-        rows += accuracy_rows(json.loads(accuracy.read_text()))
+_GROWTH = """\
+Ours and plain eager PyTorch over one size at a time, the others fixed; eager takes the first of its
+formulas, not the fastest at each size, and no compiler was tried. A unit of work is an element, or
+a thousand operations of the linear layers in a training step. The slope is of log time over log
+size: 1 where time grows as the size does, less where a fixed cost counts; "last three" are the
+largest sizes. Peak memory is the growth of the resident set during one call; where the data are
+under 1/4 MiB it is not measured.
+"""
+
+_STEPS = """\
+Flat is good. Every two neighbouring sizes of which a unit costs ours more than {flat}× as much at
+one as at the other, with the cause where it is one of those that `growth.py` knows.
+"""
+
+
+def load_json(path: Path, otherwise: Any) -> Any:
+    """What is missing was not measured, and the tables say so."""
+    return json.loads(path.read_text()) if path.exists() else otherwise
+
+
+def sections(folder: Path, command: str) -> list[Section]:
+    """The whole report of the JSON files in a folder."""
+    groups, content = load(folder / "times.json")
+    memory = load_json(folder / "memory.json", [])
+    rows = target_rows(groups) + memory_rows(memory)
+    rows += evaluation_rows(memory, load_json(folder / "evaluator.json", {}))
+    rows += accuracy_rows(load_json(folder / "accuracy.json", None))
     rows += likelihood_rows(Path(__file__).parent / "iwae_mnist" / "metrics.json")
     verdicts = Counter(row[-1] for row in rows if row[-1])
     turns = content["machine_info"]["measured_with"]["turns"]
+    head = ["what", "against", "ours", "theirs", "ratio", "target", ""]
     rivals_head = ["group", "rival", "median", "IQR", "drift", "ns/element", "of ours", "rounds"]
-    parts = [
-        "# Results",
-        f"Made by `{command}`.",
-        machine(content),
-        _HOW.format(turns=turns),
-        "## Targets",
-        f"{verdicts['met']} of {sum(verdicts.values())} met.",
-        table(head, rows),
-        "## Roofline",
-        _ROOFLINE,
-        table(
-            ["group", "GB/s", "of copy", "GFLOP/s", "of GEMM"],
-            roofline_rows(groups),
+    out = [
+        Section("", (f"Made by `{command}`.", machine(content), _HOW.format(turns=turns))),
+        Section(
+            "Targets",
+            (
+                f"{verdicts['met']} of {sum(verdicts.values())} met.",
+                Table(head, rows, ("against", "")),
+            ),
         ),
-        "## Every rival",
-        table(rivals_head, rival_rows(groups)),
+        Section(
+            "Every rival",
+            (
+                Chart(charts.ratios(groups)),
+                Table(rivals_head, rival_rows(groups), ("rival",)),
+            ),
+        ),
+        Section(
+            "Roofline",
+            (
+                _ROOFLINE,
+                *(Chart(charts.roofline(groups, work)) for work in ("bytes", "flops")),
+                Table(["group", "GB/s", "of copy", "GFLOP/s", "of GEMM"], roofline_rows(groups)),
+            ),
+        ),
     ]
-    if kept and kept.exists():
-        kept_groups, kept_content = load(kept)
+    if (folder / "growth.json").exists():
+        memory_points = load_json(folder / "growth_memory.json", [])
+        out += growth_sections(*load(folder / "growth.json"), memory_points)
+    if (folder / "kept.json").exists():
+        kept, kept_content = load(folder / "kept.json")
         malloc = kept_content["machine_info"]["measured_with"]["malloc"]
-        parts += [
-            "## With memory kept by malloc",
-            _KEPT.format(malloc=" ".join(f"{k}={v}" for k, v in malloc.items())),
-            table(rivals_head, rival_rows(kept_groups)),
-        ]
-    if memory_figures:
+        named = _KEPT.format(malloc=" ".join(f"{k}={v}" for k, v in malloc.items()))
+        kept_table = Table(rivals_head, rival_rows(kept), ("rival",))
+        out.append(Section("With memory kept by malloc", (named, kept_table)))
+    if memory:
         tensors = "; ".join(
             f"{row['work']}, {row['rival']}: {row['tensors'] / MIB:.1f} MiB"
-            for row in memory_figures
+            for row in memory
             if row["tensors"] is not None
         )
-        parts += ["## Memory", _MEMORY.rstrip() + "\n" + tensors + "."]
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+        out.append(Section("Memory", (_MEMORY.rstrip() + "\n" + tensors + ".",)))
+    return out
+
+
+def growth_sections(
+    groups: Groups, content: dict[str, Any], memory: list[dict[str, Any]]
+) -> list[Section]:
+    """Growth, where it is not flat, threads and dtypes."""
+    found = growth.series(groups)
+    steps = growth.step_rows(found, growth.machine_of(content))
+    unexplained = sum(1 for row in steps if row[-1].startswith("**"))
+    slopes = Table(growth.SLOPE_HEAD, growth.slope_rows(found), ("over",))
+    memory_slopes = Table(growth.MEMORY_HEAD, growth.memory_rows(memory), ("over",))
+    operators = dict.fromkeys(one.operator for one in growth.sizes_of(found))
+    out = [
+        Section(
+            "Growth",
+            (
+                _GROWTH,
+                *(Chart(charts.growth(name, found, memory)) for name in operators),
+                slopes,
+                memory_slopes,
+            ),
+        ),
+        Section(
+            "Where cost is not flat",
+            (
+                _STEPS.format(flat=growth.FLAT),
+                f"{len(steps)} steps, {unexplained} not explained.",
+                Table(growth.STEP_HEAD, steps, ("over", "sizes", "cause")),
+            ),
+        ),
+    ]
+    for title, axis, head, rows in (
+        ("Threads", "threads", growth.THREAD_HEAD, growth.thread_rows(found)),
+        ("Dtypes", "dtype", growth.DTYPE_HEAD, growth.dtype_rows(found)),
+    ):
+        if rows:
+            chart = Chart(charts.bars(found, axis))
+            out.append(Section(title, (chart, Table(head, rows, ("who", "dtype")))))
+    return out
+
+
+def write(folder: Path, output: Path, command: str) -> None:
+    """index.html and RESULTS.md."""
+    parts = sections(folder, command)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "RESULTS.md").write_text(markdown("Results", parts))
+    (output / "index.html").write_text(page("dvae_fast: results", parts))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Markdown from the benchmarks' JSON.")
-    parser.add_argument("times", type=Path, help="what pytest --benchmark-json wrote")
-    parser.add_argument("--memory", type=Path, help="what peak_memory.py --json wrote")
-    parser.add_argument("--accuracy", type=Path, help="what accuracy.py --json wrote")
-    parser.add_argument("--kept", type=Path, help="times with memory kept by malloc")
-    parser.add_argument("--evaluator", type=Path, help="what evaluator.py --json wrote")
-    parser.add_argument("--command", default="python benchmarks/run.py", help="to be named")
+    parser = argparse.ArgumentParser(description="The report of the benchmarks' JSON.")
+    parser.add_argument("folder", type=Path, help="where run.py left its JSON")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "report")
+    parser.add_argument("--command", default="make bench", help="to be named")
     a = parser.parse_args()
-    print(report(a.times, a.memory, a.accuracy, a.kept, a.evaluator, a.command), end="")
+    write(a.folder, a.output, a.command)
 
 
 if __name__ == "__main__":

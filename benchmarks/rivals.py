@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: seconds that `fastest` gives each candidate; 0 takes the first one untried
+choosing_seconds = 0.4
+
 
 def compiled(function: Callable[..., T], **options: bool) -> Callable[..., T]:
     """torch.compile as it is fastest here: static shapes, and an error instead of a graph break."""
@@ -37,10 +40,11 @@ def compiled(function: Callable[..., T], **options: bool) -> Callable[..., T]:
 def fastest(
     candidates: Mapping[str, Callable[[], object]],
     prepare: Callable[[], None] | None = None,
-    seconds: float = 0.5,
+    times_longer: float = 1.0,
 ) -> str:
-    """The name of the candidate with the least median time, each run `seconds` in turn."""
-    if len(candidates) == 1:
+    """The name of the candidate with the least median time, run in turn."""
+    seconds = choosing_seconds * times_longer
+    if len(candidates) == 1 or seconds == 0:
         return next(iter(candidates))
 
     def run(call: Callable[[], object]) -> float:
@@ -115,6 +119,28 @@ def sample_latent(
 ) -> tuple[Tensor, Tensor]:
     noise = torch.randn(mean.shape[0], k, mean.shape[1], device=mean.device)
     return formula(mean, log_var, noise)
+
+
+# --- log p(z) − log q(z) of a z (B, K, Z) from elsewhere ------------------------------------------
+
+
+def log_ratio_sum(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+    mean, log_var = mean.unsqueeze(1), log_var.unsqueeze(1)
+    return 0.5 * ((z - mean).square() * torch.exp(-log_var) + log_var - z.square()).sum(-1)
+
+
+def log_ratio_vecdot(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+    """The same with inner products."""
+    noise = (z - mean.unsqueeze(1)) * torch.exp(-0.5 * log_var).unsqueeze(1)
+    squares = torch.linalg.vecdot(noise, noise) - torch.linalg.vecdot(z, z)
+    return 0.5 * (squares + log_var.sum(-1, keepdim=True))
+
+
+LOG_RATIOS = {"sum": log_ratio_sum, "vecdot": log_ratio_vecdot}
+
+
+def logmeanexp(log_w: Tensor) -> Tensor:
+    return torch.logsumexp(log_w, -1) - math.log(log_w.shape[-1])
 
 
 # --- mixture of posteriors: z (B, K, Z) under mean and log_var (M, B, Z) --------------------------
@@ -305,9 +331,11 @@ class DIWAE(nn.Module):
         k: int,
         rate: float,
         salt: float,
+        copies: int = 1,
     ) -> None:
         super().__init__()
         self.latent_size, self.k, self.rate, self.salt = latent_size, k, rate, salt
+        self.copies = copies
         self.encoder = mlp([data_size, *hidden_sizes, 2 * latent_size], activation)
         self.decoder = mlp([latent_size, *reversed(hidden_sizes), data_size], activation)
         self.density: Density = density_softplus
@@ -330,12 +358,16 @@ class DIWAE(nn.Module):
         return mean, log_var
 
     def loss_from(self, x: Tensor, corrupted: Tensor, noise: Tensor) -> Tensor:
+        """From x̃ (copies · B, D) and ε (copies · B, K, Z), all copies of a batch together."""
+        x = x if self.copies == 1 else x.repeat(self.copies, 1)
         z, log_ratio = self.reparameterise(*self.encode(corrupted), noise)
         return iwae_loss(self.decoder(z), x, log_ratio, self.density)
 
     def loss(self, x: Tensor) -> Tensor:
-        corrupted = corrupt(x, None, self.rate, self.salt, self.noise)
-        noise = torch.randn(x.shape[0], self.k, self.latent_size, device=x.device)
+        copies = None if self.copies == 1 else self.copies
+        corrupted = corrupt(x, copies, self.rate, self.salt, self.noise).view(-1, x.shape[1])
+        rows = corrupted.shape[0]
+        noise = torch.randn(rows, self.k, self.latent_size, device=x.device)
         return self.loss_from(x, corrupted, noise)
 
     def log_weights_from(self, x: Tensor, mean: Tensor, log_var: Tensor, noise: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Run every benchmark and write RESULTS.md: about 25 minutes on two cores that do nothing else.
+"""Run every benchmark and write report/: under 15 minutes on two cores that do nothing else.
 
-python benchmarks/run.py [--quick] [--output FILE]
+python benchmarks/run.py [--quick] [--output FOLDER] [--compare BEFORE.json [--threshold 1.1]]
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from report import report
+from compare import compare
+from report import write
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
@@ -21,6 +23,15 @@ RAW = ROOT / "build" / "benchmarks"
 # Large blocks from the heap too, and no memory back to the system: see report.py.
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 KEPT_BENCHMARKS = ("bench_iwae_loss", "bench_log_weights")
+KEPT_SIZES = "50-ours or 50-eager or 50-compile or bench_log_weights"
+
+# On two quiet cores with AVX2: minutes that do not depend on --turns and --seconds (formulas
+# compiled and chosen from, results checked, memory, accuracy, the evaluator), and how many rivals
+# and points are timed.
+FIXED_MINUTES, RIVALS, POINTS = 7.5, 95, 360
+
+# The share of --seconds that a point of the growth study gets.
+GROWTH_SHARE = 0.1
 
 
 def fail(message: str) -> None:
@@ -35,36 +46,53 @@ def run(*command: str, environment: dict[str, str] | None = None) -> None:
 
 
 def benchmark(
-    json: Path, turns: int, seconds: float, *names: str, environment: dict[str, str] | None = None
+    json: Path,
+    turns: int,
+    seconds: float,
+    *arguments: str,
+    choose: float | None = None,
+    environment: dict[str, str] | None = None,
 ) -> None:
+    """`choose` is how long each way to write plain code is tried, --seconds if not given."""
     run(
-        *(sys.executable, "-m", "pytest", *(names or (str(FOLDER),)), "-x", "-q"),
+        *(sys.executable, "-m", "pytest", *arguments, "-x", "-q"),
         *(
             "--benchmark-enable",
             f"--benchmark-json={json}",
             "--benchmark-columns=median,iqr,rounds",
         ),
         *(f"--turns={turns}", f"--seconds={seconds}"),
+        f"--choose={seconds if choose is None else choose}",
         environment=environment,
     )
 
 
+def expected_minutes(turns: int, seconds: float) -> float:
+    """How long a run takes on two quiet cores."""
+    timed = turns * seconds * 1.3 * (RIVALS + GROWTH_SHARE * POINTS)  # warm-up and planning too
+    return FIXED_MINUTES + timed / 60
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Run every benchmark and write RESULTS.md.")
+    parser = argparse.ArgumentParser(description="Run every benchmark and write a report.")
     parser.add_argument("--turns", type=int, default=3, help="times each rival gets its turn")
-    parser.add_argument("--seconds", type=float, default=1.5, help="timed seconds a rival and turn")
+    parser.add_argument("--seconds", type=float, default=0.4, help="timed seconds a rival and turn")
     parser.add_argument("--quick", action="store_true", help="one short turn, to see that it works")
     parser.add_argument(
         "--run", type=Path, help="folder of a run on MNIST, to try a tolerance on (evaluator.py)"
     )
-    parser.add_argument("--output", type=Path, default=FOLDER / "RESULTS.md")
+    parser.add_argument(
+        "--output", type=Path, default=FOLDER / "report", help="the report's folder"
+    )
+    parser.add_argument("--compare", type=Path, help="times.json of a run before, to compare with")
+    parser.add_argument("--threshold", type=float, default=1.1, help="of --compare")
     parser.add_argument(
         "--allow-reference", action="store_true", help="run without compiled kernels too"
     )
     a = parser.parse_args()
     if a.turns < 1 or a.seconds <= 0:
         parser.error(f"--turns and --seconds must be > 0, got {a.turns} and {a.seconds}")
-    turns, seconds = (1, 0.1) if a.quick else (a.turns, a.seconds)
+    turns, seconds = (1, 0.05) if a.quick else (a.turns, a.seconds)
 
     from dvae_fast import ops
 
@@ -74,21 +102,38 @@ def main() -> None:
     if load > 0.5:
         print(f"The load average is {load:.2f}: others use the machine, and figures will tell.")
 
+    expected = expected_minutes(turns, seconds)
+    print(f"Expected: about {expected:.0f} minutes on two quiet cores.", flush=True)
+    begun = time.monotonic()
     RAW.mkdir(parents=True, exist_ok=True)
-    times, kept, memory, accuracy, evaluator = (
-        RAW / f"{name}.json" for name in ("times", "kept", "memory", "accuracy", "evaluator")
+    before = None
+    if a.compare is not None:
+        before = a.compare.read_bytes()  # it may be the file that is about to be written
+    for old in RAW.glob("*.json"):
+        old.unlink()  # a report is of one run
+    times, kept, growth, memory, growth_memory, accuracy, evaluator = (
+        RAW / f"{name}.json"
+        for name in ["times", "kept", "growth", "memory", "growth_memory", "accuracy", "evaluator"]
     )
-    benchmark(times, turns, seconds)
+    points = FOLDER / "bench_growth.py"
+    benchmark(times, turns, seconds, str(FOLDER), f"--ignore={points}")
     operators = FOLDER / "bench_operators.py"
     names = [f"{operators}::{name}" for name in KEPT_BENCHMARKS]
-    benchmark(kept, turns, seconds / 2, *names, environment=KEPT)
+    benchmark(kept, turns, seconds / 2, *names, "-k", KEPT_SIZES, environment=KEPT)
+    benchmark(growth, turns, seconds * GROWTH_SHARE, str(points), choose=0)
     run(sys.executable, str(FOLDER / "peak_memory.py"), f"--json={memory}")
+    run(sys.executable, str(FOLDER / "peak_memory.py"), "--growth", f"--json={growth_memory}")
     run(sys.executable, str(FOLDER / "accuracy.py"), f"--json={accuracy}")
     judged = ("--run", str(a.run)) if a.run else ()
     run(sys.executable, str(FOLDER / "evaluator.py"), f"--json={evaluator}", *judged)
     command = shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]])
-    a.output.write_text(report(times, memory, accuracy, kept, evaluator, command))
-    print(f"Wrote {a.output}")
+    write(RAW, a.output, command)
+    taken = (time.monotonic() - begun) / 60
+    print(f"Wrote {a.output} after {taken:.1f} minutes, {expected:.0f} expected.")
+    if before is not None:
+        kept_before = RAW / "before.json"
+        kept_before.write_bytes(before)
+        sys.exit(compare(kept_before, times, a.threshold))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,299 @@
+"""The growth study: what a unit of work costs at each size, and where that is not flat.
+
+    python benchmarks/growth.py growth.json
+
+Reads what pytest-benchmark wrote for `bench_growth.py`. Flat is good: cost grows with work. Where
+two neighbouring sizes differ by more than `FLAT`, the step is named, with its cause where it
+is one of those known here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from figures import MIB, Figure, Groups, load, seconds, table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: neighbouring sizes whose costs differ by no more are called flat
+FLAT = 1.25
+#: elements from which the kernels wake a second thread (kGrain in csrc/torch/cpu/common.h)
+GRAIN = 16384
+#: what Python, autograd and the dispatcher may take of a call, in seconds
+CALL = 150e-6
+#: blocks larger than this are never kept by glibc, and cost page faults at each call
+KEPT_BLOCK = 32 * MIB
+
+#: Causes that no size tells: (operator, axis) and whether the cost falls or rises with the axis.
+KNOWN: dict[tuple[str, str, str], str] = {
+    ("training step", "B", "falls"): "matrix products of few rows read all weights for little work",
+    ("training step", "K", "falls"): "matrix products of few rows read all weights for little work",
+    ("linear_log_weights", "B", "falls"): "a product of few rows reads all weights for little work",
+    ("linear_log_weights", "K", "falls"): "a product of few rows reads all weights for little work",
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What decides where steps are: threads, and bytes of the caches they share or own."""
+
+    threads: int = 1
+    caches: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One size: the figure, and its cost in ns a unit of work."""
+
+    value: Any
+    figure: Figure
+    unit: str
+
+    @property
+    def time(self) -> float:
+        return self.figure.median
+
+    @property
+    def work(self) -> float:
+        return self.figure.flops / 1e3 if self.unit == "kFLOP" else self.figure.elements
+
+    @property
+    def cost(self) -> float:
+        return self.time / self.work * 1e9
+
+    @property
+    def bytes(self) -> int:
+        """The data a call goes through, at least."""
+        return max(self.figure.bytes, 4 * self.figure.elements)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One operator over one axis, ours or another's."""
+
+    operator: str
+    axis: str
+    who: str
+    unit: str
+    points: tuple[Point, ...]
+
+    def slope(self) -> float:
+        """Of log time over log size; 1 where time is proportional to size."""
+        return slope([p.value for p in self.points], [p.time for p in self.points])
+
+    def end_slope(self) -> float:
+        """The same over the last three sizes, where a call's fixed cost counts least."""
+        last = self.points[-3:]
+        return slope([p.value for p in last], [p.time for p in last])
+
+
+def slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """Least squares of log y over log x; NaN of fewer than two points."""
+    if len(x) < 2:
+        return math.nan
+    u, v = [math.log(a) for a in x], [math.log(b) for b in y]
+    mean_u, mean_v = sum(u) / len(u), sum(v) / len(v)
+    spread = sum((a - mean_u) ** 2 for a in u)
+    return sum((a - mean_u) * (b - mean_v) for a, b in zip(u, v, strict=True)) / spread
+
+
+def series(groups: Groups) -> list[Series]:
+    """The growth series among the figures, sizes in order, in the order measured."""
+    out = []
+    for group in groups.values():
+        found: dict[str, list[Point]] = {}
+        for figure in group.values():
+            if "axis" in figure.extra:
+                point = Point(figure.extra["value"], figure, figure.extra["unit"])
+                found.setdefault(figure.extra["who"], []).append(point)
+        for who, points in found.items():
+            extra = points[0].figure.extra
+            if extra["axis"] != "dtype":
+                points.sort(key=lambda point: point.value)
+            out.append(Series(extra["operator"], extra["axis"], who, extra["unit"], tuple(points)))
+    return out
+
+
+def machine_of(content: dict[str, Any]) -> Machine:
+    """Threads and caches of the machine a file was measured on."""
+    setting = content["machine_info"]["measured_with"]
+    return Machine(setting["threads"], setting["cpu"]["caches"])
+
+
+# --- where it is not flat -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """Two neighbouring sizes whose costs differ, and why, or ""."""
+
+    series: Series
+    before: Point
+    after: Point
+    cause: str
+
+    @property
+    def ratio(self) -> float:
+        return self.after.cost / self.before.cost
+
+
+def steps(one: Series, machine: Machine) -> list[Step]:
+    """Where the cost of a unit changes by more than `FLAT` from one size to the next."""
+    return [
+        Step(one, a, b, cause(one, a, b, machine))
+        for a, b in pairwise(one.points)
+        if not 1 / FLAT <= b.cost / a.cost <= FLAT
+    ]
+
+
+def cause(one: Series, a: Point, b: Point, machine: Machine) -> str:
+    """The first known cause that fits, by the sizes on both sides; "" where none does."""
+    if b.cost < a.cost:
+        fixed = (a.cost - b.cost) * a.work * 1e-9
+        if fixed <= CALL:
+            return f"fixed cost of a call, {seconds(fixed)} of {seconds(a.time)}"
+        if a.figure.elements <= GRAIN < b.figure.elements and machine.threads > 1:
+            return f"{machine.threads} threads share the work above {GRAIN:,} elements"
+        return KNOWN.get((one.operator, one.axis, "falls"), "")
+    if a.figure.elements <= GRAIN < b.figure.elements and machine.threads > 1:
+        more = (b.cost - a.cost) * b.work * 1e-9
+        if more <= CALL:
+            return f"threads are woken above {GRAIN:,} elements, {seconds(more)}"
+    for name, size in machine.caches.items():
+        whole = size if name == "L3" else size * machine.threads
+        if a.bytes <= whole < b.bytes:
+            return f"the data leave {name}, {whole / MIB:.3g} MiB"
+    if a.bytes <= KEPT_BLOCK < b.bytes:
+        return "blocks above 32 MiB are fresh memory at each call"
+    return KNOWN.get((one.operator, one.axis, "rises"), "")
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+SLOPE_HEAD = [
+    "operator",
+    "over",
+    "sizes",
+    "slope",
+    "last three",
+    "ns a unit, least",
+    "most",
+    "unit",
+]
+STEP_HEAD = ["operator", "over", "sizes", "ns a unit", "ratio", "cause"]
+
+
+def sizes_of(found: list[Series]) -> list[Series]:
+    """Those over a size, which have slopes."""
+    return [one for one in found if one.axis not in ("threads", "dtype")]
+
+
+def slope_rows(found: list[Series]) -> list[list[str]]:
+    return [
+        [
+            one.operator + ("" if one.who == "ours" else f", {one.who}"),
+            one.axis,
+            f"{one.points[0].value}–{one.points[-1].value}",
+            f"{one.slope():.2f}",
+            f"{one.end_slope():.2f}",
+            f"{min(p.cost for p in one.points):.3g}",
+            f"{max(p.cost for p in one.points):.3g}",
+            one.unit,
+        ]
+        for one in sizes_of(found)
+    ]
+
+
+def step_rows(found: list[Series], machine: Machine) -> list[list[str]]:
+    """Ours alone: others are not this study's to explain."""
+    return [
+        [
+            one.operator,
+            one.axis,
+            f"{step.before.value} → {step.after.value}",
+            f"{step.before.cost:.3g} → {step.after.cost:.3g}",
+            f"{step.ratio:.2f}",
+            step.cause or "**not explained**",
+        ]
+        for one in sizes_of(found)
+        if one.who == "ours"
+        for step in steps(one, machine)
+    ]
+
+
+MEMORY_HEAD = ["operator", "over", "slope of peak memory", "least", "most"]
+
+
+def memory_rows(memory: list[dict[str, Any]]) -> list[list[str]]:
+    """Slopes of peak memory, of series of three sizes or more."""
+    found: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+    for row in memory:
+        if row["resident"] >= 1 << 16:  # less is noise
+            key = (row["operator"], row["axis"], row["who"])
+            found.setdefault(key, []).append((row["value"], row["resident"]))
+    return [
+        [
+            operator + ("" if who == "ours" else f", {who}"),
+            axis,
+            f"{slope(*zip(*points, strict=True)):.2f}",
+            *(f"{bound(y for _, y in points) / MIB:.1f} MiB" for bound in (min, max)),
+        ]
+        for (operator, axis, who), points in found.items()
+        if len(points) >= 3
+    ]
+
+
+def thread_rows(found: list[Series]) -> list[list[str]]:
+    """Speed-up over one thread."""
+    return [
+        [
+            one.operator,
+            one.who,
+            seconds(one.points[0].time),
+            str(point.value),
+            seconds(point.time),
+            f"{one.points[0].time / point.time:.2f}×",
+        ]
+        for one in found
+        if one.axis == "threads"
+        for point in one.points[1:]
+    ]
+
+
+def dtype_rows(found: list[Series]) -> list[list[str]]:
+    """Cost of each dtype, and against float32."""
+    rows = []
+    for one in found:
+        if one.axis == "dtype":
+            base = next((p.cost for p in one.points if p.value == "float32"), math.nan)
+            rows += [
+                [one.operator, one.who, str(p.value), f"{p.cost:.3g}", f"{p.cost / base:.2f}"]
+                for p in one.points
+            ]
+    return rows
+
+
+THREAD_HEAD = ["operator", "who", "1 thread", "threads", "time", "speed-up"]
+DTYPE_HEAD = ["operator", "who", "dtype", "ns/element", "of float32"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Where cost is not flat in a size.")
+    parser.add_argument("times", type=Path, help="what pytest --benchmark-json wrote")
+    a = parser.parse_args()
+    groups, content = load(a.times)
+    found = series(groups)
+    print(table(SLOPE_HEAD, slope_rows(found)), end="\n\n")
+    print(table(STEP_HEAD, step_rows(found, machine_of(content))), end="\n\n")
+    print(table(THREAD_HEAD, thread_rows(found)), end="\n\n")
+    print(table(DTYPE_HEAD, dtype_rows(found)))
+
+
+if __name__ == "__main__":
+    main()

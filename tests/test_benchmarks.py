@@ -1,0 +1,236 @@
+"""The benchmarks' report: comparing two runs, slopes, and tables of a small known file."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("matplotlib")
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+
+import compare
+import figures
+import growth
+import page
+import report
+
+MACHINE = {
+    "python_version": "3.11",
+    "system": "Linux",
+    "release": "6",
+    "dvae_fast": {"version": "0", "compiled": True, "build": {"isa": "avx2"}},
+    "measured_with": {
+        "torch": "2",
+        "threads": 2,
+        "cpu": {"model": "a CPU", "isa": ["avx2"], "caches": {"L2": 1 << 19, "L3": 1 << 25}},
+        "load_average": 0.0,
+        "turns": 2,
+        "malloc": {},
+    },
+}
+CORRUPT = "corrupt salt-and-pepper, 100×784, M=1"
+
+
+def row(
+    group: str, rival: str, turn: list[float], work: int = 1000, **extra: Any
+) -> dict[str, Any]:
+    """One turn as pytest-benchmark writes it."""
+    about = {"rival": rival, "variant": "", "elements": work, "bytes": 8 * work, "flops": 0}
+    return {"group": group, "extra_info": about | extra, "stats": {"data": turn}}
+
+
+def point(value: int, time: float, who: str = "ours") -> dict[str, Any]:
+    """A point of the growth over K whose work is 10,000 elements a sample."""
+    where = {"operator": "iwae_loss", "axis": "K", "value": value, "who": who, "unit": "element"}
+    name = f"{who}, K={value}"
+    return row("growth, iwae_loss over K", name, [time], 10_000 * value, **where)
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    content = {"machine_info": MACHINE, "benchmarks": rows, "datetime": "2026-01-01T00:00:00"}
+    path.write_text(json.dumps(content))
+    return path
+
+
+TURNS = [
+    row(CORRUPT, "ours", [1e-4, 1e-4, 2e-4]),
+    row(CORRUPT, "eager", [7e-4, 8e-4, 9e-4]),
+    row(CORRUPT, "ours", [1e-4, 1e-4, 1e-4]),
+    row(CORRUPT, "eager", [8e-4, 8e-4, 8e-4]),
+    row("ceilings", "copy", [1e-6], 10_000),
+]
+
+
+# --- comparing ------------------------------------------------------------------------------------
+
+
+def scaled(path: Path, factors: list[float]) -> Path:
+    """The same run, each turn of ours times its factor."""
+    rows, left = copy.deepcopy(TURNS), iter(factors)
+    for one in rows:
+        if one["extra_info"]["rival"] == "ours":
+            factor = next(left)
+            one["stats"]["data"] = [t * factor for t in one["stats"]["data"]]
+    return write(path, rows)
+
+
+@pytest.mark.parametrize(
+    ("factors", "status", "said"),
+    [
+        ([1.0, 1.0], 0, "0 slower, 0 unsure, 0 faster"),
+        ([1.09, 1.09], 0, "0 slower, 0 unsure, 0 faster"),
+        ([1.2, 1.2], 1, "1 slower, 0 unsure, 0 faster"),
+        ([1.5, 1.0], 0, "0 slower, 1 unsure, 0 faster"),  # a turn was as fast as ever
+        ([0.5, 0.5], 0, "0 slower, 0 unsure, 1 faster"),
+    ],
+)
+def test_compare_says_what_is_slower(
+    factors: list[float], status: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after = write(tmp_path / "a.json", TURNS), scaled(tmp_path / "b.json", factors)
+    assert compare.compare(before, after, 1.1) == status
+    out = capsys.readouterr().out
+    assert said in out
+    assert "The others took 1.00× as long (median of 2)" in out
+
+
+def test_compare_has_its_threshold(tmp_path: Path) -> None:
+    before = write(tmp_path / "a.json", TURNS)
+    assert compare.compare(before, scaled(tmp_path / "b.json", [1.2, 1.2]), 1.25) == 0
+
+
+def test_compare_names_what_is_missing_and_needs_something(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = write(tmp_path / "a.json", [*TURNS, row("another", "ours", [1.0])])
+    assert compare.compare(before, write(tmp_path / "b.json", TURNS), 1.1) == 0
+    assert "1 of ours are in a.json alone, first another, ours." in capsys.readouterr().out
+    assert compare.compare(before, write(tmp_path / "c.json", []), 1.1) == 2
+
+
+@pytest.mark.parametrize("content", [None, "no JSON", "{}", "[]"])
+def test_compare_refuses_other_files(
+    content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = write(tmp_path / "a.json", TURNS), tmp_path / "b.json"
+    if content is not None:
+        after.write_text(content)
+    monkeypatch.setattr(sys, "argv", ["compare.py", str(before), str(after)])
+    with pytest.raises(SystemExit) as ended:
+        compare.main()
+    assert ended.value.code == 2
+
+
+# --- growth ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
+def test_slope_of_a_power(power: float) -> None:
+    sizes = [1, 4, 16, 256]
+    assert growth.slope(sizes, [3e-6 * n**power for n in sizes]) == pytest.approx(power, abs=1e-12)
+
+
+def test_slope_of_one_point_is_none() -> None:
+    assert math.isnan(growth.slope([1], [2.0]))
+
+
+def series_of(tmp_path: Path, times: dict[int, float]) -> growth.Series:
+    # Written in no order: the sizes are sorted.
+    rows = [point(k, time) for k, time in reversed(times.items())]
+    groups, _ = figures.load(write(tmp_path / "growth.json", rows))
+    (one,) = growth.series(groups)
+    return one
+
+
+def test_flat_growth_has_no_steps(tmp_path: Path) -> None:
+    one = series_of(tmp_path, {1: 1e-3, 4: 4.5e-3, 16: 16e-3})
+    assert [p.value for p in one.points] == [1, 4, 16]
+    assert one.points[0].cost == pytest.approx(100)
+    assert growth.steps(one, growth.Machine()) == []
+
+
+@pytest.mark.parametrize(
+    ("times", "machine", "cause"),
+    [
+        ({1: 1e-4, 4: 1e-4}, growth.Machine(), "fixed cost of a call, 75 µs of 100 µs"),
+        ({1: 1e-2, 4: 1e-2}, growth.Machine(2), "2 threads share the work"),
+        ({1: 1e-2, 4: 1e-2}, growth.Machine(1), ""),
+        ({1: 1e-5, 4: 1e-4}, growth.Machine(2), "threads are woken above 16,384 elements"),
+        ({8: 1e-3, 32: 8e-3}, growth.Machine(2, {"L2": 1 << 19}), "the data leave L2, 1 MiB"),
+        ({8: 1e-3, 32: 8e-3}, growth.Machine(2, {"L3": 1 << 20}), "the data leave L3, 1 MiB"),
+        ({256: 1e-3, 1024: 8e-3}, growth.Machine(2), "blocks above 32 MiB are fresh"),
+        ({8: 1e-3, 32: 8e-3}, growth.Machine(2), ""),
+    ],
+)
+def test_causes_of_steps(
+    times: dict[int, float], machine: growth.Machine, cause: str, tmp_path: Path
+) -> None:
+    (step,) = growth.steps(series_of(tmp_path, times), machine)
+    assert step.cause.startswith(cause)
+    assert bool(step.cause) == bool(cause)
+
+
+def test_slopes_of_memory_need_three_sizes() -> None:
+    where = {"operator": "iwae_loss", "axis": "K", "who": "eager"}
+    memory = [{**where, "value": k, "resident": k << 20} for k in (1, 4, 16)]
+    assert growth.memory_rows(memory) == [["iwae_loss, eager", "K", "1.00", "1.0 MiB", "16.0 MiB"]]
+    assert growth.memory_rows(memory[:2]) == []
+
+
+# --- the report -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path / "times.json", TURNS)
+    points = [point(k, 1e-6 * k, who) for k in (1, 4, 16) for who in ("ours", "eager")]
+    write(tmp_path / "growth.json", points)
+    return tmp_path
+
+
+def test_target_row_of_a_known_file(folder: Path) -> None:
+    groups, _ = figures.load(folder / "times.json")
+    rows = report.target_rows(groups)
+    expected = ["100 µs", "800 µs", "8.00× (8.00–8.00)", "≥ 6×", "met"]
+    assert [CORRUPT, "eager", *expected] in rows
+    # What this file does not hold stays in the table.
+    assert sum(r[-1] == "**not measured**" for r in rows) == len(rows) - 1
+
+
+def test_ratios_have_the_range_of_their_turns(folder: Path) -> None:
+    groups, _ = figures.load(folder / "times.json")
+    ours, eager = groups[CORRUPT]["ours"], groups[CORRUPT]["eager"]
+    eager.turns = [6e-4, 9e-4]
+    assert eager.ratio_range(ours) == pytest.approx((6, 9))
+
+
+def test_report_writes_one_page_and_a_table(folder: Path) -> None:
+    report.write(folder, folder / "out", "make bench")
+    text = (folder / "out" / "RESULTS.md").read_text()
+    assert "| iwae_loss | K | 1–16 | 1.00 | 1.00 | 0.1 | 0.1 | element |" in text
+    assert "8.00× (8.00–8.00)" in text
+    html = (folder / "out" / "index.html").read_text()
+    assert html.count("<svg") == html.count("</svg>") >= 3
+    # Nothing is fetched: the only addresses are names of XML.
+    assert 'src="' not in html
+    assert "<link" not in html
+    assert "currentColor" in html
+    for title in ("Targets", "Every rival", "Growth", "Where cost is not flat"):
+        assert f"## {title}" in text
+        assert f">{title}</h2>" in html
+
+
+def test_page_escapes_what_it_is_given() -> None:
+    table = figures.Table(["a", "b"], [["<x>", "`c`"], ["d & e", "**missed**"]])
+    html = page.page("t", [figures.Section("s", (table, "- one\n- two"))])
+    assert "&lt;x&gt;" in html
+    assert "<code>c</code>" in html
+    assert "d &amp; e" in html
+    assert '<span class="missed">missed</span>' in html
+    assert "<ul><li>one</li><li>two</li></ul>" in html

@@ -986,12 +986,13 @@ def linear_log_weights(
     Raises:
         TypeError, ValueError: naming the argument, the rule and the value.
     """
-    dtype = _autocast_dtype(hidden) if isinstance(hidden, Tensor) else None
+    for name, t in (("hidden", hidden), ("weight", weight), ("bias", bias)):
+        if name != "bias" or t is not None:
+            _check_float(name, cast("Tensor", t))
+    dtype = _autocast_dtype(hidden)
     if dtype is not None:
-        hidden, weight, bias = (
-            t.to(dtype) if isinstance(t, Tensor) else t for t in (hidden, weight, bias)
-        )
-    _check_float("hidden", hidden)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
     if hidden.dim() < 3:
         raise ValueError(f"hidden must have shape (*L, B, K, H), got {tuple(hidden.shape)}")
     _check_layer("weight", weight, "bias", bias, hidden, "hidden", hidden.shape[-1], "(D, H)")
@@ -1068,7 +1069,7 @@ def _check_output(
             )
     if _looks():
         lik.check_support(x)
-    return x, log_ratio, cast("Tensor | None", scale), lik
+    return x, log_ratio, scale, lik
 
 
 #: activations that `mlp_log_weights` knows, by name

@@ -69,6 +69,8 @@ def annealed(examples: int = 100, temperatures: int = 200) -> dict[str, Any]:
             "lower": both.forward.mean,
             "exact": float(exact.mean()),
             "upper": both.reverse.mean,
+            "lower_standard_error": both.forward.mean_standard_error,
+            "upper_standard_error": both.reverse.mean_standard_error,
             "gap": float(both.gap.mean()),
             "acceptance": float(both.forward.acceptance.mean()),
         }

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["BoundCurve", "ParetoTail", "pareto_shape"]
 
 
+# Elements of an intermediate: they stay in cache.
+_PIECE = 1 << 14
+
+
 # --- the bound against k ----------------------------------------------------------------------
 
 
@@ -171,7 +175,11 @@ def pareto_shape(tail: Tensor) -> Tensor:
     # Candidate θ = −k/σ, one row each; the mean over them by profile likelihood is the estimate.
     theta = (1 - torch.sqrt(guesses / (i - 0.5))) / (prior_b * quartile[:, None])
     theta = theta + 1 / largest[:, None]
-    shape = torch.log1p(-theta[:, :, None] * tail[:, None, :]).mean(-1)  # −k of each θ
+    # −k of each θ; a few θ at a time, in place: all would take more memory than the evaluation.
+    some = max(1, _PIECE // tail.numel())
+    shape = torch.cat(
+        [(-t[:, :, None] * tail[:, None, :]).log1p_().mean(-1) for t in theta.split(some, 1)], 1
+    )
     profile = n * (torch.log(-theta / shape) - shape - 1)
     weight = torch.softmax(profile, 1)
     best = (theta * weight).sum(1)

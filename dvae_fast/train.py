@@ -533,6 +533,7 @@ class _Board:
             for tag, key in (
                 ("bound/train", "train_bound"),
                 ("bound/valid", "valid_bound"),
+                ("gradient norm", "gradient_norm"),
                 ("learning rate", "learning_rate"),
                 ("examples per second", "examples_per_second"),
             ):
@@ -707,6 +708,9 @@ class _Run:
         self.permutation = torch.empty(0, dtype=torch.int64)
         # Σ bound over those examples; of several ranks each has a part of it
         self.total = torch.zeros((), dtype=torch.float64, device=self.device)
+        # norm of each step's gradient, of the epoch in progress
+        steps = -(-len(data.train) // config.batch_size)
+        self.gradient_norms = torch.zeros(steps, device=self.device)
         self.seconds = 0.0  # training time of the epoch in progress
         self.history: list[dict[str, float]] = []
         self.best = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
@@ -745,6 +749,9 @@ class _Run:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.gradient_norms[self.position // self.config.batch_size].copy_(norm)
         self.total.sub_(loss.detach(), alpha=len(index) / self.world.size)
         self.position += len(index)
 
@@ -767,11 +774,14 @@ class _Run:
         valid = self.bound("valid", self.valid_seed)
         if not math.isfinite(valid):
             raise self.non_finite("the validation bound", valid)
+        norms = self.gradient_norms
         record = {
             "epoch": self.epoch + 1,
             "train_bound": total / self.position,
             "valid_bound": valid,
             "learning_rate": learning_rate(self.config, self.epoch),
+            "gradient_norm": norms.mean().item(),
+            "largest_gradient_norm": norms.max().item(),
             "seconds": self.seconds,
             "examples_per_second": self.position / max(self.seconds, 1e-9),
         }
@@ -796,6 +806,9 @@ class _Run:
         value = all_sum(self.total, self.world).item()
         if not math.isfinite(value):
             raise self.non_finite("the training bound", value)
+        norms = self.gradient_norms[: -(-self.position // self.config.batch_size)]
+        if not bool(norms.isfinite().all()):  # the same on every rank
+            raise self.non_finite("a gradient", float(norms[~norms.isfinite()][0]))
         return value
 
     def parameters_finite(self) -> bool:
@@ -803,10 +816,17 @@ class _Run:
         return not any_true(not finite, self.world)
 
     def non_finite(self, what: str, value: float) -> NonFiniteError:
+        norms = self.gradient_norms[: -(-self.position // self.config.batch_size)]
+        bad = ~norms.isfinite()
+        gradients = f"{int(bad.sum())} of the epoch's {len(norms)} gradients are not finite"
+        if bool(bad.any()):
+            gradients += f", the first of step {int(bad.nonzero()[0]) + 1}"
+        if not bool(bad.all()):
+            gradients += f"; the largest norm of the others is {float(norms[~bad].max()):.3g}"
         return NonFiniteError(
             f"{what} became {value} in epoch {self.epoch + 1}, after {self.position} of "
-            f"{len(self.data.train)} examples; {self.folder / CHECKPOINT} holds the last state "
-            f"before that. Start another run with a smaller learning rate than "
+            f"{len(self.data.train)} examples ({gradients}); {self.folder / CHECKPOINT} holds the "
+            f"last state before that. Start another run with a smaller learning rate than "
             f"{self.config.learning_rate:g}."
         )
 
@@ -829,6 +849,7 @@ class _Run:
                 "generator": self.generator.get_state(),
                 "permutation": self.permutation,
                 "total": total,
+                "gradient_norms": self.gradient_norms,
             },
         }
         tensors = {f"{group}/{k}": t for group, ts in groups.items() for k, t in ts.items()}
@@ -883,6 +904,7 @@ class _Run:
             total = groups["run"]["total"]
             self.total.copy_(total if self.world.is_main else torch.zeros_like(total))
             self.epoch, self.position = header["epoch"], header["position"]
+            self.gradient_norms.copy_(groups["run"]["gradient_norms"])
             self.seconds, self.history = header["seconds"], header["history"]
             self.best_epoch, self.best_bound = header["best_epoch"], header["best_bound"]
         except (KeyError, RuntimeError, ValueError) as error:
@@ -948,7 +970,8 @@ def train(
 
     Returns:
         What ``metrics.json`` holds: ``status`` ("finished" or "interrupted"), ``config``,
-        ``versions``, ``history`` and ``best`` (bounds in nats per example) and, if finished,
+        ``versions``, ``history`` (of each epoch: bounds, mean and largest norm of the gradients,
+        time) and ``best``, bounds in nats per example, and, if finished,
         ``test_bound`` of the best model, and the mean of its corruption's levels as
         ``learnt_level``, if learnt; if a signal came, even too late to interrupt, its number as
         ``signal``. The same on every rank.

@@ -608,6 +608,48 @@ def test_a_bound_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     assert all(bool(t.isfinite().all()) for t in saved.values())
 
 
+def test_gradient_norms_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, norms = trainer._Run.step, []
+
+    def step(run: trainer._Run) -> None:
+        real(run)
+        squares = [float(p.grad.double().square().sum()) for p in run.model.parameters()]
+        norms.append(math.sqrt(sum(squares)))
+
+    monkeypatch.setattr(trainer._Run, "step", step)
+    history = train(tiny(), tmp_path, tensorboard=False)["history"]
+    assert len(norms) == 2 * STEPS
+    for epoch, line in enumerate(history):
+        of_epoch = norms[epoch * STEPS : (epoch + 1) * STEPS]
+        assert line["gradient_norm"] == pytest.approx(sum(of_epoch) / STEPS, rel=1e-5)
+        assert line["largest_gradient_norm"] == pytest.approx(max(of_epoch), rel=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every_step: None
+) -> None:
+    """Of a bound that is: a hook spoils the third step's."""
+    real, steps = trainer._Run.step, []
+
+    def step(run: trainer._Run) -> None:
+        steps.append(1)
+        bias = run.parameters["decoder.output.bias"]
+        spoil = bias.register_hook(lambda g: g * (math.inf if len(steps) == 3 else 1))
+        real(run)
+        spoil.remove()
+
+    monkeypatch.setattr(trainer._Run, "step", step)
+    with pytest.raises(NonFiniteError) as caught:
+        train(tiny(), tmp_path, tensorboard=False)
+    message = str(caught.value)
+    assert "a gradient became" in message
+    assert "after 711 of 1297 examples" in message
+    assert "1 of the epoch's 3 gradients are not finite, the first of step 3" in message
+    assert "the largest norm of the others is" in message
+    saved = load_tensors(tmp_path / CHECKPOINT)[0]
+    assert all(bool(t.isfinite().all()) for t in saved.values())
+
+
 def test_nothing_that_is_not_finite_is_ever_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every_step: None
 ) -> None:

@@ -176,7 +176,7 @@ def pareto_shape(tail: Tensor) -> Tensor:
     theta = (1 - torch.sqrt(guesses / (i - 0.5))) / (prior_b * quartile[:, None])
     theta = theta + 1 / largest[:, None]
     # −k of each θ; a few θ at a time, in place: all would take more memory than the evaluation.
-    some = max(1, _PIECE // tail.numel())
+    some = max(1, _PIECE // max(1, tail.numel()))
     shape = torch.cat(
         [(-t[:, :, None] * tail[:, None, :]).log1p_().mean(-1) for t in theta.split(some, 1)], 1
     )

@@ -443,7 +443,7 @@ def estimate_log_likelihood(
     if seed is None and world is not None and world.size > 1:
         raise ValueError("seed must be given where several processes share the work, got None")
     key = functional._seed_tensor(seed, like.device)
-    rows = judged.rows_at_once(like.device)
+    rows = judged.rows_at_once(like, held=compile or matrices is not None)
     batch_size, step = _split(k, batch_size, chunk, rows)
     ks = tuple(sorted({one for one in curve if one <= max_k}))
 

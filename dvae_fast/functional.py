@@ -1058,7 +1058,7 @@ def _check_output(
     leading = tuple(of.shape[:-1])
     x, log_ratio = _check_rows(x, log_ratio, leading, size, of, of_name)
     if _needs_grad(x):
-        raise ValueError("x must not require a gradient: linear_log_weights makes none for it")
+        raise ValueError("x must not require a gradient: none is made for it")
     if scale is not None:
         given = scale
         scale = _check_scale(scale, of, (*leading, size))
@@ -1112,13 +1112,25 @@ def mlp_log_weights(
     _check_float("z", z)
     if z.dim() < 3:
         raise ValueError(f"z must have shape (*L, B, K, Z), got {tuple(z.shape)}")
-    if activation not in DENSE_ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in DENSE_ACTIVATIONS:
         raise ValueError(
             f"activation must be one of {', '.join(DENSE_ACTIVATIONS)}; got {activation!r}"
         )
     layers = list(layers)
     if not layers:
         raise ValueError("layers must hold at least one layer, got none")
+    for i, layer in enumerate(layers):
+        if not isinstance(layer, (tuple, list)) or len(layer) != 2:
+            raise TypeError(
+                f"layers must hold pairs (weight, bias), got {type(layer).__name__} at {i}"
+            )
+        _check_float(f"weight of layer {i}", layer[0])
+        if layer[1] is not None:
+            _check_float(f"bias of layer {i}", layer[1])
+    dtype = _autocast_dtype(z)
+    if dtype is not None:
+        z = z.to(dtype)
+        layers = [(w.to(dtype), None if b is None else b.to(dtype)) for w, b in layers]
     inputs = z.shape[-1]
     for i, (weight, bias) in enumerate(layers):
         source = "z" if i == 0 else f"layer {i - 1}"
@@ -1128,7 +1140,7 @@ def mlp_log_weights(
         inputs = weight.shape[0]
     tensors = [t for t in (scale, *(t for layer in layers for t in layer)) if isinstance(t, Tensor)]
     whole = z.device.type == "cpu" and z.dtype in (torch.float32, torch.float64)
-    if not whole or _autocast_dtype(z) is not None or _needs_grad(z, log_ratio, *tensors):
+    if not whole or _needs_grad(z, log_ratio, *tensors):
         hidden = z
         for layer in layers[:-1]:
             hidden = DENSE_ACTIVATIONS[activation](torch.nn.functional.linear(hidden, *layer))

@@ -85,6 +85,8 @@ class GraphedStep:
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph, stream=side):
                 self._value = step()
+        #: what a replay writes, also when a step outside the graph has left others with parameters
+        self.gradients = [p.grad for p in parameters if p.grad is not None]
 
     @property
     def shape(self) -> torch.Size:

@@ -183,11 +183,13 @@ class Judged:
             "outputs": [float(v) for v in torch.cat(numbers).nan_to_num(0.0, 0.0, 0.0)],
         }
 
-    def rows_at_once(self, device: torch.device) -> int:
-        """Rows (examples x samples) to decode at once without gradients."""
-        if device.type == "cpu" and self._dense is not None:
+    def rows_at_once(self, like: Tensor, *, held: bool) -> int:
+        """Rows (examples x samples) to decode at once without gradients, of data like `like`; held:
+        activations are held whatever the decoder."""
+        wide = like.dtype in (torch.float32, torch.float64)
+        if like.device.type == "cpu" and wide and self._dense is not None and not held:
             return _ROWS_DENSE
-        return rows_at_once(device)
+        return rows_at_once(like.device)
 
     def log_weights(self, z: Tensor, x: Tensor, log_ratio: Tensor) -> Tensor:
         """log p(x|z) + log_ratio: z (B, K, Z), x (B, D), log_ratio (B, K) → (B, K).
@@ -286,6 +288,8 @@ def _dense_layers(trunk: Any, output: nn.Linear) -> tuple[list[nn.Linear], str] 
     plain = (
         len(linears) == len(others)
         and all(type(part) is nn.Linear for part in linears)
+        # Not a quantised or distributed tensor.
+        and all(type(p) is nn.Parameter for part in (*linears, output) for p in part.parameters())
         and len(kinds) == 1
         and not any(hooked(part) for part in parts)
         and all(p.beta == 1 and p.threshold >= 20 for p in others if isinstance(p, nn.Softplus))

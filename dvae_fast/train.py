@@ -744,12 +744,13 @@ class _Run:
             if self.graph is None:
                 self.graph = GraphedStep(self.model.loss, self.optimizer, x)
             loss = self.graph(x, seed)
+            gradients = self.graph.gradients
         else:
             loss = self.model.loss(x, seed) if self.parallel is None else self.part(x, seed)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         self.gradient_norms[self.position // self.config.batch_size].copy_(norm)
         self.total.sub_(loss.detach(), alpha=len(index) / self.world.size)

@@ -136,6 +136,8 @@ def test_elsewhere_the_layers_run_one_after_another(how: str) -> None:
     else:
         with torch.autocast("cpu", torch.bfloat16):
             got = functional.mlp_log_weights(z, layers, x, ratio)
+            again = functional.mlp_log_weights(z.bfloat16(), layers, x, ratio)
+        torch.testing.assert_close(again, got)
         torch.testing.assert_close(got, expected, rtol=0.05, atol=0.05)
         assert not torch.equal(got, expected)
 
@@ -172,6 +174,8 @@ def test_opcheck() -> None:
             TypeError,
             ("weight of layer 0", "torch.float32", "torch.float64"),
         ),
+        ({"layers": [torch.zeros(D, Z)]}, TypeError, ("layers", "(weight, bias)", "Tensor at 0")),
+        ({"activation": []}, ValueError, ("activation", "softplus, relu, tanh", "[]")),
         ({"activation": "gelu"}, ValueError, ("activation", "softplus, relu, tanh", "'gelu'")),
         ({"x": torch.zeros(B, 8)}, ValueError, ("x", "(5, 9)", "(5, 8)")),
         ({"log_ratio": torch.zeros(B)}, ValueError, ("log_ratio", "(5, 7)", "(5,)")),
@@ -234,7 +238,21 @@ PLAIN = {
     "tanh": lambda: decoder(*MLP((Z, 6, 5), "tanh"), nn.Linear(5, D)),
     "one layer": lambda: decoder(nn.Linear(Z, D)),
 }
+
+
+class Quantised(Tensor):
+    """A weight that is more than its numbers."""
+
+
+def quantised(layer: nn.Linear) -> nn.Linear:
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Quantised))
+    return layer
+
+
 OTHER = {
+    "weights of a class of their own": lambda: decoder(
+        quantised(nn.Linear(Z, 6)), nn.ReLU(), nn.Linear(6, D)
+    ),
     "gelu": lambda: decoder(nn.Linear(Z, 6), nn.GELU(), nn.Linear(6, D)),
     "two activations": lambda: decoder(
         *(nn.Linear(Z, 6), nn.ReLU(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, D))

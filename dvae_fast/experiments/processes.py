@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import traceback
 from multiprocessing.connection import wait
@@ -79,8 +80,9 @@ def _start(run: Run, folder: Path) -> tuple[Connection, SpawnProcess]:
     context = multiprocessing.get_context("spawn")
     listener, speaker = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(run, folder, speaker), daemon=True)
-    # Ctrl-C goes to every process of the terminal. A child inherits that it is ignored, and stops
-    # when its pipe is closed instead, as it does if this process is killed.
+    # Ctrl-C goes to every process of the terminal's group. A child inherits that it is ignored, and
+    # then leaves the group, for the trainer would listen to it; it stops when its pipe is closed
+    # instead, as it does if this process is killed.
     old = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         process.start()
@@ -91,6 +93,9 @@ def _start(run: Run, folder: Path) -> tuple[Connection, SpawnProcess]:
 
 
 def _work(run: Run, folder: Path, pipe: Connection) -> None:
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+
     def tell(kind: str, value: Any) -> None:
         try:
             pipe.send((kind, value))

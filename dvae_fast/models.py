@@ -608,7 +608,6 @@ class VAE(_Plain):
 
     name = "vae"
     default_objective = "elbo"
-    default_k = 1
 
 
 class IWAE(_Plain):
@@ -644,7 +643,6 @@ class DVAE(_Denoising):
 
     name = "dvae"
     default_objective = "elbo"
-    default_k = 1
 
 
 class DIWAE(_Denoising):

@@ -26,4 +26,10 @@ inline ScaleKind scale_kind(const std::optional<Tensor>& scale, LikelihoodKind l
   return ScaleKind::kShared;
 }
 
+// Where a layer's output is never held, neither is a scale an element.
+inline void check_not_full(ScaleKind kind, const std::optional<Tensor>& scale) {
+  STD_TORCH_CHECK(kind != ScaleKind::kFull, "scale must have 1 or D elements, got shape ",
+                  scale ? shape_of(*scale) : "");
+}
+
 }  // namespace dvae::glue

@@ -1,5 +1,5 @@
 // The decoder's last linear layer and its likelihood, in row tiles that stay in cache: the layer's
-// output (N, K, D) is never held. Matrix products are torch's.
+// output (N, K, D) is never held. The products of its gradient, and of 16-bit numbers, are torch's.
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
 #include <algorithm>
@@ -59,8 +59,7 @@ struct LinearDecoder {
     inputs = hidden.sizes()[2];
     check_shape(weight, "weight", {-1, inputs});
     check_dtype(weight, "weight", hidden.scalar_type());
-    STD_TORCH_CHECK(scale.kind != ScaleKind::kFull, "scale must have 1 or D elements, got shape ",
-                    scale_in ? shape_of(*scale_in) : "");
+    check_not_full(scale.kind, scale_in);
     p.rows = hidden.sizes()[0];
     p.samples = hidden.sizes()[1];
     p.size = weight.sizes()[0];

@@ -96,8 +96,7 @@ Tensor decoder_log_weights(const Tensor& in, const std::vector<Tensor>& weights,
   }
   p.size = width;
   Scale scale(scale_in, likelihood, in, p.size);
-  STD_TORCH_CHECK(scale.kind != ScaleKind::kFull, "scale must have 1 or D elements, got shape ",
-                  scale_in ? shape_of(*scale_in) : "");
+  check_not_full(scale.kind, scale_in);
   Decoder::set_x(p, x, sums, p.rows);
   check_shape(log_ratio, "log_ratio", {p.rows, p.samples});
   check_dtype(log_ratio, "log_ratio", sums);

@@ -67,8 +67,7 @@ struct LinearDecoder {
     check_shape(weight, "weight", {-1, inputs});
     check_dtype(weight, "weight", hidden.scalar_type());
     check_device(weight, "weight", hidden);
-    STD_TORCH_CHECK(scale.kind != ScaleKind::kFull, "scale must have 1 or D elements, got shape ",
-                    scale_in ? shape_of(*scale_in) : "");
+    check_not_full(scale.kind, scale_in);
     p.rows = hidden.sizes()[0];
     p.samples = hidden.sizes()[1];
     p.size = weight.sizes()[0];

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from compare import compare
+from figures import load
 from report import write
 
 FOLDER = Path(__file__).resolve().parent
@@ -92,25 +93,34 @@ def main() -> None:
     a = parser.parse_args()
     if a.turns < 1 or a.seconds <= 0:
         parser.error(f"--turns and --seconds must be > 0, got {a.turns} and {a.seconds}")
+    if a.threshold < 1:
+        parser.error(f"--threshold must be >= 1, got {a.threshold}")
+    before = None
+    if a.compare is not None:  # read first: it may be the file that is about to be written
+        try:
+            load(a.compare)
+            before = a.compare.read_bytes()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            parser.error(f"--compare must be a benchmarks' times.json, got {a.compare}: {error!r}")
     turns, seconds = (1, 0.05) if a.quick else (a.turns, a.seconds)
 
     from dvae_fast import ops
 
     if not ops.library_loaded() and not a.allow_reference:
         fail(f"no compiled kernels ({ops.LIBRARY_ERROR}); build them with: {ops.BUILD_COMMAND}")
-    load = os.getloadavg()[0]
-    if load > 0.5:
-        print(f"The load average is {load:.2f}: others use the machine, and figures will tell.")
+    busy = os.getloadavg()[0]
+    if busy > 0.5:
+        print(f"The load average is {busy:.2f}: others use the machine, and figures will tell.")
 
     expected = expected_minutes(turns, seconds)
     print(f"Expected: about {expected:.0f} minutes on two quiet cores.", flush=True)
     begun = time.monotonic()
     RAW.mkdir(parents=True, exist_ok=True)
-    before = None
-    if a.compare is not None:
-        before = a.compare.read_bytes()  # it may be the file that is about to be written
     for old in RAW.glob("*.json"):
         old.unlink()  # a report is of one run
+    kept_before = RAW / "before.json"
+    if before is not None:
+        kept_before.write_bytes(before)
     times, kept, growth, memory, growth_memory, accuracy, evaluator = (
         RAW / f"{name}.json"
         for name in ["times", "kept", "growth", "memory", "growth_memory", "accuracy", "evaluator"]
@@ -131,8 +141,6 @@ def main() -> None:
     taken = (time.monotonic() - begun) / 60
     print(f"Wrote {a.output} after {taken:.1f} minutes, {expected:.0f} expected.")
     if before is not None:
-        kept_before = RAW / "before.json"
-        kept_before.write_bytes(before)
         sys.exit(compare(kept_before, times, a.threshold))
 
 

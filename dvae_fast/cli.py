@@ -1099,7 +1099,10 @@ def reproduce_command(
 
 def _jobs(jobs: int | None, device: str) -> int:
     if jobs is None:
-        return (os.cpu_count() or 1) if device == "cpu" else 1
+        if device != "cpu":
+            return 1
+        # Those that this process may use, where the system can tell.
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     if jobs < 1:
         raise ValueError(f"jobs must be >= 1, got {jobs}")
     return jobs

@@ -116,7 +116,10 @@ def test_compare_names_what_is_missing_and_needs_something(
 
 @pytest.mark.parametrize("content", [None, "no JSON", "{}", "[]"])
 def test_compare_refuses_other_files(
-    content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    content: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     before, after = write(tmp_path / "a.json", TURNS), tmp_path / "b.json"
     if content is not None:
@@ -125,6 +128,7 @@ def test_compare_refuses_other_files(
     with pytest.raises(SystemExit) as ended:
         compare.main()
     assert ended.value.code == 2
+    assert "not two files of the benchmarks" in capsys.readouterr().err
 
 
 # --- growth ---------------------------------------------------------------------------------------

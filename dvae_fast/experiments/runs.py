@@ -136,7 +136,10 @@ def _check_settings(path: Path, found: Mapping[str, Any], wanted: Mapping[str, A
             )
 
 
-_KEYS = ("row", "seed", "settings", "best_epoch", "figures", "training_seconds")
+_KEYS = (
+    "row", "seed", "settings", "versions", "commit", "training_seconds", "best_epoch", "figures",
+    "likelihood",
+)  # fmt: skip
 
 
 def _read_result(path: Path) -> dict[str, Any]:

@@ -1115,7 +1115,7 @@ def _rows_table(rows: Iterable[Row], scale: Scale) -> Table:
     default = select(scale.rows)
     for row in rows:
         shown.add_row(
-            "*" * (row in default), row.name, escape(row.about), f"{scale.seeds_of(row)}",
+            "*" * (row in default), row.name, escape(row.about), f"{scale.seeds}",
             f"{row.config(scale, 0, None, 'cpu').epochs:,}", table.shown_published(row.published),
             escape(row.protocol),
         )  # fmt: skip

@@ -81,7 +81,7 @@ def test_every_row_is_a_valid_configuration(name: str, scale: str) -> None:
 
 
 def test_rows_are_those_of_the_tables() -> None:
-    assert len(ROWS) == 40
+    assert len(ROWS) == 41
     full = SCALES["full"]
 
     def config(name: str) -> TrainConfig:
@@ -93,6 +93,8 @@ def test_rows_are_those_of_the_tables() -> None:
     assert (c.hidden_sizes, c.latent_size, c.decoder_hidden_sizes) == ((200, 200), 50, (200,))
     assert (c.activation, c.learning_rate, c.lr_schedule) == ("softplus", 1e-3, "stepwise")
     assert config("dvae-pixel-k1-15").per_pixel
+    c = config("dvae-learnt-k1-5")
+    assert (c.learn_level, c.M, c.level) == ("score", 2, 0.05)
     assert config("dvae-released-k1-5").corruption == "salt-and-pepper-released"
     assert config("vae-augmented-k1").binarise == "dynamic"
     assert ROWS["vae-augmented-k1"].judged_on == "fixed"
@@ -118,7 +120,7 @@ def test_rows_are_those_of_the_tables() -> None:
 def test_rows_of_one_scale_are_treated_alike() -> None:
     small = SCALES["small"]
     configs = [row.config(small, 0, None, "cpu") for row in select(small.rows)]
-    assert len(configs) == 12
+    assert len(configs) == 14
     shared = ("data", "epochs", "train_examples", "valid_examples", "batch_size", "learning_rate",
               "lr_schedule", "seed", "data_seed")  # fmt: skip
     for name in shared:
@@ -139,7 +141,8 @@ def test_rows_are_selected_by_name_and_glob() -> None:
 def test_a_plan_takes_every_row_before_the_next_seed() -> None:
     planned = plan(select(["vae-k1", "vae-gru-k1"]), SCALES["small"])
     assert [r.name for r in planned] == [
-        "vae-k1-seed0", "vae-gru-k1-seed0", "vae-k1-seed1", "vae-k1-seed2",
+        "vae-k1-seed0", "vae-gru-k1-seed0", "vae-k1-seed1", "vae-gru-k1-seed1", "vae-k1-seed2",
+        "vae-gru-k1-seed2",
     ]  # fmt: skip
     planned = plan(select(["vae-gru-k1"]), SCALES["full"], epochs=3, seeds=2)
     assert [(r.config.seed, r.config.epochs) for r in planned] == [(0, 3), (1, 3)]
@@ -166,6 +169,10 @@ def test_a_run_keeps_what_it_measures(finished: tuple[Path, dict[str, Any]]) -> 
     metrics = json.loads((folder / one.name / "metrics.json").read_text())
     assert result["best_epoch"] == metrics["best"]["epoch"]
     assert result["valid_bound"] == metrics["best"]["valid_bound"]
+    history = [{k: h[k] for k in ("epoch", "train_bound", "valid_bound")}
+               for h in metrics["history"]]  # fmt: skip
+    assert result["curve"] == history
+    assert result["learnt_level"] is None
     # The trainer's own judgement of the same model differs in its noise alone.
     assert -result["figures"]["own"] == pytest.approx(metrics["test_bound"], abs=0.5)
     model = load_model(folder / one.name)
@@ -180,6 +187,20 @@ def test_a_run_keeps_what_it_measures(finished: tuple[Path, dict[str, Any]]) -> 
         float(estimate.log_likelihood.std()) / math.sqrt(20)
     )
     assert unfinished([one], folder) == []
+
+
+def test_a_long_curve_is_thinned_from_its_end() -> None:
+    history = [{"epoch": i, "train_bound": -i, "valid_bound": math.nan} for i in range(1, 131)]
+    curve = runs._curve(history)
+    assert [line["epoch"] for line in curve] == list(range(1, 131, 3))
+    assert curve[-1] == {"epoch": 130, "train_bound": -130, "valid_bound": None}
+
+
+def test_the_rate_that_was_learnt_is_kept(tmp_path: Path) -> None:
+    result = run_one(tiny(learn_level="score", epochs=1), tmp_path)
+    level = load_model(tmp_path / "diwae-k5-5-seed0").corruption.level.detach()
+    assert result["learnt_level"] == float(level)
+    assert result["learnt_level"] != tiny().config.level
 
 
 class StopAfter:
@@ -254,7 +275,7 @@ def numbers(row: str, seed: int, own: float | None, clean: float, nll: float) ->
     return {
         "row": row, "seed": seed, "best_epoch": 4, "training_seconds": 1800.0, "commit": None,
         "settings": {"epochs": 3280, "seed": seed, "train_examples": None, "K": 1},
-        "versions": {"torch": "2.13.0"},
+        "versions": {"torch": "2.13.0"}, "curve": [],
         "figures": {"own": own, "clean": clean, "nll": nll},
         "likelihood": {"k": 5000, "examples": 10000, "ess_mean": 40.0 + 10 * seed},
     }  # fmt: skip

@@ -114,7 +114,7 @@ class Scale:
     Attributes:
         about: the same in words.
         rows: names or globs of the rows that are run where none are asked for.
-        seeds: of each row, and of each row with a recurrent encoder, which takes six times as long.
+        seeds: of each row.
         k, examples: as for `dvae_fast.experiments.runs.Run`.
         training: what differs from `Row.settings`, for every row alike.
     """
@@ -122,15 +122,9 @@ class Scale:
     about: str
     rows: tuple[str, ...]
     seeds: int
-    recurrent_seeds: int
     k: int
     examples: int | None
     training: Mapping[str, Any] = field(default_factory=dict)
-
-    def seeds_of(self, row: Row) -> int:
-        """How many seeds the row is run with."""
-        recurrent = str(row.settings.get("inference", "mlp")).startswith("gru")
-        return self.recurrent_seeds if recurrent else self.seeds
 
 
 # --- the rows -----------------------------------------------------------------------------------
@@ -193,6 +187,11 @@ _KINDS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
         {"per_pixel": True},
         ("how rates follow the mean image",),
     ),
+    "learnt": (
+        "the rate learnt from there on (score function, M = 2)",
+        {"learn_level": "score", "M": 2},
+        ("how the rate is learnt, which the paper leaves open",),
+    ),
     "released": (
         "P(1) = p², P(0) = p(1 − p)",
         {"corruption": "salt-and-pepper-released"},
@@ -234,6 +233,7 @@ def _mnist_rows() -> Iterator[Row]:
         for level in _LEVELS:
             usual = f"{model}-k{K}-{level}"
             yield _mnist_row(model, K, level=level, kind=kind, baseline=usual)
+    yield _mnist_row("dvae", 1, level=5, kind="learnt", baseline="dvae-k1-5")
     for model, K in (("vae", 1), ("iwae", 5)):
         yield _mnist_row(model, K, kind="augmented", baseline=f"{model}-k{K}")
 
@@ -266,10 +266,10 @@ SCALES = {
         "half an hour on two cores",
         rows=(
             "vae-k1", "dvae-k1-*", "iwae-k5", "diwae-k5-5", "diwae-k5-10", "*-augmented-*",
-            "dvae-pixel-k1-5", "dvae-gru-k1-5", "diwae-gru-k5-10",
+            "dvae-pixel-k1-5", "dvae-learnt-k1-5", "vae-gru-k1", "dvae-gru-k1-5",
+            "diwae-gru-k5-10",
         ),
         seeds=3,
-        recurrent_seeds=1,
         k=1000,
         examples=1000,
         # Most rows are past their best epoch by then. The steps would be at a tenth of the rate
@@ -279,7 +279,7 @@ SCALES = {
             "learning_rate": 1e-3, "lr_schedule": "constant",
         },
     ),
-    "full": Scale("the sources' protocol", rows=("*",), seeds=3, recurrent_seeds=3, k=5000,
+    "full": Scale("the sources' protocol", rows=("*",), seeds=3, k=5000,
                   examples=None),
 }  # fmt: skip
 

@@ -22,7 +22,7 @@ from dvae_fast.partial import remove_partial
 from dvae_fast.train import CONFIG, cpu_threads, load_config, mean_bound, train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from dvae_fast.experiments.rows import Row, Scale
     from dvae_fast.progress import EvaluationProgress
@@ -36,6 +36,8 @@ __all__ = ["Run", "plan", "read_results", "result_path", "run_one", "unfinished"
 _ANYWHERE = ("threads", "device", "cuda_graph")
 _PARTIAL = "evaluation.partial.npz"
 _COMMIT_SECONDS = 10.0
+#: points of a learning curve that are kept, at most
+_CURVE = 64
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def plan(
         raise ValueError(f"seeds must be >= 1, got {seeds}")
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs must be >= 1, got {epochs}")
-    wanted = [(seed, row) for row in rows for seed in range(seeds or scale.seeds_of(row))]
+    wanted = [(seed, row) for row in rows for seed in range(seeds or scale.seeds)]
     runs = []
     for seed, row in sorted(wanted, key=lambda pair: pair[0]):
         config = row.config(scale, seed, epochs, device)
@@ -137,8 +139,8 @@ def _check_settings(path: Path, found: Mapping[str, Any], wanted: Mapping[str, A
 
 
 _KEYS = (
-    "row", "seed", "settings", "versions", "commit", "training_seconds", "best_epoch", "figures",
-    "likelihood",
+    "row", "seed", "settings", "versions", "commit", "training_seconds", "best_epoch", "curve",
+    "figures", "likelihood",
 )  # fmt: skip
 
 
@@ -192,7 +194,8 @@ def run_one(run: Run, folder: Path, report: Report | None = None) -> dict[str, A
     Returns:
         What ``<row>-seed<n>.json`` holds: ``row``, ``seed``, ``settings``, ``versions``,
         ``commit``, ``training_seconds``, ``best_epoch`` (by the validation bound: it is the model
-        that is judged) and its ``valid_bound``; ``figures`` on the test set, in nats, lower is
+        that is judged) and its ``valid_bound``; ``learnt_level``, its rate or None; ``curve``,
+        both bounds by epoch, at most 64 epochs; ``figures`` on the test set, in nats, lower is
         better: ``own``, minus the model's own bound, K samples and corruption as trained, and
         ``clean``, minus the bound of one sample given x itself, both on all of it, and ``nll``,
         from the importance samples; and ``likelihood``, the summary of that estimate, with
@@ -224,11 +227,20 @@ def run_one(run: Run, folder: Path, report: Report | None = None) -> dict[str, A
             "training_seconds": sum(line["seconds"] for line in metrics["history"]),
             "best_epoch": metrics["best"]["epoch"],
             "valid_bound": metrics["best"]["valid_bound"],
+            "learnt_level": metrics.get("learnt_level"),
+            "curve": _curve(metrics["history"]),
             **_judge(run, run_dir, report),
         }
     write_json(result_path(folder, run), result)
     remove_partial(run_dir / _PARTIAL)
     return result
+
+
+def _curve(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every n-th epoch, counted from the last."""
+    kept = history[:: -math.ceil(len(history) / _CURVE)][::-1]
+    names = ("epoch", "train_bound", "valid_bound")
+    return [finite_or_none({name: line[name] for name in names}) for line in kept]
 
 
 def _judge(run: Run, run_dir: Path, report: Report | None) -> dict[str, Any]:

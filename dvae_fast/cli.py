@@ -1081,7 +1081,7 @@ def reproduce_command(
             return
         if write_table:
             with _wrong_options():
-                table.put_into(output, table.markdown(read_results(folder)))
+                table.put_into(output, table.markdown(read_results(folder)), scale)
             console.print(f"{output}", soft_wrap=True)
             return
         with _wrong_options():
@@ -1089,7 +1089,7 @@ def reproduce_command(
         failed = _reproduce(console, left, len(runs), folder, jobs)
         console.print(
             f"{len(runs) - len(failed)} of {len(runs)} runs are in {folder}; for the table: "
-            f"dvae-fast reproduce --table --folder {shlex.quote(str(folder))}",
+            f"dvae-fast reproduce --table --scale {scale} --folder {shlex.quote(str(folder))}",
             soft_wrap=True,
             markup=False,
         )

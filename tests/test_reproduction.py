@@ -310,11 +310,12 @@ def test_the_table_is_made_from_the_numbers_alone() -> None:
     lines = text.splitlines()
     (row,) = (line for line in lines if line.startswith("| `dvae-k1-5` |"))
     assert row == (
-        "| `dvae-k1-5` | DVAE, K = 1, 5 % noise | 3 | 3,280 | 94.32 ± 0.12 | 97.00 ± 1.53 | "
-        "**96.00 ± 1.53** | 92.00 ± 1.53 | 50 | guess: the figure's noise level, K and evaluation |"
+        "| `dvae-k1-5` | DVAE, K = 1, 5 % noise | 3 | 3,280 of 5,000 | 94.32 ± 0.12 | "
+        "97.00 ± 1.53 | **96.00 ± 1.53** | 92.00 ± 1.53 | 50 | "
+        "guess: the figure's noise level, K and evaluation |"
     )
     (row,) = (line for line in lines if line.startswith("| `burda-k5` |"))
-    assert "| 1 | 3,280 | 85.54 | 87.00 | 88.00 | **85.50** | 40 | known |" in row
+    assert "| 1 | 3,280 of 3,280 | 85.54 | 87.00 | 88.00 | **85.50** | 40 | known |" in row
     # own: −2.25, −1.25, 2.75 (mean −0.25); clean: one less; NLL: 0, 0, 3 less 0: 90 − 90, …
     (row,) = (line for line in lines if line.startswith("| `dvae-k1-5` − `vae-k1` |"))
     half = 4.302653 * math.sqrt(7 / 3)
@@ -337,7 +338,7 @@ def test_the_table_says_where_seeds_are_few_and_numbers_are_none() -> None:
     assert "| `dvae-k1-5` − `vae-k1` | 1† | not finite | −2.00 | 1.00 |" in text
     assert "| `dvae-k1-10` − `vae-k1` | 0† | – | – | – |" in text
     assert "† Fewer than 3 seeds" in text
-    assert "| `vae-k1` | VAE, K = 1 | 1 | 3,280 | – | not finite | **98.00** |" in text
+    assert "| `vae-k1` | VAE, K = 1 | 1 | 3,280 of 5,000 | – | not finite | **98.00** |" in text
 
 
 def test_numbers_that_do_not_belong_together_are_refused() -> None:
@@ -350,18 +351,20 @@ def test_numbers_that_do_not_belong_together_are_refused() -> None:
         table.markdown([a, b])
 
 
-def test_the_table_takes_its_place_in_a_file(tmp_path: Path) -> None:
+def test_each_scale_has_its_place_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "doc.md"
-    path.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    (a, b), (c, d) = table.marks("small"), table.marks("full")
+    path.write_text(f"before\n{a}\nold\n{b}\nbetween\n{c}\nold\n{d}\nafter\n")
     for _ in range(2):
-        table.put_into(path, "new")
-        assert path.read_text() == f"before\n{table.BEGIN}\n\nnew\n{table.END}\nafter\n"
-    table.put_into(tmp_path / "other.md", "new")
-    assert (tmp_path / "other.md").read_text() == f"{table.BEGIN}\n\nnew\n{table.END}\n"
-    path.write_text("no marks")
-    with pytest.raises(CheckpointError, match=r"doc\.md has no place for the table: no lines <!--"):
-        table.put_into(path, "new")
-    assert path.read_text() == "no marks"
+        table.put_into(path, "new", "full")
+        assert path.read_text() == (f"before\n{a}\nold\n{b}\nbetween\n{c}\n\nnew\n{d}\nafter\n")
+    table.put_into(tmp_path / "other.md", "new", "small")
+    assert (tmp_path / "other.md").read_text() == f"{a}\n\nnew\n{b}\n"
+    with pytest.raises(
+        CheckpointError, match=r"other\.md has no place for the table: no lines <!--"
+    ):
+        table.put_into(tmp_path / "other.md", "new", "full")
+    assert (tmp_path / "other.md").read_text() == f"{a}\n\nnew\n{b}\n"
 
 
 # --- the command line -------------------------------------------------------------------------
@@ -391,7 +394,7 @@ def test_rows_are_run_side_by_side_and_once(tmp_path: Path) -> None:
     ]  # fmt: skip
     files = {p: p.read_bytes() for p in folder.glob("*.json")}
     assert "frey-vae-seed0: own bound" in output
-    assert "dvae-fast reproduce --table --folder runs/reproduction-small" in output
+    assert "dvae-fast reproduce --table --scale small --folder runs/reproduction-small" in output
     assert "0 of 2 runs to do" in ok()
     assert {p: p.read_bytes() for p in folder.glob("*.json")} == files
     wrong = run("--epochs", "3")

@@ -20,18 +20,15 @@ if TYPE_CHECKING:
     Result = Mapping[str, Any]
 
 __all__ = [
-    "BEGIN",
-    "END",
     "Difference",
     "markdown",
+    "marks",
     "mean_and_error",
     "paired_difference",
     "put_into",
     "shown_published",
 ]
 
-BEGIN = "<!-- What follows is written by `dvae-fast reproduce --table`. -->"
-END = "<!-- End of what is written by `dvae-fast reproduce --table`. -->"
 _COVERAGE = 0.95
 _FEW = 3  # seeds below which an interval says little
 
@@ -143,7 +140,8 @@ def _row(row: Row, seeds: Mapping[int, Result]) -> list[str]:
     effective = [result["likelihood"]["ess_mean"] for result in seeds.values()]
     ess = "–" if None in effective else f"{statistics.fmean(effective):,.0f}"
     return [
-        f"`{row.name}`", row.about, f"{len(seeds)}", f"{settings['epochs']:,}",
+        f"`{row.name}`", row.about, f"{len(seeds)}",
+        f"{settings['epochs']:,} of {row.settings['epochs']:,}",
         shown_published(row.published), *cells, ess, row.protocol,
     ]  # fmt: skip
 
@@ -234,20 +232,27 @@ def _trained(result: Result) -> str:
 # --- the file -------------------------------------------------------------------------------------
 
 
-def put_into(path: Path, table: str) -> None:
-    """Write the table between the two marks of a file, or a new file with nothing else.
+def marks(scale: str) -> tuple[str, str]:
+    """The lines that the table of a scale stands between."""
+    what = f"what is written by `dvae-fast reproduce --table --scale {scale}`"
+    return f"<!-- Begin of {what}. -->", f"<!-- End of {what}. -->"
+
+
+def put_into(path: Path, table: str, scale: str) -> None:
+    """Write the table between the two marks of its scale, or into a new file with nothing else.
 
     Raises:
         CheckpointError: if the file is there without the marks, or cannot be read or written.
     """
-    text = f"{BEGIN}\n{END}\n"
+    begin, end = marks(scale)
+    text = f"{begin}\n{end}\n"
     if path.exists():
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"cannot read {path}: {error}") from None
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise CheckpointError(f"{path} has no place for the table: no lines {BEGIN} and {END}")
-    write_atomically(path, f"{before}{BEGIN}\n\n{table}\n{END}{after}".encode())
+    before, found_begin, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found_begin or not found_end:
+        raise CheckpointError(f"{path} has no place for the table: no lines {begin} and {end}")
+    write_atomically(path, f"{before}{begin}\n\n{table}\n{end}{after}".encode())

@@ -75,7 +75,7 @@ from dvae_fast.likelihoods import LIKELIHOODS
 from dvae_fast.models import MODELS, LatentVariableModel
 from dvae_fast.networks import ACTIVATIONS, POSTERIORS
 from dvae_fast.objectives import ESTIMATORS, OBJECTIVES, Objective
-from dvae_fast.partial import partial_exists, remove_partial
+from dvae_fast.partial import PARTIAL, partial_exists, remove_partial
 from dvae_fast.plots import (
     plot_bounds,
     plot_ess,
@@ -113,7 +113,6 @@ __all__ = ["app", "main"]
 
 RUNS = Path("runs")
 EVALUATION = "evaluation.json"
-PARTIAL = "evaluation.partial.npz"
 DOCUMENT = Path("docs/reproduction.md")
 _PICTURED = 10  # examples in the picture of reconstructions
 _SAMPLED = 100

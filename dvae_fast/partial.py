@@ -25,7 +25,17 @@ from dvae_fast.checkpoint import CheckpointError, write_atomically
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["PartialResults", "fingerprint", "partial_exists", "read_settings", "remove_partial"]
+__all__ = [
+    "PARTIAL",
+    "PartialResults",
+    "fingerprint",
+    "partial_exists",
+    "read_settings",
+    "remove_partial",
+]
+
+#: what the file is called in the folder of a run
+PARTIAL = "evaluation.partial.npz"
 
 _EVERY = 10.0  # seconds between two writings
 _DONE, _SETTINGS = "_done", "_settings"

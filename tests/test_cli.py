@@ -29,6 +29,7 @@ from dvae_fast.checkpoint import (
 )
 from dvae_fast.corruptions import rates_from_mean
 from dvae_fast.evaluate import estimate_log_likelihood
+from dvae_fast.partial import PARTIAL
 from dvae_fast.train import load_config
 
 if TYPE_CHECKING:
@@ -486,7 +487,7 @@ def test_evaluate_goes_on_where_it_was_interrupted(
     result = run(*options)
     assert result.exit_code == 130
     assert "interrupted; what is done is kept, go on with --resume" in result.output
-    assert (run_dir / cli.PARTIAL).exists()
+    assert (run_dir / PARTIAL).exists()
     # With other options it is another evaluation; without --resume, a new one.
     wrong = run(*options, "--resume", "--seed", "3")
     assert wrong.exit_code == 2
@@ -499,7 +500,7 @@ def test_evaluate_goes_on_where_it_was_interrupted(
     ok(*options, "--resume")
     assert judged == [8, 12, 16]
     resumed = json.loads((run_dir / "evaluation.json").read_text())
-    assert not (run_dir / cli.PARTIAL).exists()
+    assert not (run_dir / PARTIAL).exists()
     judged.clear()
     ok(*options)
     assert judged == [0, 4, 8, 12, 16]

@@ -18,7 +18,7 @@ from dvae_fast.checkpoint import CHECKPOINT, CheckpointError, load_model, read_j
 from dvae_fast.data import load_dataset
 from dvae_fast.estimates import finite_or_none
 from dvae_fast.evaluate import estimate_log_likelihood
-from dvae_fast.partial import remove_partial
+from dvae_fast.partial import PARTIAL, remove_partial
 from dvae_fast.train import CONFIG, cpu_threads, load_config, mean_bound, train
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ __all__ = ["Run", "plan", "read_results", "result_path", "run_one", "unfinished"
 
 #: of a configuration, what changes speed and rounding alone
 _ANYWHERE = ("threads", "device", "cuda_graph")
-_PARTIAL = "evaluation.partial.npz"
 _COMMIT_SECONDS = 10.0
 #: points of a learning curve that are kept, at most
 _CURVE = 64
@@ -232,7 +231,7 @@ def run_one(run: Run, folder: Path, report: Report | None = None) -> dict[str, A
             **_judge(run, run_dir, report),
         }
     write_json(result_path(folder, run), result)
-    remove_partial(run_dir / _PARTIAL)
+    remove_partial(run_dir / PARTIAL)
     return result
 
 
@@ -253,7 +252,7 @@ def _judge(run: Run, run_dir: Path, report: Report | None) -> dict[str, Any]:
     some = len(x) if run.examples is None else min(run.examples, len(x))
     spaced = x[torch.arange(some) * len(x) // some]
     estimate = estimate_log_likelihood(
-        model, spaced, run.k, seed=seed, progress=report, partial=run_dir / _PARTIAL
+        model, spaced, run.k, seed=seed, progress=report, partial=run_dir / PARTIAL
     )
     values = estimate.log_likelihood
     spread = float(values.std()) / math.sqrt(len(values))

@@ -1,0 +1,213 @@
+"""What arXiv 1511.06406 claims of denoising, held against the runs of `dvae-fast reproduce`.
+
+    python docs/claims.py [FOLDER] [--output FOLDER]
+
+FOLDER holds the runs' JSON files (docs/reproduction/small). Prints the numbers that docs/claims.md
+quotes and draws its figures. Needs matplotlib and scipy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dvae_fast.experiments.rows import FIGURES, ROWS
+from dvae_fast.experiments.runs import read_results
+from dvae_fast.experiments.table import Difference, paired_difference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    Result = Mapping[str, Any]
+    Runs = Mapping[str, Mapping[int, Result]]
+
+HERE = Path(__file__).parent
+BLUE, ORANGE, GREY = "#1f5fa8", "#d9730d", "#8a8a8a"
+#: a figure's name and the pairs that answer its question; more with a baseline of their own
+HELPS = ("dvae-k1-5", "dvae-k1-10", "dvae-k1-15", "diwae-k5-5", "diwae-k5-10", "dvae-gru-k1-5")
+CONTRAST = ("vae-augmented-k1", "iwae-augmented-k5")
+PIXEL, LEARNT, CURVES = "dvae-pixel-k1-5", "dvae-learnt-k1-5", ("vae-gru-k1", "dvae-gru-k1-5")
+TIGHT = ("vae-k1", "dvae-k1-5", "dvae-k1-10", "dvae-k1-15", "vae-augmented-k1")
+
+
+def by_row(results: Iterable[Result]) -> dict[str, dict[int, Result]]:
+    """Results by row and seed."""
+    found: dict[str, dict[int, Result]] = {}
+    for result in results:
+        found.setdefault(result["row"], {})[result["seed"]] = result
+    return found
+
+
+def differences(
+    runs: Runs, ours: str, theirs: str, figure: Callable[[Result], float]
+) -> Difference:
+    """Of a figure, paired by seed."""
+    first, second = ({s: figure(r) for s, r in runs[name].items()} for name in (ours, theirs))
+    found = paired_difference(first, second)
+    if found is None:
+        raise SystemExit(f"claims: {ours} and {theirs} share no seed")
+    return found
+
+
+def gap(bound: str) -> Callable[[Result], float]:
+    """From a bound to the log-likelihood, in nats: how loose it is."""
+    return lambda result: result["figures"][bound] - result["figures"]["nll"]
+
+
+def overfit(result: Result) -> float:
+    """Training bound less validation bound at the last epoch, in nats."""
+    last = result["curve"][-1]
+    return float(last["train_bound"] - last["valid_bound"])
+
+
+def lost(result: Result) -> float:
+    """What the validation bound lost from its best to the last epoch, in nats."""
+    return float(result["valid_bound"] - result["curve"][-1]["valid_bound"])
+
+
+def shown(found: Difference) -> str:
+    """Mean and 95 % interval."""
+    if found.half_width is None:
+        return f"{found.mean:+.2f} (one seed)"
+    low, high = found.mean - found.half_width, found.mean + found.half_width
+    return f"{found.mean:+.2f} [{low:+.2f}, {high:+.2f}], {found.pairs} seeds"
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+def _axes(height: float = 3.6) -> Any:
+    from matplotlib.figure import Figure
+
+    axes = Figure(figsize=(7.0, height), layout="constrained").add_subplot()
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def _bars(
+    axes: Any, labels: Sequence[str], found: Mapping[str, Sequence[Difference]], xlabel: str
+) -> None:
+    """A point and its 95 % interval for each label, of each series in `found`."""
+    for i, ((name, values), colour) in enumerate(zip(found.items(), (BLUE, ORANGE), strict=False)):
+        shift = 0.18 * (i - (len(found) - 1) / 2)
+        axes.errorbar(
+            [d.mean for d in values], [y + shift for y in range(len(values))],
+            xerr=[d.half_width or 0 for d in values],
+            fmt="o", color=colour, markersize=5, capsize=3, linewidth=1.4, label=name,
+        )  # fmt: skip
+    axes.axvline(0, color="#222222", linewidth=1)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.set_xlabel(xlabel)
+    axes.legend(frameon=False, fontsize=9)
+
+
+def draw_differences(runs: Runs, rows: Sequence[str], title: str, path: Path) -> None:
+    """Rows less their baselines, in the one-sample bound and the NLL."""
+    pairs = [(name, ROWS[name].baseline) for name in rows]
+    found = {
+        FIGURES[key]: [
+            differences(runs, name, str(base), lambda r, key=key: r["figures"][key])  # type: ignore[misc]
+            for name, base in pairs
+        ]
+        for key in ("clean", "nll")
+    }
+    axes = _axes(1.4 + 0.45 * len(rows))
+    labels = [f"{name} − {base}" for name, base in pairs]
+    _bars(axes, labels, found, "nats per test example, 95 % interval; left of 0: better")
+    axes.set_title(title, fontsize=11)
+    axes.figure.savefig(path, dpi=150)
+    for name, values in found.items():
+        for label, value in zip(labels, values, strict=True):
+            print(f"  {label}, {name}: {shown(value)}")
+
+
+def draw_gaps(runs: Runs, path: Path) -> None:
+    """How far each bound lies from the log-likelihood, by model."""
+    names = [name for name in TIGHT if name in runs]
+    axes = _axes()
+    series = {"own bound, x̃ drawn": "own", "one sample, clean x": "clean"}
+    for i, ((label, key), colour) in enumerate(zip(series.items(), (ORANGE, BLUE), strict=True)):
+        values = [[gap(key)(r) for r in runs[name].values()] for name in names]
+        means = [statistics.fmean(v) for v in values]
+        axes.plot(means, [y + 0.18 * (i - 0.5) for y in range(len(names))], "o", color=colour,
+                  label=label)  # fmt: skip
+        for y, each in enumerate(values):
+            axes.plot(each, [y + 0.18 * (i - 0.5)] * len(each), "|", color=colour, markersize=9)
+        for name, mean in zip(names, means, strict=True):
+            print(f"  {name}, {label}: {mean:.2f} nats below log p(x)")
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel("log p(x) − bound, nats per test example; bars: seeds")
+    axes.set_title("How loose the bounds are", fontsize=11)
+    axes.legend(frameon=False, fontsize=9)
+    axes.figure.savefig(path, dpi=150)
+    for name in names[1:]:
+        for label, key in series.items():
+            print(
+                f"  {name} − vae-k1, {label}: {shown(differences(runs, name, 'vae-k1', gap(key)))}"
+            )
+
+
+def draw_curves(runs: Runs, rows: Sequence[str], path: Path) -> None:
+    """Training and validation bounds by epoch, a line a seed."""
+    axes = _axes(4.2)
+    lowest = []
+    for name, colour in zip(rows, (BLUE, ORANGE), strict=True):
+        for seed, result in runs[name].items():
+            curve = result["curve"]
+            epochs = [line["epoch"] for line in curve]
+            for key, style, what in (
+                ("train_bound", "--", "training"),
+                ("valid_bound", "-", "validation"),
+            ):
+                values = [line[key] for line in curve]
+                label = f"{name}, {what}" if seed == min(runs[name]) else None
+                axes.plot(epochs, values, style, color=colour, linewidth=1.2, label=label)
+                lowest.append(values[len(values) // 8])
+        print(f"  {name}: " + "; ".join(
+            f"seed {s}: best epoch {r['best_epoch']}, training − validation {overfit(r):.1f}, "
+            f"lost since the best {lost(r):.1f}" for s, r in runs[name].items()
+        ))  # fmt: skip
+    axes.set_ylim(bottom=min(lowest))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("own bound, nats per example")
+    axes.set_title("A GRU encoder with and without noise", fontsize=11)
+    axes.legend(frameon=False, fontsize=9)
+    axes.figure.savefig(path, dpi=150)
+    for what, figure in (("training − validation", overfit), ("lost since the best", lost)):
+        print(
+            f"  {rows[1]} − {rows[0]}, {what}: {shown(differences(runs, rows[1], rows[0], figure))}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The paper's claims against finished runs.")
+    parser.add_argument("folder", type=Path, nargs="?", default=HERE / "reproduction" / "small")
+    parser.add_argument("--output", type=Path, default=HERE / "figures")
+    a = parser.parse_args()
+    runs = by_row(read_results(a.folder))
+    needed = {*HELPS, *CONTRAST, PIXEL, LEARNT, *CURVES, *TIGHT}
+    missing = sorted((needed | {str(ROWS[n].baseline or n) for n in needed}) - runs.keys())
+    if missing:
+        raise SystemExit(f"claims: {a.folder} has no runs of {', '.join(missing)}")
+    print("Does denoising help?")
+    draw_differences(runs, (*HELPS, *CONTRAST), "Noise, and fresh draws of the images instead",
+                     a.output / "claim_denoising.png")  # fmt: skip
+    print("Is its bound tighter?")
+    draw_gaps(runs, a.output / "claim_tightness.png")
+    print("Do GRU encoders overfit without it?")
+    draw_curves(runs, CURVES, a.output / "claim_gru.png")
+    print("Do rates per pixel help? Does a learnt rate?")
+    draw_differences(runs, (PIXEL, LEARNT), "Where the noise goes, and how much",
+                     a.output / "claim_rates.png")  # fmt: skip
+    levels = [f"{r['learnt_level']:.2e}" for r in runs[LEARNT].values()]
+    print(f"  learnt rates, from {ROWS[LEARNT].settings['level']}: {', '.join(levels)}")
+
+
+if __name__ == "__main__":
+    main()

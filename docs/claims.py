@@ -28,7 +28,8 @@ BLUE, ORANGE, GREY = "#1f5fa8", "#d9730d", "#8a8a8a"
 #: a figure's name and the pairs that answer its question; more with a baseline of their own
 HELPS = ("dvae-k1-5", "dvae-k1-10", "dvae-k1-15", "diwae-k5-5", "diwae-k5-10", "dvae-gru-k1-5")
 CONTRAST = ("vae-augmented-k1", "iwae-augmented-k5")
-PIXEL, LEARNT, CURVES = "dvae-pixel-k1-5", "dvae-learnt-k1-5", ("vae-gru-k1", "dvae-gru-k1-5")
+PIXEL, LEARNT, COPIES = "dvae-pixel-k1-5", "dvae-learnt-k1-5", "dvae-copies-k1-5"
+CURVES = {"perceptron": ("vae-k1", "dvae-k1-5"), "GRU": ("vae-gru-k1", "dvae-gru-k1-5")}
 TIGHT = ("vae-k1", "dvae-k1-5", "dvae-k1-10", "dvae-k1-15", "vae-augmented-k1")
 
 
@@ -82,9 +83,13 @@ def _axes(height: float = 3.6) -> Any:
     from matplotlib.figure import Figure
 
     axes = Figure(figsize=(7.0, height), layout="constrained").add_subplot()
+    _plain(axes)
+    return axes
+
+
+def _plain(axes: Any) -> None:
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    return axes
 
 
 def _bars(
@@ -153,36 +158,39 @@ def draw_gaps(runs: Runs, path: Path) -> None:
             )
 
 
-def draw_curves(runs: Runs, rows: Sequence[str], path: Path) -> None:
-    """Training and validation bounds by epoch, a line a seed."""
-    axes = _axes(4.2)
+def draw_curves(runs: Runs, path: Path) -> None:
+    """Training and validation bounds by epoch, a line a seed, with and without noise."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 4.0), layout="constrained")
+    panels = figure.subplots(1, len(CURVES), sharey=True)
     lowest = []
-    for name, colour in zip(rows, (BLUE, ORANGE), strict=True):
-        for seed, result in runs[name].items():
-            curve = result["curve"]
-            epochs = [line["epoch"] for line in curve]
-            for key, style, what in (
-                ("train_bound", "--", "training"),
-                ("valid_bound", "-", "validation"),
-            ):
-                values = [line[key] for line in curve]
-                label = f"{name}, {what}" if seed == min(runs[name]) else None
-                axes.plot(epochs, values, style, color=colour, linewidth=1.2, label=label)
-                lowest.append(values[len(values) // 8])
-        print(f"  {name}: " + "; ".join(
-            f"seed {s}: best epoch {r['best_epoch']}, training − validation {overfit(r):.1f}, "
-            f"lost since the best {lost(r):.1f}" for s, r in runs[name].items()
-        ))  # fmt: skip
-    axes.set_ylim(bottom=min(lowest))
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("own bound, nats per example")
-    axes.set_title("A GRU encoder with and without noise", fontsize=11)
-    axes.legend(frameon=False, fontsize=9)
-    axes.figure.savefig(path, dpi=150)
-    for what, figure in (("training − validation", overfit), ("lost since the best", lost)):
-        print(
-            f"  {rows[1]} − {rows[0]}, {what}: {shown(differences(runs, rows[1], rows[0], figure))}"
-        )
+    for axes, (encoder, pair) in zip(panels, CURVES.items(), strict=True):
+        for name, colour in zip(pair, (BLUE, ORANGE), strict=True):
+            for seed, result in runs[name].items():
+                curve = result["curve"]
+                for key, style, of in (
+                    ("train_bound", "--", "training"),
+                    ("valid_bound", "-", "validation"),
+                ):
+                    values = [line[key] for line in curve]
+                    axes.plot([line["epoch"] for line in curve], values, style, color=colour,
+                              linewidth=1.2, label=None if seed else f"{name}, {of}")  # fmt: skip
+                    lowest.append(values[len(values) // 8])
+            best = [result["best_epoch"] for result in runs[name].values()]
+            print(f"  {name}: best epochs {best}")
+        for what, of in (("training − validation", overfit), ("lost since the best", lost)):
+            for name in pair:
+                each = ", ".join(f"{of(result):.1f}" for result in runs[name].values())
+                print(f"  {name}, {what}: {each}")
+            print(f"  {pair[1]} − {pair[0]}, {what}: {shown(differences(runs, *pair[::-1], of))}")
+        _plain(axes)
+        axes.set_xlabel("epoch")
+        axes.set_title(f"{encoder} encoder", fontsize=11)
+        axes.legend(frameon=False, fontsize=9)
+    panels[0].set_ylim(bottom=min(lowest))
+    panels[0].set_ylabel("own bound, nats per example")
+    figure.savefig(path, dpi=150)
 
 
 def main() -> None:
@@ -191,7 +199,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "figures")
     a = parser.parse_args()
     runs = by_row(read_results(a.folder))
-    needed = {*HELPS, *CONTRAST, PIXEL, LEARNT, *CURVES, *TIGHT}
+    curves = (name for pair in CURVES.values() for name in pair)
+    needed = {*HELPS, *CONTRAST, PIXEL, LEARNT, *curves, *TIGHT}
     missing = sorted((needed | {str(ROWS[n].baseline or n) for n in needed}) - runs.keys())
     if missing:
         raise SystemExit(f"claims: {a.folder} has no runs of {', '.join(missing)}")
@@ -201,9 +210,9 @@ def main() -> None:
     print("Is its bound tighter?")
     draw_gaps(runs, a.output / "claim_tightness.png")
     print("Do GRU encoders overfit without it?")
-    draw_curves(runs, CURVES, a.output / "claim_gru.png")
+    draw_curves(runs, a.output / "claim_gru.png")
     print("Do rates per pixel help? Does a learnt rate?")
-    draw_differences(runs, (PIXEL, LEARNT), "Where the noise goes, and how much",
+    draw_differences(runs, (PIXEL, LEARNT, COPIES), "Where the noise goes, and how much",
                      a.output / "claim_rates.png")  # fmt: skip
     levels = [f"{r['learnt_level']:.2e}" for r in runs[LEARNT].values()]
     print(f"  learnt rates, from {ROWS[LEARNT].settings['level']}: {', '.join(levels)}")

@@ -81,7 +81,7 @@ def test_every_row_is_a_valid_configuration(name: str, scale: str) -> None:
 
 
 def test_rows_are_those_of_the_tables() -> None:
-    assert len(ROWS) == 41
+    assert len(ROWS) == 42
     full = SCALES["full"]
 
     def config(name: str) -> TrainConfig:
@@ -95,6 +95,7 @@ def test_rows_are_those_of_the_tables() -> None:
     assert config("dvae-pixel-k1-15").per_pixel
     c = config("dvae-learnt-k1-5")
     assert (c.learn_level, c.M, c.level) == ("score", 2, 0.05)
+    assert replace(c, learn_level=None) == config(str(ROWS["dvae-learnt-k1-5"].baseline))
     assert config("dvae-released-k1-5").corruption == "salt-and-pepper-released"
     assert config("vae-augmented-k1").binarise == "dynamic"
     assert ROWS["vae-augmented-k1"].judged_on == "fixed"
@@ -120,7 +121,7 @@ def test_rows_are_those_of_the_tables() -> None:
 def test_rows_of_one_scale_are_treated_alike() -> None:
     small = SCALES["small"]
     configs = [row.config(small, 0, None, "cpu") for row in select(small.rows)]
-    assert len(configs) == 14
+    assert len(configs) == 15
     shared = ("data", "epochs", "train_examples", "valid_examples", "batch_size", "learning_rate",
               "lr_schedule", "seed", "data_seed")  # fmt: skip
     for name in shared:

@@ -121,7 +121,7 @@ def test_rows_are_those_of_the_tables() -> None:
 def test_rows_of_one_scale_are_treated_alike() -> None:
     small = SCALES["small"]
     configs = [row.config(small, 0, None, "cpu") for row in select(small.rows)]
-    assert len(configs) == 15
+    assert len(configs) == 13
     shared = ("data", "epochs", "train_examples", "valid_examples", "batch_size", "learning_rate",
               "lr_schedule", "seed", "data_seed")  # fmt: skip
     for name in shared:

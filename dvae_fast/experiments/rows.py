@@ -269,7 +269,7 @@ SCALES = {
         "half an hour on two cores",
         rows=(
             "vae-k1", "dvae-k1-*", "iwae-k5", "diwae-k5-5", "diwae-k5-10", "*-augmented-*",
-            "dvae-pixel-k1-5", "dvae-copies-k1-5", "dvae-learnt-k1-5", "vae-gru-k1",
+            "dvae-pixel-k1-5", "vae-gru-k1",
             "dvae-gru-k1-5", "diwae-gru-k5-10",
         ),
         seeds=3,

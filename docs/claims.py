@@ -105,7 +105,7 @@ def _bars(
         )  # fmt: skip
     axes.axvline(0, color="#222222", linewidth=1)
     axes.set_yticks(range(len(labels)), labels)
-    axes.invert_yaxis()
+    axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set_xlabel(xlabel)
     axes.legend(frameon=False, fontsize=9)
 
@@ -145,7 +145,7 @@ def draw_gaps(runs: Runs, path: Path) -> None:
         for name, mean in zip(names, means, strict=True):
             print(f"  {name}, {label}: {mean:.2f} nats below log p(x)")
     axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.set_xlabel("log p(x) − bound, nats per test example; bars: seeds")
     axes.set_title("How loose the bounds are", fontsize=11)

@@ -116,6 +116,7 @@ EVALUATION = "evaluation.json"
 DOCUMENT = Path("docs/reproduction.md")
 _PICTURED = 10  # examples in the picture of reconstructions
 _SAMPLED = 100
+_SIDE = 13  # images a side of the picture of two latents
 
 app = typer.Typer(
     help="Train denoising variational autoencoders and judge them by importance sampling.",
@@ -639,10 +640,17 @@ def _pictures(
             title=f"{title}: means of p(x|z), z from the prior",
         )  # fmt: skip
         _plot_reconstructions(model, data, config, folder / "reconstructions.png", title)
+        names = ["learning_curve.png", "samples.png", "reconstructions.png"]
+        if model.latent_size == 2:
+            plot_samples(
+                model.manifold(_SIDE).flatten(0, 1), data.image_shape, folder / "manifold.png",
+                columns=_SIDE, title=f"{title}: the plane of two latents",
+            )  # fmt: skip
+            names.append("manifold.png")
     except MissingExtraError as error:
         console.print(f"No pictures: {error}", soft_wrap=True, markup=False)
         return []
-    return ["learning_curve.png", "samples.png", "reconstructions.png"]
+    return names
 
 
 def _plot_reconstructions(

@@ -432,6 +432,60 @@ class LatentVariableModel(Autoencoder):
             x = self._corrupt(x, functional._seed_tensor(seed, x.device), None)
         return self.likelihood.mean(self.decode(self.encode(x)[0]))
 
+    @torch.no_grad()
+    def interpolate(self, start: Tensor, end: Tensor, steps: int) -> Tensor:
+        """The means of p(x|z) on the straight lines between the means of q(z|x) of two images.
+
+        Args:
+            start, end: (B, D); the first and last of each line are their reconstructions.
+            steps: >= 2 images a line.
+
+        Returns:
+            (B, steps, D).
+
+        Raises:
+            TypeError, ValueError: naming the argument, the rule and the value.
+        """
+        self._check_data(start)
+        self._check_data(end)
+        if end.shape != start.shape:
+            raise ValueError(
+                f"start and end must have one shape, got {tuple(start.shape)} and "
+                f"{tuple(end.shape)}"
+            )
+        if check_size("steps", steps) < 2:
+            raise ValueError(f"steps must be >= 2, got {steps}")
+        first, last = (self.encode(x)[0].unsqueeze(1) for x in (start, end))
+        weight = torch.linspace(0, 1, steps, dtype=first.dtype, device=first.device).unsqueeze(1)
+        return self.likelihood.mean(self.decode(torch.lerp(first, last, weight)))
+
+    @torch.no_grad()
+    def manifold(self, n: int) -> Tensor:
+        """The means of p(x|z) over a plane of latents, for a model with two of them.
+
+        z lies at the normal quantiles (i + ½)/n, so that each image stands for as much of the
+        prior as any other (Kingma and Welling, arXiv 1312.6114, figure 4).
+
+        Args:
+            n: n >= 1 images a side.
+
+        Returns:
+            (n, n, D): the second latent falls from row to row, the first rises within one.
+
+        Raises:
+            ValueError: if the model has not two latents, or n < 1.
+        """
+        check_size("n", n)
+        if self.latent_size != 2:
+            raise ValueError(
+                f"latent_size must be 2 for a plane of latents, got {self.latent_size}"
+            )
+        like = next(self.parameters())
+        steps = torch.arange(n, dtype=torch.float64) + 0.5
+        quantiles = torch.special.ndtri(steps / n).to(like)
+        z = torch.stack(torch.meshgrid(quantiles, quantiles.flip(0), indexing="xy"), -1)
+        return self.likelihood.mean(self.decode(z))
+
     # --- configuration ------------------------------------------------------------------------
 
     def config(self) -> dict[str, Any]:

@@ -21,8 +21,10 @@ __all__ = [
     "image_grid",
     "plot_bounds",
     "plot_ess",
+    "plot_filters",
     "plot_learning_curve",
     "plot_reconstructions",
+    "plot_rows",
     "plot_samples",
     "plot_worst",
 ]
@@ -112,9 +114,9 @@ def image_grid(images: Tensor, image_shape: tuple[int, int], columns: int) -> Te
     return grid
 
 
-def _show(axes: Any, grid: Tensor) -> None:
+def _show(axes: Any, grid: Tensor, colormap: str = "gray") -> None:
     colormaps = require("matplotlib", "matplotlib", "drawing").colormaps
-    colours = colormaps["gray"].with_extremes(bad=_FRAME)
+    colours = colormaps[colormap].with_extremes(bad=_FRAME)
     axes.imshow(grid.numpy(), cmap=colours, vmin=0, vmax=1, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
@@ -131,10 +133,18 @@ def _columns(count: int, aspect: float) -> int:
 
 
 def plot_samples(
-    images: Tensor, image_shape: tuple[int, int], path: Path, *, title: str = ""
+    images: Tensor,
+    image_shape: tuple[int, int],
+    path: Path,
+    *,
+    columns: int | None = None,
+    title: str = "",
 ) -> None:
-    """A square-ish grid of images (N, D). Raises as :func:`plot_learning_curve`."""
-    columns = _columns(len(images), image_shape[0] / image_shape[1])
+    """A grid of images (N, D), row by row; about square where `columns` are not given.
+
+    Raises as :func:`plot_learning_curve`.
+    """
+    columns = columns or _columns(len(images), image_shape[0] / image_shape[1])
     grid = image_grid(images, image_shape, columns)
     figure = _figure(5.0, 5.0 * grid.shape[0] / grid.shape[1] + (0.35 if title else 0.1))
     axes = figure.add_subplot()
@@ -159,15 +169,48 @@ def plot_reconstructions(
     """
     rows = [("$x$", x), (r"$\tilde{x}$", noisy), ("reconstruction", reconstruction)]
     shown = [(label, images) for label, images in rows if images is not None]
-    grids = [image_grid(images, image_shape, len(images)) for _, images in shown]
+    plot_rows(shown, image_shape, path, title=title)
+
+
+def plot_rows(
+    rows: Sequence[tuple[str, Tensor]],
+    image_shape: tuple[int, int],
+    path: Path,
+    *,
+    title: str = "",
+) -> None:
+    """A row of images (N, D) for each short label. Raises as :func:`plot_learning_curve`."""
+    grids = [image_grid(images, image_shape, len(images)) for _, images in rows]
     width, margin = 8.0, 1.2
     row = (width - margin) * grids[0].shape[0] / grids[0].shape[1]
-    figure = _figure(width, len(shown) * (row + 0.08) + (0.35 if title else 0.1))
+    figure = _figure(width, len(rows) * (row + 0.08) + (0.35 if title else 0.1))
     for axes, (label, _), grid in zip(
-        figure.subplots(len(shown), 1, squeeze=False)[:, 0], shown, grids, strict=True
+        figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, grids, strict=True
     ):
         _show(axes, grid)
         axes.set_ylabel(label, fontsize=11, rotation=0, ha="right", va="center", labelpad=8)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    _write(figure, path)
+
+
+def plot_filters(
+    filters: Mapping[str, Tensor], image_shape: tuple[int, int], path: Path, *, title: str = ""
+) -> None:
+    """Weights of first layers as images, a panel each: blue below 0, white at 0, red above.
+
+    Args:
+        filters: (N, D) by the panel's label; each filter is scaled by its largest weight.
+        image_shape, path, title: as for :func:`plot_samples`, which tells the errors too.
+    """
+    figure = _figure(4.2 * len(filters), 4.2 * image_shape[0] / image_shape[1] + 0.8)
+    for axes, (label, weights) in zip(
+        figure.subplots(1, len(filters), squeeze=False)[0], filters.items(), strict=True
+    ):
+        largest = weights.abs().amax(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+        columns = _columns(len(weights), image_shape[0] / image_shape[1])
+        _show(axes, image_grid(0.5 + 0.5 * weights / largest, image_shape, columns), "RdBu_r")
+        axes.set_title(label, fontsize=11)
     if title:
         figure.suptitle(title, fontsize=11)
     _write(figure, path)

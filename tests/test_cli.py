@@ -181,6 +181,12 @@ def test_each_model_has_its_defaults(model: str, options: dict[str, Any]) -> Non
     assert is_png(Path("r/reconstructions.png"))
 
 
+def test_two_latents_are_pictured_as_a_plane() -> None:
+    ok("train", "--model", "vae", "--latent", "2", "--hidden", "5", "--epochs", "1", "-q",
+       "--evaluate-k", "0", "--run-dir", "r", "--batch-size", "500", "--threads", "1")  # fmt: skip
+    assert is_png(Path("r/manifold.png"))
+
+
 def test_an_objective_is_one_option_away() -> None:
     output = ok("train", *TINY, "--epochs", "1", "--evaluate-k", "0", "--run-dir", "r",
                 "--objective", "ciwae", "--beta", "0.2", "--estimator", "dreg",

@@ -421,6 +421,38 @@ def test_sample_has_the_likelihoods_mean() -> None:
     assert bool(((drawn.mean(0) - means.mean(0)).abs() < 5 * error).all())
 
 
+def test_interpolate() -> None:
+    model, x = _model("dvae"), _data(6)
+    start, end = x[:2], x[2:4]
+    lines = model.interpolate(start, end, 5)
+    assert lines.shape == (2, 5, D)
+    assert not lines.requires_grad
+    torch.testing.assert_close(lines[:, 0], model.reconstruct(start))
+    torch.testing.assert_close(lines[:, -1], model.reconstruct(end))
+    middle = (model.encode(start)[0] + model.encode(end)[0]) / 2
+    torch.testing.assert_close(lines[:, 2], model.likelihood.mean(model.decode(middle)).detach())
+    with pytest.raises(ValueError, match=r"start and end must have one shape, got \(2, 11\) and"):
+        model.interpolate(start, x, 5)
+    with pytest.raises(ValueError, match="steps must be >= 2, got 1"):
+        model.interpolate(start, end, 1)
+
+
+def test_manifold() -> None:
+    """z at the normal quantiles: the first latent rises to the right, the second upwards."""
+    model = _model("vae")
+    plane = model.manifold(3)
+    assert plane.shape == (3, 3, D)
+    quantile = Normal(0.0, 1.0).icdf(torch.tensor(5 / 6, dtype=torch.float64))
+    z = torch.stack([-quantile, quantile])  # left, top
+    torch.testing.assert_close(plane[0, 0], model.likelihood.mean(model.decode(z)).detach())
+    z = torch.stack([quantile, torch.zeros_like(quantile)])  # right, in the middle
+    torch.testing.assert_close(plane[1, 2], model.likelihood.mean(model.decode(z)).detach())
+    with pytest.raises(ValueError, match="latent_size must be 2 for a plane of latents, got 3"):
+        make_model("vae", D, 3, HIDDEN).manifold(3)
+    with pytest.raises(ValueError, match="n must be >= 1, got 0"):
+        model.manifold(0)
+
+
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 def test_reconstruct(likelihood: str) -> None:
     model, x = _model("dvae", likelihood=likelihood), _data()

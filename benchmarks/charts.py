@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
+from figures import MEMORY_NOISE, MIB
 from matplotlib.figure import Figure as Plot
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 INK = "#123456"
 COLOURS = {"ours": "#2b8ae0", "eager": "#e0792b", "compile": "#3fa55b"}
 OTHERS = ("#b565c9", "#c9a227", "#d6506a", "#4db6ac", "#8d8d8d")
-MIB = 1 << 20
 
 STYLE = {
     "svg.fonttype": "path",
@@ -190,7 +190,7 @@ def growth(operator: str, found: list[Series], memory: list[dict[str, Any]]) -> 
                         (m["value"], m["resident"] / MIB)
                         for m in memory
                         if (m["operator"], m["axis"], m["who"]) == (operator, axis, who)
-                        and m["resident"] >= 1 << 16
+                        and m["resident"] >= MEMORY_NOISE
                     ]
                     if points:
                         style = {"color": COLOURS[who], "marker": "o", "markersize": 4}

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIB = 1 << 20
+#: growth of the resident set in bytes that is no more than noise
+MEMORY_NOISE = 1 << 16
 
 
 @dataclass

@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from figures import MIB, Figure, Groups, load, seconds, table
+from figures import MEMORY_NOISE, MIB, Figure, Groups, load, seconds, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,18 +25,12 @@ if TYPE_CHECKING:
 FLAT = 1.25
 #: elements from which the kernels wake a second thread (kGrain in csrc/torch/cpu/common.h)
 GRAIN = 16384
-#: what Python, autograd and the dispatcher may take of a call, in seconds
-CALL = 150e-6
+#: what starting a team of threads may take of a call, in seconds
+WAKE = 100e-6
 #: blocks larger than this are never kept by glibc, and cost page faults at each call
 KEPT_BLOCK = 32 * MIB
-
-#: Causes that no size tells: (operator, axis) and whether the cost falls or rises with the axis.
-KNOWN: dict[tuple[str, str, str], str] = {
-    ("training step", "B", "falls"): "matrix products of few rows read all weights for little work",
-    ("training step", "K", "falls"): "matrix products of few rows read all weights for little work",
-    ("linear_log_weights", "B", "falls"): "a product of few rows reads all weights for little work",
-    ("linear_log_weights", "K", "falls"): "a product of few rows reads all weights for little work",
-}
+#: axes of `bench_growth.py` that are no sizes
+CONDITIONS = ("threads", "dtype")
 
 
 @dataclass(frozen=True)
@@ -86,6 +80,28 @@ class Series:
     def slope(self) -> float:
         """Of log time over log size; 1 where time is proportional to size."""
         return slope([p.value for p in self.points], [p.time for p in self.points])
+
+    def fixed(self) -> tuple[float, float] | None:
+        """a and b of time ≈ a + b · work, in seconds and seconds a unit, both >= 0.
+
+        Least squares of the relative errors, over the sizes up to the one of least cost: past it,
+        something other than a fixed cost tells. None of fewer than three, which fit anything.
+        """
+        least = min(range(len(self.points)), key=lambda i: self.points[i].cost)
+        points = self.points[: least + 1]
+        if len(points) < 3:
+            return None
+        # Σ (a u + b v − 1)², u = 1/time, v = work/time
+        u, v = [1 / p.time for p in points], [p.work / p.time for p in points]
+        uu, vv = sum(x * x for x in u), sum(x * x for x in v)
+        uv = sum(x * y for x, y in zip(u, v, strict=True))
+        determinant = uu * vv - uv * uv
+        if determinant > 1e-12 * uu * vv:
+            a = (sum(u) * vv - sum(v) * uv) / determinant
+            b = (sum(v) * uu - sum(u) * uv) / determinant
+            if a >= 0 and b >= 0:
+                return a, b
+        return 0.0, sum(v) / vv
 
     def end_slope(self) -> float:
         """The same over the last three sizes, where a call's fixed cost counts least."""
@@ -154,16 +170,22 @@ def steps(one: Series, machine: Machine) -> list[Step]:
 
 def cause(one: Series, a: Point, b: Point, machine: Machine) -> str:
     """The first known cause that fits, by the sizes on both sides; "" where none does."""
-    if b.cost < a.cost:
-        fixed = (a.cost - b.cost) * a.work * 1e-9
-        if fixed <= CALL:
-            return f"fixed cost of a call, {seconds(fixed)} of {seconds(a.time)}"
-        if a.figure.elements <= GRAIN < b.figure.elements and machine.threads > 1:
+    ratio = b.cost / a.cost
+    woken = a.figure.elements <= GRAIN < b.figure.elements and machine.threads > 1
+    if ratio < 1:
+        fitted = one.fixed()
+        expected = 1.0
+        if fitted is not None and fitted[0] > 0:
+            fixed, each = fitted
+            expected = (fixed / b.work + each) / (fixed / a.work + each)
+            if 1 / FLAT <= ratio / expected <= FLAT:
+                return f"fixed cost of a call, {seconds(fixed)} of {seconds(a.time)}"
+        if woken and expected / (machine.threads * FLAT) <= ratio <= expected * FLAT:
             return f"{machine.threads} threads share the work above {GRAIN:,} elements"
-        return KNOWN.get((one.operator, one.axis, "falls"), "")
-    if a.figure.elements <= GRAIN < b.figure.elements and machine.threads > 1:
+        return ""
+    if woken:
         more = (b.cost - a.cost) * b.work * 1e-9
-        if more <= CALL:
+        if more <= WAKE:
             return f"threads are woken above {GRAIN:,} elements, {seconds(more)}"
     for name, size in machine.caches.items():
         whole = size if name == "L3" else size * machine.threads
@@ -171,7 +193,7 @@ def cause(one: Series, a: Point, b: Point, machine: Machine) -> str:
             return f"the data leave {name}, {whole / MIB:.3g} MiB"
     if a.bytes <= KEPT_BLOCK < b.bytes:
         return "blocks above 32 MiB are fresh memory at each call"
-    return KNOWN.get((one.operator, one.axis, "rises"), "")
+    return ""
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -191,7 +213,7 @@ STEP_HEAD = ["operator", "over", "sizes", "ns a unit", "ratio", "cause"]
 
 def sizes_of(found: list[Series]) -> list[Series]:
     """Those over a size, which have slopes."""
-    return [one for one in found if one.axis not in ("threads", "dtype")]
+    return [one for one in found if one.axis not in CONDITIONS]
 
 
 def slope_rows(found: list[Series]) -> list[list[str]]:
@@ -234,7 +256,7 @@ def memory_rows(memory: list[dict[str, Any]]) -> list[list[str]]:
     """Slopes of peak memory, of series of three sizes or more."""
     found: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
     for row in memory:
-        if row["resident"] >= 1 << 16:  # less is noise
+        if row["resident"] >= MEMORY_NOISE:
             key = (row["operator"], row["axis"], row["who"])
             found.setdefault(key, []).append((row["value"], row["resident"]))
     return [

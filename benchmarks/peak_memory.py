@@ -31,10 +31,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+from figures import MIB
+
 FOLDER = Path(__file__).resolve().parent
 STEPS = 5
-MIB = 1 << 20
-
+#: bytes of data below which the growth of the resident set is noise
+LEAST_DATA = MIB // 4
 #: The step's model is that of bench_training; so many samples an example.
 K = 50
 
@@ -166,19 +168,20 @@ def _growth() -> list[dict[str, Any]]:
     import rivals
     import torch
     from bench_growth import GrowthCase, groups, rivals_at, values
+    from growth import CONDITIONS
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     rivals.choosing_seconds = 0
     rows = []
     for operator, axis in groups():
-        if axis in ("threads", "dtype"):
+        if axis in CONDITIONS:
             continue
         for value in values(operator, axis):
             for who in rivals_at(operator, axis, value):
                 torch.manual_seed(0)
                 rival = GrowthCase(operator, axis).build(f"{who}, {axis}={value}")
                 assert rival.case is not None
-                if 4 * rival.case.elements < MIB // 4:
+                if 4 * rival.case.elements < LEAST_DATA:
                     continue
                 peak = 0
                 for warm in (True, False):  # the first makes what stays: threads, Adam's state

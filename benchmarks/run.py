@@ -28,8 +28,8 @@ KEPT_SIZES = "50-ours or 50-eager or 50-compile or bench_log_weights"
 
 # On two quiet cores with AVX2: minutes that do not depend on --turns and --seconds (formulas
 # compiled and chosen from, results checked, memory, accuracy, the evaluator), and how many rivals
-# and points are timed.
-FIXED_MINUTES, RIVALS, POINTS = 14.8, 95, 360
+# are timed beside the points of the growth study.
+FIXED_MINUTES, RIVALS = 14.8, 95
 
 # The share of --seconds that a point of the growth study gets.
 GROWTH_SHARE = 0.1
@@ -41,7 +41,9 @@ def fail(message: str) -> None:
 
 def run(*command: str, environment: dict[str, str] | None = None) -> None:
     print("$", shlex.join(command), flush=True)
+    begun = time.monotonic()
     process = subprocess.run(command, cwd=ROOT, env={**os.environ, **(environment or {})})
+    print(f"took {(time.monotonic() - begun) / 60:.1f} minutes", flush=True)
     if process.returncode != 0:
         fail(f"{shlex.join(command)} failed with status {process.returncode}")
 
@@ -68,9 +70,9 @@ def benchmark(
     )
 
 
-def expected_minutes(turns: int, seconds: float) -> float:
-    """How long a run takes on two quiet cores."""
-    timed = turns * seconds * 1.3 * (RIVALS + GROWTH_SHARE * POINTS)  # warm-up and planning too
+def expected_minutes(turns: int, seconds: float, points: int) -> float:
+    """How long a run takes on two quiet cores, with so many points of the growth study."""
+    timed = turns * seconds * 1.3 * (RIVALS + GROWTH_SHARE * points)  # warm-up and planning too
     return FIXED_MINUTES + timed / 60
 
 
@@ -112,7 +114,9 @@ def main() -> None:
     if busy > 0.5:
         print(f"The load average is {busy:.2f}: others use the machine, and figures will tell.")
 
-    expected = expected_minutes(turns, seconds)
+    from bench_growth import points
+
+    expected = expected_minutes(turns, seconds, len(points()))
     print(f"Expected: about {expected:.0f} minutes on two quiet cores.", flush=True)
     begun = time.monotonic()
     RAW.mkdir(parents=True, exist_ok=True)
@@ -125,12 +129,12 @@ def main() -> None:
         RAW / f"{name}.json"
         for name in ["times", "kept", "growth", "memory", "growth_memory", "accuracy", "evaluator"]
     )
-    points = FOLDER / "bench_growth.py"
-    benchmark(times, turns, seconds, str(FOLDER), f"--ignore={points}")
+    study = str(FOLDER / "bench_growth.py")
+    benchmark(times, turns, seconds, str(FOLDER), f"--ignore={study}")
     operators = FOLDER / "bench_operators.py"
     names = [f"{operators}::{name}" for name in KEPT_BENCHMARKS]
     benchmark(kept, turns, seconds / 2, *names, "-k", KEPT_SIZES, environment=KEPT)
-    benchmark(growth, turns, seconds * GROWTH_SHARE, str(points), choose=0)
+    benchmark(growth, turns, seconds * GROWTH_SHARE, study, choose=0)
     run(sys.executable, str(FOLDER / "peak_memory.py"), f"--json={memory}")
     run(sys.executable, str(FOLDER / "peak_memory.py"), "--growth", f"--json={growth_memory}")
     run(sys.executable, str(FOLDER / "accuracy.py"), f"--json={accuracy}")

@@ -159,13 +159,31 @@ def test_flat_growth_has_no_steps(tmp_path: Path) -> None:
     assert growth.steps(one, growth.Machine()) == []
 
 
+def test_a_fixed_cost_is_found_from_the_sizes(tmp_path: Path) -> None:
+    """Time 300 µs + 1 ns an element; the last size, where a unit costs more again, is left out."""
+    times = {k: 3e-4 + 1e-5 * k for k in (1, 4, 16, 64)}
+    assert series_of(tmp_path, times).fixed() == pytest.approx((3e-4, 1e-9))
+    assert series_of(tmp_path, times | {256: 1.0}).fixed() == pytest.approx((3e-4, 1e-9))
+    # Two sizes fit any line, and a cost that only rises has no fixed part.
+    assert series_of(tmp_path, {1: 1e-4, 4: 1e-4}).fixed() is None
+    assert series_of(tmp_path, {1: 1e-4, 4: 5e-4, 16: 4e-3}).fixed() is None
+    constant, each = series_of(tmp_path, {1: 1e-5, 4: 4.2e-5, 16: 1.59e-4}).fixed() or (1, 1)
+    assert constant == 0
+    assert each == pytest.approx(1e-9, rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("times", "machine", "cause"),
     [
-        ({1: 1e-4, 4: 1e-4}, growth.Machine(), "fixed cost of a call, 75 µs of 100 µs"),
-        ({1: 1e-2, 4: 1e-2}, growth.Machine(2), "2 threads share the work"),
-        ({1: 1e-2, 4: 1e-2}, growth.Machine(1), ""),
+        # A flat time, whatever it is, is a fixed cost; of two sizes none can be told.
+        ({1: 0.1, 2: 0.1, 4: 0.1}, growth.Machine(), "fixed cost of a call, 100 ms of 100 ms"),
+        ({1: 1e-4, 4: 1e-4}, growth.Machine(), ""),
+        ({1: 1e-2, 4: 2e-2}, growth.Machine(2), "2 threads share the work above 16,384"),
+        ({1: 1e-2, 4: 2e-2}, growth.Machine(1), ""),
+        ({1: 1e-2, 4: 1e-2}, growth.Machine(2), ""),  # more than two threads can
+        ({2: 1e-2, 4: 1e-2}, growth.Machine(2), ""),  # both above
         ({1: 1e-5, 4: 1e-4}, growth.Machine(2), "threads are woken above 16,384 elements"),
+        ({1: 1e-5, 4: 1e-3}, growth.Machine(2), ""),  # takes longer than that
         ({8: 1e-3, 32: 8e-3}, growth.Machine(2, {"L2": 1 << 19}), "the data leave L2, 1 MiB"),
         ({8: 1e-3, 32: 8e-3}, growth.Machine(2, {"L3": 1 << 20}), "the data leave L3, 1 MiB"),
         ({256: 1e-3, 1024: 8e-3}, growth.Machine(2), "blocks above 32 MiB are fresh"),
@@ -175,9 +193,40 @@ def test_flat_growth_has_no_steps(tmp_path: Path) -> None:
 def test_causes_of_steps(
     times: dict[int, float], machine: growth.Machine, cause: str, tmp_path: Path
 ) -> None:
-    (step,) = growth.steps(series_of(tmp_path, times), machine)
+    step = growth.steps(series_of(tmp_path, times), machine)[0]
     assert step.cause.startswith(cause)
     assert bool(step.cause) == bool(cause)
+
+
+def test_a_fall_past_the_fixed_cost_is_not_put_down_to_it(tmp_path: Path) -> None:
+    """The cost of a unit halves where the line through the sizes has it flat."""
+    times = {8: 8e-3, 32: 32e-3, 128: 64e-3}
+    (step,) = growth.steps(series_of(tmp_path, times), growth.Machine(2))
+    assert step.cause == ""
+
+
+def condition(axis: str, value: Any, time: float, who: str = "ours") -> dict[str, Any]:
+    """A point of an axis that is no size; its work is 1,000 elements."""
+    where = {"operator": "iwae_loss", "axis": axis, "value": value, "who": who, "unit": "element"}
+    return row(f"growth, iwae_loss over {axis}", f"{who}, {axis}={value}", [time], **where)
+
+
+def test_threads_and_dtypes_have_tables_and_charts(folder: Path) -> None:
+    rows = json.loads((folder / "growth.json").read_text())["benchmarks"]
+    rows += [condition("threads", n, t, who) for who, a, b in (("ours", 4e-3, 2e-3), ("eager", 9e-3,
+             6e-3)) for n, t in ((1, a), (2, b))]  # fmt: skip
+    rows += [condition("dtype", "float32", 2e-6), condition("dtype", "bfloat16", 5e-6)]
+    write(folder / "growth.json", rows)
+    report.write(folder, folder / "out", "make bench")
+    text = (folder / "out" / "RESULTS.md").read_text()
+    assert "| iwae_loss | ours | 4 ms | 2 | 2 ms | 2.00× |" in text
+    assert "| iwae_loss | eager | 9 ms | 2 | 6 ms | 1.50× |" in text
+    assert "| iwae_loss | ours | float32 | 2 | 1.00 |" in text
+    assert "| iwae_loss | ours | bfloat16 | 5 | 2.50 |" in text
+    assert "| iwae_loss | threads |" not in text, "conditions are no sizes"
+    html = (folder / "out" / "index.html").read_text()
+    for title in ("Speed-up of threads", "Cost by dtype"):
+        assert title in html
 
 
 def test_slopes_of_memory_need_three_sizes() -> None:

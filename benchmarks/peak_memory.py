@@ -121,6 +121,14 @@ WORK: dict[str, tuple[Callable[[str], Callable[[], None]], tuple[str, ...]]] = {
 }
 
 
+#: how each is measured: growth of the resident set, tensors alone, and the whole process
+METHODS = {
+    "training step": ("resident", "tensors"),
+    "linear_log_weights": ("resident", "tensors"),
+    "evaluation": ("resident", "tensors", "process"),
+}
+
+
 def _allocator_peak(run: Callable[[], None]) -> int:
     """The largest sum of live tensors during `run`, less that before it."""
     from torch.profiler import ProfilerActivity, profile
@@ -234,11 +242,11 @@ def main() -> None:
     for work, (_, names) in WORK.items():
         for rival in names:
             row: dict[str, Any] = {"work": work, "rival": rival}
-            for method in ("resident", "tensors", "process"):
+            for method in METHODS[work]:
                 row[method] = measure(work, rival, method)
             results.append(row)
             shown = ", ".join(
-                f"{m} {row[m] / MIB:.1f} MiB" for m in ("resident", "tensors") if row[m] is not None
+                f"{m} {row[m] / MIB:.1f} MiB" for m in METHODS[work] if row[m] is not None
             )
             print(f"{work}, {rival}: {shown}", flush=True)
     if arguments.json:

@@ -12,10 +12,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compare import compare
 from figures import load
 from report import write
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
@@ -40,12 +44,23 @@ def fail(message: str) -> None:
 
 
 def run(*command: str, environment: dict[str, str] | None = None) -> None:
-    print("$", shlex.join(command), flush=True)
-    begun = time.monotonic()
-    process = subprocess.run(command, cwd=ROOT, env={**os.environ, **(environment or {})})
+    """One command, alone on the machine."""
+    run_together([command], environment)
+
+
+def run_together(
+    commands: Sequence[Sequence[str]], environment: dict[str, str] | None = None
+) -> None:
+    """Commands that time nothing, side by side; fails when all have ended, if one did."""
+    begun, shown = time.monotonic(), [shlex.join(command) for command in commands]
+    print("$", " & ".join(shown), flush=True)
+    whole = {**os.environ, **(environment or {})}
+    processes = [subprocess.Popen(command, cwd=ROOT, env=whole) for command in commands]
+    statuses = [process.wait() for process in processes]
     print(f"took {(time.monotonic() - begun) / 60:.1f} minutes", flush=True)
-    if process.returncode != 0:
-        fail(f"{shlex.join(command)} failed with status {process.returncode}")
+    for command, status in zip(shown, statuses, strict=True):
+        if status != 0:
+            fail(f"{command} failed with status {status}")
 
 
 def benchmark(
@@ -135,9 +150,14 @@ def main() -> None:
     names = [f"{operators}::{name}" for name in KEPT_BENCHMARKS]
     benchmark(kept, turns, seconds / 2, *names, "-k", KEPT_SIZES, environment=KEPT)
     benchmark(growth, turns, seconds * GROWTH_SHARE, study, choose=0)
-    run(sys.executable, str(FOLDER / "peak_memory.py"), f"--json={memory}")
-    run(sys.executable, str(FOLDER / "peak_memory.py"), "--growth", f"--json={growth_memory}")
-    run(sys.executable, str(FOLDER / "accuracy.py"), f"--json={accuracy}")
+    peak_memory = str(FOLDER / "peak_memory.py")
+    run_together(
+        [
+            (sys.executable, peak_memory, f"--json={memory}"),
+            (sys.executable, peak_memory, "--growth", f"--json={growth_memory}"),
+            (sys.executable, str(FOLDER / "accuracy.py"), f"--json={accuracy}"),
+        ]
+    )
     judged = ("--run", str(a.run)) if a.run else ()
     run(sys.executable, str(FOLDER / "evaluator.py"), f"--json={evaluator}", *judged)
     command = shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]])

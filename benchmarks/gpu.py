@@ -57,10 +57,12 @@ class Timer:
 
     def __call__(self, call: Callable[[], object]) -> float:
         """Median seconds of a call, after it has been warmed up (and compiled)."""
-        for _ in range(3):
+        for _ in range(2):
             call()
-        once = self._times(call, 3)
-        rounds = max(5, min(200, int(self.seconds / max(statistics.median(once), 1e-6))))
+        once = statistics.median(self._times(call, 1 if self.gpu else 3))
+        # Of calls that take seconds, three: all the cases are to fit in minutes.
+        least = 3 if once > self.seconds else 5
+        rounds = max(least, min(200, int(self.seconds / max(once, 1e-6))))
         return statistics.median(self._times(call, rounds))
 
     def _times(self, call: Callable[[], object], rounds: int) -> list[float]:
@@ -354,18 +356,22 @@ def main() -> None:
     failures = []
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         for i, step in enumerate(steps):
+            ended = 0
             try:
                 step()
+                ended = i + 1
             except Exception as error:  # what was measured is written all the same
                 traceback.print_exc()
                 failures.append(f"{type(error).__name__}: {error}".splitlines()[0])
-            content = {
-                "machine": about,
-                "results": [asdict(r) for r in b.results],
-                "failures": failures,
-                "complete": i + 1 == len(steps),  # False: it was stopped
-            }
-            a.json.write_text(json.dumps(content, indent=2) + "\n")
+                ended = i + 1
+            finally:  # when it is interrupted, too
+                content = {
+                    "machine": about,
+                    "results": [asdict(r) for r in b.results],
+                    "failures": failures,
+                    "complete": ended == len(steps),  # False: it was stopped
+                }
+                a.json.write_text(json.dumps(content, indent=2) + "\n")
     if failures or any(r.errors for r in b.results):
         raise SystemExit("benchmarks: some failed, see above and the JSON")
 

@@ -5,14 +5,27 @@
 #   scripts/gpu_check.sh [OUTPUT.json]      default: benchmarks/gpu_results.json
 #
 # Needs a Python (PYTHON=..., default python3) that has torch with CUDA, and nvcc. Installs what
-# else is missing into that Python. Builds for the GPU that is there (TORCH_CUDA_ARCH_LIST: others).
+# else is missing into that Python; where it cannot, goes on without what is not needed. Builds for
+# the GPU that is there (TORCH_CUDA_ARCH_LIST: others). Ends within 8 minutes (GPU_CHECK_SECONDS):
+# a step that would take longer is stopped, and counts as failed.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 PYTHON=${PYTHON:-python3}
 output=${1:-benchmarks/gpu_results.json}
 started=$SECONDS
+limit=${GPU_CHECK_SECONDS:-480}
 
 step() { printf '\n== %s (after %d s)\n' "$*" $((SECONDS - started)); }
+
+# within MOST KEPT COMMAND...: in MOST seconds, and KEPT before the end. alone=1: interrupts the
+# command and not its processes, which pytest needs to say what has failed by then.
+within() {
+  local left=$((limit - (SECONDS - started) - $2)) most=$1
+  shift 2
+  [ "$left" -ge "$most" ] || most=$left
+  [ "$most" -gt 0 ] || { echo "no time is left for it" >&2; return 124; }
+  timeout ${alone:+--foreground} --signal=INT --kill-after=10 "$most" "$@"
+}
 
 # --- all that can be missing, before anything is done ---
 
@@ -22,6 +35,11 @@ command -v g++ >/dev/null || missing+=("g++")
 [ -n "${CUDA_HOME:-}" ] || [ ! -x /usr/local/cuda/bin/nvcc ] || export CUDA_HOME=/usr/local/cuda
 [ -z "${CUDA_HOME:-}" ] || export PATH="$CUDA_HOME/bin:$PATH"
 command -v nvcc >/dev/null || missing+=("nvcc (set CUDA_HOME if it is not in PATH)")
+# Where nvcc itself says it lives: the one in PATH may be a script that calls it.
+[ -n "${CUDA_HOME:-}" ] || ! command -v nvcc >/dev/null || {
+  CUDA_HOME=$(realpath "$(nvcc --dryrun -x cu /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p')")
+  export CUDA_HOME
+}
 mkdir -p "$(dirname "$output")" && : >>"$output" || missing+=("a place to write $output")
 if command -v "$PYTHON" >/dev/null; then
   "$PYTHON" - <<'PY' || missing+=("a torch >= 2.11 that sees a GPU, in $PYTHON")
@@ -35,7 +53,7 @@ sys.exit(not (version >= (2, 11) and torch.version.cuda and torch.cuda.is_availa
 PY
   if command -v nvcc >/dev/null; then
     cuda=$("$PYTHON" -c 'import torch; print((torch.version.cuda or "").split(".")[0])' 2>/dev/null)
-    nvcc --version | grep -q "release $cuda\\." ||
+    [[ -z "$cuda" || $(nvcc --version) == *"release $cuda."* ]] ||
       missing+=("an nvcc of CUDA $cuda, as torch is built with (this: $(nvcc --version | tail -n 1))")
   fi
 fi
@@ -48,23 +66,40 @@ fi
 
 # --- build ---
 
+# Of the packages given, those that are not there.
+absent() {
+  "$PYTHON" - "$@" <<'PY'
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+for package in sys.argv[1:]:
+    name, _, least = package.partition(">=")
+    try:
+        if int(version(name).split(".")[0]) < int(least or 0):
+            print(package)
+    except PackageNotFoundError:
+        print(package)
+PY
+}
+
 step "Tools"
-tools=()
-"$PYTHON" -c 'import setuptools, sys; sys.exit(int(setuptools.__version__.split(".")[0]) < 77)' \
-  2>/dev/null || tools+=("setuptools>=77")
-for module in ninja:ninja pybind11:pybind11 numpy:numpy pytest:pytest \
-  pytest_benchmark:pytest-benchmark hypothesis:hypothesis scipy:scipy typer:typer rich:rich \
-  sklearn:scikit-learn safetensors:safetensors matplotlib:matplotlib pooch:pooch; do
-  "$PYTHON" -c "import ${module%%:*}" 2>/dev/null || tools+=("${module##*:}")
-done
+needed=("setuptools>=77" ninja pybind11 numpy pytest pytest-benchmark scipy typer rich scikit-learn
+  safetensors)
+mapfile -t tools < <(absent "${needed[@]}" hypothesis matplotlib pooch pytest-xdist)
 if [ ${#tools[@]} -gt 0 ]; then
   echo "Installing ${tools[*]}"
-  "$PYTHON" -m pip install --quiet "${tools[@]}" || exit 1
+  # Where there is no network this fails soon, and matters only if one is needed.
+  "$PYTHON" -m pip install --quiet --retries 0 --timeout 15 "${tools[@]}"
+  mapfile -t tools < <(absent "${needed[@]}")
+  if [ ${#tools[@]} -gt 0 ]; then
+    printf 'gpu_check: missing, and pip could not install it: %s\n' "${tools[@]}" >&2
+    exit 1
+  fi
 fi
 
 step "Build"
 # ninja and cmake of pip are beside the interpreter.
-export PATH="$(dirname "$("$PYTHON" -c 'import sys; print(sys.executable)')"):$PATH"
+PATH=$(dirname "$("$PYTHON" -c 'import sys; print(sys.executable)')"):$PATH
 if [ -z "${TORCH_CUDA_ARCH_LIST:-}" ]; then
   TORCH_CUDA_ARCH_LIST=$("$PYTHON" -c \
     'import torch; print(".".join(map(str, torch.cuda.get_device_capability())))')
@@ -87,14 +122,23 @@ record() {  # NAME STATUS
 }
 checks=()
 step "Tests on the GPU"
-# Every test that has a device takes both; those of the CPU alone have their own CI.
-timeout 200 "$PYTHON" -m pytest -q -p no:cacheprovider -k "cuda or graph or gpu"
+# Every test that has a device takes both; those of the CPU alone have their own CI. In a few
+# processes: most of their time is Python's, and torch.compile's.
+processes=()
+"$PYTHON" -c "import xdist" 2>/dev/null && processes=(-n 6)
+alone=1 within 180 250 "$PYTHON" -m pytest -q -p no:cacheprovider "${processes[@]}" \
+  -k "cuda or graph or gpu"
 record tests $?
 
 if command -v compute-sanitizer >/dev/null; then
+  # Of our kernels alone; and each tensor an allocation of its own, or a kernel could leave one
+  # unnoticed for what torch's allocator has beside it.
+  ours=()
+  [[ $(compute-sanitizer --help 2>&1) != *--kernel-name* ]] || ours=(--kernel-name kns=dvae)
   for tool in memcheck racecheck; do
     step "compute-sanitizer $tool"
-    timeout 90 compute-sanitizer --tool "$tool" --error-exitcode 9 "$PYTHON" scripts/gpu_small.py
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 within 60 170 compute-sanitizer --tool "$tool" "${ours[@]}" \
+      --error-exitcode 9 "$PYTHON" scripts/gpu_small.py
     record "$tool" $?
   done
 else
@@ -102,9 +146,14 @@ else
 fi
 
 step "Benchmarks"
-DVAE_FAST_CHECKS="${checks[*]}" timeout 240 "$PYTHON" benchmarks/gpu.py --json "$output" --seconds 0.3
+# Writes what it has after each case.
+DVAE_FAST_CHECKS="${checks[*]}" within 300 0 "$PYTHON" benchmarks/gpu.py --json "$output" --seconds 0.3
 record benchmarks $?
 
 step "Done"
-[ "$failed" -eq 0 ] && echo "All passed; $output" || echo "gpu_check: something failed, see above; $output" >&2
+if [ "$failed" -eq 0 ]; then
+  echo "All passed; $output"
+else
+  echo "gpu_check: something failed (${checks[*]}), see above; $output" >&2
+fi
 exit "$failed"

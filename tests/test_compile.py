@@ -27,6 +27,8 @@ pytestmark = [
         "ignore:.*should not be instantiated. Methods on autograd functions:DeprecationWarning"
     ),
     pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning"),
+    # Of the default backend on a GPU, which has TF32 and is not told to use it.
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning"),
 ]
 
 M, B, K, Z, D, H = 2, 5, 7, 4, 65, 33

@@ -1,9 +1,9 @@
 // corrupt: x (B, D) → x̃ (M, B, D).
 //
 // Bytes an element: sizeof(T) written, and as much read once for all M copies that one thread
-// makes. About 30 instructions an element (discrete), a quarter of a Philox call among them, or 70
-// (Gaussian, with half a Box–Muller): of a Hopper chip, what passes while 4 and 10 bytes do.
-// Registers (sm_90a, float32 in packs): 100–114, with a rate an element 128–153, Gaussian 110.
+// makes. About 29 instructions an element (discrete), a quarter of a Philox call among them, or 63
+// (Gaussian, with half a Box–Muller): of a Hopper chip, what passes while 4 and 8 bytes do.
+// Registers (sm_90a, float32 in packs): 80–90, with a rate an element 114–128, Gaussian 78.
 #include "corruption.cuh"
 
 namespace dvae::cuda {

@@ -95,12 +95,14 @@ DVAE_DEVICE void add_density(const Example<T>& example, const T* const (&params)
         if (u > 0 && from >= stop) break;
         const SharedElements<T, kScale, kBias, C> shared(example, from, end);
         if constexpr (L::kHasDataTerm) {
+          A step = 0;  // by itself: `data` takes in as many steps as a slot takes elements
           DVAE_UNROLL
           for (int i = 0; i < V; ++i) {
             if (!C::has(from, i, end)) continue;
             const A scale = kScale == ScaleKind::kShared ? shared.scale.get(i) : A(1);
-            data = data + L::template data_term<kScale>(scale, shared.x.get(i));
+            step = step + L::template data_term<kScale>(scale, shared.x.get(i));
           }
+          data = data + step;
         }
         DVAE_UNROLL
         for (int r = 0; r < kRows; ++r) {

@@ -3,7 +3,8 @@
 //
 // Bytes an element of z: sizeof(T), plus 2/K · sizeof(T) for mean and log_var. Sampling is bound
 // by arithmetic: about 85 instructions an element, for a quarter of a Philox call, half a
-// Box–Muller and the ratio. Registers (sm_90a, float32): 64 sampling, 51 not.
+// Box–Muller and the ratio, and 110 at Z = 50, for which a block of 64 is made: of a Hopper chip,
+// what passes while 9 and 11 bytes do. Registers (sm_90a, float32): 60 sampling, 52 not.
 #include "latent.cuh"
 
 namespace dvae::cuda {
@@ -11,55 +12,58 @@ namespace {
 
 // How the samples of a row are shared out: a team of lanes takes a row and `chunk` samples of it.
 struct LatentLayout {
-  int team;
-  int64_t chunk, chunks;
+  int chunk;
+  int64_t chunks;
   int64_t items;  // rows · chunks
 };
 
-template <class T, bool kSampled>
+template <class T, bool kSampled, int kTeam>
 __global__ void __launch_bounds__(kThreads, 1) latent_kernel(const Latent p, const LatentLayout l) {
   using A = accumulate_t<T>;
-  const int lane = static_cast<int>(threadIdx.x) % l.team;
-  const int64_t units = LatentUnit::per_row(p.size);
+  const int lane = static_cast<int>(threadIdx.x) % kTeam;
+  // In 32 bits, as the noise's counters are: 64 would be a tenth of the instructions.
+  const auto units = static_cast<uint32_t>(LatentUnit::per_row(p.size));
   // Teams of a warp stay together, as the sums over lanes need: the last ones repeat an item.
-  const int64_t teams = item_stride() / l.team, team = first_item() / l.team;
-  const int64_t warp_first = (first_item() - threadIdx.x % kWarp) / l.team;
+  const int64_t teams = item_stride() / kTeam, team = first_item() / kTeam;
+  const int64_t warp_first = (first_item() - threadIdx.x % kWarp) / kTeam;
   for (int64_t first = 0; warp_first + first < l.items; first += teams) {
     const bool own = team + first < l.items;
     const Quotient at_item = divide(own ? team + first : l.items - 1, l.chunks);
     const int64_t row = at_item.quotient, k0 = at_item.remainder * l.chunk;
-    const int64_t k1 = minimum(k0 + l.chunk, p.samples);
+    const int count = static_cast<int>(minimum(l.chunk, p.samples - k0));
+    const int64_t first_row = row * p.samples + k0;
     LatentNoise noise{};
     if constexpr (kSampled) noise = latent_noise(p, row);
     LatentElements<T> e;
-    int64_t held = -1;  // the unit that e is of
+    uint32_t held = units;  // the unit that e is of; yet none
     // A chunk may be shorter than another team's of this warp.
-    for (int64_t k = k0; k < k0 + l.chunk; ++k) {
-      const bool write = own && k < k1;
+    for (int k = 0; k < l.chunk; ++k) {
+      const bool write = own && k < count;
+      const int64_t to = (first_row + (k < count ? k : 0)) * p.size;
       A ratio = 0;
-      for (int64_t u = lane; u < units; u += l.team) {
+      for (uint32_t u = lane; u < units; u += kTeam) {
         const LatentUnit unit(u);
         if (u != held) e.read(p, row, unit, kLatentPower<A, kSampled>);
         held = u;
         [[maybe_unused]] A n[kGroups][1];
-        if constexpr (kSampled) noise.normals(unit, k, p.size, n);
-        const int64_t to = (row * p.samples + minimum(k, p.samples - 1)) * p.size;
+        if constexpr (kSampled) noise.normals(unit, k0 + k, p.size, n);
+        const int64_t j = unit.element(0);
+        const auto left = static_cast<int>(minimum(p.size - j, kBlock));
         DVAE_UNROLL
         for (int g = 0; g < kGroups; ++g) {
-          const int64_t j = unit.element(g);
-          if (j >= p.size) continue;
+          if (g * kLanes >= left) continue;
           if constexpr (kSampled) {
             const A z = e.mean[g] + e.factor[g] * n[g][0];
-            if (write) store(*at<T>(p.z, to + j), z);
+            if (write) store(at<T>(p.z, to + j)[g * kLanes], z);
             ratio = ratio + DiagonalNormal::log_ratio(n[g][0], z, e.log_var[g]);
           } else {
-            const A z = load(*at<T>(static_cast<const void*>(p.z), to + j));
+            const A z = load(at<T>(static_cast<const void*>(p.z), to + j)[g * kLanes]);
             ratio = ratio + DiagonalNormal::log_ratio_at(z, e.mean[g], e.factor[g], e.log_var[g]);
           }
         }
       }
-      ratio = team_sum(ratio, l.team);
-      if (write && lane == 0) *at<A>(p.log_ratio, row * p.samples + k) = ratio;
+      ratio = team_sum(ratio, kTeam);
+      if (write && lane == 0) *at<A>(p.log_ratio, first_row + k) = ratio;
     }
   }
 }
@@ -73,18 +77,21 @@ cudaError_t run(DType dtype, const Latent& p, cudaStream_t stream) {
   LatentLayout l{};
   // One unit a lane for up to 128 elements.
   const int64_t units = divide_up(p.size, kBlock) * kLanes;
-  l.team = units <= kLanes ? kLanes : kWarp;
+  const int64_t team = units <= kLanes ? kLanes : kWarp;
   // A row's exponentials serve several samples when there are threads enough for all.
   const int64_t busy = int64_t{device.multiprocessors} * 1024;
-  l.chunk =
-      std::clamp<int64_t>(rows * p.samples * l.team / busy, 1, std::min<int64_t>(p.samples, 16));
+  l.chunk = static_cast<int>(
+      std::clamp<int64_t>(rows * p.samples * team / busy, 1, std::min<int64_t>(p.samples, 16)));
   l.chunks = divide_up(p.samples, l.chunk);
   l.items = rows * l.chunks;
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    return launch(&latent_kernel<T, kSampled>,
-                  grid_of(blocks_for(device, l.items * l.team, kThreads)), kThreads, 0, stream, p,
-                  l);
+    const auto launch_with = [&](auto kernel) {
+      return launch(kernel, grid_of(blocks_for(device, l.items * team, kThreads)), kThreads, 0,
+                    stream, p, l);
+    };
+    return team == kWarp ? launch_with(&latent_kernel<T, kSampled, kWarp>)
+                         : launch_with(&latent_kernel<T, kSampled, kLanes>);
   });
 }
 

@@ -2,7 +2,7 @@
 //
 // Bytes an element of z: sizeof(T) of grad_z (sampled; the noise is made again), 2 · sizeof(T) of z
 // and its gradient (given), and 4/K · sizeof(T) for the row's own tensors.
-// Registers (sm_90a, float32): 63.
+// Registers (sm_90a, float32): 64.
 #include "latent_gradient.cuh"
 
 namespace dvae::cuda {

@@ -15,7 +15,23 @@ struct LatentBackwardLayout {
 template <class A>
 struct LatentGradient {
   A mean[kGroups] = {}, log_var[kGroups] = {};
+
+  // Adds itself to the calling thread's place in shared memory, and starts again.
+  DVAE_DEVICE void move_to(A* shared) {
+    DVAE_UNROLL
+    for (int g = 0; g < kGroups; ++g) {
+      A& to_mean = shared[g * kThreads + threadIdx.x];
+      A& to_log_var = shared[(kGroups + g) * kThreads + threadIdx.x];
+      to_mean = to_mean + mean[g];
+      to_log_var = to_log_var + log_var[g];
+    }
+    *this = {};
+  }
 };
+
+// Samples that a thread adds up before they go to shared memory: one float that takes in thousands
+// loses as much of each.
+constexpr int kLatentFlush = 32;
 
 // Source: made of the parameters and a row; add(p, unit, elements, k, sum) adds one sample's part.
 template <class T, class P, class Source>
@@ -25,6 +41,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int64_t per_row = LatentUnit::per_row(p.size);
   const int item = static_cast<int>(threadIdx.x) % l.items;
   const int slice = static_cast<int>(threadIdx.x) / l.items;
+  const int summed = l.slices > 1 ? l.slices : 0;  // in shared memory
   A* shared = shared_at<A>();
   for (int64_t first = int64_t{blockIdx.x} * l.items; first < l.units;
        first += int64_t{gridDim.x} * l.items) {
@@ -35,26 +52,25 @@ __global__ void __launch_bounds__(kThreads, 1)
     const Source source(p, row);
     LatentElements<T> e;
     e.read(p, row, unit, Source::kPower);
-    LatentGradient<A> sum;
-    for (int64_t k = own ? slice : p.samples; k < p.samples; k += l.slices) {
-      source.add(p, unit, e, k, sum);
-    }
-    if (l.slices > 1) {
+    if (summed > 0) {
       __syncthreads();  // the last round's sums have been read
       DVAE_UNROLL
-      for (int g = 0; g < kGroups; ++g) {
-        shared[g * kThreads + threadIdx.x] = sum.mean[g];
-        shared[(kGroups + g) * kThreads + threadIdx.x] = sum.log_var[g];
-      }
-      __syncthreads();
+      for (int i = 0; i < 2 * kGroups; ++i) shared[i * kThreads + threadIdx.x] = A(0);
     }
+    LatentGradient<A> sum;
+    for (int64_t k = own ? slice : p.samples; k < p.samples;) {
+      const int64_t stop = minimum(p.samples, k + kLatentFlush * l.slices);
+      for (; k < stop; k += l.slices) source.add(p, unit, e, k, sum);
+      if (summed > 0) sum.move_to(shared);
+    }
+    if (summed > 0) __syncthreads();
     if (slice != 0 || !own) continue;
     DVAE_UNROLL
     for (int g = 0; g < kGroups; ++g) {
       const int64_t j = unit.element(g);
       if (j >= p.size) continue;
-      A mean = sum.mean[g], log_var = sum.log_var[g];
-      for (int s = 1; s < l.slices; ++s) {
+      A mean = sum.mean[g], log_var = sum.log_var[g];  // 0 where they have been moved
+      for (int s = 0; s < summed; ++s) {
         mean = mean + shared[g * kThreads + s * l.items + item];
         log_var = log_var + shared[(kGroups + g) * kThreads + s * l.items + item];
       }

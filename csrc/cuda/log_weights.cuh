@@ -2,9 +2,9 @@
 //
 // Bytes an element: sizeof(T) of params (twice that with a full scale); x is read once for kRows
 // rows, from the first-level cache. One sweep, nothing written but a number a row.
-// Bernoulli takes 28 instructions an element (in the compiled inner loop), of which a Hopper chip
-// issues about as many as 4 bytes take to arrive: float32 is bound by both, 16 bits by arithmetic.
-// Registers (sm_90a), Bernoulli: 123 (float32) and 149 (bfloat16) for four rows, 69 and 79 for one.
+// Bernoulli takes 21 instructions an element (in the compiled inner loop; float16 28), of which a
+// Hopper chip issues as many as 2 bytes take to arrive: memory binds float32, both bind 16 bits.
+// Registers (sm_90a), Bernoulli: 115 (float32) and 140 (bfloat16) for four rows, 62 and 72 for one.
 #pragma once
 
 #include "density.cuh"
@@ -20,9 +20,13 @@ struct RowGroups {
   int64_t first_n, chunks, groups;
 };
 
+// Threads of a block: half the usual, for of 140 registers a thread a multiprocessor holds three
+// such blocks, but only one of 256.
+constexpr int kRowThreads = 128;
+
 template <class L, class T, ScaleKind kScale, bool kBias, bool kVector, int kTeam, int kRows,
           int kAhead>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kRowThreads, 1)
     log_weights_kernel(const LogWeights p, const RowGroups g) {
   using A = accumulate_t<T>;
   using C = ColumnsOf<T, kVector, kTeam>;
@@ -72,7 +76,7 @@ cudaError_t launch_log_weights(const LogWeights& p, cudaStream_t stream) {
     g.first_n = p.begin / p.samples;
     g.chunks = divide_up(p.samples, rows);
     g.groups = ((p.end - 1) / p.samples - g.first_n + 1) * g.chunks;
-    return launch(kernel, grid_of(blocks_for(device, g.groups * team, kThreads)), kThreads, 0,
+    return launch(kernel, grid_of(blocks_for(device, g.groups * team, kRowThreads)), kRowThreads, 0,
                   stream, p, g);
   };
   const bool vector =

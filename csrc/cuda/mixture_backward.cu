@@ -2,7 +2,7 @@
 // samples.
 //
 // Bytes an element of z: 2 · sizeof(T) from memory for z and its gradient; the second kernel reads
-// z once more for each component, mostly from cache. Registers (sm_90a, float32): 127 and 56.
+// z once more for each component, mostly from cache. Registers (sm_90a, float32): 128 and 64.
 #include "latent_gradient.cuh"
 #include "mixture.cuh"
 
@@ -15,6 +15,12 @@ DVAE_DEVICE A component_gradient(const MixtureParams& p, int64_t row, int64_t m)
   return *at<A>(p.grad, row) * *at<A>(static_cast<const void*>(p.weights), row * p.components + m);
 }
 
+// What a thread sums over components for each sample: the gradients of a unit's z, and the weights.
+constexpr int kSums = kGroups + 1;
+// Components that it adds up before they go to shared memory, where there are more: one float that
+// takes in thousands loses as much of each.
+constexpr int kComponentFlush = 64;
+
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1)
     mixture_grad_z_kernel(const MixtureParams p, const MixtureLayout l) {
@@ -22,11 +28,22 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int lane = static_cast<int>(threadIdx.x) % l.team;
   const int64_t units = LatentUnit::per_row(p.size);
   const int64_t teams = item_stride() / l.team;
+  const bool many = p.components > kComponentFlush;
   for (int64_t i = first_item() / l.team; i < l.items; i += teams) {
     const MixtureItem item(p, l, i);
     for (int64_t u = lane; u < units; u += l.team) {
       const LatentUnit unit(u);
-      A d_z[kChunk][kGroups] = {}, sum_g[kChunk] = {};
+      A sum[kChunk][kSums] = {};
+      const auto held = [](int c, int g) -> A& {
+        return shared_at<A>()[(c * kSums + g) * kThreads + threadIdx.x];
+      };
+      if (many) {
+        DVAE_UNROLL
+        for (int c = 0; c < kChunk; ++c) {
+          DVAE_UNROLL
+          for (int g = 0; g < kSums; ++g) held(c, g) = A(0);
+        }
+      }
       for (int64_t m = 0; m < p.components; ++m) {
         LatentElements<T> e;
         e.read(p, m * p.examples + item.example, unit, kInverseStd<A>);
@@ -36,15 +53,25 @@ __global__ void __launch_bounds__(kThreads, 1)
           const A weight = component_gradient<A>(p, row, m);
           // A weight of 0 stops a non-finite derivative: 0 · inf would be NaN.
           if (weight == A(0)) continue;
-          sum_g[c] = sum_g[c] + weight;
+          sum[c][kGroups] = sum[c][kGroups] + weight;
           DVAE_UNROLL
           for (int g = 0; g < kGroups; ++g) {
             const int64_t j = unit.element(g);
             if (j >= p.size) continue;
             A noise = 0, squares = 0;
-            d_z[c][g] = d_z[c][g] + DiagonalNormal::accumulate_component(
+            sum[c][g] = sum[c][g] + DiagonalNormal::accumulate_component(
                                         weight, load(*at<T>(p.z, row * p.size + j)), e.mean[g],
                                         e.factor[g], noise, squares);
+          }
+        }
+        if (many && (m % kComponentFlush == kComponentFlush - 1 || m == p.components - 1)) {
+          DVAE_UNROLL
+          for (int c = 0; c < kChunk; ++c) {
+            DVAE_UNROLL
+            for (int g = 0; g < kSums; ++g) {
+              held(c, g) = held(c, g) + sum[c][g];
+              sum[c][g] = m == p.components - 1 ? held(c, g) : A(0);
+            }
           }
         }
       }
@@ -56,7 +83,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           const int64_t j = unit.element(g);
           if (j >= p.size) continue;
           const int64_t to = item.row(c) * p.size + j;
-          store(*at<T>(p.grad_z, to), d_z[c][g] - load(*at<T>(p.z, to)) * sum_g[c]);
+          store(*at<T>(p.grad_z, to), sum[c][g] - load(*at<T>(p.z, to)) * sum[c][kGroups]);
         }
       }
     }
@@ -101,9 +128,11 @@ cudaError_t grad_z(DType dtype, const MixtureParams& p, cudaStream_t stream) {
   const MixtureLayout l = mixture_layout(p);
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
+    const int64_t shared =
+        p.components > kComponentFlush ? kChunk * kSums * kThreads * sizeof(accumulate_t<T>) : 0;
     return launch(&mixture_grad_z_kernel<T>,
-                  grid_of(blocks_for(device, l.items * l.team, kThreads)), kThreads, 0, stream, p,
-                  l);
+                  grid_of(blocks_for(device, l.items * l.team, kThreads)), kThreads, shared, stream,
+                  p, l);
   });
 }
 

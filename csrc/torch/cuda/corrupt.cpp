@@ -20,6 +20,8 @@ struct CorruptionOnDevice {
     params.first_example = static_cast<uint32_t>(first_example);
     params.first_copy = static_cast<uint32_t>(first_copy);
     params.seed = seed_data(seed, like);
+    // Also where it is not read: it may be what brought tensors of the CPU here.
+    check_device(rate, "rate", like);
     if (params.kind == CorruptionKind::kIdentity) return;
     check_parameter(rate, "rate", like);
     params.rate_step = rate.numel() == 1 ? 0 : 1;

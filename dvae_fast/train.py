@@ -66,6 +66,7 @@ from dvae_fast.distributed import (
 )
 from dvae_fast.functional import corrupt
 from dvae_fast.graphed import GraphedStep
+from dvae_fast.heap import return_free_memory
 from dvae_fast.inference import INFERENCES
 from dvae_fast.learnable_corruptions import LEVEL_ESTIMATORS, Learnable
 from dvae_fast.likelihoods import LIKELIHOODS
@@ -794,6 +795,7 @@ class _Run:
             self.best_bound, self.best_epoch, self.best_saved = valid, self.epoch, False
             for name, t in self.model.state_dict().items():
                 self.best[name].copy_(t)
+        return_free_memory()
         return record
 
     def bound(self, split: str, seed: int) -> float:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dvae_fast import corrupt
+from dvae_fast._extras import MissingExtraError
 from dvae_fast.checkpoint import CheckpointError, load_model
 from dvae_fast.corruptions import SaltAndPepper
 from dvae_fast.data import DataError
@@ -64,6 +65,28 @@ def noise_rows(
     return rows
 
 
+def draw(
+    models: dict[str, LatentVariableModel],
+    filters: dict[str, Tensor],
+    x: Tensor,
+    shape: tuple[int, int],
+    output: Path,
+    seed: int,
+) -> None:
+    """The pictures of VAE and DVAE; the first half of x is interpolated to the second."""
+    for name, model in models.items():
+        plot_samples(
+            model.sample(SAMPLES, seed=seed), shape, output / f"samples_{name.lower()}.png",
+            title=f"{name}: means of p(x|z), z from the prior",
+        )  # fmt: skip
+    plot_rows(noise_rows(models, x, seed), shape, output / "noise_levels.png",
+              title="x or x̃, and the reconstructions from it")  # fmt: skip
+    lines = models["DVAE"].interpolate(x[:PAIRS], x[PAIRS:], STEPS).flatten(0, 1)
+    plot_samples(lines, shape, output / "interpolation.png", columns=STEPS,
+                 title="DVAE: straight lines between two codes")  # fmt: skip
+    plot_filters(filters, shape, output / "filters.png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Pictures of trained models.")
     parser.add_argument("vae", type=Path, help="run of a VAE on MNIST")
@@ -88,21 +111,15 @@ def main() -> None:
         raise SystemExit(f"pictures: {error}") from None
     x = x[torch.arange(2 * PAIRS) * len(x) // (2 * PAIRS)]  # sorted by digit: one of each
 
-    for name, model in models.items():
+    try:
+        draw(models, filters, x, shape, a.output, a.seed)
         plot_samples(
-            model.sample(SAMPLES, seed=a.seed), shape, a.output / f"samples_{name.lower()}.png",
-            title=f"{name}: means of p(x|z), z from the prior",
+            frey.manifold(SIDE).flatten(0, 1), frey_config.image_shape, a.output / "manifold.png",
+            columns=SIDE,
+            title=f"{frey_config.model} on {frey_config.data}: the plane of two latents",
         )  # fmt: skip
-    plot_rows(noise_rows(models, x, a.seed), shape, a.output / "noise_levels.png",
-              title="x or x̃, and the reconstructions from it")  # fmt: skip
-    lines = models["DVAE"].interpolate(x[:PAIRS], x[PAIRS:], STEPS).flatten(0, 1)
-    plot_samples(lines, shape, a.output / "interpolation.png", columns=STEPS,
-                 title="DVAE: straight lines between two codes")  # fmt: skip
-    plot_filters(filters, shape, a.output / "filters.png")
-    plot_samples(
-        frey.manifold(SIDE).flatten(0, 1), frey_config.image_shape, a.output / "manifold.png",
-        columns=SIDE, title=f"{frey_config.model} on {frey_config.data}: the plane of two latents",
-    )  # fmt: skip
+    except (CheckpointError, MissingExtraError) as error:
+        raise SystemExit(f"pictures: {error}") from None
 
 
 if __name__ == "__main__":

@@ -213,7 +213,8 @@ def _summary(found: Mapping[str, Mapping[int, Result]]) -> str:
         f"{' or '.join(sorted(trained))} images, the best epoch by the validation bound judged. "
         f"Bounds are negative, on the whole test set; NLL from {' or '.join(sorted(estimates))}, "
         f"of which ESS were effective on average: where those are few the NLL is too high. "
-        f"Bold: what the published figure is to be compared with. {len(everyone)} runs, "
+        f"Bold: what the published figure is to be compared with. "
+        f"{len(everyone)} run{'s' * (len(everyone) != 1)}, "
         f"{minutes:,.0f} minutes of training ({', '.join(sorted(torches))}; "
         f"{', '.join(sorted(commits))})."
     )

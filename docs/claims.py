@@ -13,32 +13,25 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dvae_fast.checkpoint import CheckpointError
 from dvae_fast.experiments.rows import FIGURES, ROWS
 from dvae_fast.experiments.runs import read_results
-from dvae_fast.experiments.table import Difference, paired_difference
+from dvae_fast.experiments.table import Difference, by_row, paired_difference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     Result = Mapping[str, Any]
     Runs = Mapping[str, Mapping[int, Result]]
 
 HERE = Path(__file__).parent
-BLUE, ORANGE, GREY = "#1f5fa8", "#d9730d", "#8a8a8a"
-#: a figure's name and the pairs that answer its question; more with a baseline of their own
+BLUE, ORANGE = "#1f5fa8", "#d9730d"
+# The rows that answer each question; where they are compared it is with their baselines.
 HELPS = ("dvae-k1-5", "dvae-k1-10", "dvae-k1-15", "diwae-k5-5", "diwae-k5-10", "dvae-gru-k1-5")
 CONTRAST = ("vae-augmented-k1", "iwae-augmented-k5")
 PIXEL, LEARNT, COPIES = "dvae-pixel-k1-5", "dvae-learnt-k1-5", "dvae-copies-k1-5"
 CURVES = {"perceptron": ("vae-k1", "dvae-k1-5"), "GRU": ("vae-gru-k1", "dvae-gru-k1-5")}
 TIGHT = ("vae-k1", "dvae-k1-5", "dvae-k1-10", "dvae-k1-15", "vae-augmented-k1")
-
-
-def by_row(results: Iterable[Result]) -> dict[str, dict[int, Result]]:
-    """Results by row and seed."""
-    found: dict[str, dict[int, Result]] = {}
-    for result in results:
-        found.setdefault(result["row"], {})[result["seed"]] = result
-    return found
 
 
 def differences(
@@ -52,9 +45,14 @@ def differences(
     return found
 
 
+def figure_of(name: str) -> Callable[[Result], float]:
+    """One of `FIGURES`, in nats."""
+    return lambda result: float(result["figures"][name])
+
+
 def gap(bound: str) -> Callable[[Result], float]:
     """From a bound to the log-likelihood, in nats: how loose it is."""
-    return lambda result: result["figures"][bound] - result["figures"]["nll"]
+    return lambda result: figure_of(bound)(result) - figure_of("nll")(result)
 
 
 def overfit(result: Result) -> float:
@@ -96,7 +94,7 @@ def _bars(
     axes: Any, labels: Sequence[str], found: Mapping[str, Sequence[Difference]], xlabel: str
 ) -> None:
     """A point and its 95 % interval for each label, of each series in `found`."""
-    for i, ((name, values), colour) in enumerate(zip(found.items(), (BLUE, ORANGE), strict=False)):
+    for i, ((name, values), colour) in enumerate(zip(found.items(), (BLUE, ORANGE), strict=True)):
         shift = 0.18 * (i - (len(found) - 1) / 2)
         axes.errorbar(
             [d.mean for d in values], [y + shift for y in range(len(values))],
@@ -114,10 +112,7 @@ def draw_differences(runs: Runs, rows: Sequence[str], title: str, path: Path) ->
     """Rows less their baselines, in the one-sample bound and the NLL."""
     pairs = [(name, ROWS[name].baseline) for name in rows]
     found = {
-        FIGURES[key]: [
-            differences(runs, name, str(base), lambda r, key=key: r["figures"][key])  # type: ignore[misc]
-            for name, base in pairs
-        ]
+        FIGURES[key]: [differences(runs, name, str(base), figure_of(key)) for name, base in pairs]
         for key in ("clean", "nll")
     }
     axes = _axes(1.4 + 0.45 * len(rows))
@@ -132,26 +127,25 @@ def draw_differences(runs: Runs, rows: Sequence[str], title: str, path: Path) ->
 
 def draw_gaps(runs: Runs, path: Path) -> None:
     """How far each bound lies from the log-likelihood, by model."""
-    names = [name for name in TIGHT if name in runs]
     axes = _axes()
     series = {"own bound, x̃ drawn": "own", "one sample, clean x": "clean"}
     for i, ((label, key), colour) in enumerate(zip(series.items(), (ORANGE, BLUE), strict=True)):
-        values = [[gap(key)(r) for r in runs[name].values()] for name in names]
+        values = [[gap(key)(r) for r in runs[name].values()] for name in TIGHT]
         means = [statistics.fmean(v) for v in values]
-        axes.plot(means, [y + 0.18 * (i - 0.5) for y in range(len(names))], "o", color=colour,
+        axes.plot(means, [y + 0.18 * (i - 0.5) for y in range(len(TIGHT))], "o", color=colour,
                   label=label)  # fmt: skip
         for y, each in enumerate(values):
             axes.plot(each, [y + 0.18 * (i - 0.5)] * len(each), "|", color=colour, markersize=9)
-        for name, mean in zip(names, means, strict=True):
+        for name, mean in zip(TIGHT, means, strict=True):
             print(f"  {name}, {label}: {mean:.2f} nats below log p(x)")
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_yticks(range(len(TIGHT)), TIGHT)
+    axes.set_ylim(len(TIGHT) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.set_xlabel("log p(x) − bound, nats per test example; bars: seeds")
     axes.set_title("How loose the bounds are", fontsize=11)
     axes.legend(frameon=False, fontsize=9)
     axes.figure.savefig(path, dpi=150)
-    for name in names[1:]:
+    for name in TIGHT[1:]:
         for label, key in series.items():
             print(
                 f"  {name} − vae-k1, {label}: {shown(differences(runs, name, 'vae-k1', gap(key)))}"
@@ -167,7 +161,7 @@ def draw_curves(runs: Runs, path: Path) -> None:
     lowest = []
     for axes, (encoder, pair) in zip(panels, CURVES.items(), strict=True):
         for name, colour in zip(pair, (BLUE, ORANGE), strict=True):
-            for seed, result in runs[name].items():
+            for i, result in enumerate(runs[name].values()):
                 curve = result["curve"]
                 for key, style, of in (
                     ("train_bound", "--", "training"),
@@ -175,14 +169,19 @@ def draw_curves(runs: Runs, path: Path) -> None:
                 ):
                     values = [line[key] for line in curve]
                     axes.plot([line["epoch"] for line in curve], values, style, color=colour,
-                              linewidth=1.2, label=None if seed else f"{name}, {of}")  # fmt: skip
+                              linewidth=1.2, label=None if i else f"{name}, {of}")  # fmt: skip
                     lowest.append(values[len(values) // 8])
             best = [result["best_epoch"] for result in runs[name].values()]
             print(f"  {name}: best epochs {best}")
-        for what, of in (("training − validation", overfit), ("lost since the best", lost)):
+        for what, of in (
+            ("best validation bound", lambda result: float(result["valid_bound"])),
+            ("training − validation", overfit),
+            ("lost since the best", lost),
+        ):
             for name in pair:
-                each = ", ".join(f"{of(result):.1f}" for result in runs[name].values())
-                print(f"  {name}, {what}: {each}")
+                each = [of(result) for result in runs[name].values()]
+                shown_each = ", ".join(f"{one:.1f}" for one in each)
+                print(f"  {name}, {what}: {shown_each}; mean {statistics.fmean(each):.1f}")
             print(f"  {pair[1]} − {pair[0]}, {what}: {shown(differences(runs, *pair[::-1], of))}")
         _plain(axes)
         axes.set_xlabel("epoch")
@@ -198,7 +197,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", default=HERE / "reproduction" / "small")
     parser.add_argument("--output", type=Path, default=HERE / "figures")
     a = parser.parse_args()
-    runs = by_row(read_results(a.folder))
+    try:
+        runs = by_row(read_results(a.folder))
+    except (CheckpointError, ValueError) as error:
+        raise SystemExit(f"claims: {error}") from None
+    if not a.output.is_dir():
+        raise SystemExit(f"claims: --output must be a folder, got {a.output}")
     curves = (name for pair in CURVES.values() for name in pair)
     needed = {*HELPS, *CONTRAST, PIXEL, LEARNT, *curves, *TIGHT}
     missing = sorted((needed | {str(ROWS[n].baseline or n) for n in needed}) - runs.keys())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from docs_script import load_script
 from torch import nn
 
 from dvae_fast import corrupt
@@ -17,6 +16,7 @@ from dvae_fast.corruptions import SaltAndPepper
 from dvae_fast.train import default_config, train
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import ModuleType
 
 pytest.importorskip("matplotlib")
@@ -26,13 +26,7 @@ NAMES = ("filters", "interpolation", "manifold", "noise_levels", "samples_dvae",
 
 @pytest.fixture(scope="module")
 def pictures() -> ModuleType:
-    path = Path(__file__).resolve().parent.parent / "docs" / "pictures.py"
-    spec = importlib.util.spec_from_file_location("pictures", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("pictures")
 
 
 @pytest.fixture(scope="module")

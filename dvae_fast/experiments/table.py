@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Difference",
+    "by_row",
     "markdown",
     "marks",
     "mean_and_error",
@@ -78,7 +79,7 @@ def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) ->
 # --- what the results share -----------------------------------------------------------------------
 
 
-def _by_row(results: Iterable[Result]) -> dict[str, dict[int, Result]]:
+def by_row(results: Iterable[Result]) -> dict[str, dict[int, Result]]:
     """Results by row, in the order of the tables, and by seed; the same settings for all seeds."""
     found: dict[str, dict[int, Result]] = {}
     for result in results:
@@ -176,7 +177,7 @@ def markdown(results: Iterable[Result]) -> str:
         ValueError: if the seeds of a row had different settings.
         MissingExtraError: if scipy is not installed.
     """
-    found = _by_row(results)
+    found = by_row(results)
     lines = [_summary(found), ""]
     head = ["row", "", "seeds", "epochs", "published", *FIGURES.values(), "ESS", "protocol"]
     for key, title in TABLES.items():

@@ -137,17 +137,17 @@ class Autoencoder(nn.Module):
         """The likelihood's parameters: (..., Z) → logits (..., D), or a pair (mean, scale)."""
         return cast("Tensor | tuple[Tensor, Tensor]", self.decoder(z))
 
-    def _check_data(self, x: Tensor) -> None:
-        functional._check_float("x", x)
+    def _check_data(self, x: Tensor, name: str = "x") -> None:
+        functional._check_float(name, x)
         if x.dim() != 2 or x.shape[1] != self.data_size:
             raise ValueError(
-                f"x must have shape (B, D) with D = {self.data_size}, got {tuple(x.shape)}"
+                f"{name} must have shape (B, D) with D = {self.data_size}, got {tuple(x.shape)}"
             )
         if x.shape[0] < 1:
-            raise ValueError(f"x must hold B >= 1 examples, got shape {tuple(x.shape)}")
+            raise ValueError(f"{name} must hold B >= 1 examples, got shape {tuple(x.shape)}")
         like = next(self.parameters(), x)
         if x.device != like.device:
-            raise ValueError(f"x must be on the model's device, {like.device}, got {x.device}")
+            raise ValueError(f"{name} must be on the model's device, {like.device}, got {x.device}")
         if x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"x must have the model's dtype, {like.dtype}, got {x.dtype}")
 
@@ -446,8 +446,8 @@ class LatentVariableModel(Autoencoder):
         Raises:
             TypeError, ValueError: naming the argument, the rule and the value.
         """
-        self._check_data(start)
-        self._check_data(end)
+        self._check_data(start, "start")
+        self._check_data(end, "end")
         if end.shape != start.shape:
             raise ValueError(
                 f"start and end must have one shape, got {tuple(start.shape)} and "

@@ -433,6 +433,10 @@ def test_interpolate() -> None:
     torch.testing.assert_close(lines[:, 2], model.likelihood.mean(model.decode(middle)).detach())
     with pytest.raises(ValueError, match=r"start and end must have one shape, got \(2, 11\) and"):
         model.interpolate(start, x, 5)
+    with pytest.raises(
+        ValueError, match=r"end must have shape \(B, D\) with D = 11, got \(2, 10\)"
+    ):
+        model.interpolate(start, end[:, 1:], 5)
     with pytest.raises(ValueError, match="steps must be >= 2, got 1"):
         model.interpolate(start, end, 1)
 

@@ -12,14 +12,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from dvae_fast import corrupt
 from dvae_fast._extras import MissingExtraError
 from dvae_fast.checkpoint import CheckpointError, load_model
 from dvae_fast.corruptions import SaltAndPepper
-from dvae_fast.data import DataError
+from dvae_fast.data import DataError, evenly_spaced
 from dvae_fast.plots import plot_filters, plot_rows, plot_samples
 from dvae_fast.train import load_config
 
@@ -109,7 +108,7 @@ def main() -> None:
         x = runs["VAE"][0].load_data().evaluation("test")
     except DataError as error:
         raise SystemExit(f"pictures: {error}") from None
-    x = x[torch.arange(2 * PAIRS) * len(x) // (2 * PAIRS)]  # sorted by digit: one of each
+    x = evenly_spaced(x, 2 * PAIRS)  # the fixed test set is sorted by digit
 
     try:
         draw(models, filters, x, shape, a.output, a.seed)

@@ -266,11 +266,10 @@ ROWS = {row.name: row for rows in (_mnist_rows, _burda_rows, _frey_rows) for row
 
 SCALES = {
     "small": Scale(
-        "half an hour on two cores",
+        "some half an hour on two cores (estimated)",
         rows=(
             "vae-k1", "dvae-k1-*", "iwae-k5", "diwae-k5-5", "diwae-k5-10", "*-augmented-*",
-            "dvae-pixel-k1-5", "vae-gru-k1",
-            "dvae-gru-k1-5", "diwae-gru-k5-10",
+            "dvae-pixel-k1-5", "vae-gru-k1", "dvae-gru-k1-5", "diwae-gru-k5-10",
         ),
         seeds=3,
         k=1000,
@@ -282,8 +281,7 @@ SCALES = {
             "learning_rate": 1e-3, "lr_schedule": "constant",
         },
     ),
-    "full": Scale("the sources' protocol", rows=("*",), seeds=3, k=5000,
-                  examples=None),
+    "full": Scale("the sources' protocol", rows=("*",), seeds=3, k=5000, examples=None),
 }  # fmt: skip
 
 

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from dvae_fast.checkpoint import CHECKPOINT, CheckpointError, load_model, read_json, write_json
-from dvae_fast.data import load_dataset
+from dvae_fast.data import evenly_spaced, load_dataset
 from dvae_fast.estimates import finite_or_none
 from dvae_fast.evaluate import estimate_log_likelihood
 from dvae_fast.partial import PARTIAL, remove_partial
@@ -250,7 +248,7 @@ def _judge(run: Run, run_dir: Path, report: Report | None) -> dict[str, Any]:
     own = mean_bound(model, x, seed, config.batch_size)
     clean = float(estimate_log_likelihood(model, x, 1, seed=seed).elbo.mean())
     some = len(x) if run.examples is None else min(run.examples, len(x))
-    spaced = x[torch.arange(some) * len(x) // some]
+    spaced = evenly_spaced(x, some)
     estimate = estimate_log_likelihood(
         model, spaced, run.k, seed=seed, progress=report, partial=run_dir / PARTIAL
     )

@@ -356,20 +356,20 @@ def main() -> None:
     failures = []
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         for i, step in enumerate(steps):
-            ended = 0
+            interrupted = True
             try:
                 step()
-                ended = i + 1
+                interrupted = False
             except Exception as error:  # what was measured is written all the same
                 traceback.print_exc()
                 failures.append(f"{type(error).__name__}: {error}".splitlines()[0])
-                ended = i + 1
+                interrupted = False
             finally:  # when it is interrupted, too
                 content = {
                     "machine": about,
                     "results": [asdict(r) for r in b.results],
                     "failures": failures,
-                    "complete": ended == len(steps),  # False: it was stopped
+                    "complete": i + 1 == len(steps) and not interrupted,
                 }
                 a.json.write_text(json.dumps(content, indent=2) + "\n")
     if failures or any(r.errors for r in b.results):

@@ -114,18 +114,13 @@ def _evaluation(rival: str) -> Callable[[], None]:
     return call
 
 
-WORK: dict[str, tuple[Callable[[str], Callable[[], None]], tuple[str, ...]]] = {
-    "training step": (_step, ("ours", "eager, softplus+bmm", "eager, bce", "compile")),
-    "linear_log_weights": (_linear, ("ours", "addmm")),
-    "evaluation": (_evaluation, ("k = 50", "k = 5000", "k = 50000")),
-}
-
-
-#: how each is measured: growth of the resident set, tensors alone, and the whole process
-METHODS = {
-    "training step": ("resident", "tensors"),
-    "linear_log_weights": ("resident", "tensors"),
-    "evaluation": ("resident", "tensors", "process"),
+#: growth of the resident set, tensors alone
+METHODS = ("resident", "tensors")
+#: by what is measured: how a rival's call is made, the rivals, and the methods
+WORK: dict[str, tuple[Callable[[str], Callable[[], None]], tuple[str, ...], tuple[str, ...]]] = {
+    "training step": (_step, ("ours", "eager, softplus+bmm", "eager, bce", "compile"), METHODS),
+    "linear_log_weights": (_linear, ("ours", "addmm"), METHODS),
+    "evaluation": (_evaluation, ("k = 50", "k = 5000", "k = 50000"), (*METHODS, "process")),
 }
 
 
@@ -239,15 +234,13 @@ def main() -> None:
         print(_child(*arguments.child))
         return
     results: list[dict[str, Any]] = []
-    for work, (_, names) in WORK.items():
+    for work, (_, names, methods) in WORK.items():
         for rival in names:
             row: dict[str, Any] = {"work": work, "rival": rival}
-            for method in METHODS[work]:
+            for method in methods:
                 row[method] = measure(work, rival, method)
             results.append(row)
-            shown = ", ".join(
-                f"{m} {row[m] / MIB:.1f} MiB" for m in METHODS[work] if row[m] is not None
-            )
+            shown = ", ".join(f"{m} {row[m] / MIB:.1f} MiB" for m in methods if row[m] is not None)
             print(f"{work}, {rival}: {shown}", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1))

@@ -20,10 +20,11 @@ struct CorruptionOnDevice {
     params.first_example = static_cast<uint32_t>(first_example);
     params.first_copy = static_cast<uint32_t>(first_copy);
     params.seed = seed_data(seed, like);
-    // Also where it is not read: it may be what brought tensors of the CPU here.
+    // Also where they are not read: they may be what brought tensors of the CPU here.
     check_device(rate, "rate", like);
+    check_device(salt, "salt", like);
     if (params.kind == CorruptionKind::kIdentity) return;
-    check_parameter(rate, "rate", like);
+    check_parameter(rate, "rate");
     params.rate_step = rate.numel() == 1 ? 0 : 1;
     if (params.kind == CorruptionKind::kGaussian) {
       check_dtype(rate, "rate", sum_type(like));
@@ -33,18 +34,17 @@ struct CorruptionOnDevice {
     check_dtype(rate, "rate", ScalarType::Float);
     params.rate = static_cast<const float*>(rate.const_data_ptr());
     if (!salt_in) return;
-    check_parameter(salt, "salt", like);
+    check_parameter(salt, "salt");
     check_dtype(salt, "salt", ScalarType::Float);
     params.salt = static_cast<const float*>(salt.const_data_ptr());
     params.salt_step = salt.numel() == 1 ? 0 : 1;
   }
 
  private:
-  void check_parameter(const Tensor& t, const char* name, const Tensor& like) const {
+  void check_parameter(const Tensor& t, const char* name) const {
     STD_TORCH_CHECK(t.numel() == 1 || t.numel() == params.size, name,
                     " must have 1 element or one per data dimension (", params.size,
                     "), got shape ", shape_of(t));
-    check_device(t, name, like);
   }
 };
 

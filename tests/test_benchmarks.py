@@ -182,8 +182,8 @@ def test_a_fixed_cost_is_found_from_the_sizes(tmp_path: Path) -> None:
         ({1: 1e-2, 4: 2e-2}, growth.Machine(1), ""),
         ({1: 1e-2, 4: 1e-2}, growth.Machine(2), ""),  # more than two threads can
         ({2: 1e-2, 4: 1e-2}, growth.Machine(2), ""),  # both above
-        ({1: 1e-5, 4: 1e-4}, growth.Machine(2), "threads are woken above 16,384 elements"),
-        ({1: 1e-5, 4: 1e-3}, growth.Machine(2), ""),  # takes longer than that
+        ({1: 1e-5, 4: 5.5e-5}, growth.Machine(2), "threads are woken above 16,384 elements"),
+        ({1: 1e-5, 4: 1e-4}, growth.Machine(2), ""),  # takes longer than that
         ({8: 1e-3, 32: 8e-3}, growth.Machine(2, {"L2": 1 << 19}), "the data leave L2, 1 MiB"),
         ({8: 1e-3, 32: 8e-3}, growth.Machine(2, {"L3": 1 << 20}), "the data leave L3, 1 MiB"),
         ({256: 1e-3, 1024: 8e-3}, growth.Machine(2), "blocks above 32 MiB are fresh"),

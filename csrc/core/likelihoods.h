@@ -52,8 +52,8 @@ struct Bernoulli : LikelihoodDefaults {
     const A magnitude = abs(logit);
     const A e = exp_nonpositive(-magnitude);
     const A c = logit > A(0) ? A(1) - x : x;
-    // At l = ±inf a term with c = 0 is 0, not 0 · inf. The choice is of a factor, not of the product:
-    // then every compiler fuses product and sum everywhere, and equal sums are equal bits.
+    // At l = ±inf a term with c = 0 is 0, not 0 · inf. The choice is of a factor, not of the
+    // product: then every compiler fuses product and sum everywhere, and equal sums are equal bits.
     const A factor = c == A(0) ? A(0) : magnitude;
     a = a + c * factor;
     b = b + e * (A(1) + b);

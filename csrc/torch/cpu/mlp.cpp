@@ -26,9 +26,12 @@ Buffer buffer(int64_t bytes) {
   return Buffer(p);
 }
 
-// Rows of a tile: its output lies in half a second-level cache; whole groups of the kernel's rows.
+// A multiple of the rows that the kernel takes at once, whatever the instruction set.
+constexpr int64_t kGroup = 12;
+
+// Rows of a tile: its output lies in half a second-level cache; whole groups.
 int64_t tile_rows(int64_t width, int64_t element_size) {
-  constexpr int64_t kTileBytes = 192 << 10, kGroup = 12, kMost = 240;
+  constexpr int64_t kTileBytes = 192 << 10, kMost = 240;
   return std::clamp(kTileBytes / std::max<int64_t>(1, width * element_size), kGroup, kMost) /
          kGroup * kGroup;
 }
@@ -113,11 +116,13 @@ Tensor decoder_log_weights(const Tensor& in, const std::vector<Tensor>& weights,
   const int64_t tile = tile_rows(std::max(p.size, widest), element);
   const char* base = static_cast<const char*>(first.const_data_ptr());
   const int64_t inputs = first.sizes()[2];
-  for_rows((rows + tile - 1) / tile, tile * work, [&](int64_t begin, int64_t end) {
+  // Shared out by groups, not by tiles: of few tiles one thread would get more than another.
+  for_rows((rows + kGroup - 1) / kGroup, kGroup * work, [&](int64_t begin, int64_t end) {
     const Buffer hidden[] = {buffer(tile * widest * element), buffer(tile * widest * element)};
     const Buffer output = buffer(tile * p.size * element);
-    for (int64_t row = begin * tile; row < std::min(rows, end * tile); row += tile) {
-      const int64_t count = std::min(tile, rows - row);
+    const int64_t last_row = std::min(rows, end * kGroup);
+    for (int64_t row = begin * kGroup; row < last_row; row += tile) {
+      const int64_t count = std::min(tile, last_row - row);
       const void* from = base + row * inputs * element;
       for (size_t i = 0; i < layers.size(); ++i) {
         const bool last = i + 1 == layers.size();

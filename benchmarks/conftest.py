@@ -8,6 +8,7 @@ Every rival's result is checked before it is timed.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import os
 import platform
@@ -153,6 +154,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=0.4,
         help="seconds for each way to write plain code, to find the fastest; 0 takes the first",
     )
+    group.addoption(
+        "--part",
+        type=_part,
+        metavar="I/N",
+        help="the I-th of N parts of the groups alone, to compile for them side by side",
+    )
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, parts = text.partition("/")
+    try:
+        part = int(number), int(parts)
+    except ValueError:
+        part = 0, 0
+    if not 1 <= part[0] <= part[1]:
+        raise argparse.ArgumentTypeError(f"must be I/N with 1 <= I <= N, got {text!r}")
+    return part
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -160,7 +178,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("turn", range(metafunc.config.getoption("--turns")))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Group by group, in each turn by turn, and in each the rivals in a rotated order."""
     groups: dict[object, int] = {}
     rivals: dict[object, list[str]] = {}
@@ -182,6 +200,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         place = (names.index(item.callspec.params["rival"]) - turn) % len(names)
         return groups[key(item)], turn, place
 
+    part = config.getoption("--part")
+    if part is not None:
+        items[:] = [item for item in items if groups[key(item)] % part[1] == part[0] - 1]
     items.sort(key=order)
 
 

@@ -31,6 +31,9 @@ T = TypeVar("T")
 #: seconds that `fastest` gives each candidate; 0 takes the first one untried
 choosing_seconds = 0.4
 
+#: times the least first time beyond which a candidate has lost
+FAR = 1.5
+
 
 def compiled(function: Callable[..., T], **options: bool) -> Callable[..., T]:
     """torch.compile as it is fastest here: static shapes, and an error instead of a graph break."""
@@ -42,7 +45,10 @@ def fastest(
     prepare: Callable[[], None] | None = None,
     times_longer: float = 1.0,
 ) -> str:
-    """The name of the candidate with the least median time, run in turn."""
+    """The name of the candidate with the least median time, run in turn.
+
+    One that is far from the fastest at once is tried no longer.
+    """
     seconds = choosing_seconds * times_longer
     if len(candidates) == 1 or seconds == 0:
         return next(iter(candidates))
@@ -54,14 +60,18 @@ def fastest(
         call()
         return time.perf_counter() - start
 
-    times: dict[str, list[float]] = {name: [] for name in candidates}
     for call in candidates.values():
         run(call)  # compiles
-    slowest = max(min(run(call) for _ in range(2)) for call in candidates.values())
+    first = {name: min(run(call) for _ in range(3)) for name, call in candidates.items()}
+    near = [name for name, once in first.items() if once <= FAR * min(first.values())]
+    if len(near) == 1:
+        return near[0]
+    times: dict[str, list[float]] = {name: [] for name in near}
+    slowest = max(first[name] for name in near)
     for _ in range(max(3, min(200, int(seconds / slowest)))):
-        for name, call in candidates.items():
-            times[name].append(run(call))
-    return min(times, key=lambda name: statistics.median(times[name]))
+        for name in near:
+            times[name].append(run(candidates[name]))
+    return min(near, key=lambda name: statistics.median(times[name]))
 
 
 # --- corruption: salt and pepper, one uniform number an element ---------------------------------

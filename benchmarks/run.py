@@ -63,6 +63,19 @@ def run_together(
             fail(f"{command} failed with status {status}")
 
 
+def compile_ahead(*arguments: str) -> None:
+    """Fill the compiler's cache, on all cores at once: it works on one while a benchmark waits."""
+    parts = min(os.cpu_count() or 1, 8)
+    once = ("--benchmark-disable", "--turns=1", "--seconds=0.001", "--choose=0.001")
+    run_together(
+        [
+            (sys.executable, "-m", "pytest", *arguments, *once, "-x", "-q", f"--part={i}/{parts}")
+            for i in range(1, parts + 1)
+        ],
+        {"OMP_WAIT_POLICY": "PASSIVE"},  # more threads than cores
+    )
+
+
 def benchmark(
     json: Path,
     turns: int,
@@ -145,6 +158,7 @@ def main() -> None:
         for name in ["times", "kept", "growth", "memory", "growth_memory", "accuracy", "evaluator"]
     )
     study = str(FOLDER / "bench_growth.py")
+    compile_ahead(str(FOLDER), f"--ignore={study}")
     benchmark(times, turns, seconds, str(FOLDER), f"--ignore={study}")
     operators = FOLDER / "bench_operators.py"
     names = [f"{operators}::{name}" for name in KEPT_BENCHMARKS]

@@ -8,7 +8,6 @@ Every rival's result is checked before it is timed.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import platform
@@ -73,13 +72,18 @@ class Case:
 class Measure:
     """Holds the current case and its rivals over its turns, and times them."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float, ahead: Path | None) -> None:
+        self.seconds, self.ahead = seconds, ahead
         self.key: object = None
         self.case: Case | None = None
         self.rivals: dict[str, Rival] = {}
 
     def __call__(self, benchmark: Any, make: Callable[[], Case], key: object, name: str) -> None:
+        if self.ahead is not None:
+            try:
+                (self.ahead / f"{key}, {name}".replace("/", "_")).touch(exist_ok=False)
+            except FileExistsError:
+                pytest.skip("another process compiles it")
         if key != self.key:
             self.case, self.rivals, self.key = None, {}, None
             torch._dynamo.reset()
@@ -140,7 +144,7 @@ def measure(request: pytest.FixtureRequest) -> Iterator[Measure]:
     # One function is compiled for every size and formula; past its limit dynamo gives up.
     torch._dynamo.config.recompile_limit = 64
     rivals.choosing_seconds = request.config.getoption("--choose")
-    yield Measure(request.config.getoption("--seconds"))
+    yield Measure(request.config.getoption("--seconds"), request.config.getoption("--ahead"))
     torch._dynamo.reset()
 
 
@@ -155,22 +159,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="seconds for each way to write plain code, to find the fastest; 0 takes the first",
     )
     group.addoption(
-        "--part",
-        type=_part,
-        metavar="I/N",
-        help="the I-th of N parts of the groups alone, to compile for them side by side",
+        "--ahead",
+        type=Path,
+        metavar="FOLDER",
+        help="only compile, each case where no other process with the same folder was before",
     )
-
-
-def _part(text: str) -> tuple[int, int]:
-    number, _, parts = text.partition("/")
-    try:
-        part = int(number), int(parts)
-    except ValueError:
-        part = 0, 0
-    if not 1 <= part[0] <= part[1]:
-        raise argparse.ArgumentTypeError(f"must be I/N with 1 <= I <= N, got {text!r}")
-    return part
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -200,9 +193,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         place = (names.index(item.callspec.params["rival"]) - turn) % len(names)
         return groups[key(item)], turn, place
 
-    part = config.getoption("--part")
-    if part is not None:
-        items[:] = [item for item in items if groups[key(item)] % part[1] == part[0] - 1]
+    if config.getoption("--ahead") is not None:
+        items[:] = [item for item in items if "compile" in item.callspec.params["rival"]]  # type: ignore[attr-defined]
     items.sort(key=order)
 
 

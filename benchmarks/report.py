@@ -161,7 +161,7 @@ def _copy_rows(groups: Groups) -> list[list[str]]:
 
 
 def memory_rows(memory: list[dict[str, Any]]) -> list[list[str]]:
-    figures = {(row["work"], row["rival"]): row["resident"] for row in memory}
+    figures = {(row["work"], row["rival"]): row.get("resident") for row in memory}
     ours = figures.get(("training step", "ours"))
     rows = []
 

@@ -2,7 +2,7 @@
 //
 // Bytes an element: sizeof(T) of params (twice that with a full scale); x is read once for kRows
 // rows, from the first-level cache. One sweep, nothing written but a number a row.
-// Bernoulli takes 21 instructions an element (in the compiled inner loop; float16 28), of which a
+// Bernoulli takes 20 instructions an element (in the compiled inner loop; float16 27), of which a
 // Hopper chip issues as many as 2 bytes take to arrive: memory binds float32, both bind 16 bits.
 // Registers (sm_90a), Bernoulli: 115 (float32) and 140 (bfloat16) for four rows, 62 and 72 for one.
 #pragma once

@@ -61,8 +61,8 @@ std::tuple<Tensor, Tensor> sample_latent_cpu(const Tensor& mean_in, const Tensor
   p.z = z.mutable_data_ptr();
   p.log_ratio = log_ratio.mutable_data_ptr();
   const auto kernel = cpu::kernels().sample_latent[static_cast<int>(dtype)];
-  // A normal costs several times what a mask bit does.
-  for_rows(p.copies * p.examples * k, 4 * p.size,
+  // A normal costs several times what a mask bit does, and a block of them is always drawn whole.
+  for_rows(p.copies * p.examples * k, 4 * round_up_to_block(p.size),
            [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
   return {z, log_ratio};
 }
@@ -92,7 +92,7 @@ std::tuple<Tensor, Tensor> sample_latent_backward_cpu(
   p.grad_mean = grad_mean.mutable_data_ptr();
   p.grad_log_var = grad_log_var.mutable_data_ptr();
   const auto kernel = cpu::kernels().sample_latent_backward[static_cast<int>(dtype)];
-  for_rows(p.copies * p.examples, 4 * k * p.size,
+  for_rows(p.copies * p.examples, 4 * k * round_up_to_block(p.size),
            [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
   return {grad_mean, grad_log_var};
 }

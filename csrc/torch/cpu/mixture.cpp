@@ -10,7 +10,8 @@ std::tuple<Tensor, Tensor> mixture_log_ratio_cpu(const Tensor& z, const Tensor& 
   return mixture_log_ratio(
       z, mean, log_var, [](DType dtype, const MixtureParams& p, const Tensor&) {
         const auto kernel = cpu::kernels().mixture_log_ratio[static_cast<int>(dtype)];
-        for_rows(p.examples * p.samples, p.components * p.size,
+        // Few dimensions take as long as a block of them.
+        for_rows(p.examples * p.samples, p.components * round_up_to_block(p.size),
                  [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
       });
 }
@@ -23,7 +24,7 @@ std::tuple<Tensor, Tensor, Tensor> mixture_log_ratio_backward_cpu(const Tensor& 
   return mixture_log_ratio_backward(
       grad, weights, z, mean, log_var, [](DType dtype, const MixtureParams& p, const Tensor&) {
         const auto kernel = cpu::kernels().mixture_log_ratio_backward[static_cast<int>(dtype)];
-        for_rows(p.examples, p.samples * p.components * p.size,
+        for_rows(p.examples, p.samples * p.components * round_up_to_block(p.size),
                  [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
       });
 }

@@ -31,8 +31,10 @@ T = TypeVar("T")
 #: seconds that `fastest` gives each candidate; 0 takes the first one untried
 choosing_seconds = 0.4
 
-#: times the least first time beyond which a candidate has lost
+#: how many times the least time of another a candidate must take to be tried no longer
 FAR = 1.5
+#: rounds before that is judged, and seconds that they must have taken, for short calls vary
+FIRST_ROUNDS, FIRST_SECONDS = 3, 5e-3
 
 
 def compiled(function: Callable[..., T], **options: bool) -> Callable[..., T]:
@@ -47,31 +49,38 @@ def fastest(
 ) -> str:
     """The name of the candidate with the least median time, run in turn.
 
-    One that is far from the fastest at once is tried no longer.
+    One that is far from the fastest after the first rounds is tried no longer.
     """
     seconds = choosing_seconds * times_longer
     if len(candidates) == 1 or seconds == 0:
         return next(iter(candidates))
+    times: dict[str, list[float]] = {name: [] for name in candidates}
 
-    def run(call: Callable[[], object]) -> float:
+    def run(name: str) -> float:
         if prepare is not None:
             prepare()
         start = time.perf_counter()
-        call()
+        candidates[name]()
         return time.perf_counter() - start
 
-    for call in candidates.values():
-        run(call)  # compiles
-    first = {name: min(run(call) for _ in range(3)) for name, call in candidates.items()}
-    near = [name for name, once in first.items() if once <= FAR * min(first.values())]
-    if len(near) == 1:
-        return near[0]
-    times: dict[str, list[float]] = {name: [] for name in near}
-    slowest = max(first[name] for name in near)
-    for _ in range(max(3, min(200, int(seconds / slowest)))):
-        for name in near:
-            times[name].append(run(candidates[name]))
-    return min(near, key=lambda name: statistics.median(times[name]))
+    def round_of(names: list[str]) -> float:
+        for name in names:
+            times[name].append(run(name))
+        return sum(times[name][-1] for name in names)
+
+    names = list(candidates)
+    for name in names:
+        run(name)  # compiles
+    rounds, spent = 0, 0.0
+    while rounds < FIRST_ROUNDS or spent < min(FIRST_SECONDS, seconds):
+        rounds, spent = rounds + 1, spent + round_of(names)
+    least = {name: min(t) for name, t in times.items()}
+    names = [name for name in names if least[name] <= FAR * min(least.values())]
+    slowest = max(least[name] for name in names)
+    if len(names) > 1:
+        for _ in range(max(3, min(200, int(seconds / slowest)))):
+            round_of(names)
+    return min(names, key=lambda name: statistics.median(times[name]))
 
 
 # --- corruption: salt and pepper, one uniform number an element ---------------------------------

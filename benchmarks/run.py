@@ -71,7 +71,7 @@ def compile_ahead(*arguments: str) -> None:
     once = ("--benchmark-disable", "--turns=1", "--seconds=0.001", "--choose=0.001")
     with tempfile.TemporaryDirectory() as folder:
         command = (sys.executable, "-m", "pytest", *arguments, *once, "-x", "-q")
-        run_together([(*command, f"--ahead={folder}")] * min(os.cpu_count() or 1, 8))
+        run_together([(*command, f"--ahead={folder}")] * min(len(os.sched_getaffinity(0)), 8))
 
 
 def benchmark(
@@ -157,7 +157,7 @@ def main() -> None:
     )
     study = str(FOLDER / "bench_growth.py")
     compile_ahead(str(FOLDER), f"--ignore={study}")
-    benchmark(times, turns, seconds, str(FOLDER), f"--ignore={study}")
+    benchmark(times, turns, seconds, str(FOLDER), f"--ignore={study}", f"--load={busy}")
     operators = FOLDER / "bench_operators.py"
     names = [f"{operators}::{name}" for name in KEPT_BENCHMARKS]
     benchmark(kept, turns, seconds / 2, *names, "-k", KEPT_SIZES, environment=KEPT)

@@ -6,7 +6,9 @@ import copy
 import json
 import math
 import sys
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ import figures
 import growth
 import page
 import report
+import rivals
 
 MACHINE = {
     "python_version": "3.11",
@@ -227,6 +230,38 @@ def test_threads_and_dtypes_have_tables_and_charts(folder: Path) -> None:
     html = (folder / "out" / "index.html").read_text()
     for title in ("Speed-up of threads", "Cost by dtype"):
         assert title in html
+
+
+def test_the_fastest_formula_is_found_through_a_slow_spell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of what is far slower, there are no more calls than it takes to see it."""
+    now, calls = 0.0, Counter[str]()
+    monkeypatch.setattr(rivals, "time", SimpleNamespace(perf_counter=lambda: now))
+
+    def candidate(name: str, seconds: float) -> None:
+        nonlocal now
+        calls[name] += 1
+        spell = 5 <= calls.total() <= 8  # a whole round, after that of the compiler
+        now += seconds * (10 if spell else 1)
+
+    costs = {"near": 0.011, "fastest": 0.010, "far": 0.016, "slow": 0.1}
+    chosen = rivals.fastest({n: lambda n=n, s=s: candidate(n, s) for n, s in costs.items()})
+    assert chosen == "fastest"
+    assert calls["far"] == calls["slow"] == 1 + rivals.FIRST_ROUNDS
+    assert calls["near"] == calls["fastest"] > 10
+
+
+def test_memory_that_was_not_measured_is_not_judged() -> None:
+    measured = [
+        {"work": "training step", "rival": "ours", "resident": 1 << 20},
+        {"work": "training step", "rival": "eager", "resident": 2 << 20},
+        {"work": "evaluation", "rival": "k = 50000", "tensors": 1 << 20},
+    ]
+    rows = report.memory_rows(measured)
+    assert [row[1] for row in rows] == ["eager", "addmm"]
+    assert "not measured" in rows[1][-1]
+    assert all("not measured" in row[-1] for row in report.evaluation_rows(measured, {})[:2])
 
 
 def test_slopes_of_memory_need_three_sizes() -> None:

@@ -149,7 +149,7 @@ class Autoencoder(nn.Module):
         if x.device != like.device:
             raise ValueError(f"{name} must be on the model's device, {like.device}, got {x.device}")
         if x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise TypeError(f"x must have the model's dtype, {like.dtype}, got {x.dtype}")
+            raise TypeError(f"{name} must have the model's dtype, {like.dtype}, got {x.dtype}")
 
     def _corrupt(
         self, x: Tensor, key: Tensor, copies: int | None, first_example: int = 0

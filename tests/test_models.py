@@ -437,6 +437,8 @@ def test_interpolate() -> None:
         ValueError, match=r"end must have shape \(B, D\) with D = 11, got \(2, 10\)"
     ):
         model.interpolate(start, end[:, 1:], 5)
+    with pytest.raises(TypeError, match=r"end must have the model's dtype, .*, got torch.float16"):
+        model.interpolate(start, end.half(), 5)
     with pytest.raises(ValueError, match="steps must be >= 2, got 1"):
         model.interpolate(start, end, 1)
 

@@ -180,6 +180,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Group by group, in each turn by turn, and in each the rivals in a rotated order."""
+    if config.getoption("--ahead") is not None:
+        items[:] = filter(_compiles, items)
     groups: dict[object, int] = {}
     rivals: dict[object, list[str]] = {}
 
@@ -200,9 +202,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         place = (names.index(item.callspec.params["rival"]) - turn) % len(names)
         return groups[key(item)], turn, place
 
-    if config.getoption("--ahead") is not None:
-        items[:] = [item for item in items if "compile" in item.callspec.params["rival"]]  # type: ignore[attr-defined]
     items.sort(key=order)
+
+
+def _compiles(item: Any) -> bool:
+    return "compile" in item.callspec.params["rival"]
 
 
 # --- the machine ----------------------------------------------------------------------------------

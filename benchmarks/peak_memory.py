@@ -114,7 +114,7 @@ def _evaluation(rival: str) -> Callable[[], None]:
     return call
 
 
-#: growth of the resident set, tensors alone
+#: growth of the resident set, tensors alone; a third, "process", is all of the resident set
 METHODS = ("resident", "tensors")
 #: by what is measured: how a rival's call is made, and the rivals, each with its methods
 WORK: dict[str, tuple[Callable[[str], Callable[[], None]], dict[str, tuple[str, ...]]]] = {

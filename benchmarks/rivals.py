@@ -76,8 +76,8 @@ def fastest(
         rounds, spent = rounds + 1, spent + round_of(names)
     least = {name: min(t) for name, t in times.items()}
     names = [name for name in names if least[name] <= FAR * min(least.values())]
-    slowest = max(least[name] for name in names)
     if len(names) > 1:
+        slowest = max(least[name] for name in names)
         for _ in range(max(3, min(200, int(seconds / slowest)))):
             round_of(names)
     return min(names, key=lambda name: statistics.median(times[name]))

@@ -68,10 +68,12 @@ def _run(commands: Sequence[Sequence[str]], environment: dict[str, str]) -> None
 
 def compile_ahead(*arguments: str) -> None:
     """Fill the compiler's cache, on all cores at once: it works on one while a benchmark waits."""
+    from conftest import THREADS
+
     once = ("--benchmark-disable", "--turns=1", "--seconds=0.001", "--choose=0.001")
     with tempfile.TemporaryDirectory() as folder:
         command = (sys.executable, "-m", "pytest", *arguments, *once, "-x", "-q")
-        run_together([(*command, f"--ahead={folder}")] * min(len(os.sched_getaffinity(0)), 8))
+        run_together([(*command, f"--ahead={folder}")] * min(THREADS, 8))
 
 
 def benchmark(

@@ -4,7 +4,7 @@
 // rows, from the first-level cache. One sweep, nothing written but a number a row.
 // Bernoulli takes 20 instructions an element (in the compiled inner loop; float16 27), of which a
 // Hopper chip issues as many as 2 bytes take to arrive: memory binds float32, both bind 16 bits.
-// Registers (sm_90a), Bernoulli: 115 (float32) and 140 (bfloat16) for four rows, 62 and 72 for one.
+// Registers (sm_90a), Bernoulli: 120 (float32) and 144 (bfloat16) for four rows, 63 and 77 for one.
 #pragma once
 
 #include "density.cuh"
@@ -20,7 +20,7 @@ struct RowGroups {
   int64_t first_n, chunks, groups;
 };
 
-// Threads of a block: half the usual, for of 140 registers a thread a multiprocessor holds three
+// Threads of a block: half the usual, for of 144 registers a thread a multiprocessor holds three
 // such blocks, but only one of 256.
 constexpr int kRowThreads = 128;
 

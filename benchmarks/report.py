@@ -544,7 +544,7 @@ def sections(folder: Path, command: str) -> list[Section]:
         tensors = "; ".join(
             f"{row['work']}, {row['rival']}: {row['tensors'] / MIB:.1f} MiB"
             for row in memory
-            if row["tensors"] is not None
+            if row.get("tensors") is not None  # not asked for, or not to be had
         )
         out.append(Section("Memory", (_MEMORY.rstrip() + "\n" + tensors + ".",)))
     return out

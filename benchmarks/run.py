@@ -135,7 +135,13 @@ def main() -> None:
     turns, seconds = (1, 0.05) if a.quick else (a.turns, a.seconds)
 
     from dvae_fast import ops
+    from dvae_fast.checkpoint import CheckpointError, load_model
 
+    if a.run is not None:  # it is read last, after all the rest
+        try:
+            load_model(a.run)
+        except CheckpointError as error:
+            parser.error(f"--run: {error}")
     if not ops.library_loaded() and not a.allow_reference:
         fail(f"no compiled kernels ({ops.LIBRARY_ERROR}); build them with: {ops.BUILD_COMMAND}")
     busy = os.getloadavg()[0]

@@ -314,6 +314,19 @@ def test_report_writes_one_page_and_a_table(folder: Path) -> None:
         assert f">{title}</h2>" in html
 
 
+def test_report_lists_tensors_of_what_they_were_measured_of(folder: Path) -> None:
+    measured = [
+        {"work": "training step", "rival": "ours", "resident": 1 << 20, "tensors": 3 << 20},
+        {"work": "training step", "rival": "eager, bce", "resident": 2 << 20, "tensors": None},
+        {"work": "evaluation", "rival": "k = 50", "process": 300 << 20},
+        {"work": "evaluation", "rival": "k = 50000", "tensors": 2 << 20},
+    ]
+    (folder / "memory.json").write_text(json.dumps(measured))
+    report.write(folder, folder / "out", "make bench")
+    text = (folder / "out" / "RESULTS.md").read_text()
+    assert "\ntraining step, ours: 3.0 MiB; evaluation, k = 50000: 2.0 MiB." in text
+
+
 def test_page_escapes_what_it_is_given() -> None:
     table = figures.Table(["a", "b"], [["<x>", "`c`"], ["d & e", "**missed**"]])
     html = page.page("t", [figures.Section("s", (table, "- one\n- two"))])

@@ -24,7 +24,7 @@ SPLIT_OF_SEED_0 = {
     "valid": (1768, 1452, 1623),
     "test": (804, 168, 1371),
 }
-REAL_FOLDER = os.environ.get("DVAE_FAST_DATA")
+REAL_FOLDER = os.environ.get("DVAE_FAST_DATA") or None  # empty is as good as unset
 
 
 @pytest.fixture(autouse=True)

@@ -104,7 +104,7 @@ def noise_by_isa() -> dict[str, bool]:
     """Whether each instruction set draws the reference's bits; empty without compiled kernels."""
     if not ops.library_loaded():
         return {}
-    from dvae_fast.build_info import build_info
+    from dvae_fast._build import build_info
 
     expected = noise_digest(reference.corrupt)
     out = {}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import dvae_fast
 from dvae_fast import reference
-from dvae_fast.judged import has_bfloat16
+from dvae_fast.evaluation.target import has_bfloat16
 
 if TYPE_CHECKING:
     from collections.abc import Callable

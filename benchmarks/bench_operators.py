@@ -14,7 +14,7 @@ from torch import Tensor
 
 import dvae_fast
 from dvae_fast import reference
-from dvae_fast.corruptions import SaltAndPepper
+from dvae_fast.corruptions.basic import SaltAndPepper
 from dvae_fast.reference import accumulation_dtype
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import dvae_fast
 from dvae_fast import reference
-from dvae_fast.corruptions import SaltAndPepper
-from dvae_fast.models import DIWAE, Autoencoder, BernoulliLatentModel
+from dvae_fast.corruptions.basic import SaltAndPepper
+from dvae_fast.models.gaussian import DIWAE, Autoencoder, BernoulliLatentModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable

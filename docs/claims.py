@@ -13,10 +13,10 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dvae_fast.checkpoint import CheckpointError
-from dvae_fast.experiments.rows import FIGURES, ROWS
-from dvae_fast.experiments.runs import read_results
-from dvae_fast.experiments.table import Difference, by_row, paired_difference
+from dvae_fast.files import CheckpointError
+from dvae_fast.reproduction.rows import FIGURES, ROWS
+from dvae_fast.reproduction.runs import read_results
+from dvae_fast.reproduction.table import Difference, by_row, paired_difference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

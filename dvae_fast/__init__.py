@@ -1,16 +1,17 @@
 """Fused kernels for denoising variational autoencoders, and a thin layer on top."""
 
+from dvae_fast._build import build_info
 from dvae_fast._version import __version__
-from dvae_fast.ais import (
+from dvae_fast.evaluation.annealed import (
     AISEstimate,
     BidirectionalEstimate,
     annealed_importance_sampling,
     bidirectional,
 )
-from dvae_fast.build_info import build_info
-from dvae_fast.estimates import LikelihoodEstimate
-from dvae_fast.evaluate import estimate_log_likelihood
-from dvae_fast.functional import (
+from dvae_fast.evaluation.importance import estimate_log_likelihood
+from dvae_fast.evaluation.progress import EvaluationProgress
+from dvae_fast.evaluation.results import LikelihoodEstimate
+from dvae_fast.functional.log_weights import (
     corrupt,
     iwae_loss,
     latent_log_ratio,
@@ -21,7 +22,6 @@ from dvae_fast.functional import (
     sample_latent,
     set_validation,
 )
-from dvae_fast.progress import EvaluationProgress
 
 __all__ = [
     "AISEstimate",

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dvae_fast._extras import require
-from dvae_fast.checkpoint import write_atomically
-from dvae_fast.estimates import MIN_ESS
+from dvae_fast.evaluation.results import MIN_ESS
+from dvae_fast.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -25,10 +25,10 @@ from typer.testing import CliRunner
 
 from dvae_fast import cli
 from dvae_fast import distributed as d
-from dvae_fast import train as trainer
-from dvae_fast.checkpoint import CHECKPOINT, CheckpointError, load_tensors
-from dvae_fast.data import Dataset
-from dvae_fast.train import NonFiniteError, TrainConfig, default_config, train
+from dvae_fast.data.sets import Dataset
+from dvae_fast.files import CHECKPOINT, CheckpointError, load_tensors
+from dvae_fast.training import loop as trainer
+from dvae_fast.training.loop import NonFiniteError, TrainConfig, default_config, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -17,15 +17,15 @@ from scipy import stats
 from torch import Tensor, nn
 
 import dvae_fast
-from dvae_fast import ais
-from dvae_fast.ais import AISEstimate, annealed_importance_sampling, bidirectional
-from dvae_fast.evaluate import estimate_log_likelihood
-from dvae_fast.models import LatentVariableModel, make_model
+from dvae_fast.evaluation import annealed as ais
+from dvae_fast.evaluation.annealed import AISEstimate, annealed_importance_sampling, bidirectional
+from dvae_fast.evaluation.importance import estimate_log_likelihood
+from dvae_fast.models.gaussian import LatentVariableModel, make_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dvae_fast.progress import EvaluationProgress
+    from dvae_fast.evaluation.progress import EvaluationProgress
 
 N, C, T, L, Z, D = 7, 5, 6, 4, 3, 9
 SEED = 99

@@ -11,9 +11,11 @@ from plain_objectives import plain_bound, scores
 from torch import Tensor
 from torch.distributions import Bernoulli
 
-from dvae_fast import corruptions, objectives, reference
-from dvae_fast.models import BernoulliLatentModel
-from dvae_fast.objectives import Objective
+from dvae_fast import reference
+from dvae_fast.corruptions import basic as corruptions
+from dvae_fast.models.gaussian import BernoulliLatentModel
+from dvae_fast.objectives import loss as objectives
+from dvae_fast.objectives.loss import Objective
 
 M, B, K, Z, D = 3, 5, 7, 2, 11
 SEED = 123

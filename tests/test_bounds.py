@@ -16,8 +16,9 @@ import torch
 from linear_gaussian import draw_data, exact_log_likelihood, linear_gaussian
 from torch import Tensor
 
-from dvae_fast import corruptions, objectives
-from dvae_fast.objectives import OBJECTIVES, Objective
+from dvae_fast.corruptions import basic as corruptions
+from dvae_fast.objectives import loss as objectives
+from dvae_fast.objectives.loss import OBJECTIVES, Objective
 
 M, B, K, D = 3, 5, 7, 6
 N = 4000

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 import torch
 
-from dvae_fast import checkpoint
+from dvae_fast import files as checkpoint
 from dvae_fast._extras import MissingExtraError
-from dvae_fast.checkpoint import (
+from dvae_fast.corruptions.basic import AdditiveGaussian, Masking
+from dvae_fast.files import (
     CheckpointError,
     load_model,
     load_optimizer,
@@ -26,8 +27,7 @@ from dvae_fast.checkpoint import (
     write_atomically,
     write_json,
 )
-from dvae_fast.corruptions import AdditiveGaussian, Masking
-from dvae_fast.models import MODELS, make_model
+from dvae_fast.models.gaussian import MODELS, make_model
 
 if TYPE_CHECKING:
     from pathlib import Path

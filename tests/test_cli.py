@@ -18,8 +18,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dvae_fast import cli, evaluate
-from dvae_fast.checkpoint import (
+from dvae_fast import cli
+from dvae_fast.corruptions.basic import rates_from_mean
+from dvae_fast.evaluation import importance as evaluate
+from dvae_fast.evaluation.importance import estimate_log_likelihood
+from dvae_fast.evaluation.partial import PARTIAL
+from dvae_fast.files import (
     CHECKPOINT,
     MODEL,
     CheckpointError,
@@ -27,10 +31,7 @@ from dvae_fast.checkpoint import (
     load_tensors,
     save_tensors,
 )
-from dvae_fast.corruptions import rates_from_mean
-from dvae_fast.evaluate import estimate_log_likelihood
-from dvae_fast.partial import PARTIAL
-from dvae_fast.train import load_config
+from dvae_fast.training.loop import load_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -617,9 +618,9 @@ def test_sample_writes_a_png(run_dir: Path) -> None:
 def test_info_prints_a_table_and_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     info = {"dvae_fast": "1.2.3", "compiled": False, "isas": ["base", "avx2"], "cuda": None,
             "missing": ["No compiled kernels: build them with [make].", "No pooch."]}  # fmt: skip
-    fake = types.ModuleType("dvae_fast.build_info")
+    fake = types.ModuleType("dvae_fast._build")
     fake.build_info = lambda: info  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "dvae_fast.build_info", fake)
+    monkeypatch.setitem(sys.modules, "dvae_fast._build", fake)
     lines = ok("info").splitlines()
     words = [line.split() for line in lines]
     assert ["dvae_fast", "1.2.3"] in words
@@ -660,7 +661,7 @@ BLOCK = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS}))\n"
 
 
 def test_the_package_imports_without_the_extras() -> None:
-    result = python("-c", BLOCK + "import dvae_fast, dvae_fast.train, dvae_fast.plots")
+    result = python("-c", BLOCK + "import dvae_fast, dvae_fast.training.loop, dvae_fast.plots")
     assert result.returncode == 0, result.stderr
 
 

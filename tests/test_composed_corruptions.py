@@ -12,9 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dvae_fast import functional
-from dvae_fast.composed_corruptions import Compose, FunctionCorruption, as_corruption
-from dvae_fast.corruptions import (
+from dvae_fast.corruptions.basic import (
     AdditiveGaussian,
     BitFlip,
     Corruption,
@@ -23,10 +21,12 @@ from dvae_fast.corruptions import (
     SaltAndPepper,
     rates_from_mean,
 )
-from dvae_fast.data import load_dataset
-from dvae_fast.evaluate import estimate_log_likelihood
-from dvae_fast.learnable_corruptions import Learnable
-from dvae_fast.models import DIWAE, DVAE, LatentVariableModel
+from dvae_fast.corruptions.compose import Compose, FunctionCorruption, as_corruption
+from dvae_fast.corruptions.learnable import Learnable
+from dvae_fast.data.sets import load_dataset
+from dvae_fast.evaluation.importance import estimate_log_likelihood
+from dvae_fast.functional import log_weights as functional
+from dvae_fast.models.gaussian import DIWAE, DVAE, LatentVariableModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable

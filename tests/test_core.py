@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from operator_cases import DENSITY_TERMS
 from scipy import special, stats
 
-from dvae_fast import likelihoods, ops, reference
+from dvae_fast import ops, reference
+from dvae_fast.likelihoods import base as likelihoods
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,9 +14,9 @@ import pytest
 import torch
 from scipy import stats
 
-from dvae_fast import data
 from dvae_fast._extras import MissingExtraError
-from dvae_fast.data import DataError, load_dataset
+from dvae_fast.data import sets as data
+from dvae_fast.data.sets import DataError, load_dataset
 
 # Indices that np.random.RandomState(0).permutation(1797) begins each part with.
 SPLIT_OF_SEED_0 = {

@@ -15,9 +15,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dvae_fast.checkpoint import CHECKPOINT, MODEL
 from dvae_fast.distributed import TIMEOUT_VARIABLE, World, all_gather_tensors, all_max, join
-from dvae_fast.train import METRICS, check_world, load_config, train
+from dvae_fast.files import CHECKPOINT, MODEL
+from dvae_fast.training.loop import METRICS, check_world, load_config, train
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
 

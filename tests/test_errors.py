@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 import dvae_fast
-from dvae_fast import corruptions, functional, likelihoods
+from dvae_fast.corruptions import basic as corruptions
+from dvae_fast.functional import log_weights as functional
+from dvae_fast.likelihoods import base as likelihoods
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

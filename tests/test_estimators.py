@@ -18,9 +18,11 @@ from plain_objectives import doubly_reparameterised, learning_signal, plain_boun
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal
 
-from dvae_fast import corruptions, objectives, reference
-from dvae_fast.models import DIWAE, BernoulliLatentModel, LatentVariableModel, make_model
-from dvae_fast.objectives import OBJECTIVES, Objective
+from dvae_fast import reference
+from dvae_fast.corruptions import basic as corruptions
+from dvae_fast.models.gaussian import DIWAE, BernoulliLatentModel, LatentVariableModel, make_model
+from dvae_fast.objectives import loss as objectives
+from dvae_fast.objectives.loss import OBJECTIVES, Objective
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,15 +16,20 @@ from linear_gaussian import draw_data, exact_log_likelihood, linear_gaussian
 from torch import Tensor, nn
 
 import dvae_fast
-from dvae_fast import corruptions, diagnostics, estimates, evaluate, functional, reference
-from dvae_fast.estimates import LikelihoodEstimate
-from dvae_fast.evaluate import estimate_log_likelihood
-from dvae_fast.judged import has_bfloat16
-from dvae_fast.models import LatentVariableModel, make_model
+from dvae_fast import reference
+from dvae_fast.corruptions import basic as corruptions
+from dvae_fast.evaluation import importance as evaluate
+from dvae_fast.evaluation import results as estimates
+from dvae_fast.evaluation import statistics as diagnostics
+from dvae_fast.evaluation.importance import estimate_log_likelihood
+from dvae_fast.evaluation.results import LikelihoodEstimate
+from dvae_fast.evaluation.target import has_bfloat16
+from dvae_fast.functional import log_weights as functional
+from dvae_fast.models.gaussian import LatentVariableModel, make_model
 
 if TYPE_CHECKING:
-    from dvae_fast.corruptions import Corruption
-    from dvae_fast.progress import EvaluationProgress
+    from dvae_fast.corruptions.basic import Corruption
+    from dvae_fast.evaluation.progress import EvaluationProgress
 
 N, K, Z, D = 11, 23, 3, 9
 SEED = 99

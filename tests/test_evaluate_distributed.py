@@ -13,8 +13,8 @@ import pytest
 import torch.distributed as dist
 from test_distributed import LIMIT, environment
 
-from dvae_fast.evaluate import _divide, estimate_log_likelihood
-from dvae_fast.partial import PartialResults
+from dvae_fast.evaluation.importance import _divide, estimate_log_likelihood
+from dvae_fast.evaluation.partial import PartialResults
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
 

@@ -11,7 +11,9 @@ from operator_cases import DEVICES, DTYPES
 from torch import Tensor
 
 import dvae_fast
-from dvae_fast import corruptions, likelihoods, reference
+from dvae_fast import reference
+from dvae_fast.corruptions import basic as corruptions
+from dvae_fast.likelihoods import base as likelihoods
 
 M, B, K, Z, D, H = 2, 3, 7, 5, 65, 6
 

@@ -13,24 +13,24 @@ from linear_gaussian import LinearDecoder, draw_data, exact_log_likelihood, line
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from dvae_fast import functional
-from dvae_fast.ais import annealed_importance_sampling
-from dvae_fast.composed_corruptions import Compose
-from dvae_fast.corruptions import AdditiveGaussian, SaltAndPepper
-from dvae_fast.evaluate import estimate_log_likelihood
-from dvae_fast.gaussian_posterior import (
+from dvae_fast.corruptions.basic import AdditiveGaussian, SaltAndPepper
+from dvae_fast.corruptions.compose import Compose
+from dvae_fast.corruptions.learnable import Learnable
+from dvae_fast.evaluation.annealed import annealed_importance_sampling
+from dvae_fast.evaluation.importance import estimate_log_likelihood
+from dvae_fast.evaluation.proposals import PROPOSALS
+from dvae_fast.functional import log_weights as functional
+from dvae_fast.models.decoders import split_posterior
+from dvae_fast.models.encoders import INFERENCES, make_encoder
+from dvae_fast.models.gaussian import MODELS, LatentVariableModel, make_model
+from dvae_fast.models.posterior import (
     gaussian_log_ratio,
     is_full,
     marginal_log_var,
     place,
     sample_gaussian,
 )
-from dvae_fast.inference import INFERENCES, make_encoder
-from dvae_fast.learnable_corruptions import Learnable
-from dvae_fast.models import MODELS, LatentVariableModel, make_model
-from dvae_fast.networks import split_posterior
-from dvae_fast.proposals import PROPOSALS
-from dvae_fast.train import TrainConfig, default_config
+from dvae_fast.training.loop import TrainConfig, default_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dvae_fast import heap
+from dvae_fast.training import heap
 
 BLOCK, COUNT = 100_000, 2_000  # below 128 KiB, from which blocks have mappings of their own
 

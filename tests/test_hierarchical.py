@@ -10,9 +10,11 @@ import torch
 from plain_objectives import plain_bound
 from torch import Tensor, nn
 
-from dvae_fast import annealed_importance_sampling, estimate_log_likelihood, functional, objectives
-from dvae_fast.corruptions import Masking
-from dvae_fast.hierarchical import TwoLayerModel
+from dvae_fast import annealed_importance_sampling, estimate_log_likelihood
+from dvae_fast.corruptions.basic import Masking
+from dvae_fast.functional import log_weights as functional
+from dvae_fast.models.two_layer import TwoLayerModel
+from dvae_fast.objectives import loss as objectives
 
 B, D, Z1, Z2, M, K, SEED = 7, 6, 3, 2, 4, 5, 9
 

@@ -14,8 +14,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from dvae_fast import functional, objectives
-from dvae_fast.corruptions import (
+from dvae_fast.corruptions.basic import (
     AdditiveGaussian,
     BitFlip,
     Corruption,
@@ -23,8 +22,10 @@ from dvae_fast.corruptions import (
     Masking,
     SaltAndPepper,
 )
-from dvae_fast.learnable_corruptions import LEVEL_ESTIMATORS, Learnable, score_function_surrogate
-from dvae_fast.models import MODELS, LatentVariableModel, make_model
+from dvae_fast.corruptions.learnable import LEVEL_ESTIMATORS, Learnable, score_function_surrogate
+from dvae_fast.functional import log_weights as functional
+from dvae_fast.models.gaussian import MODELS, LatentVariableModel, make_model
+from dvae_fast.objectives import loss as objectives
 
 if TYPE_CHECKING:
     from collections.abc import Callable

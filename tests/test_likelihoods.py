@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import dvae_fast
-from dvae_fast import likelihoods, reference
-from dvae_fast.likelihoods import DiscretisedLogistic, NegativeBinomial
-from dvae_fast.models import VAE, LatentVariableModel, make_model
-from dvae_fast.networks import MIN_SCALE, DiscretisedLogisticDecoder, NegativeBinomialDecoder
+from dvae_fast import reference
+from dvae_fast.likelihoods import base as likelihoods
+from dvae_fast.likelihoods.base import DiscretisedLogistic, NegativeBinomial
+from dvae_fast.models.decoders import MIN_SCALE, DiscretisedLogisticDecoder, NegativeBinomialDecoder
+from dvae_fast.models.gaussian import VAE, LatentVariableModel, make_model
 
 DISCRETE = ("discretised_logistic", "negative_binomial")
 each_kind = pytest.mark.parametrize("kind", DISCRETE)

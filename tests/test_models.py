@@ -16,10 +16,20 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dvae_fast import corruptions, models, reference
-from dvae_fast.models import DIWAE, DVAE, IWAE, MODELS, VAE, LatentVariableModel, make_model
-from dvae_fast.networks import BernoulliDecoder, GaussianDecoder
-from dvae_fast.objectives import Objective, as_objective
+from dvae_fast import reference
+from dvae_fast.corruptions import basic as corruptions
+from dvae_fast.models import gaussian as models
+from dvae_fast.models.decoders import BernoulliDecoder, GaussianDecoder
+from dvae_fast.models.gaussian import (
+    DIWAE,
+    DVAE,
+    IWAE,
+    MODELS,
+    VAE,
+    LatentVariableModel,
+    make_model,
+)
+from dvae_fast.objectives.loss import Objective, as_objective
 
 if TYPE_CHECKING:
     from collections.abc import Callable

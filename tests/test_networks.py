@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from dvae_fast import networks
-from dvae_fast.networks import MLP, BernoulliDecoder, GaussianDecoder, GaussianEncoder
+from dvae_fast.models import decoders as networks
+from dvae_fast.models.decoders import MLP, BernoulliDecoder, GaussianDecoder, GaussianEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

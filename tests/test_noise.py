@@ -18,7 +18,8 @@ from scipy import stats
 from torch import Tensor
 
 import dvae_fast
-from dvae_fast import corruptions, reference
+from dvae_fast import reference
+from dvae_fast.corruptions import basic as corruptions
 
 op: Any = torch.ops.dvae_fast
 

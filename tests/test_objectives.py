@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import dvae_fast
-from dvae_fast import objectives, reference
+from dvae_fast import reference
+from dvae_fast.objectives import loss as objectives
 
 M, B, K, Z, D = 3, 5, 7, 2, 11
 

@@ -30,7 +30,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import dvae_fast
-from dvae_fast import corruptions, reference
+from dvae_fast import reference
+from dvae_fast.corruptions import basic as corruptions
 
 op: Any = torch.ops.dvae_fast
 INF = math.inf

@@ -13,18 +13,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from dvae_fast import functional, partial
-from dvae_fast.checkpoint import CheckpointError
-from dvae_fast.corruptions import Masking
-from dvae_fast.evaluate import estimate_log_likelihood
-from dvae_fast.models import LatentVariableModel, make_model
-from dvae_fast.partial import PartialResults, fingerprint, read_settings
+from dvae_fast.corruptions.basic import Masking
+from dvae_fast.evaluation import partial
+from dvae_fast.evaluation.importance import estimate_log_likelihood
+from dvae_fast.evaluation.partial import PartialResults, fingerprint, read_settings
+from dvae_fast.files import CheckpointError
+from dvae_fast.functional import log_weights as functional
+from dvae_fast.models.gaussian import LatentVariableModel, make_model
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dvae_fast.estimates import LikelihoodEstimate
-    from dvae_fast.progress import EvaluationProgress
+    from dvae_fast.evaluation.progress import EvaluationProgress
+    from dvae_fast.evaluation.results import LikelihoodEstimate
 
 N, K, D = 11, 23, 9
 FIELDS = (

@@ -11,12 +11,13 @@ import torch
 from linear_gaussian import D, Z, draw_data, exact_log_likelihood, linear_gaussian
 from torch import Tensor
 
-from dvae_fast import functional, reference
-from dvae_fast.corruptions import AdditiveGaussian, Corruption, Masking
-from dvae_fast.evaluate import estimate_log_likelihood
-from dvae_fast.judged import Judged
-from dvae_fast.models import make_model
-from dvae_fast.proposals import PROPOSALS, Proposal
+from dvae_fast import reference
+from dvae_fast.corruptions.basic import AdditiveGaussian, Corruption, Masking
+from dvae_fast.evaluation.importance import estimate_log_likelihood
+from dvae_fast.evaluation.proposals import PROPOSALS, Proposal
+from dvae_fast.evaluation.target import Judged
+from dvae_fast.functional import log_weights as functional
+from dvae_fast.models.gaussian import make_model
 
 N, M, K, SEED = 7, 5, 13, 99
 

@@ -20,13 +20,13 @@ import torch
 from typer.testing import CliRunner
 
 from dvae_fast import cli
-from dvae_fast import train as trainer
-from dvae_fast.checkpoint import CheckpointError, load_model
-from dvae_fast.evaluate import estimate_log_likelihood
-from dvae_fast.experiments import rows, runs, table
-from dvae_fast.experiments.rows import ROWS, SCALES, select
-from dvae_fast.experiments.runs import Run, plan, read_results, run_one, unfinished
-from dvae_fast.train import TrainConfig, default_config, load_config
+from dvae_fast.evaluation.importance import estimate_log_likelihood
+from dvae_fast.files import CheckpointError, load_model
+from dvae_fast.reproduction import rows, runs, table
+from dvae_fast.reproduction.rows import ROWS, SCALES, select
+from dvae_fast.reproduction.runs import Run, plan, read_results, run_one, unfinished
+from dvae_fast.training import loop as trainer
+from dvae_fast.training.loop import TrainConfig, default_config, load_config
 
 if TYPE_CHECKING:
     from typer.testing import Result

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from dvae_fast import train as trainer
-from dvae_fast.checkpoint import CHECKPOINT, MODEL, CheckpointError, load_model, load_tensors
-from dvae_fast.train import (
+from dvae_fast.files import CHECKPOINT, MODEL, CheckpointError, load_model, load_tensors
+from dvae_fast.training import loop as trainer
+from dvae_fast.training.loop import (
     CONFIG,
     METRICS,
     NonFiniteError,

@@ -57,11 +57,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from dvae_fast import functional
+from dvae_fast.functional import log_weights as functional
 from dvae_fast.reference import accumulation_dtype
 
 if TYPE_CHECKING:
-    from dvae_fast.likelihoods import Likelihood
+    from dvae_fast.likelihoods.base import Likelihood
 
 __all__ = [
     "ESTIMATORS",

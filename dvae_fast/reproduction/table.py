@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dvae_fast._extras import require
-from dvae_fast.checkpoint import CheckpointError, write_atomically
-from dvae_fast.experiments.rows import FIGURES, ROWS, TABLES
+from dvae_fast.files import CheckpointError, write_atomically
+from dvae_fast.reproduction.rows import FIGURES, ROWS, TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from dvae_fast.experiments.rows import Published, Row
+    from dvae_fast.reproduction.rows import Published, Row
 
     Result = Mapping[str, Any]
 

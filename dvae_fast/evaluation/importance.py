@@ -13,30 +13,31 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 import torch
 from torch import Tensor, distributed
 
-from dvae_fast import functional, reference
-from dvae_fast.ais import annealed_importance_sampling
-from dvae_fast.corruption_config import describe_corruption
-from dvae_fast.diagnostics import BoundCurve, ParetoTail
+from dvae_fast import reference
+from dvae_fast.corruptions.config import describe_corruption
 from dvae_fast.distributed import patience
-from dvae_fast.estimates import MIN_ESS, LikelihoodEstimate, from_state, standard_error
-from dvae_fast.judged import Judged, has_bfloat16, precision
-from dvae_fast.networks import check_size, check_sizes
-from dvae_fast.partial import PartialResults, fingerprint, read_settings
-from dvae_fast.progress import Meter
-from dvae_fast.proposals import Proposal
+from dvae_fast.evaluation.annealed import annealed_importance_sampling
+from dvae_fast.evaluation.partial import PartialResults, fingerprint, read_settings
+from dvae_fast.evaluation.progress import Meter
+from dvae_fast.evaluation.proposals import Proposal
+from dvae_fast.evaluation.results import MIN_ESS, LikelihoodEstimate, from_state, standard_error
+from dvae_fast.evaluation.statistics import BoundCurve, ParetoTail
+from dvae_fast.evaluation.target import Judged, has_bfloat16, precision
+from dvae_fast.functional import log_weights as functional
+from dvae_fast.models.decoders import check_size, check_sizes
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Sequence
 
-    from dvae_fast.ais import AISEstimate
-    from dvae_fast.corruptions import Corruption
+    from dvae_fast.corruptions.basic import Corruption
     from dvae_fast.distributed import World
-    from dvae_fast.judged import EncoderDecoder
-    from dvae_fast.likelihoods import Likelihood
-    from dvae_fast.models import LatentVariableModel
-    from dvae_fast.progress import EvaluationProgress
-    from dvae_fast.proposals import Drawer
+    from dvae_fast.evaluation.annealed import AISEstimate
+    from dvae_fast.evaluation.progress import EvaluationProgress
+    from dvae_fast.evaluation.proposals import Drawer
+    from dvae_fast.evaluation.target import EncoderDecoder
+    from dvae_fast.likelihoods.base import Likelihood
+    from dvae_fast.models.gaussian import LatentVariableModel
 
     Model = LatentVariableModel | EncoderDecoder | tuple[Callable[..., Any], Callable[..., Any]]
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dvae_fast.checkpoint import CheckpointError, write_atomically
+from dvae_fast.files import CheckpointError, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

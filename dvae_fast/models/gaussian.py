@@ -16,15 +16,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from dvae_fast import functional, objectives
-from dvae_fast.composed_corruptions import as_corruption
-from dvae_fast.corruption_config import corruption_from, describe_corruption
-from dvae_fast.corruptions import Corruption, Identity, SaltAndPepper
-from dvae_fast.gaussian_posterior import is_full, sample_gaussian
-from dvae_fast.inference import check_inference, make_encoder
-from dvae_fast.learnable_corruptions import Learnable, score_function_surrogate
-from dvae_fast.likelihoods import get_likelihood
-from dvae_fast.networks import (
+from dvae_fast.corruptions.basic import Corruption, Identity, SaltAndPepper
+from dvae_fast.corruptions.compose import as_corruption
+from dvae_fast.corruptions.config import corruption_from, describe_corruption
+from dvae_fast.corruptions.learnable import Learnable, score_function_surrogate
+from dvae_fast.functional import log_weights as functional
+from dvae_fast.likelihoods.base import get_likelihood
+from dvae_fast.models.decoders import (
     DECODERS,
     MLP,
     check_posterior,
@@ -33,13 +31,16 @@ from dvae_fast.networks import (
     linear,
     splits,
 )
-from dvae_fast.objectives import Latents, Objective, as_objective
+from dvae_fast.models.encoders import check_inference, make_encoder
+from dvae_fast.models.posterior import is_full, sample_gaussian
+from dvae_fast.objectives import loss as objectives
+from dvae_fast.objectives.loss import Latents, Objective, as_objective
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from dvae_fast.composed_corruptions import CorruptionFunction
-    from dvae_fast.networks import BernoulliDecoder
+    from dvae_fast.corruptions.compose import CorruptionFunction
+    from dvae_fast.models.decoders import BernoulliDecoder
 
 __all__ = [
     "DIWAE",

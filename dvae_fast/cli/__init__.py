@@ -39,15 +39,9 @@ except ModuleNotFoundError as error:
         f"{INSTALL}"
     ) from None
 
-from dvae_fast.checkpoint import (
-    CHECKPOINT,
-    CheckpointError,
-    load_model,
-    write_atomically,
-    write_json,
-)
-from dvae_fast.corruptions import CORRUPTIONS
-from dvae_fast.data import (
+from dvae_fast.corruptions.basic import CORRUPTIONS
+from dvae_fast.corruptions.learnable import LEVEL_ESTIMATORS
+from dvae_fast.data.sets import (
     BINARISATIONS,
     DATASETS,
     GREY_LEVEL_DATASETS,
@@ -64,18 +58,22 @@ from dvae_fast.distributed import (
     join,
     on_main,
 )
-from dvae_fast.estimates import LikelihoodEstimate
-from dvae_fast.evaluate import DTYPES, METHODS, estimate_log_likelihood
-from dvae_fast.experiments import processes, table
-from dvae_fast.experiments.rows import FIGURES, ROWS, SCALES, Row, Scale, select
-from dvae_fast.experiments.runs import Run, plan, read_results, unfinished
-from dvae_fast.inference import INFERENCES
-from dvae_fast.learnable_corruptions import LEVEL_ESTIMATORS
-from dvae_fast.likelihoods import LIKELIHOODS
-from dvae_fast.models import MODELS, LatentVariableModel
-from dvae_fast.networks import ACTIVATIONS, POSTERIORS
-from dvae_fast.objectives import ESTIMATORS, OBJECTIVES, Objective
-from dvae_fast.partial import PARTIAL, partial_exists, remove_partial
+from dvae_fast.evaluation.importance import DTYPES, METHODS, estimate_log_likelihood
+from dvae_fast.evaluation.partial import PARTIAL, partial_exists, remove_partial
+from dvae_fast.evaluation.proposals import PROPOSALS
+from dvae_fast.evaluation.results import LikelihoodEstimate
+from dvae_fast.files import (
+    CHECKPOINT,
+    CheckpointError,
+    load_model,
+    write_atomically,
+    write_json,
+)
+from dvae_fast.likelihoods.base import LIKELIHOODS
+from dvae_fast.models.decoders import ACTIVATIONS, POSTERIORS
+from dvae_fast.models.encoders import INFERENCES
+from dvae_fast.models.gaussian import MODELS, LatentVariableModel
+from dvae_fast.objectives.loss import ESTIMATORS, OBJECTIVES, Objective
 from dvae_fast.plots import (
     plot_bounds,
     plot_ess,
@@ -84,8 +82,10 @@ from dvae_fast.plots import (
     plot_samples,
     plot_worst,
 )
-from dvae_fast.proposals import PROPOSALS
-from dvae_fast.train import (
+from dvae_fast.reproduction import processes, table
+from dvae_fast.reproduction.rows import FIGURES, ROWS, SCALES, Row, Scale, select
+from dvae_fast.reproduction.runs import Run, plan, read_results, unfinished
+from dvae_fast.training.loop import (
     DEFAULT_EPOCHS,
     DEFAULT_LEARNING_RATES,
     DEFAULT_LEVEL,
@@ -101,13 +101,13 @@ from dvae_fast.train import (
     reconstructions,
     train,
 )
-from dvae_fast.train import Progress as TrainProgress
+from dvae_fast.training.loop import Progress as TrainProgress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from dvae_fast.ais import AISEstimate
-    from dvae_fast.progress import EvaluationProgress
+    from dvae_fast.evaluation.annealed import AISEstimate
+    from dvae_fast.evaluation.progress import EvaluationProgress
 
 __all__ = ["app", "main"]
 
@@ -1198,7 +1198,7 @@ def _run_state(state: TrainProgress | EvaluationProgress) -> dict[str, Any]:
 @app.command("info")
 def info_command() -> None:
     """Versions, backends, the instruction set in use, and what is missing."""
-    from dvae_fast.build_info import build_info
+    from dvae_fast._build import build_info
 
     console = Console(highlight=False)
     info = dict(build_info())

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dvae_fast._extras import require
-from dvae_fast.models import LatentVariableModel
+from dvae_fast.models.gaussian import LatentVariableModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dvae_fast import functional, objectives
-from dvae_fast.models import Autoencoder, groups_of
-from dvae_fast.networks import GaussianEncoder, check_size, check_sizes
-from dvae_fast.objectives import Latents, Objective, as_objective
+from dvae_fast.functional import log_weights as functional
+from dvae_fast.models.decoders import GaussianEncoder, check_size, check_sizes
+from dvae_fast.models.gaussian import Autoencoder, groups_of
+from dvae_fast.objectives import loss as objectives
+from dvae_fast.objectives.loss import Latents, Objective, as_objective
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dvae_fast.composed_corruptions import CorruptionFunction
-    from dvae_fast.corruptions import Corruption
+    from dvae_fast.corruptions.basic import Corruption
+    from dvae_fast.corruptions.compose import CorruptionFunction
 
 __all__ = ["TwoLayerModel"]
 

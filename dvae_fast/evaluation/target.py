@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from dvae_fast import functional
-from dvae_fast.gaussian_posterior import is_full
-from dvae_fast.likelihoods import Bernoulli, Likelihood, get_likelihood
-from dvae_fast.models import Autoencoder
-from dvae_fast.networks import MLP, Softplus, evaluating, hooked
-from dvae_fast.partial import fingerprint
+from dvae_fast.evaluation.partial import fingerprint
+from dvae_fast.functional import log_weights as functional
+from dvae_fast.likelihoods.base import Bernoulli, Likelihood, get_likelihood
+from dvae_fast.models.decoders import MLP, Softplus, evaluating, hooked
+from dvae_fast.models.gaussian import Autoencoder
+from dvae_fast.models.posterior import is_full
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

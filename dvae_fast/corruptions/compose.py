@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dvae_fast import functional
-from dvae_fast.corruptions import Corruption, DrawnCorruption
-from dvae_fast.learnable_corruptions import Learnable
+from dvae_fast.corruptions.basic import Corruption, DrawnCorruption
+from dvae_fast.corruptions.learnable import Learnable
+from dvae_fast.functional import log_weights as functional
 
 __all__ = ["Compose", "CorruptionFunction", "FunctionCorruption", "as_corruption"]
 

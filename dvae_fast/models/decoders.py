@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dvae_fast import functional
+from dvae_fast.functional import log_weights as functional
 from dvae_fast.reference import accumulation_dtype
 
 if TYPE_CHECKING:

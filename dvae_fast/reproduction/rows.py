@@ -13,7 +13,7 @@ import fnmatch
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dvae_fast.train import TrainConfig, default_config
+from dvae_fast.training.loop import TrainConfig, default_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
-from dvae_fast.corruptions import Corruption, DrawnCorruption
-from dvae_fast.likelihoods import Likelihood, get_likelihood
+from dvae_fast.corruptions.basic import Corruption, DrawnCorruption
+from dvae_fast.likelihoods.base import Likelihood, get_likelihood
 from dvae_fast.reference import accumulation_dtype
 
 if TYPE_CHECKING:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from dvae_fast import functional, reference
-from dvae_fast.composed_corruptions import as_corruption
-from dvae_fast.corruptions import Corruption, Identity
-from dvae_fast.gaussian_posterior import gaussian_log_ratio, is_full, place, sample_gaussian
+from dvae_fast import reference
+from dvae_fast.corruptions.basic import Corruption, Identity
+from dvae_fast.corruptions.compose import as_corruption
+from dvae_fast.functional import log_weights as functional
+from dvae_fast.models.posterior import gaussian_log_ratio, is_full, place, sample_gaussian
 
 if TYPE_CHECKING:
-    from dvae_fast.judged import Judged
+    from dvae_fast.evaluation.target import Judged
 
 __all__ = ["PROPOSALS", "Drawer", "Proposal"]
 

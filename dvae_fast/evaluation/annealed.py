@@ -22,20 +22,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
-from dvae_fast import functional, reference
-from dvae_fast.estimates import Estimate, finite_or_none, from_state
-from dvae_fast.gaussian_posterior import marginal_log_var
-from dvae_fast.judged import Judged, rows_at_once
-from dvae_fast.networks import check_size
-from dvae_fast.progress import Meter
+from dvae_fast import reference
+from dvae_fast.evaluation.progress import Meter
+from dvae_fast.evaluation.results import Estimate, finite_or_none, from_state
+from dvae_fast.evaluation.target import Judged, rows_at_once
+from dvae_fast.functional import log_weights as functional
+from dvae_fast.models.decoders import check_size
+from dvae_fast.models.posterior import marginal_log_var
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dvae_fast.judged import EncoderDecoder
-    from dvae_fast.likelihoods import Likelihood
-    from dvae_fast.models import LatentVariableModel
-    from dvae_fast.progress import EvaluationProgress
+    from dvae_fast.evaluation.progress import EvaluationProgress
+    from dvae_fast.evaluation.target import EncoderDecoder
+    from dvae_fast.likelihoods.base import Likelihood
+    from dvae_fast.models.gaussian import LatentVariableModel
 
     Model = LatentVariableModel | EncoderDecoder | tuple[Callable[..., Any], Callable[..., Any]]
 

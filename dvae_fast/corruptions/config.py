@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dvae_fast.composed_corruptions import Compose
-from dvae_fast.corruptions import Corruption, SaltAndPepper, make_corruption
-from dvae_fast.learnable_corruptions import Learnable
+from dvae_fast.corruptions.basic import Corruption, SaltAndPepper, make_corruption
+from dvae_fast.corruptions.compose import Compose
+from dvae_fast.corruptions.learnable import Learnable
 
 __all__ = ["corruption_from", "describe_corruption"]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dvae_fast import functional
-from dvae_fast.corruptions import AdditiveGaussian, Corruption, DrawnCorruption, SaltAndPepper
+from dvae_fast.corruptions.basic import AdditiveGaussian, Corruption, DrawnCorruption, SaltAndPepper
+from dvae_fast.functional import log_weights as functional
 from dvae_fast.reference import accumulation_dtype
 
 __all__ = ["LEVEL_ESTIMATORS", "Learnable", "score_function_surrogate"]

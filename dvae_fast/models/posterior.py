@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dvae_fast import functional
+from dvae_fast.functional import log_weights as functional
 from dvae_fast.reference import accumulation_dtype
 
 __all__ = ["gaussian_log_ratio", "is_full", "marginal_log_var", "place", "sample_gaussian"]

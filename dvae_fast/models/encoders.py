@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dvae_fast.networks import (
+from dvae_fast.models.decoders import (
     MLP,
     GaussianEncoder,
     check_sizes,

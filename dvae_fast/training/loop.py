@@ -33,20 +33,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dvae_fast import ops
 from dvae_fast._version import __version__
-from dvae_fast.checkpoint import (
-    CHECKPOINT,
-    MODEL,
-    CheckpointError,
-    load_optimizer,
-    load_tensors,
-    optimizer_tensors,
-    read_json,
-    save_model,
-    save_tensors,
-    write_json,
-)
-from dvae_fast.corruptions import CORRUPTIONS, Corruption, make_corruption, rates_from_mean
-from dvae_fast.data import (
+from dvae_fast.corruptions.basic import CORRUPTIONS, Corruption, make_corruption, rates_from_mean
+from dvae_fast.corruptions.learnable import LEVEL_ESTIMATORS, Learnable
+from dvae_fast.data.sets import (
     BINARISATIONS,
     DATASETS,
     GREY_LEVEL_DATASETS,
@@ -64,21 +53,32 @@ from dvae_fast.distributed import (
     on_main,
     share,
 )
-from dvae_fast.functional import corrupt
-from dvae_fast.graphed import GraphedStep
-from dvae_fast.heap import return_free_memory
-from dvae_fast.inference import INFERENCES
-from dvae_fast.learnable_corruptions import LEVEL_ESTIMATORS, Learnable
-from dvae_fast.likelihoods import LIKELIHOODS
-from dvae_fast.models import (
+from dvae_fast.files import (
+    CHECKPOINT,
+    MODEL,
+    CheckpointError,
+    load_optimizer,
+    load_tensors,
+    optimizer_tensors,
+    read_json,
+    save_model,
+    save_tensors,
+    write_json,
+)
+from dvae_fast.functional.log_weights import corrupt
+from dvae_fast.likelihoods.base import LIKELIHOODS
+from dvae_fast.models.decoders import ACTIVATIONS, POSTERIORS, evaluating
+from dvae_fast.models.encoders import INFERENCES
+from dvae_fast.models.gaussian import (
     MODELS,
     LatentVariableModel,
     check_posterior_objective,
     check_score_objective,
     make_model,
 )
-from dvae_fast.networks import ACTIVATIONS, POSTERIORS, evaluating
-from dvae_fast.objectives import OUTSIDE, Objective
+from dvae_fast.objectives.loss import OUTSIDE, Objective
+from dvae_fast.training.graphed import GraphedStep
+from dvae_fast.training.heap import return_free_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -1,0 +1,1 @@
+"""Corruption distributions p(x̃|x)."""

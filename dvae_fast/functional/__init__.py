@@ -1,0 +1,1 @@
+"""The public drop-in functions."""

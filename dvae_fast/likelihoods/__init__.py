@@ -1,0 +1,1 @@
+"""Decoder likelihoods p(x|z)."""

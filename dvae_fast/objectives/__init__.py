@@ -1,0 +1,1 @@
+"""Bounds, and the losses that estimate their gradients."""

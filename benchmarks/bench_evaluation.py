@@ -12,8 +12,8 @@ from conftest import Case, Measure, Rival
 from torch import Tensor
 
 import dvae_fast
-from dvae_fast import reference
 from dvae_fast.evaluation.target import has_bfloat16
+from dvae_fast.noise import latent_noise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +54,7 @@ class EvaluationCase(Case):
         b, k, seed = self.x.shape[0], 13, torch.tensor([7])
         with torch.no_grad():
             mean, log_var = self.model.encode(self.x)
-            noise = reference.latent_noise(1, b, k, Z, seed, 0, 0, torch.float32)[0]
+            noise = latent_noise(1, b, k, Z, seed, 0, 0, torch.float32)[0]
             ours = self.model.log_weights(self.x, mean, log_var, k, seed)
             plain = make_rival(self.model).log_weights_from(self.x, mean, log_var, noise)
         torch.testing.assert_close(plain, ours, rtol=1e-5, atol=1e-3)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 import dvae_fast
 from dvae_fast import reference
-from dvae_fast.corruptions.basic import SaltAndPepper
-from dvae_fast.reference import accumulation_dtype
+from dvae_fast._dtypes import accumulation_dtype
+from dvae_fast.corruptions import SaltAndPepper
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,7 +17,7 @@ from conftest import Case, Measure, Rival
 from torch import Tensor
 
 import dvae_fast
-from dvae_fast.models.gaussian import IWAE
+from dvae_fast.models import IWAE
 
 SEED = 5
 

@@ -14,9 +14,9 @@ from conftest import Case, Measure, Rival
 from torch import Tensor, nn
 
 import dvae_fast
-from dvae_fast import reference
-from dvae_fast.corruptions.basic import SaltAndPepper
-from dvae_fast.models.gaussian import DIWAE, Autoencoder, BernoulliLatentModel
+from dvae_fast.corruptions import SaltAndPepper
+from dvae_fast.models import DIWAE, Autoencoder, BernoulliLatentModel
+from dvae_fast.noise import latent_noise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,7 +121,7 @@ class TrainingCase(Case):
         copies = m if m > 1 else None
         corrupted = dvae_fast.corrupt(self.x, SaltAndPepper(RATE, SALT), copies, seed)
         corrupted = corrupted.view(-1, self.x.shape[1])
-        noise = reference.latent_noise(m, len(self.x), k, z, seed, 0, 0, torch.float32)
+        noise = latent_noise(m, len(self.x), k, z, seed, 0, 0, torch.float32)
         noise = noise.flatten(0, 1)
         losses = (self.model.loss(self.x, seed), self.plain.loss_from(self.x, corrupted, noise))
         gradients = [

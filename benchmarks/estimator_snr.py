@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dvae_fast import objectives
 from dvae_fast._extras import require
-from dvae_fast.objectives import loss as objectives
-from dvae_fast.objectives.loss import ESTIMATORS, Objective
+from dvae_fast.objectives import ESTIMATORS, Objective
 
 SIZES = (2, 4, 8, 16, 32, 64, 128)
 D, Z = 20, 4

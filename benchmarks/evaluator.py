@@ -80,8 +80,8 @@ def annealed(examples: int = 100, temperatures: int = 200) -> dict[str, Any]:
 def tolerance(run: Path, limit: int, value: float, k: int, max_k: int) -> dict[str, Any]:
     """Time and mean NLL of a tolerance, against max_k samples for every example."""
     import dvae_fast
-    from dvae_fast.files import load_model
-    from dvae_fast.training.loop import load_config
+    from dvae_fast.models import load_model
+    from dvae_fast.training import load_config
 
     model, x = load_model(run), load_config(run).load_data().evaluation("test")[:limit]
     times: dict[str, list[float]] = {"fixed": [], "tolerance": []}

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 import dvae_fast
 from dvae_fast import ops
-from dvae_fast.corruptions.basic import SaltAndPepper
-from dvae_fast.models.gaussian import DIWAE, IWAE
+from dvae_fast.corruptions import SaltAndPepper
+from dvae_fast.models import DIWAE, IWAE
 from dvae_fast.training.graphed import GraphedStep
 
 if TYPE_CHECKING:

@@ -135,7 +135,8 @@ def main() -> None:
     turns, seconds = (1, 0.05) if a.quick else (a.turns, a.seconds)
 
     from dvae_fast import ops
-    from dvae_fast.files import CheckpointError, load_model
+    from dvae_fast.files import CheckpointError
+    from dvae_fast.models import load_model
 
     if a.run is not None:  # it is read last, after all the rest
         try:

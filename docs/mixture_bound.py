@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import dvae_fast
-from dvae_fast.files import load_model
-from dvae_fast.training.loop import load_config
+from dvae_fast.models import load_model
+from dvae_fast.training import load_config
 
 COPIES = (1, 2, 4, 8, 16, 32, 64)
 

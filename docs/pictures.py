@@ -16,15 +16,16 @@ from torch import Tensor, nn
 
 from dvae_fast import corrupt
 from dvae_fast._extras import MissingExtraError
-from dvae_fast.corruptions.basic import SaltAndPepper
-from dvae_fast.data.sets import DataError, evenly_spaced
-from dvae_fast.files import CheckpointError, load_model
+from dvae_fast.corruptions import SaltAndPepper
+from dvae_fast.data import DataError, evenly_spaced
+from dvae_fast.files import CheckpointError
+from dvae_fast.models import load_model
 from dvae_fast.plots import plot_filters, plot_rows, plot_samples
-from dvae_fast.training.loop import load_config
+from dvae_fast.training import load_config
 
 if TYPE_CHECKING:
-    from dvae_fast.models.gaussian import LatentVariableModel
-    from dvae_fast.training.loop import TrainConfig
+    from dvae_fast.models import LatentVariableModel
+    from dvae_fast.training import TrainConfig
 
 SAMPLES, FILTERS, SIDE, STEPS, PAIRS = 100, 36, 13, 10, 5
 LEVELS = (0.05, 0.1, 0.15, 0.3, 0.5)

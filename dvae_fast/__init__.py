@@ -1,18 +1,19 @@
 """Fused kernels for denoising variational autoencoders, and a thin layer on top."""
 
 from dvae_fast._build import build_info
+from dvae_fast._checks import set_validation
 from dvae_fast._version import __version__
-from dvae_fast.evaluation.annealed import (
+from dvae_fast.corruptions import corrupt
+from dvae_fast.evaluation import (
     AISEstimate,
     BidirectionalEstimate,
+    EvaluationProgress,
+    LikelihoodEstimate,
     annealed_importance_sampling,
     bidirectional,
+    estimate_log_likelihood,
 )
-from dvae_fast.evaluation.importance import estimate_log_likelihood
-from dvae_fast.evaluation.progress import EvaluationProgress
-from dvae_fast.evaluation.results import LikelihoodEstimate
-from dvae_fast.functional.log_weights import (
-    corrupt,
+from dvae_fast.functional import (
     iwae_loss,
     latent_log_ratio,
     linear_log_weights,
@@ -20,7 +21,6 @@ from dvae_fast.functional.log_weights import (
     logmeanexp,
     mixture_log_ratio,
     sample_latent,
-    set_validation,
 )
 
 __all__ = [

@@ -18,28 +18,21 @@ import torch
 from torch import Tensor
 
 from dvae_fast._extras import require
-from dvae_fast.models.gaussian import LatentVariableModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
     "CHECKPOINT",
-    "MODEL",
     "CheckpointError",
-    "load_model",
-    "load_optimizer",
     "load_tensors",
-    "optimizer_tensors",
     "read_json",
-    "save_model",
     "save_tensors",
     "write_atomically",
     "write_json",
 ]
 
 CHECKPOINT = "checkpoint.safetensors"
-MODEL = "model.safetensors"
 _HEADER = "dvae_fast"
 
 
@@ -147,68 +140,3 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         raise CheckpointError(f"{path} was not written by dvae_fast: it has no header") from None
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
-
-
-# --- models and optimisers --------------------------------------------------------------------
-
-
-def save_model(
-    path: str | os.PathLike[str], config: Mapping[str, Any], parameters: Mapping[str, Tensor]
-) -> None:
-    """Write a model: its `config()` and state dict. Raises as :func:`save_tensors`."""
-    save_tensors(path, parameters, {"model": dict(config)})
-
-
-def load_model(path: str | os.PathLike[str]) -> LatentVariableModel:
-    """The model in a file of :func:`save_model`, or the best model of a run's folder.
-
-    Returns:
-        The model, in evaluation mode.
-
-    Raises:
-        CheckpointError: if there is none, or the file is damaged.
-        MissingExtraError: if safetensors is not installed.
-    """
-    path = Path(path)
-    if path.is_dir() or not path.suffix:
-        if not (path / MODEL).is_file():
-            why = "is not the folder of a run"
-            if (path / CHECKPOINT).is_file():
-                why = "is the folder of a run that has not finished an epoch yet"
-            raise CheckpointError(f"{path} {why}: it holds no {MODEL}")
-        path = path / MODEL
-    tensors, header = load_tensors(path)
-    try:
-        # The initial values are replaced at once; drawing them must not move the global generator.
-        with torch.random.fork_rng(devices=[]):
-            model = LatentVariableModel.from_config(header["model"])
-        model.to(dtype=next((t.dtype for t in tensors.values() if t.is_floating_point()), None))
-        model.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} does not hold a model that fits: {error}") from None
-    return model.eval()
-
-
-def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
-) -> dict[str, Tensor]:
-    """The optimiser's state, every entry a tensor, under ``<parameter's name>/<entry>``."""
-    return {
-        f"{names[parameter]}/{key}": value
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-    }
-
-
-def load_optimizer(
-    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], tensors: Mapping[str, Tensor]
-) -> None:
-    """Put back what :func:`optimizer_tensors` gave."""
-    states: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        name, _, entry = key.rpartition("/")
-        states.setdefault(name, {})[entry] = value
-    order = [names[p] for group in optimizer.param_groups for p in group["params"]]
-    state = {i: states[name] for i, name in enumerate(order) if name in states}
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})

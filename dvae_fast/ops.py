@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dvae_fast import reference
+from dvae_fast._dtypes import accumulation_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,7 +89,7 @@ _SCHEMAS = {
 
 
 def _accumulated(t: Tensor, *shape: Any) -> Tensor:
-    return t.new_empty(shape, dtype=reference.accumulation_dtype(t.dtype))
+    return t.new_empty(shape, dtype=accumulation_dtype(t.dtype))
 
 
 def _like(t: Tensor) -> Tensor:
@@ -161,7 +162,10 @@ _FAKES: dict[str, Callable[..., Any]] = {
 
 # --- registration -----------------------------------------------------------------------------
 
+
 _library = torch.library.Library("dvae_fast", "DEF")
+
+
 for _name, _schema in _SCHEMAS.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
@@ -179,6 +183,7 @@ def _load() -> str | None:
 
 #: why the compiled library could not be loaded, or None
 LIBRARY_ERROR: str | None = _load()
+
 
 if LIBRARY_ERROR is not None:
     warnings.warn(
@@ -200,6 +205,7 @@ def cuda_kernels() -> bool:
 
 
 # --- CUDA tensors without CUDA kernels --------------------------------------------------------
+
 
 _CUDA_KERNELS: bool = torch._C._dispatch_has_kernel_for_dispatch_key("dvae_fast::iwae", "CUDA")
 
@@ -223,6 +229,8 @@ def _reference_on_cuda(name: str) -> Callable[..., Any]:
 
 
 _cuda_warning_due = True
+
+
 if library_loaded() and not _CUDA_KERNELS and torch.version.cuda is not None:
     for _name in _SCHEMAS:
         _library.impl(_name, _reference_on_cuda(_name), "CUDA")

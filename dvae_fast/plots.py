@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dvae_fast._extras import require
-from dvae_fast.evaluation.results import MIN_ESS
+from dvae_fast.evaluation import MIN_ESS
 from dvae_fast.files import write_atomically
 
 if TYPE_CHECKING:

@@ -13,117 +13,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dvae_fast._dtypes import accumulation_dtype
+from dvae_fast.likelihoods.bernoulli import derivative_bernoulli, log_density_bernoulli
+from dvae_fast.likelihoods.counts import derivative_negative_binomial, log_density_negative_binomial
+from dvae_fast.likelihoods.discretised import (
+    derivative_discretised_logistic,
+    log_density_discretised_logistic,
+)
+from dvae_fast.likelihoods.gaussian import derivative_gaussian, log_density_gaussian
+from dvae_fast.noise import corruption_index, latent_noise, standard_normal, threshold, uniform_bits
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-# Streams: the last word of the Philox counter, so that no two uses of a seed share numbers.
-STREAM_CORRUPTION = 0
-STREAM_LATENT = 1
-STREAM_COMPONENT = 2  # which component of a mixture; drawn here alone
-
-# Elements of one noise block: 16 counters of 4 words; word w of counter c is element 16 w + c.
-BLOCK = 64
-LANES = 16
-
-_MASK32 = 0xFFFFFFFF
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, float32 for everything else."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-# --- noise ------------------------------------------------------------------------------------
-
-
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: Tensor) -> tuple[Tensor, ...]:
-    """Philox4x32-10 (Salmon et al., SC 2011). Words are int64 tensors holding 32-bit values."""
-    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
-    k0, k1 = seed & _MASK32, (seed >> 32) & _MASK32
-    for _ in range(10):
-        p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
-        hi0, lo0 = (p0 >> 32) & _MASK32, p0 & _MASK32
-        hi1, lo1 = (p1 >> 32) & _MASK32, p1 & _MASK32
-        c0, c1, c2, c3 = hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0
-        k0, k1 = (k0 + 0x9E3779B9) & _MASK32, (k1 + 0xBB67AE85) & _MASK32
-    return c0, c1, c2, c3
-
-
-def _blocks(stream: Tensor, example: Tensor, sample: Tensor, size: int, seed: Tensor) -> Tensor:
-    """Raw words for elements 0..size, rounded up to blocks: (..., blocks, 4 words, 16 lanes)."""
-    blocks = (size + BLOCK - 1) // BLOCK
-    c0 = torch.arange(blocks * LANES, device=seed.device, dtype=torch.int64)
-    words = philox((c0, sample[..., None], example[..., None], stream[..., None]), seed.reshape(()))
-    stacked = torch.stack(words, -1)
-    return stacked.view(*stacked.shape[:-2], blocks, LANES, 4).transpose(-1, -2)
-
-
-def uniform_bits(
-    stream: Tensor, example: Tensor, sample: Tensor, size: int, seed: Tensor
-) -> Tensor:
-    """32-bit words as int64, one an element: (..., size)."""
-    return _blocks(stream, example, sample, size, seed).flatten(-3)[..., :size]
-
-
-def standard_normal(
-    stream: Tensor, example: Tensor, sample: Tensor, size: int, seed: Tensor, dtype: torch.dtype
-) -> Tensor:
-    """Box–Muller on words (0, 1) and (2, 3) of each counter: (..., size) of N(0, 1)."""
-    words = _blocks(stream, example, sample, size, seed)
-    u = (words[..., 0::2, :].to(dtype) + 0.5) * 2.0**-32
-    # θ = 2π w / 2³², the angle wrapped to [−π, π) as the kernels do.
-    v = words[..., 1::2, :]
-    theta = torch.where(v >= 2**31, v - 2**32, v).to(dtype) * (2.0 * math.pi * 2.0**-32)
-    radius = torch.sqrt(-2.0 * torch.log(u))
-    pair = torch.stack((radius * torch.cos(theta), radius * torch.sin(theta)), -2)
-    return pair.flatten(-4)[..., :size]
-
-
-def _indices(
-    stream: int,
-    copies: int,
-    examples: int,
-    samples: int,
-    first_example: int,
-    first_sample: int,
-    device: torch.device,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(stream | copy << 8, example, sample), each broadcastable to (copies, examples, samples)."""
-    copy = torch.arange(copies, device=device).view(-1, 1, 1)
-    example = torch.arange(first_example, first_example + examples, device=device).view(1, -1, 1)
-    sample = torch.arange(first_sample, first_sample + samples, device=device).view(1, 1, -1)
-    return torch.broadcast_tensors(copy * 256 + stream, example, sample)  # type: ignore[no-any-return]
-
-
-def latent_noise(
-    copies: int,
-    examples: int,
-    samples: int,
-    size: int,
-    seed: Tensor,
-    first_example: int,
-    first_sample: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """ε of `sample_latent`: (copies, examples, samples, size)."""
-    index = _indices(
-        STREAM_LATENT, copies, examples, samples, first_example, first_sample, seed.device
-    )
-    return standard_normal(*index, size, seed, dtype)
-
-
-def _corruption_index(
-    copies: int, examples: int, seed: Tensor, first_example: int, first_copy: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Copy m of a corruption is counter sample m: indices of shape (copies, examples)."""
-    index = _indices(STREAM_CORRUPTION, 1, examples, copies, first_example, first_copy, seed.device)
-    stream, example, sample = (i[0].transpose(0, 1) for i in index)
-    return stream, example, sample
-
-
-def threshold(probability: Tensor) -> Tensor:
-    """round(p · 2²⁴): an element is hit when the top 24 bits of its word lie below."""
-    return torch.round(probability.to(torch.float32) * 2.0**24).to(torch.int64)
 
 
 # --- corruption -------------------------------------------------------------------------------
@@ -140,7 +41,7 @@ def _hits(
 ) -> tuple[Tensor, Tensor]:
     """(hit, becomes one) per element, (M, B, D) each."""
     copies, examples, size = shape
-    index = _corruption_index(copies, examples, seed, first_example, first_copy)
+    index = corruption_index(copies, examples, seed, first_example, first_copy)
     bits = uniform_bits(*index, size, seed) >> 8
     hit = bits < threshold(rate)
     if salt is None:
@@ -165,7 +66,7 @@ def corrupt(
         return x.expand(shape).clone(memory_format=torch.contiguous_format)
     if kind == "gaussian":
         dtype = accumulation_dtype(x.dtype)
-        index = _corruption_index(copies, x.shape[0], seed, first_example, first_copy)
+        index = corruption_index(copies, x.shape[0], seed, first_example, first_copy)
         noise = standard_normal(*index, x.shape[1], seed, dtype)
         return (x.to(dtype) + rate.reshape(-1).to(dtype) * noise).to(x.dtype)
     hit, one = _hits(kind, rate.reshape(-1), _flat(salt), shape, seed, first_example, first_copy)
@@ -195,7 +96,7 @@ def corrupt_backward_std(
     """∂/∂std = Σ grad · n, in the shape of `std`."""
     dtype = accumulation_dtype(grad.dtype)
     copies, examples, size = grad.shape
-    index = _corruption_index(copies, examples, seed, first_example, first_copy)
+    index = corruption_index(copies, examples, seed, first_example, first_copy)
     noise = standard_normal(*index, size, seed, dtype)
     per_element = (grad.to(dtype) * noise).sum((0, 1))
     total = per_element.sum() if std.numel() == 1 else per_element
@@ -322,129 +223,6 @@ def mixture_log_ratio_backward(
 # --- likelihoods ------------------------------------------------------------------------------
 
 
-def log_density_bernoulli(logits: Tensor, x: Tensor) -> Tensor:
-    """x l − log(1 + e^l), as −(c |l| + log1p(e^−|l|)) with c = 1 − x if l > 0 else x.
-
-    Where c = 0 the first term is 0 even at l = ±inf, so that log p has its limit there.
-    """
-    c = torch.where(logits > 0, 1 - x, x)
-    magnitude = logits.abs()
-    linear = torch.where(c == 0, torch.zeros_like(c), c * magnitude)
-    return -(linear + torch.log1p(torch.exp(-magnitude)))
-
-
-def log_density_gaussian(mean: Tensor, scale: Tensor, x: Tensor) -> Tensor:
-    """−½ ((x − mean)/scale)² − log scale − ½ log 2π."""
-    return -0.5 * ((x - mean) / scale).square() - torch.log(scale) - 0.5 * math.log(2 * math.pi)
-
-
-def _derivative_bernoulli(logits: Tensor, x: Tensor) -> tuple[Tensor]:
-    """x − σ(l)."""
-    return (x - torch.sigmoid(logits),)
-
-
-def _derivative_gaussian(mean: Tensor, scale: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """u/scale and (u² − 1)/scale, u = (x − mean)/scale."""
-    u = (x - mean) / scale
-    return u / scale, (u.square() - 1) / scale
-
-
-def _logistic_bin(mean: Tensor, scale: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(sign, near, far, width) of the bin x ± ½/255, counted from the mean in units of the scale.
-
-    The first and the last bin are open: their far end and their width are infinite. The scale
-    divides last, so that of an infinite mean or a tiny scale nothing becomes inf − inf.
-    """
-    half = 0.5 / 255
-    is_open = (x - 0.5).abs() > 0.5 - half
-    sign = torch.where(torch.where(is_open, x - 0.5, x - mean) < 0, -1.0, 1.0).to(mean.dtype)
-    distance = sign * (x - mean)
-    far = torch.where(is_open, math.inf, (distance + half) / scale)
-    width = torch.where(is_open, math.inf, 2 * half / scale)
-    return sign, (distance - half) / scale, far, width
-
-
-def log_density_discretised_logistic(mean: Tensor, scale: Tensor, x: Tensor) -> Tensor:
-    """log (σ(far) − σ(near)) = log σ(−near) + log σ(far) + log (1 − e^−(far − near)).
-
-    Salimans et al. (arXiv 1701.05517), equation 2, with x in {0, 1/255, …, 1}.
-    """
-    _, near, far, width = _logistic_bin(mean, scale, x)
-    inside = torch.nn.functional.logsigmoid(-near) + torch.nn.functional.logsigmoid(far)
-    return inside + torch.log(-torch.expm1(-width))
-
-
-def _derivative_discretised_logistic(
-    mean: Tensor, scale: Tensor, x: Tensor
-) -> tuple[Tensor, Tensor]:
-    """sign (σ(near) − σ(−far))/s and (near σ(near) − far σ(−far) − w/(e^w − 1))/s."""
-    sign, near, far, width = _logistic_bin(mean, scale, x)
-    at_near, at_far = torch.sigmoid(near), torch.sigmoid(-far)
-    # e^−u has gone to 0 before u goes to inf; w/(e^w − 1) goes to 1 with w.
-    near_term = torch.where(at_near == 0, 0.0, near * at_near)
-    far_term = torch.where(at_far == 0, 0.0, far * at_far)
-    width_term = torch.where(width == 0, 1.0, width / torch.expm1(width))
-    width_term = torch.where(width == math.inf, 0.0, width_term)
-    return sign * (at_near - at_far) / scale, (near_term - far_term - width_term) / scale
-
-
-# log Γ(z) = (z − ½) log z − z + ½ log 2π + Σ c_i z^(1 − 2i): from z = 10 on, eight terms are exact
-# in float64.
-_GAMMA_SHIFT = 10
-_STIRLING = (
-    1 / 12,
-    -1 / 360,
-    1 / 1260,
-    -1 / 1680,
-    1 / 1188,
-    -691 / 360360,
-    1 / 156,
-    -3617 / 122400,
-)
-
-
-def _log_gamma_ratio(t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """log Γ(x + t)/Γ(t) and ψ(x + t) − ψ(t), in which the digits of log Γ(t) would be lost."""
-    small = t < _GAMMA_SHIFT
-    up = torch.where(small, t + _GAMMA_SHIFT, t)
-    total = x + up
-    log_up = torch.log1p(x / up)
-    value = x * torch.log(total) + (up - 0.5) * log_up - x
-    slope = log_up + 0.5 * (1 / up - 1 / total)
-    for i, c in enumerate(_STIRLING):
-        power = 1 + 2 * i
-        value = value + c * (total**-power - up**-power)
-        slope = slope - c * power * (total ** -(power + 1) - up ** -(power + 1))
-    for i in range(_GAMMA_SHIFT):
-        value = value + torch.where(small, torch.log((t + i) / (x + t + i)), 0.0)
-        slope = slope + torch.where(small, 1 / (t + i) - 1 / (x + t + i), 0.0)
-    return value, slope
-
-
-# By then a negative binomial is a Poisson in every digit; inf/inf would not be.
-_MAX_DISPERSION = 1e20
-
-
-def log_density_negative_binomial(mean: Tensor, scale: Tensor, x: Tensor) -> Tensor:
-    """log Γ(x + t)/Γ(t) − log x! + t log t/(t + mean) + x log mean/(t + mean), t = scale."""
-    t = scale.clamp(max=_MAX_DISPERSION)
-    of_mean = torch.where(mean == math.inf, 0.0, torch.log(mean / (t + mean)))
-    power = torch.where(x == 0, 0.0, x * of_mean)
-    gamma = _log_gamma_ratio(t, x)[0] - torch.lgamma(x + 1)
-    return gamma + power - t * torch.log1p(mean / t)
-
-
-def _derivative_negative_binomial(mean: Tensor, scale: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """(x/mean − 1) t/(t + mean) and ψ(x + t) − ψ(t) − log (t + mean)/t + (mean − x)/(t + mean)."""
-    t = scale.clamp(max=_MAX_DISPERSION)
-    relative = torch.where(x == 0, 0.0, x / mean)
-    pull = torch.where(mean == math.inf, 1.0, (mean - x) / (t + mean))
-    return (
-        (relative - 1) / (1 + mean / t),
-        _log_gamma_ratio(t, x)[1] - torch.log1p(mean / t) + pull,
-    )
-
-
 # By kind: log p of each element, and its derivatives, from the parameters and then x.
 _DENSITIES: dict[str, Callable[..., Tensor]] = {
     "bernoulli": log_density_bernoulli,
@@ -453,10 +231,10 @@ _DENSITIES: dict[str, Callable[..., Tensor]] = {
     "negative_binomial": log_density_negative_binomial,
 }
 _DERIVATIVES: dict[str, Callable[..., tuple[Tensor, ...]]] = {
-    "bernoulli": _derivative_bernoulli,
-    "gaussian": _derivative_gaussian,
-    "discretised_logistic": _derivative_discretised_logistic,
-    "negative_binomial": _derivative_negative_binomial,
+    "bernoulli": derivative_bernoulli,
+    "gaussian": derivative_gaussian,
+    "discretised_logistic": derivative_discretised_logistic,
+    "negative_binomial": derivative_negative_binomial,
 }
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 
 import dvae_fast
-from dvae_fast import ops
-from dvae_fast.corruptions import basic as corruptions
-from dvae_fast.models import gaussian as models
+from dvae_fast import corruptions, models, ops
 
 DEVICE = "cuda"
 

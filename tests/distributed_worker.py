@@ -23,12 +23,11 @@ import torch
 import torch.distributed as dist
 from typer.testing import CliRunner
 
-from dvae_fast import cli
-from dvae_fast import distributed as d
-from dvae_fast.data.sets import Dataset
+from dvae_fast import cli, distributed
+from dvae_fast.data import Dataset
 from dvae_fast.files import CHECKPOINT, CheckpointError, load_tensors
-from dvae_fast.training import loop as trainer
-from dvae_fast.training.loop import NonFiniteError, TrainConfig, default_config, train
+from dvae_fast.training import NonFiniteError, TrainConfig, default_config, stopping, train
+from dvae_fast.training.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,44 +36,44 @@ if TYPE_CHECKING:
 # --- the helpers ------------------------------------------------------------------------------
 
 
-def place(world: d.World, folder: Path) -> None:
+def place(world: distributed.World, folder: Path) -> None:
     assert world.rank == int(os.environ["RANK"])
     assert (world.size, world.local_rank) == (2, world.rank)
     assert world.device == torch.device("cpu")
-    assert world.is_main is (world.rank == 0) is d.is_main_process()
+    assert world.is_main is (world.rank == 0) is distributed.is_main_process()
     assert dist.get_backend() == "gloo"
 
 
-def gathering(world: d.World, folder: Path) -> None:
+def gathering(world: distributed.World, folder: Path) -> None:
     """Of every dtype, lengths that differ, and lengths of 0; by rank, in order."""
     for dtype in (torch.float32, torch.float64, torch.int64, torch.bool, torch.bfloat16):
         for lengths in ((3, 5), (5, 3), (0, 2), (0, 0)):
             whole = torch.randn(8, 2, 3, generator=torch.Generator().manual_seed(1)).to(dtype)
             expected = whole[: sum(lengths)].split(lengths)
             mine = expected[world.rank]
-            parts = d.all_gather_tensors(mine.mT.contiguous().mT, world)  # not contiguous
+            parts = distributed.all_gather_tensors(mine.mT.contiguous().mT, world)  # not contiguous
             assert [p.dtype for p in parts] == [dtype] * 2
             assert all(torch.equal(p, e) for p, e in zip(parts, expected, strict=True))
     with pytest.raises(ValueError, match=r"rows of one size on every rank, got .* \(8, 12\)"):
-        d.all_gather_tensors(torch.zeros(2, 2 + world.rank), world)
+        distributed.all_gather_tensors(torch.zeros(2, 2 + world.rank), world)
     with pytest.raises(ValueError, match="at least one dimension, got a scalar"):
-        d.all_gather_tensors(torch.tensor(1.0), world)
+        distributed.all_gather_tensors(torch.tensor(1.0), world)
 
 
-def agreeing(world: d.World, folder: Path) -> None:
-    assert d.any_true(world.rank == 1, world)
-    assert not d.any_true(False, world)
-    assert d.all_max([world.rank, -world.rank, 7], world) == [1, 0, 7]
+def agreeing(world: distributed.World, folder: Path) -> None:
+    assert distributed.any_true(world.rank == 1, world)
+    assert not distributed.any_true(False, world)
+    assert distributed.all_max([world.rank, -world.rank, 7], world) == [1, 0, 7]
     t = torch.tensor([1.0, 10.0], dtype=torch.float64) * (1 + world.rank)
-    assert d.all_sum(t, world).tolist() == [3.0, 30.0]
+    assert distributed.all_sum(t, world).tolist() == [3.0, 30.0]
     assert t.tolist() == [1.0 + world.rank, 10.0 + 10 * world.rank]
     told = {"rank": world.rank, "t": torch.arange(world.rank + 3)}
-    got = d.broadcast_object(told, world)
+    got = distributed.broadcast_object(told, world)
     assert got["rank"] == 0
     assert got["t"].tolist() == [0, 1, 2]
 
 
-def main_alone(world: d.World, folder: Path) -> None:
+def main_alone(world: distributed.World, folder: Path) -> None:
     """Its result and its error are everybody's."""
     calls = []
 
@@ -82,19 +81,21 @@ def main_alone(world: d.World, folder: Path) -> None:
         calls.append(world.rank)
         return 5
 
-    assert d.on_main(function, world) == 5
+    assert distributed.on_main(function, world) == 5
     assert calls == [0] * world.is_main
 
     def wrong() -> int:
         raise KeyError("a name")
 
     with pytest.raises(KeyError, match="a name"):
-        d.on_main(wrong, world)
+        distributed.on_main(wrong, world)
 
 
-def shares(world: d.World, folder: Path) -> None:
+def shares(world: distributed.World, folder: Path) -> None:
     for count in (0, 1, 2, 7, 8):
-        parts = [d.share(count, d.World(r, 3, r, world.device)) for r in range(3)]
+        parts = [
+            distributed.share(count, distributed.World(r, 3, r, world.device)) for r in range(3)
+        ]
         assert parts[0][0] == 0
         assert parts[-1][1] == count
         assert all(a[1] == b[0] for a, b in itertools.pairwise(parts))
@@ -102,21 +103,21 @@ def shares(world: d.World, folder: Path) -> None:
         assert max(sizes) - min(sizes) <= 1
 
 
-def waiting(world: d.World, folder: Path) -> None:
+def waiting(world: distributed.World, folder: Path) -> None:
     start = time.monotonic()
     if world.is_main:
         time.sleep(0.3)
-    d.barrier(world)
+    distributed.barrier(world)
     assert time.monotonic() - start >= 0.25
 
 
-def nested(world: d.World, folder: Path) -> None:
+def nested(world: distributed.World, folder: Path) -> None:
     """A group that is there already is used, and left."""
-    with d.join("cpu") as again:
+    with distributed.join("cpu") as again:
         assert again == world
-    assert d.any_true(world.is_main, world)
+    assert distributed.any_true(world.is_main, world)
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="a GPU of its own"), d.join("cuda"):
+        with pytest.raises(ValueError, match="a GPU of its own"), distributed.join("cuda"):
             pass
 
 
@@ -149,11 +150,11 @@ def float64() -> Iterator[None]:
 
 
 @float64()
-def as_one(options: dict[str, Any], steps: int, world: d.World, folder: Path) -> None:
+def as_one(options: dict[str, Any], steps: int, world: distributed.World, folder: Path) -> None:
     """Two processes' gradients, parameters and bounds against one's."""
     config = tiny(**options)
     data = config.load_data()
-    together, alone = runs = [trainer._Run(config, folder, data, w) for w in (world, None)]
+    together, alone = runs = [Run(config, folder, data, w) for w in (world, None)]
     for run in runs:
         run.start_epoch()
     for _ in range(steps):
@@ -163,7 +164,7 @@ def as_one(options: dict[str, Any], steps: int, world: d.World, folder: Path) ->
             reference = alone.parameters[name]
             torch.testing.assert_close(p.grad, reference.grad, rtol=1e-9, atol=1e-12)
             torch.testing.assert_close(p, reference, rtol=1e-9, atol=1e-9)
-            theirs = d.all_gather_tensors(p.detach().flatten(), world)
+            theirs = distributed.all_gather_tensors(p.detach().flatten(), world)
             assert torch.equal(*theirs), name
         assert together.position == alone.position
         assert together.check_finite() == pytest.approx(alone.check_finite(), rel=1e-10)
@@ -171,54 +172,54 @@ def as_one(options: dict[str, Any], steps: int, world: d.World, folder: Path) ->
         assert together.bound(split, 5) == pytest.approx(alone.bound(split, 5), rel=1e-10)
 
 
-def steps_of_a_diwae(world: d.World, folder: Path) -> None:
+def steps_of_a_diwae(world: distributed.World, folder: Path) -> None:
     """A whole epoch, with its smaller last batch."""
     as_one({}, 6, world, folder)
 
 
-def steps_of_a_gaussian_dvae(world: d.World, folder: Path) -> None:
+def steps_of_a_gaussian_dvae(world: distributed.World, folder: Path) -> None:
     options = {"model": "dvae", "likelihood": "gaussian", "binarise": "none",
                "corruption": "gaussian", "batch_size": 70}  # fmt: skip
     as_one(options, 3, world, folder)
 
 
-def steps_of_one_example(world: d.World, folder: Path) -> None:
+def steps_of_one_example(world: distributed.World, folder: Path) -> None:
     """Batches smaller than the world: one rank has nothing to do."""
     as_one({"model": "iwae", "M": 1, "batch_size": 1}, 4, world, folder)
 
 
 @contextlib.contextmanager
-def every_step(wrapper: Callable[[trainer._Run], None]) -> Iterator[None]:
+def every_step(wrapper: Callable[[Run], None]) -> Iterator[None]:
     """Call back after each step of a run."""
-    real = trainer._Run.step
+    real = Run.step
 
-    def step(run: trainer._Run) -> None:
+    def step(run: Run) -> None:
         real(run)
         wrapper(run)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "_REPORT_SECONDS", 0.0)
-        patch.setattr(trainer._Run, "step", step)
+        patch.setattr(stopping, "REPORT_SECONDS", 0.0)
+        patch.setattr(Run, "step", step)
         yield
 
 
-def whole_run(world: d.World, folder: Path) -> None:
+def whole_run(world: distributed.World, folder: Path) -> None:
     """Rank 0 alone calls back, writes and logs. `test_distributed` compares with one process."""
     epochs: list[Any] = []
     reports: list[Any] = []
     with every_step(lambda _: None):
         metrics = train(tiny(), folder / "two", on_epoch=epochs.append, on_progress=reports.append)
-    assert d.broadcast_object(metrics, world) == metrics
+    assert distributed.broadcast_object(metrics, world) == metrics
     assert metrics["versions"]["processes"] == 2
     assert len(epochs) == 2 * world.is_main
     assert len(reports) == 12 * world.is_main
 
 
-def a_signal_on_one_rank(world: d.World, folder: Path) -> None:
+def a_signal_on_one_rank(world: distributed.World, folder: Path) -> None:
     """All stop at the same step, rank 0 saves; going on ends where the straight run does."""
     steps = []
 
-    def send(run: trainer._Run) -> None:
+    def send(run: Run) -> None:
         steps.append(1)
         if len(steps) == 3 and not world.is_main:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -239,7 +240,7 @@ def a_signal_on_one_rank(world: d.World, folder: Path) -> None:
         assert a["train_bound"] == pytest.approx(b["train_bound"], rel=1e-12)
 
 
-def a_callback_stops_all(world: d.World, folder: Path) -> None:
+def a_callback_stops_all(world: distributed.World, folder: Path) -> None:
     def stop(_: object) -> None:
         raise KeyboardInterrupt
 
@@ -248,17 +249,17 @@ def a_callback_stops_all(world: d.World, folder: Path) -> None:
     assert metrics["epochs_done"] == 1
 
 
-def between_agreements_nothing_is_exchanged(world: d.World, folder: Path) -> None:
+def between_agreements_nothing_is_exchanged(world: distributed.World, folder: Path) -> None:
     """Steps of no length, a report every 0.2 s: hundreds go by until they agree again."""
-    pace = trainer._Pace(world, trainer._Signals())
+    pace = stopping.Pace(world, stopping.Signals())
     asked = []
 
-    def count(values: Any, world: d.World) -> list[int]:
+    def count(values: Any, world: distributed.World) -> list[int]:
         asked.append(1)
-        return d.all_max(values, world)
+        return distributed.all_max(values, world)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "all_max", count)
+        patch.setattr(stopping, "all_max", count)
         flags = [pace.after_step(world.is_main, False) for _ in range(300)]
     assert 0 < len(asked) < 30
     assert flags.count([True, False]) == len(asked)
@@ -266,14 +267,14 @@ def between_agreements_nothing_is_exchanged(world: d.World, folder: Path) -> Non
     assert pace.stop is None
 
 
-def numbers_that_are_none(world: d.World, folder: Path) -> None:
+def numbers_that_are_none(world: distributed.World, folder: Path) -> None:
     """The same message everywhere, though one rank alone has met them."""
 
-    def infinite(run: trainer._Run) -> None:
+    def infinite(run: Run) -> None:
         if not world.is_main:
             run.total.fill_(float("inf"))
 
-    def poisoned(run: trainer._Run) -> None:
+    def poisoned(run: Run) -> None:
         if not world.is_main:
             with torch.no_grad():
                 run.parameters["decoder.output.bias"][3] = float("nan")
@@ -285,11 +286,11 @@ def numbers_that_are_none(world: d.World, folder: Path) -> None:
             train(tiny(), where, tensorboard=False, checkpoint_seconds=0.0)
         message = str(caught.value)
         assert "in epoch 1, after 237 of 1297 examples" in message
-        assert d.broadcast_object(message, world) == message
+        assert distributed.broadcast_object(message, world) == message
         assert load_tensors(where / CHECKPOINT)[1]["position"] == 0
 
 
-def refusals(world: d.World, folder: Path) -> None:
+def refusals(world: distributed.World, folder: Path) -> None:
     """Found out by rank 0, raised by all."""
     with pytest.raises(ValueError, match="run_dir must not hold a run already"):
         train(tiny(), folder / "two", tensorboard=False)
@@ -300,10 +301,10 @@ def refusals(world: d.World, folder: Path) -> None:
     (folder / "file").write_text("in the way")
     with pytest.raises(CheckpointError, match="cannot write") as caught:
         train(tiny(), folder / "file" / "run", tensorboard=False)
-    assert isinstance(caught.value.__cause__, d.DistributedError) is not world.is_main
+    assert isinstance(caught.value.__cause__, distributed.DistributedError) is not world.is_main
 
 
-def command_line(world: d.World, folder: Path) -> None:
+def command_line(world: distributed.World, folder: Path) -> None:
     """One message, from rank 0, and the same exit code from both."""
 
     def ends(code: int, message: str, *options: str) -> None:
@@ -316,7 +317,7 @@ def command_line(world: d.World, folder: Path) -> None:
 
     steps = []
 
-    def send(run: trainer._Run) -> None:
+    def send(run: Run) -> None:
         steps.append(1)
         if len(steps) == 3 and not world.is_main:
             os.kill(os.getpid(), signal.SIGINT)
@@ -344,15 +345,15 @@ CHECKS = HELPERS + TRAINING
 
 def silent() -> str:
     """What rank 0 is told when the other says nothing for a second; and its share of threads."""
-    os.environ[d.TIMEOUT_VARIABLE] = "1"
+    os.environ[distributed.TIMEOUT_VARIABLE] = "1"
     del os.environ["OMP_NUM_THREADS"]
     torch.set_num_threads(6)
     message = ""
-    with d.join("cpu") as world:
+    with distributed.join("cpu") as world:
         assert torch.get_num_threads() == 3
         if world.is_main:
-            with pytest.raises(d.DistributedError) as caught, d.join("cpu"):
-                d.barrier(world)
+            with pytest.raises(distributed.DistributedError) as caught, distributed.join("cpu"):
+                distributed.barrier(world)
             message = str(caught.value)
         else:
             time.sleep(2)
@@ -362,18 +363,18 @@ def silent() -> str:
 
 def gone() -> str:
     """What rank 0 is told when the other ends amid a run."""
-    del os.environ[d.TIMEOUT_VARIABLE]
+    del os.environ[distributed.TIMEOUT_VARIABLE]
 
     # torchrun, which sees the other end, must not end this one before it is told.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def end() -> None:
-        with d.join("cpu") as world:
+        with distributed.join("cpu") as world:
             if not world.is_main:
                 os._exit(7)
-            d.barrier(world)
+            distributed.barrier(world)
 
-    with pytest.raises(d.DistributedError) as caught:
+    with pytest.raises(distributed.DistributedError) as caught:
         end()
     return str(caught.value)
 
@@ -405,7 +406,7 @@ def run(folder: Path, ports: Iterator[str]) -> None:
 
     tell("program", program(folder))
     meet_elsewhere()
-    with d.join("cpu") as world:
+    with distributed.join("cpu") as world:
         for check in CHECKS:
             try:
                 check(world, folder)

@@ -17,12 +17,12 @@ import torch
 from linear_gaussian import draw_data, linear_gaussian
 from torch import Tensor
 
-from dvae_fast.corruptions.basic import AdditiveGaussian
+from dvae_fast.corruptions import AdditiveGaussian
 from dvae_fast.distributed import DistributedError, World, join
-from dvae_fast.evaluation.importance import estimate_log_likelihood
+from dvae_fast.evaluation import estimate_log_likelihood
 
 if TYPE_CHECKING:
-    from dvae_fast.evaluation.progress import EvaluationProgress
+    from dvae_fast.evaluation import EvaluationProgress
 
 N, K, SEED = 11, 23, 99
 FIELDS = (

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dvae_fast.models.gaussian import LatentVariableModel, make_model
+from dvae_fast.models import LatentVariableModel, make_model
 
 D, Z = 6, 2
 

@@ -19,6 +19,11 @@ from torch import Tensor
 
 import dvae_fast  # noqa: F401  (registers the operators)
 from dvae_fast import reference
+from dvae_fast._dtypes import accumulation_dtype
+from dvae_fast.likelihoods.bernoulli import log_density_bernoulli
+from dvae_fast.likelihoods.counts import _log_gamma_ratio
+from dvae_fast.likelihoods.discretised import _logistic_bin, log_density_discretised_logistic
+from dvae_fast.noise import STREAM_CORRUPTION, STREAM_LATENT, uniform_bits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -80,7 +85,7 @@ class Maker:
     def __init__(self, label: str, dtype: torch.dtype, device: str, layout: str) -> None:
         self.generator = torch.Generator().manual_seed(zlib.crc32(label.encode()))
         self.dtype, self.device, self.layout = dtype, device, layout
-        self.sums = reference.accumulation_dtype(dtype)
+        self.sums = accumulation_dtype(dtype)
 
     def put(self, t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         return arrange(t.to(dtype or self.dtype).to(self.device), self.layout)
@@ -522,7 +527,7 @@ def run_reference(op: str, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
 
 def _radius(stream: Tensor, example: Tensor, sample: Tensor, size: int, seed: Tensor) -> Tensor:
     """Box–Muller's radius: a normal is radius · cos θ, and is as exact as its radius is."""
-    bits = reference.uniform_bits(stream, example, sample, 64 * -(-size // 64), seed)
+    bits = uniform_bits(stream, example, sample, 64 * -(-size // 64), seed)
     words = bits.unflatten(-1, (-1, 2, 2, 16))[..., :1, :]  # (block, pair, first of two, lane)
     radius = torch.sqrt(-2 * torch.log((words.double() + 0.5) * 2.0**-32))
     return radius.expand(*words.shape[:-2], 2, 16).flatten(-4)[..., :size]
@@ -534,7 +539,7 @@ def _latent_radius(
     copy = torch.arange(copies, device=seed.device).view(-1, 1, 1) * 256
     example = torch.arange(b, device=seed.device).view(1, -1, 1) + first_example
     sample = torch.arange(k, device=seed.device) + first_sample
-    index = torch.broadcast_tensors(copy + reference.STREAM_LATENT, example, sample)
+    index = torch.broadcast_tensors(copy + STREAM_LATENT, example, sample)
     return _radius(index[0], index[1], index[2], size, seed)
 
 
@@ -543,7 +548,7 @@ def _corruption_radius(
 ) -> Tensor:
     copy = torch.arange(copies, device=seed.device).view(-1, 1) + first_copy
     example = torch.arange(b, device=seed.device) + first_example
-    stream = torch.full_like(example, reference.STREAM_CORRUPTION)
+    stream = torch.full_like(example, STREAM_CORRUPTION)
     index = torch.broadcast_tensors(stream, example, copy)
     return _radius(index[0], index[1], index[2], size, seed)
 
@@ -658,7 +663,7 @@ class _Density(NamedTuple):
 
 def _terms_bernoulli(logits: Tensor, scale: None, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     s = torch.sigmoid(logits)
-    return -reference.log_density_bernoulli(logits, x), x + s, s
+    return -log_density_bernoulli(logits, x), x + s, s
 
 
 def _terms_gaussian(mean: Tensor, s: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -671,17 +676,17 @@ def _terms_discretised_logistic(
     mean: Tensor, s: Tensor, x: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """log p is a sum of negative terms; where the bin ends is itself a difference."""
-    _, near, far, width = reference._logistic_bin(mean, s, x)
+    _, near, far, width = _logistic_bin(mean, s, x)
     at_near, at_far = torch.sigmoid(near), torch.sigmoid(-far)
     end = ((x - mean).abs() + 0.5 / 255) / s
-    value = -reference.log_density_discretised_logistic(mean, s, x) + (at_near + at_far) * end
+    value = -log_density_discretised_logistic(mean, s, x) + (at_near + at_far) * end
     of_width = torch.where(width == math.inf, 0.0, width / torch.expm1(width))
     either = (at_near + at_far) * (1 + end)
     return value, either / s, (end * either + of_width) / s
 
 
 def _terms_negative_binomial(mean: Tensor, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    log_gamma, digamma = reference._log_gamma_ratio(t, x)
+    log_gamma, digamma = _log_gamma_ratio(t, x)
     log_odds = torch.log1p(mean / t)
     value = log_gamma.abs() + torch.lgamma(x + 1) + t * log_odds
     value = value + x * torch.log(mean / (t + mean)).abs()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from dvae_fast.objectives.loss import Objective
+    from dvae_fast.objectives import Objective
 
 
 def plain_bound(o: Objective, log_w: Tensor) -> Tensor:

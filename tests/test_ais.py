@@ -17,15 +17,23 @@ from scipy import stats
 from torch import Tensor, nn
 
 import dvae_fast
-from dvae_fast.evaluation import annealed as ais
-from dvae_fast.evaluation.annealed import AISEstimate, annealed_importance_sampling, bidirectional
-from dvae_fast.evaluation.importance import estimate_log_likelihood
-from dvae_fast.models.gaussian import LatentVariableModel, make_model
+from dvae_fast import evaluation, functional
+from dvae_fast.evaluation import (
+    AISEstimate,
+    annealed,
+    annealed_importance_sampling,
+    bidirectional,
+    estimate_log_likelihood,
+    hamiltonian,
+)
+from dvae_fast.evaluation.annealed import _Decoded, _schedule
+from dvae_fast.evaluation.hamiltonian import _energy, _leapfrog
+from dvae_fast.models import LatentVariableModel, make_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dvae_fast.evaluation.progress import EvaluationProgress
+    from dvae_fast.evaluation import EvaluationProgress
 
 N, C, T, L, Z, D = 7, 5, 6, 4, 3, 9
 SEED = 99
@@ -89,7 +97,7 @@ def test_the_exact_answer_lies_between_the_bounds(
     least, most = stats.chi2.interval(1 - 2e-4, 31)
     assert least < float(squares.sum()) < most
     for one in (estimate.forward, estimate.reverse):
-        assert float(one.acceptance.mean()) == pytest.approx(ais.TARGET, abs=0.1)
+        assert float(one.acceptance.mean()) == pytest.approx(annealed.TARGET, abs=0.1)
         assert one.warnings() == []
 
 
@@ -205,9 +213,9 @@ class _Quadratic:
         self.a = torch.tensor([[6.0, 2.0], [2.0, 1.0]], dtype=torch.float64)
         self.b = torch.tensor([1.5, -0.5], dtype=torch.float64)
 
-    def __call__(self, u: Tensor) -> ais._Point:
+    def __call__(self, u: Tensor) -> hamiltonian.Point:
         slope = self.b - u @ self.a
-        return ais._Point(u, (u * (self.b + slope) / 2).sum(-1), slope)
+        return hamiltonian.Point(u, (u * (self.b + slope) / 2).sum(-1), slope)
 
     def moments(self, beta: float) -> tuple[Tensor, Tensor]:
         covariance = torch.linalg.inv(torch.eye(2, dtype=torch.float64) + beta * self.a)
@@ -217,8 +225,8 @@ class _Quadratic:
 class _Quartic:
     """ℓ(u) = −¼ Σ u⁴."""
 
-    def __call__(self, u: Tensor) -> ais._Point:
-        return ais._Point(u, -0.25 * u.pow(4).sum(-1), -u.pow(3))
+    def __call__(self, u: Tensor) -> hamiltonian.Point:
+        return hamiltonian.Point(u, -0.25 * u.pow(4).sum(-1), -u.pow(3))
 
 
 def _normals(*shape: int) -> Tensor:
@@ -248,8 +256,8 @@ def test_a_move_leaves_its_target_as_it_is(beta: float) -> None:
     point = unrefused = target(draws)
     rates = []
     for one, other in zip(noise, always, strict=True):
-        point, rate = ais._move(target, point, beta, step, 3, one)
-        unrefused, _ = ais._move(target, unrefused, beta, step, 3, other)
+        point, rate = hamiltonian.move(target, point, beta, step, 3, one)
+        unrefused, _ = hamiltonian.move(target, unrefused, beta, step, 3, other)
         rates.append(rate.mean())
     assert 0.5 < float(torch.stack(rates).mean()) < 0.9
     assert float(_scores(point.u, mean, covariance).abs().max()) < 4.5
@@ -266,7 +274,7 @@ def test_moves_reach_their_target() -> None:
     assert float(_scores(point.u, *target.moments(1.0)).abs().max()) > 100
     step = torch.full((40,), 0.5, dtype=torch.float64)
     for noise in torch.randn(40, 40, 500, 5, dtype=torch.float64):
-        point, _ = ais._move(target, point, 1.0, step, 3, noise)
+        point, _ = hamiltonian.move(target, point, 1.0, step, 3, noise)
     assert float(_scores(point.u, *target.moments(1.0)).abs().max()) < 4.5
 
 
@@ -276,8 +284,8 @@ def test_the_error_of_a_leapfrog_falls_as_the_square_of_its_step() -> None:
     errors = []
     for count in (20, 40, 80):
         step = torch.tensor(1.0 / count, dtype=torch.float64)
-        end, last = ais._leapfrog(target, point, momentum, beta, step, count)
-        error = ais._energy(end, last, beta) - ais._energy(point, momentum, beta)
+        end, last = _leapfrog(target, point, momentum, beta, step, count)
+        error = _energy(end, last, beta) - _energy(point, momentum, beta)
         errors.append(float(error.abs().mean()))
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.05)
     assert errors[1] / errors[2] == pytest.approx(4, rel=0.05)
@@ -287,8 +295,8 @@ def test_a_leapfrog_goes_back_the_way_it_came() -> None:
     target, beta = _Quartic(), 0.7
     point, momentum = target(_normals(5, 30, 3)), _normals(6, 30, 3)[1:]
     step = torch.full((5, 1, 1), 0.3, dtype=torch.float64)
-    end, last = ais._leapfrog(target, point, momentum, beta, step, 6)
-    start, first = ais._leapfrog(target, end, -last, beta, step, 6)
+    end, last = _leapfrog(target, point, momentum, beta, step, 6)
+    start, first = _leapfrog(target, end, -last, beta, step, 6)
     assert float((end.u - point.u).abs().min()) > 1e-6
     torch.testing.assert_close(start.u, point.u)
     torch.testing.assert_close(first, -momentum)
@@ -302,7 +310,7 @@ def test_gradient_of_the_log_weight() -> None:
     z = mean.unsqueeze(1) + torch.exp(0.5 * log_var).unsqueeze(1) * u
     log_w = model._log_weights(z, x, dvae_fast.latent_log_ratio(z, mean, log_var))
     (slope,) = torch.autograd.grad(log_w.sum(), u)
-    target = ais._Decoded(ais.Judged(model), x, mean, log_var)
+    target = _Decoded(evaluation.Judged(model), x, mean, log_var)
     point = target(u.detach())
     torch.testing.assert_close(point.value, log_w.detach())
     torch.testing.assert_close(point.slope, slope)
@@ -311,8 +319,8 @@ def test_gradient_of_the_log_weight() -> None:
 
 @pytest.mark.parametrize("temperatures", [1, 2, 11])
 def test_schedules(temperatures: int) -> None:
-    linear = ais._schedule("linear", temperatures)
-    sigmoid = ais._schedule("sigmoid", temperatures)
+    linear = _schedule("linear", temperatures)
+    sigmoid = _schedule("sigmoid", temperatures)
     t = [i / temperatures for i in range(temperatures + 1)]
     assert linear == pytest.approx(t)
     values = [1 / (1 + math.exp(-4 * (2 * i - 1))) for i in t]
@@ -358,7 +366,7 @@ def test_no_noise_is_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
         used.append(first_sample)
         return draw(*args, first_sample=first_sample, **options)
 
-    monkeypatch.setattr(ais.functional, "sample_latent", note)
+    monkeypatch.setattr(functional, "sample_latent", note)
     bidirectional(_model(), N, **SHORT)
     assert len(set(used)) == len(used) == 1 + T + T + (T - 1)
 

@@ -10,7 +10,7 @@ from operator_cases import DEVICES
 from torch import Tensor
 
 import dvae_fast
-from dvae_fast.corruptions import basic as corruptions
+from dvae_fast import corruptions
 
 M, B, K, Z, D, H = 2, 5, 7, 4, 65, 33
 

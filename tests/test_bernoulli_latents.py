@@ -11,11 +11,9 @@ from plain_objectives import plain_bound, scores
 from torch import Tensor
 from torch.distributions import Bernoulli
 
-from dvae_fast import reference
-from dvae_fast.corruptions import basic as corruptions
-from dvae_fast.models.gaussian import BernoulliLatentModel
-from dvae_fast.objectives import loss as objectives
-from dvae_fast.objectives.loss import Objective
+from dvae_fast import corruptions, reference
+from dvae_fast.models import BernoulliLatentModel, bernoulli
+from dvae_fast.objectives import Objective
 
 M, B, K, Z, D = 3, 5, 7, 2, 11
 SEED = 123
@@ -86,13 +84,13 @@ def test_vimco_has_the_enumerated_expectation(name: str, learn_prior: bool) -> N
 def test_bernoulli_latents_have_their_probabilities() -> None:
     logits = torch.tensor([[-30.0, -3.0, -0.5, 0.0, 0.5, 3.0, 30.0]], dtype=torch.float64)
     n = 100_000
-    h = objectives.draw_bernoulli(logits, n, 1)[0]
+    h = bernoulli.draw_bernoulli(logits, n, 1)[0]
     p = torch.sigmoid(logits[0])
     assert set(h.unique().tolist()) == {0.0, 1.0}
     error = (p * (1 - p) / n).sqrt()
     assert bool(((h.mean(0) - p).abs() <= SIGMAS * error).all())
-    assert torch.equal(objectives.draw_bernoulli(logits, 10, 1)[0], h[:10])
-    single = objectives.draw_bernoulli(logits.float(), n, 1)[0]
+    assert torch.equal(bernoulli.draw_bernoulli(logits, 10, 1)[0], h[:10])
+    single = bernoulli.draw_bernoulli(logits.float(), n, 1)[0]
     assert float((single.double() - h).abs().mean()) < 1e-4
 
 
@@ -104,7 +102,7 @@ def test_the_bernoulli_models_bound_is_the_formula(m: int) -> None:
     key = torch.tensor([SEED])
     noisy = reference.corrupt(x, "masking", corruption.parameter, None, key, m, 0, 0)
     logits = model.encode(noisy)
-    h = objectives.draw_bernoulli(logits, K, SEED)
+    h = bernoulli.draw_bernoulli(logits, K, SEED)
     q, p = Bernoulli(logits=logits.unsqueeze(2)), Bernoulli(logits=model.prior_logits)
     likelihood = Bernoulli(logits=model.decoder(h), validate_args=False)
     log_w = likelihood.log_prob(x.view(1, B, 1, D)).sum(-1)

@@ -16,9 +16,8 @@ import torch
 from linear_gaussian import draw_data, exact_log_likelihood, linear_gaussian
 from torch import Tensor
 
-from dvae_fast.corruptions import basic as corruptions
-from dvae_fast.objectives import loss as objectives
-from dvae_fast.objectives.loss import OBJECTIVES, Objective
+from dvae_fast import corruptions, models, objectives
+from dvae_fast.objectives import OBJECTIVES, Objective
 
 M, B, K, D = 3, 5, 7, 6
 N = 4000
@@ -325,8 +324,8 @@ def test_what_the_loss_needs() -> None:
             logits.half(), x, log_ratio, "bernoulli", "piwae", inference=torch.zeros(B, K)
         )
     with pytest.raises(ValueError, match=r"logits must have shape \(\*L, B, Z\)"):
-        objectives.sample_bernoulli_latents(torch.zeros(3), None, 2, Objective("iwae", "vimco"))
+        models.sample_bernoulli_latents(torch.zeros(3), None, 2, Objective("iwae", "vimco"))
     with pytest.raises(ValueError, match="prior_logits must have shape"):
-        objectives.sample_bernoulli_latents(
+        models.sample_bernoulli_latents(
             torch.zeros(B, D), torch.zeros(D + 1), 2, Objective("iwae", "vimco")
         )

@@ -12,22 +12,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 import torch
 
-from dvae_fast import files as checkpoint
 from dvae_fast._extras import MissingExtraError
-from dvae_fast.corruptions.basic import AdditiveGaussian, Masking
+from dvae_fast.corruptions import AdditiveGaussian, Masking
 from dvae_fast.files import (
     CheckpointError,
-    load_model,
-    load_optimizer,
     load_tensors,
-    optimizer_tensors,
     read_json,
-    save_model,
     save_tensors,
     write_atomically,
     write_json,
 )
-from dvae_fast.models.gaussian import MODELS, make_model
+from dvae_fast.models import MODELS, load_model, make_model, save_model, saving
+from dvae_fast.training.run import load_optimizer, optimizer_tensors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -206,10 +202,10 @@ def test_a_model_comes_back_from_its_folder_alone(name: str, tmp_path: Path) -> 
     if MODELS[name].denoising:
         options |= {"corruption": Masking(0.3), "M": 2}
     model = make_model(name, 11, 4, (7, 5), data_mean=torch.rand(11), **options)
-    save_model(tmp_path / checkpoint.MODEL, model.config(), model.state_dict())
+    save_model(tmp_path / saving.MODEL, model.config(), model.state_dict())
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    for place in (tmp_path, tmp_path / checkpoint.MODEL):
+    for place in (tmp_path, tmp_path / saving.MODEL):
         loaded = load_model(place)
         x = torch.bernoulli(torch.full((6, 11), 0.5), generator=torch.Generator().manual_seed(1))
         assert type(loaded) is type(model)
@@ -220,7 +216,7 @@ def test_a_model_comes_back_from_its_folder_alone(name: str, tmp_path: Path) -> 
 
 def test_a_gaussian_model_comes_back(tmp_path: Path) -> None:
     model = make_model("dvae", 6, 3, (8,), likelihood="gaussian", corruption=AdditiveGaussian(0.25))
-    save_model(tmp_path / checkpoint.MODEL, model.config(), model.state_dict())
+    save_model(tmp_path / saving.MODEL, model.config(), model.state_dict())
     x = torch.rand(4, 6)
     assert torch.equal(load_model(tmp_path).bound(x, 7), model.bound(x, 7))
 
@@ -234,7 +230,7 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
 
 def test_a_model_that_does_not_fit_is_named(tmp_path: Path) -> None:
     model = make_model("iwae", 11, 4, (7,))
-    path = tmp_path / checkpoint.MODEL
+    path = tmp_path / saving.MODEL
     save_model(path, model.config() | {"latent_size": 5}, model.state_dict())
     with pytest.raises(CheckpointError, match="does not hold a model that fits"):
         load_model(tmp_path)

@@ -19,19 +19,14 @@ import torch
 from typer.testing import CliRunner
 
 from dvae_fast import cli
-from dvae_fast.corruptions.basic import rates_from_mean
-from dvae_fast.evaluation import importance as evaluate
-from dvae_fast.evaluation.importance import estimate_log_likelihood
+from dvae_fast.corruptions import rates_from_mean
+from dvae_fast.evaluation import estimate_log_likelihood
+from dvae_fast.evaluation.importance import _Evaluation
 from dvae_fast.evaluation.partial import PARTIAL
-from dvae_fast.files import (
-    CHECKPOINT,
-    MODEL,
-    CheckpointError,
-    load_model,
-    load_tensors,
-    save_tensors,
-)
-from dvae_fast.training.loop import load_config
+from dvae_fast.files import CHECKPOINT, CheckpointError, load_tensors, save_tensors
+from dvae_fast.models import load_model
+from dvae_fast.models.saving import MODEL
+from dvae_fast.training import default_config, load_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -320,14 +315,14 @@ def test_no_matplotlib_means_no_pictures_and_one_line(monkeypatch: pytest.Monkey
 def test_two_runs_of_the_same_second_have_a_folder_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Stopped(cli.datetime):  # type: ignore[name-defined, misc]
+    class Stopped(cli.train.datetime):  # type: ignore[name-defined, misc]
         @classmethod
         def now(cls, tz: Any = None) -> Any:
             return cls(2026, 1, 2, 3, 4, 5)
 
-    monkeypatch.setattr(cli, "datetime", Stopped)
-    config = cli.default_config()
-    folders = [cli._new_run_dir(config) for _ in range(3)]
+    monkeypatch.setattr(cli.train, "datetime", Stopped)
+    config = default_config()
+    folders = [cli.train._new_run_dir(config) for _ in range(3)]
     assert len(set(folders)) == 3
     assert all(folder.is_dir() for folder in folders)
 
@@ -335,7 +330,7 @@ def test_two_runs_of_the_same_second_have_a_folder_each(
 def test_ctrl_c_at_the_end_does_not_start_the_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = cli.train
+    real = cli.train.train
 
     def train(config: Any, folder: Path, **options: Any) -> Any:
         def on_epoch(record: dict[str, float]) -> None:
@@ -344,7 +339,7 @@ def test_ctrl_c_at_the_end_does_not_start_the_evaluation(
 
         return real(config, folder, **options | {"on_epoch": on_epoch})
 
-    monkeypatch.setattr(cli, "train", train)
+    monkeypatch.setattr(cli.train, "train", train)
     result = run("train", *TINY, "--epochs", "2", "--run-dir", "it")
     assert result.exit_code == 130
     assert "trained, then interrupted; to judge the model: dvae-fast evaluate it" in result.output
@@ -481,7 +476,7 @@ def test_evaluate_goes_on_where_it_was_interrupted(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ("evaluate", run_dir, "--k", "7", "--limit", "20", "--batch-size", "4")
-    original = evaluate._Evaluation.batch
+    original = _Evaluation.batch
     judged: list[int] = []
 
     def batch(self: Any, x: Tensor, first: int) -> Any:
@@ -490,7 +485,7 @@ def test_evaluate_goes_on_where_it_was_interrupted(
         judged.append(first)
         return original(self, x, first)
 
-    monkeypatch.setattr(evaluate._Evaluation, "batch", batch)
+    monkeypatch.setattr(_Evaluation, "batch", batch)
     result = run(*options)
     assert result.exit_code == 130
     assert "interrupted; what is done is kept, go on with --resume" in result.output
@@ -501,7 +496,7 @@ def test_evaluate_goes_on_where_it_was_interrupted(
     assert "the seed of" in wrong.output
     judged.clear()
     monkeypatch.setattr(
-        evaluate._Evaluation, "batch",
+        _Evaluation, "batch",
         lambda self, x, first: (judged.append(first), original(self, x, first))[1],
     )  # fmt: skip
     ok(*options, "--resume")
@@ -522,7 +517,7 @@ def test_a_result_that_cannot_be_kept_is_shown(
     def full(path: Path, *_: Any) -> None:
         raise CheckpointError(f"cannot write {path}: No space left on device")
 
-    monkeypatch.setattr(cli, "write_json", full)
+    monkeypatch.setattr(cli.evaluate, "write_json", full)
     result = run("evaluate", run_dir, "--k", "5", "--limit", "3")
     assert result.exit_code == 1
     assert "log p(x)" in result.output
@@ -543,7 +538,8 @@ def test_evaluate_counts_what_is_not_finite(run_dir: Path, monkeypatch: pytest.M
     model = load_model(run_dir)
     with torch.no_grad():
         model.decoder.output.bias[0] = math.nan
-    monkeypatch.setattr(cli, "load_model", lambda _: model)
+    for command in (cli.evaluate, cli.pictures):
+        monkeypatch.setattr(command, "load_model", lambda _: model)
     output = ok("evaluate", run_dir, "--k", "3", "--limit", "5")
     report = json.loads((run_dir / "evaluation.json").read_text())
     assert report["non_finite"] == 5
@@ -631,7 +627,7 @@ def test_info_prints_a_table_and_what_is_missing(monkeypatch: pytest.MonkeyPatch
     assert "No pooch." in lines[-1]
     info["missing"] = []
     assert "Nothing is missing." in ok("info")
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(cli.info.importlib.util, "find_spec", lambda _: None)
     assert "• The package pooch, for downloading MNIST: pip install 'dvae_fast[train]'" in ok(
         "info"
     )
@@ -661,7 +657,7 @@ BLOCK = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS}))\n"
 
 
 def test_the_package_imports_without_the_extras() -> None:
-    result = python("-c", BLOCK + "import dvae_fast, dvae_fast.training.loop, dvae_fast.plots")
+    result = python("-c", BLOCK + "import dvae_fast, dvae_fast.training, dvae_fast.plots")
     assert result.returncode == 0, result.stderr
 
 

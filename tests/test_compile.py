@@ -15,8 +15,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 import dvae_fast
-from dvae_fast.corruptions import basic as corruptions
-from dvae_fast.models.gaussian import make_model
+from dvae_fast import corruptions
+from dvae_fast.models import make_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

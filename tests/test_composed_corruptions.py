@@ -12,21 +12,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dvae_fast.corruptions.basic import (
+from dvae_fast import corruptions
+from dvae_fast.corruptions import (
     AdditiveGaussian,
     BitFlip,
+    Compose,
     Corruption,
+    FunctionCorruption,
     Identity,
+    Learnable,
     Masking,
     SaltAndPepper,
+    as_corruption,
     rates_from_mean,
 )
-from dvae_fast.corruptions.compose import Compose, FunctionCorruption, as_corruption
-from dvae_fast.corruptions.learnable import Learnable
-from dvae_fast.data.sets import load_dataset
-from dvae_fast.evaluation.importance import estimate_log_likelihood
-from dvae_fast.functional import log_weights as functional
-from dvae_fast.models.gaussian import DIWAE, DVAE, LatentVariableModel
+from dvae_fast.data import load_dataset
+from dvae_fast.evaluation import estimate_log_likelihood
+from dvae_fast.models import DIWAE, DVAE, LatentVariableModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,12 +131,12 @@ def _mixed() -> Compose:
 
 def test_composition_with_the_identity_is_the_corruption() -> None:
     x, corruption = torch.rand(B, D), SaltAndPepper(0.4, 0.3)
-    expected = functional.corrupt(x, corruption, M, SEED)
-    assert torch.equal(functional.corrupt(x, Compose(corruption, Identity()), M, SEED), expected)
+    expected = corruptions.corrupt(x, corruption, M, SEED)
+    assert torch.equal(corruptions.corrupt(x, Compose(corruption, Identity()), M, SEED), expected)
     assert torch.equal(
-        functional.corrupt(x, Compose(corruption, Identity()), None, SEED), expected[0]
+        corruptions.corrupt(x, Compose(corruption, Identity()), None, SEED), expected[0]
     )
-    second = functional.corrupt(x, Compose(Identity(), corruption), M, SEED)
+    second = corruptions.corrupt(x, Compose(Identity(), corruption), M, SEED)
     assert not torch.equal(second, expected)  # a key of its own
 
 
@@ -143,23 +145,23 @@ def test_parts_are_applied_in_order_with_independent_noise() -> None:
     shares, a false alarm in 50,000."""
     n = 4000
     x = torch.ones(n, D)
-    kept = functional.corrupt(x, Compose(Masking(0.5), Masking(0.5)), M, SEED)
+    kept = corruptions.corrupt(x, Compose(Masking(0.5), Masking(0.5)), M, SEED)
     error = math.sqrt(0.25 * 0.75 / n)
     assert bool(((kept.mean(1) - 0.25).abs() < 5 * error).all())
     agree = (kept[0] == kept[1]).float().mean()  # ¼² + ¾² where copies are independent
     assert float(agree) == pytest.approx(0.625, abs=5 * math.sqrt(0.625 * 0.375 / (n * D)))
-    assert bool((functional.corrupt(x, Compose(Masking(1.0), BitFlip(1.0)), M) == 1).all())
-    assert bool((functional.corrupt(x, Compose(BitFlip(1.0), Masking(1.0)), M) == 0).all())
+    assert bool((corruptions.corrupt(x, Compose(Masking(1.0), BitFlip(1.0)), M) == 1).all())
+    assert bool((corruptions.corrupt(x, Compose(BitFlip(1.0), Masking(1.0)), M) == 0).all())
 
 
 def test_composition_in_any_split() -> None:
     x, corruption = torch.rand(B, D), _mixed()
     before = x.clone()
-    whole = functional.corrupt(x, corruption, M, SEED)
+    whole = corruptions.corrupt(x, corruption, M, SEED)
     assert whole.shape == (M, B, D)
-    part = functional.corrupt(x[2:], corruption, 2, SEED, first_example=2, first_copy=1)
+    part = corruptions.corrupt(x[2:], corruption, 2, SEED, first_example=2, first_copy=1)
     torch.testing.assert_close(part, whole[1:3, 2:])
-    images = functional.corrupt(x[:, :10].view(B, 2, 5), Compose(Masking(0.2), Masking(0.3)), M)
+    images = corruptions.corrupt(x[:, :10].view(B, 2, 5), Compose(Masking(0.2), Masking(0.3)), M)
     assert images.shape == (M, B, 2, 5)
     assert torch.equal(x, before)
 
@@ -167,10 +169,10 @@ def test_composition_in_any_split() -> None:
 def test_nested_compositions_are_taken_apart() -> None:
     a, b, c = SaltAndPepper(0.4), AdditiveGaussian(0.5), Masking(0.3)
     x = torch.rand(B, D)
-    flat = functional.corrupt(x, Compose(a, b, c), M, SEED)
+    flat = corruptions.corrupt(x, Compose(a, b, c), M, SEED)
     for nested in (Compose(Compose(a, b), c), Compose(a, Compose(b, c))):
         assert nested.parts == [a, b, c]
-        assert torch.equal(functional.corrupt(x, nested, M, SEED), flat)
+        assert torch.equal(corruptions.corrupt(x, nested, M, SEED), flat)
     assert repr(Compose(c, b)) == "Compose(Masking(0.3), AdditiveGaussian(0.5))"
 
 
@@ -225,11 +227,11 @@ def test_a_function_corrupts(m: int) -> None:
     assert not torch.equal(model.loss(x, SEED + 1), loss)
     assert torch.equal(x, before)
     assert torch.equal(model.loss(x, SEED), loss)
-    noisy = functional.corrupt(x, as_corruption(fog), M, SEED)
+    noisy = corruptions.corrupt(x, as_corruption(fog), M, SEED)
     assert noisy.shape == (M, B, D)
     assert not torch.equal(noisy[0], noisy[1])
     assert bool(((noisy > 0) & (noisy < x)).all())
-    other = functional.corrupt(x, as_corruption(fog), M, SEED, first_example=B)
+    other = corruptions.corrupt(x, as_corruption(fog), M, SEED, first_example=B)
     assert not torch.equal(other, noisy)  # another process's part, say
 
 
@@ -299,18 +301,18 @@ def test_a_function_in_the_evaluator() -> None:
             r"corruption must be one of dvae_fast's own .*, got FunctionCorruption\(fog\)",
         ),
         (
-            lambda: functional.corrupt(torch.ones(B, D), as_corruption(lambda x, g: 3)),
+            lambda: corruptions.corrupt(torch.ones(B, D), as_corruption(lambda x, g: 3)),
             TypeError,
             "the corruption's function must return a tensor, got int",
         ),
         (
-            lambda: functional.corrupt(torch.ones(B, D), as_corruption(lambda x, g: x[:2]), M),
+            lambda: corruptions.corrupt(torch.ones(B, D), as_corruption(lambda x, g: x[:2]), M),
             ValueError,
             rf"function must return the shape it is given, \(N, D\) = \({M * B}, {D}\), "
             rf"got \(2, {D}\)",
         ),
         (
-            lambda: functional.corrupt(torch.ones(B, D), as_corruption(lambda x, g: x.double())),
+            lambda: corruptions.corrupt(torch.ones(B, D), as_corruption(lambda x, g: x.double())),
             TypeError,
             "function must return torch.float32 on cpu, got torch.float64 on cpu",
         ),
@@ -324,4 +326,4 @@ def test_wrong_arguments(call: Callable[[], Any], error: type[Exception], messag
 
 def test_the_base_is_no_corruption() -> None:
     with pytest.raises(TypeError, match=r"corruption must be an object of dvae_fast\.corruptions"):
-        functional.corrupt(torch.ones(B, D), Corruption())
+        corruptions.corrupt(torch.ones(B, D), Corruption())

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from operator_cases import DENSITY_TERMS
 from scipy import special, stats
 
-from dvae_fast import ops, reference
-from dvae_fast.likelihoods import base as likelihoods
+from dvae_fast import likelihoods, noise, ops, reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,7 +118,7 @@ def test_philox_is_the_references_in_any_shape_and_layout() -> None:
     for seed in (0, 1, -1, 2**63 - 1, -(2**63), 0x299F31D0A4093822):
         words = _core.philox(counter, seed)
         c = [torch.from_numpy(counter[..., i].astype(np.int64)) for i in range(4)]
-        expected = reference.philox((c[0], c[1], c[2], c[3]), torch.tensor(seed))
+        expected = noise.philox((c[0], c[1], c[2], c[3]), torch.tensor(seed))
         assert np.array_equal(words, torch.stack(expected, -1).numpy())
         strided = np.repeat(counter, 2, axis=1)[:, ::2]
         assert not strided.flags.c_contiguous
@@ -149,16 +148,14 @@ def _index(index: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 def test_words_are_the_references(size: int, index: tuple[int, ...], seed: int) -> None:
     words = _core.uniform_bits(*index, size, seed)
     assert words.dtype == np.uint32
-    expected = reference.uniform_bits(*_index(index), size, torch.tensor(seed))
+    expected = noise.uniform_bits(*_index(index), size, torch.tensor(seed))
     assert np.array_equal(words, expected.numpy())
 
 
 @pytest.mark.parametrize("index", INDICES)
 @pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 63, 64, 65, 785])
 def test_normals_are_the_references(size: int, index: tuple[int, ...]) -> None:
-    expected = reference.standard_normal(
-        *_index(index), size, torch.tensor(-3), torch.float64
-    ).numpy()
+    expected = noise.standard_normal(*_index(index), size, torch.tensor(-3), torch.float64).numpy()
     single = _core.standard_normal(*index, size, -3)
     double = _core.standard_normal(*index, size, -3, np.float64)
     assert single.dtype == np.float32
@@ -205,7 +202,7 @@ def test_thresholds() -> None:
     assert thresholds.dtype == np.int32
     assert thresholds[:2].tolist() == [0, 2**24]
     assert np.array_equal(thresholds, np.rint(p.astype(np.float64) * 2**24))
-    assert np.array_equal(thresholds, reference.threshold(torch.from_numpy(p)).numpy())
+    assert np.array_equal(thresholds, noise.threshold(torch.from_numpy(p)).numpy())
     ends = np.array([0, 2**32 - 1], np.uint32)
     assert _core.uniform24(ends).tolist() == [0, 2**24 - 1]
     # Exact at the ends: rate 0 hits not even the smallest, rate 1 even the largest.

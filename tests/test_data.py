@@ -14,9 +14,10 @@ import pytest
 import torch
 from scipy import stats
 
+from dvae_fast import data
 from dvae_fast._extras import MissingExtraError
-from dvae_fast.data import sets as data
-from dvae_fast.data.sets import DataError, load_dataset
+from dvae_fast.data import DataError, downloads, load_dataset
+from dvae_fast.data.sets import _BLOCK, _fixed_draw, _fixed_mnist, _mnist
 
 # Indices that np.random.RandomState(0).permutation(1797) begins each part with.
 SPLIT_OF_SEED_0 = {
@@ -149,8 +150,8 @@ def test_dynamic_and_once_are_judged_on_the_same_draw() -> None:
 
 def test_fixed_draws_of_examples_blocks_and_splits_are_independent() -> None:
     """Three correlations within 4.5 standard errors: a false alarm in 50,000."""
-    half = torch.full((2 * data._BLOCK + 5, 96), 0.5)
-    valid, test = data._fixed_draw(half, 0, "valid"), data._fixed_draw(half, 0, "test")
+    half = torch.full((2 * _BLOCK + 5, 96), 0.5)
+    valid, test = _fixed_draw(half, 0, "valid"), _fixed_draw(half, 0, "test")
     assert len(set(rows(valid)) | set(rows(test))) == 2 * len(half)
     # Correlation of neighbours in each direction: 0 ± 1/sqrt(n).
     centred = 2 * valid - 1
@@ -391,7 +392,7 @@ def test_mnist_is_downloaded_from_the_first_mirror_that_serves_it(
         return str(tmp_path / fname)
 
     monkeypatch.setattr("pooch.retrieve", retrieve)
-    train, test = data._mnist(None)
+    train, test = _mnist(None)
     np.testing.assert_array_equal(train, arrays["train-images-idx3-ubyte.gz"])
     np.testing.assert_array_equal(test, arrays["t10k-images-idx3-ubyte.gz"])
     assert train.dtype == np.uint8
@@ -417,7 +418,7 @@ def test_fixed_mnist_is_downloaded_and_parsed(
         return str(tmp_path / fname)
 
     monkeypatch.setattr("pooch.retrieve", retrieve)
-    for part, count in zip(data._fixed_mnist(None), (4, 2, 1), strict=True):
+    for part, count in zip(_fixed_mnist(None), (4, 2, 1), strict=True):
         assert part.dtype == np.uint8
         np.testing.assert_array_equal(part, bits[:count])
 
@@ -428,7 +429,7 @@ def test_a_download_with_the_wrong_content_is_refused(
     """With pooch's own check, over file URLs: nothing unverified is ever read."""
     import pooch
 
-    for file in data._MNIST_FILES:
+    for file in downloads.MNIST_FILES:
         (tmp_path / file).write_bytes(gzip.compress(idx(np.zeros((2, 28, 28)))))
 
     def copy(url: str, output_file: Any, _: Any) -> None:
@@ -437,7 +438,7 @@ def test_a_download_with_the_wrong_content_is_refused(
     real = pooch.retrieve
     monkeypatch.setattr("pooch.retrieve", lambda *a, **k: real(*a, **k, downloader=copy))
     with pytest.raises(DataError, match=r"mnist\.npz was not found.*does not match the known hash"):
-        data._mnist(None)
+        _mnist(None)
 
 
 @pytest.mark.parametrize(
@@ -456,7 +457,7 @@ def test_damaged_idx_files_are_named(content: bytes, message: str, tmp_path: Pat
     path = tmp_path / "x-ubyte.gz"
     path.write_bytes(content)
     with pytest.raises(DataError, match=f"x-ubyte.gz {message}"):
-        data._read_idx(path)
+        downloads.read_idx(path)
 
 
 @pytest.mark.parametrize(
@@ -473,4 +474,4 @@ def test_damaged_amat_files_are_named(content: str, message: str, tmp_path: Path
     path = tmp_path / "x.amat"
     path.write_text(content)
     with pytest.raises(DataError, match=message):
-        data._read_amat(path)
+        downloads.read_amat(path)

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from dvae_fast.evaluation.statistics import BoundCurve, ParetoTail, pareto_shape
+from dvae_fast.evaluation import BoundCurve, ParetoTail, pareto_shape
 
 N = 7
 

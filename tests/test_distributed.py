@@ -16,8 +16,10 @@ import torch
 import torch.distributed as dist
 
 from dvae_fast.distributed import TIMEOUT_VARIABLE, World, all_gather_tensors, all_max, join
-from dvae_fast.files import CHECKPOINT, MODEL
-from dvae_fast.training.loop import METRICS, check_world, load_config, train
+from dvae_fast.files import CHECKPOINT
+from dvae_fast.models.saving import MODEL
+from dvae_fast.training import METRICS, load_config, train
+from dvae_fast.training.loop import check_world
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
 

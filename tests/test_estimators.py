@@ -18,11 +18,11 @@ from plain_objectives import doubly_reparameterised, learning_signal, plain_boun
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal
 
-from dvae_fast import reference
-from dvae_fast.corruptions import basic as corruptions
-from dvae_fast.models.gaussian import DIWAE, BernoulliLatentModel, LatentVariableModel, make_model
-from dvae_fast.objectives import loss as objectives
-from dvae_fast.objectives.loss import OBJECTIVES, Objective
+from dvae_fast import corruptions, objectives, reference
+from dvae_fast.models import DIWAE, BernoulliLatentModel, LatentVariableModel, make_model
+from dvae_fast.noise import latent_noise
+from dvae_fast.objectives import OBJECTIVES, Objective
+from dvae_fast.objectives.loss import _left_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,10 +65,10 @@ def _draws(model: LatentVariableModel, x: Tensor) -> tuple[Normal, Tensor]:
     outside = name == "elbo-kl" or (name == "elbo" and model.objective.estimator != "vimco")
     m, k = model.M, model.K
     if outside:
-        noise = reference.latent_noise(m * k, B, 1, Z, key, 0, 0, torch.float64)
+        noise = latent_noise(m * k, B, 1, Z, key, 0, 0, torch.float64)
         noise = noise.view(m, k, B, Z).transpose(1, 2)
     else:
-        noise = reference.latent_noise(m, B, k, Z, key, 0, 0, torch.float64)
+        noise = latent_noise(m, B, k, Z, key, 0, 0, torch.float64)
     return Normal(mean.unsqueeze(2), torch.exp(0.5 * log_var).unsqueeze(2)), noise
 
 
@@ -358,20 +358,20 @@ def test_leaving_out_loses_no_digits(spread: float) -> None:
     log_w = spread * torch.randn(4, B, K, generator=g, dtype=torch.float64) - 500
     log_w[0, :, 2] = log_w[0, :, 4]
     expected = _naive_left_out(log_w)
-    torch.testing.assert_close(objectives._left_out(log_w, 1.0), expected, rtol=1e-10, atol=1e-12)
-    single = objectives._left_out(log_w.float(), 1.0).double()
+    torch.testing.assert_close(_left_out(log_w, 1.0), expected, rtol=1e-10, atol=1e-12)
+    single = _left_out(log_w.float(), 1.0).double()
     torch.testing.assert_close(single, expected, rtol=1e-4, atol=1e-4 * max(spread, 1.0))
     two = log_w[..., :2]
-    torch.testing.assert_close(objectives._left_out(two, 1.0), _naive_left_out(two))
+    torch.testing.assert_close(_left_out(two, 1.0), _naive_left_out(two))
 
 
 def test_leaving_out_where_weights_are_zero() -> None:
     log_w = torch.tensor([[-1.0, -math.inf, -2.0, -3.0], [-math.inf] * 4], dtype=torch.float64)
-    signal = objectives._left_out(log_w, 1.0)
+    signal = _left_out(log_w, 1.0)
     torch.testing.assert_close(signal[:1], _naive_left_out(log_w[:1]))
     assert signal[1].tolist() == [0.0] * 4
-    assert objectives._left_out(log_w, 0.0)[1].tolist() == [0.0] * 4
-    assert bool(objectives._left_out(torch.full((1, 3), math.nan), 1.0).isnan().all())
+    assert _left_out(log_w, 0.0)[1].tolist() == [0.0] * 4
+    assert bool(_left_out(torch.full((1, 3), math.nan), 1.0).isnan().all())
 
 
 # --- expectations -----------------------------------------------------------------------------

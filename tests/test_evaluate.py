@@ -16,20 +16,16 @@ from linear_gaussian import draw_data, exact_log_likelihood, linear_gaussian
 from torch import Tensor, nn
 
 import dvae_fast
-from dvae_fast import reference
-from dvae_fast.corruptions import basic as corruptions
-from dvae_fast.evaluation import importance as evaluate
-from dvae_fast.evaluation import results as estimates
-from dvae_fast.evaluation import statistics as diagnostics
-from dvae_fast.evaluation.importance import estimate_log_likelihood
-from dvae_fast.evaluation.results import LikelihoodEstimate
+from dvae_fast import corruptions, evaluation, functional, reference
+from dvae_fast.evaluation import LikelihoodEstimate, estimate_log_likelihood, statistics
+from dvae_fast.evaluation.importance import _split
 from dvae_fast.evaluation.target import has_bfloat16
-from dvae_fast.functional import log_weights as functional
-from dvae_fast.models.gaussian import LatentVariableModel, make_model
+from dvae_fast.models import LatentVariableModel, make_model
+from dvae_fast.noise import latent_noise
 
 if TYPE_CHECKING:
-    from dvae_fast.corruptions.basic import Corruption
-    from dvae_fast.evaluation.progress import EvaluationProgress
+    from dvae_fast.corruptions import Corruption
+    from dvae_fast.evaluation import EvaluationProgress
 
 N, K, Z, D = 11, 23, 3, 9
 SEED = 99
@@ -94,7 +90,7 @@ def test_statistics_are_those_of_the_weights(likelihood: str) -> None:
     estimate = estimate_log_likelihood(model, x, K, chunk=5, batch_size=4, seed=SEED)
     with torch.no_grad():
         mean, log_var = model.encode(x)
-        noise = reference.latent_noise(1, N, K, Z, torch.tensor([SEED]), 0, 0, torch.float64)[0]
+        noise = latent_noise(1, N, K, Z, torch.tensor([SEED]), 0, 0, torch.float64)[0]
         q = torch.distributions.Normal(mean.unsqueeze(1), torch.exp(0.5 * log_var).unsqueeze(1))
         z = q.loc + q.scale * noise
         params = model.decoder(z)
@@ -166,7 +162,7 @@ def test_states_merge() -> None:
     for first, k in ((0, 10), (10, 13)):
         log_w = model.log_weights(x, mean, log_var, k, SEED, first_sample=first).detach()
         states.append(op.lse_update(reference.lse_init(N), log_w))
-    merged = types.SimpleNamespace(**estimates.from_state(op.lse_merge(*states)))
+    merged = types.SimpleNamespace(**statistics.from_state(op.lse_merge(*states)))
     _same(merged, estimate_log_likelihood(model, x, K, seed=SEED), slice(None))
 
 
@@ -186,7 +182,7 @@ def test_states_merge() -> None:
 def test_default_sizes(
     k: int, batch_size: int | None, chunk: int | None, expected: tuple[int, int]
 ) -> None:
-    assert evaluate._split(k, batch_size, chunk, 2500) == expected
+    assert _split(k, batch_size, chunk, 2500) == expected
 
 
 def test_rows_at_once_do_not_grow_with_k() -> None:
@@ -489,7 +485,7 @@ def test_the_curve_and_the_tail_are_those_of_the_weights() -> None:
     torch.testing.assert_close(estimate.curve[:, 0], log_w.mean(1))
     torch.testing.assert_close(estimate.curve[:, 2], estimate.log_likelihood)
     assert bool((estimate.curve.diff(dim=1).mean(0) > 0).all())
-    tail = diagnostics.ParetoTail(47, N, "cpu")
+    tail = evaluation.ParetoTail(47, N, "cpu")
     tail.add(log_w)
     torch.testing.assert_close(estimate.pareto_k, tail.shape())
     assert estimate.spent.tolist() == [47] * N

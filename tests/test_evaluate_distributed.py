@@ -13,7 +13,8 @@ import pytest
 import torch.distributed as dist
 from test_distributed import LIMIT, environment
 
-from dvae_fast.evaluation.importance import _divide, estimate_log_likelihood
+from dvae_fast.evaluation import estimate_log_likelihood
+from dvae_fast.evaluation.importance import _divide
 from dvae_fast.evaluation.partial import PartialResults
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")

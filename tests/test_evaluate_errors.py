@@ -9,8 +9,8 @@ import torch
 from linear_gaussian import draw_data, exact_log_likelihood, linear_gaussian
 from torch import Tensor, nn
 
-from dvae_fast.corruptions.basic import AdditiveGaussian
-from dvae_fast.evaluation.importance import estimate_log_likelihood
+from dvae_fast.corruptions import AdditiveGaussian
+from dvae_fast.evaluation import estimate_log_likelihood
 
 K = 800
 

@@ -13,24 +13,20 @@ from linear_gaussian import LinearDecoder, draw_data, exact_log_likelihood, line
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from dvae_fast.corruptions.basic import AdditiveGaussian, SaltAndPepper
-from dvae_fast.corruptions.compose import Compose
-from dvae_fast.corruptions.learnable import Learnable
-from dvae_fast.evaluation.annealed import annealed_importance_sampling
-from dvae_fast.evaluation.importance import estimate_log_likelihood
-from dvae_fast.evaluation.proposals import PROPOSALS
-from dvae_fast.functional import log_weights as functional
-from dvae_fast.models.decoders import split_posterior
-from dvae_fast.models.encoders import INFERENCES, make_encoder
-from dvae_fast.models.gaussian import MODELS, LatentVariableModel, make_model
-from dvae_fast.models.posterior import (
+from dvae_fast import corruptions, functional
+from dvae_fast.corruptions import AdditiveGaussian, Compose, Learnable, SaltAndPepper
+from dvae_fast.evaluation import PROPOSALS, annealed_importance_sampling, estimate_log_likelihood
+from dvae_fast.models import (
+    INFERENCES,
+    MODELS,
+    LatentVariableModel,
     gaussian_log_ratio,
-    is_full,
-    marginal_log_var,
-    place,
+    make_encoder,
+    make_model,
     sample_gaussian,
 )
-from dvae_fast.training.loop import TrainConfig, default_config
+from dvae_fast.models.posterior import is_full, marginal_log_var, place, split_posterior
+from dvae_fast.training import TrainConfig, default_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,7 +162,7 @@ def test_loss_is_the_plain_formula(name: str, k: int) -> None:
     x = torch.rand(B, D, dtype=torch.float64)
     noisy = x.expand(1, B, D)
     if model.corruption is not None:
-        noisy = functional.corrupt(x, model.corruption, M, SEED)
+        noisy = corruptions.corrupt(x, model.corruption, M, SEED)
     mean, factor = model.encode(noisy)
     assert is_full(mean, factor)
     m = len(noisy)

@@ -15,9 +15,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 import dvae_fast
-from dvae_fast import reference
-from dvae_fast.corruptions import basic as corruptions
-from dvae_fast.functional import log_weights as functional
+from dvae_fast import corruptions, functional, reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from dvae_fast.corruptions.basic import SaltAndPepper
-from dvae_fast.models.gaussian import DIWAE
+from dvae_fast.corruptions import SaltAndPepper
+from dvae_fast.models import DIWAE
+from dvae_fast.training import default_config, train
 from dvae_fast.training.graphed import GraphedStep, undone
-from dvae_fast.training.loop import default_config, train
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dvae_fast.training import heap
+from dvae_fast.training.heap import _trim
 
 BLOCK, COUNT = 100_000, 2_000  # below 128 KiB, from which blocks have mappings of their own
 
@@ -46,8 +47,8 @@ def test_holes_in_the_heap_are_given_back() -> None:
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
-    heap._trim.cache_clear()
+    _trim.cache_clear()
     try:
         heap.return_free_memory()
     finally:
-        heap._trim.cache_clear()
+        _trim.cache_clear()

@@ -10,11 +10,16 @@ import torch
 from plain_objectives import plain_bound
 from torch import Tensor, nn
 
-from dvae_fast import annealed_importance_sampling, estimate_log_likelihood
-from dvae_fast.corruptions.basic import Masking
-from dvae_fast.functional import log_weights as functional
-from dvae_fast.models.two_layer import TwoLayerModel
-from dvae_fast.objectives import loss as objectives
+from dvae_fast import (
+    annealed_importance_sampling,
+    corruptions,
+    estimate_log_likelihood,
+    functional,
+    objectives,
+)
+from dvae_fast._seeds import derived_key
+from dvae_fast.corruptions import Masking
+from dvae_fast.models import TwoLayerModel
 
 B, D, Z1, Z2, M, K, SEED = 7, 6, 3, 2, 4, 5, 9
 
@@ -127,12 +132,12 @@ def test_loss_and_gradient_are_those_of_the_formula(objective: str, m: int) -> N
     x, parameters = _data(), list(model.parameters())
     loss = model.loss(x, SEED)
     gradient = torch.autograd.grad(loss, parameters)
-    noisy = functional.corrupt(x, model.corruption, m, SEED)  # type: ignore[arg-type]
+    noisy = corruptions.corrupt(x, model.corruption, m, SEED)  # type: ignore[arg-type]
     mean, log_var = (t.unsqueeze(2) for t in model.encode(noisy))  # (M, B, 1, Z₁)
     with torch.no_grad():
         z, _, _ = objectives.sample_latents(mean[:, :, 0], log_var[:, :, 0], K, chosen, SEED)
         zero = z.new_zeros(*z.shape[:-2], Z2)
-        key = functional._derived_key(torch.tensor([SEED]), 2)
+        key = derived_key(torch.tensor([SEED]), 2)
         noise, _ = functional.sample_latent(zero, zero, z.shape[-2], key)
         z, noise = (_by_groups(t, objective, m) for t in (z, noise))
         own = (z - mean) / torch.exp(0.5 * log_var)

@@ -10,11 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dvae_fast.corruptions.basic import SaltAndPepper
-from dvae_fast.data.sets import load_dataset
-from dvae_fast.models.encoders import INFERENCES, ConvEncoder, GRUEncoder, make_encoder
-from dvae_fast.models.gaussian import MODELS, LatentVariableModel, make_model
-from dvae_fast.training.loop import TrainConfig, default_config
+from dvae_fast.corruptions import SaltAndPepper
+from dvae_fast.data import load_dataset
+from dvae_fast.models import (
+    INFERENCES,
+    MODELS,
+    ConvEncoder,
+    GRUEncoder,
+    LatentVariableModel,
+    make_encoder,
+    make_model,
+)
+from dvae_fast.training import TrainConfig, default_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,18 +14,19 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from dvae_fast.corruptions.basic import (
+from dvae_fast import corruptions, functional, objectives
+from dvae_fast.corruptions import (
+    LEVEL_ESTIMATORS,
     AdditiveGaussian,
     BitFlip,
     Corruption,
     Identity,
+    Learnable,
     Masking,
     SaltAndPepper,
+    score_function_surrogate,
 )
-from dvae_fast.corruptions.learnable import LEVEL_ESTIMATORS, Learnable, score_function_surrogate
-from dvae_fast.functional import log_weights as functional
-from dvae_fast.models.gaussian import MODELS, LatentVariableModel, make_model
-from dvae_fast.objectives import loss as objectives
+from dvae_fast.models import MODELS, LatentVariableModel, make_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,7 +145,7 @@ def test_score_function_is_unbiased(name: str) -> None:
     expected = _exact_gradient(corruption, _curved)
     grads = []
     for seed in range(500):
-        noisy = functional.corrupt(x, corruption, M, seed)
+        noisy = corruptions.corrupt(x, corruption, M, seed)
         surrogate = score_function_surrogate(_curved(noisy), corruption.log_prob(x, noisy))
         assert float(surrogate.detach()) == 0
         grads.append(torch.autograd.grad(surrogate, corruption.unconstrained)[0])
@@ -191,7 +192,7 @@ def test_relaxed_tends_to_the_exact_gradient(name: str) -> None:
         leaf = corruption.unconstrained.detach().expand(n, D).clone().requires_grad_()
         twin = copy.deepcopy(corruption)
         twin.unconstrained = nn.Parameter(leaf.detach())
-        noisy = functional.corrupt(x, twin, None, SEED)
+        noisy = corruptions.corrupt(x, twin, None, SEED)
         (each,) = torch.autograd.grad(_curved(noisy).sum(), twin.unconstrained)
         grad = each.mean(0)
         error = each.std(0) / math.sqrt(n)
@@ -209,7 +210,7 @@ def test_relaxed_draws_become_whole(name: str) -> None:
     million. In evaluation mode they are whole at any, and those of the kernel."""
     corruption = Learnable(RATES[name], "relaxed", temperature=1e-4).double()
     n = 20_000
-    noisy = functional.corrupt(X.expand(n, D), corruption, None, SEED).detach()
+    noisy = corruptions.corrupt(X.expand(n, D), corruption, None, SEED).detach()
     probability: dict[tuple[float, ...], float] = {}
     for p, value in _outcomes(corruption):
         key = tuple(value.tolist())
@@ -223,18 +224,18 @@ def test_relaxed_draws_become_whole(name: str) -> None:
 
     corruption.temperature = 1.0
     corruption.eval()
-    whole = functional.corrupt(X.expand(B, D), corruption, M, SEED)
-    assert torch.equal(whole, functional.corrupt(X.expand(B, D), corruption.fixed(), M, SEED))
+    whole = corruptions.corrupt(X.expand(B, D), corruption, M, SEED)
+    assert torch.equal(whole, corruptions.corrupt(X.expand(B, D), corruption.fixed(), M, SEED))
 
 
 @pytest.mark.parametrize("name", RATES)
 def test_relaxed_numbers_are_those_of_any_split(name: str) -> None:
     corruption = Learnable(RATES[name], "relaxed")
     x = torch.rand(B, D)
-    whole = functional.corrupt(x, corruption, M, SEED)
+    whole = corruptions.corrupt(x, corruption, M, SEED)
     assert whole.shape == (M, B, D)
     assert bool(((whole > 0) & (whole < 1)).all())
-    part = functional.corrupt(x[2:], corruption, 2, SEED, first_example=2, first_copy=1)
+    part = corruptions.corrupt(x[2:], corruption, 2, SEED, first_example=2, first_copy=1)
     torch.testing.assert_close(part, whole[1:3, 2:])
 
 
@@ -243,13 +244,13 @@ def test_pathwise_gradient_of_a_deviation(size: int | None) -> None:
     corruption = Learnable(AdditiveGaussian(0.4), size=size).double()
     x = torch.rand(B, D, dtype=torch.float64)
     assert torch.equal(
-        functional.corrupt(x, corruption, M, SEED),
-        functional.corrupt(x, AdditiveGaussian(corruption.level.detach()), M, SEED),
+        corruptions.corrupt(x, corruption, M, SEED),
+        corruptions.corrupt(x, AdditiveGaussian(corruption.level.detach()), M, SEED),
     )
 
     def drawn(a: Tensor) -> Tensor:
         with torch.nn.utils.stateless._reparametrize_module(corruption, {"unconstrained": a}):
-            return functional.corrupt(x, corruption, M, SEED)
+            return corruptions.corrupt(x, corruption, M, SEED)
 
     start = corruption.unconstrained.detach().clone().requires_grad_()
     assert torch.autograd.gradcheck(drawn, (start,))
@@ -344,7 +345,7 @@ def test_score_term_is_the_formula() -> None:
         corruption = model.corruption
         assert isinstance(corruption, Learnable)
         x = torch.rand(B, D, dtype=torch.float64).round()
-        noisy = functional.corrupt(x, corruption, M, SEED)
+        noisy = corruptions.corrupt(x, corruption, M, SEED)
         z, log_ratio, _ = objectives.sample_latents(*model.encode(noisy), K, model.objective, SEED)
         log_w = functional.log_weights(model.decode(z), x, log_ratio)
         each = -(
@@ -524,7 +525,7 @@ def test_starts_where_it_is_told_to() -> None:
             rf"x must have shape \(B, D\) and noisy \(M, B, D\), got \({B}, {D}\) and \({B}, {D}\)",
         ),
         (
-            lambda: functional.corrupt(torch.ones(B, D), Learnable(Masking(0.1), size=D + 1)),
+            lambda: corruptions.corrupt(torch.ones(B, D), Learnable(Masking(0.1), size=D + 1)),
             ValueError,
             r"corruption's parameter must have 1 element or one per data dimension \(3\)",
         ),

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import dvae_fast
-from dvae_fast import reference
-from dvae_fast.evaluation.target import Judged
-from dvae_fast.functional import log_weights as functional
-from dvae_fast.models.decoders import MLP, Softplus
+from dvae_fast import functional, reference
+from dvae_fast.evaluation import Judged
+from dvae_fast.models import MLP, Softplus
 
 op: Any = torch.ops.dvae_fast
 M, B, K, Z, D = 2, 5, 7, 4, 9

@@ -16,20 +16,20 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dvae_fast import reference
-from dvae_fast.corruptions import basic as corruptions
-from dvae_fast.models import gaussian as models
-from dvae_fast.models.decoders import BernoulliDecoder, GaussianDecoder
-from dvae_fast.models.gaussian import (
+from dvae_fast import corruptions, models, reference
+from dvae_fast.models import (
     DIWAE,
     DVAE,
     IWAE,
     MODELS,
     VAE,
+    BernoulliDecoder,
+    GaussianDecoder,
     LatentVariableModel,
     make_model,
 )
-from dvae_fast.objectives.loss import Objective, as_objective
+from dvae_fast.noise import latent_noise
+from dvae_fast.objectives import Objective, as_objective
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,9 +72,9 @@ def _plain_bound(model: LatentVariableModel, x: Tensor, seed: int) -> Tensor:
         noisy = reference.corrupt(x, c.kind, c.parameter.double(), c.salt, key, m, 0, 0)
     mean, log_var = model.encoder(noisy)
     if model.name in ("iwae", "diwae"):
-        noise = reference.latent_noise(m, b, k, Z, key, 0, 0, torch.float64)
+        noise = latent_noise(m, b, k, Z, key, 0, 0, torch.float64)
     else:
-        noise = reference.latent_noise(m * k, b, 1, Z, key, 0, 0, torch.float64)
+        noise = latent_noise(m * k, b, 1, Z, key, 0, 0, torch.float64)
         noise = noise.view(m, k, b, Z).transpose(1, 2)
     q = Normal(mean.unsqueeze(2), torch.exp(0.5 * log_var).unsqueeze(2))
     z = q.loc + q.scale * noise
@@ -409,7 +409,7 @@ def test_sample(likelihood: str) -> None:
     assert torch.equal(means, model.sample(6, 1))
     torch.testing.assert_close(means[:4], model.sample(4, 1))
     assert not torch.equal(means, model.sample(6, 2))
-    noise = reference.latent_noise(1, 6, 1, Z, torch.tensor([1]), 0, 0, torch.float64)
+    noise = latent_noise(1, 6, 1, Z, torch.tensor([1]), 0, 0, torch.float64)
     torch.testing.assert_close(means, model.likelihood.mean(model.decode(noise.view(6, Z))))
 
     state = torch.get_rng_state()

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from dvae_fast.models import decoders as networks
-from dvae_fast.models.decoders import MLP, BernoulliDecoder, GaussianDecoder, GaussianEncoder
+from dvae_fast import models
+from dvae_fast.models import MLP, BernoulliDecoder, GaussianDecoder, GaussianEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +47,7 @@ def test_mlp_is_linear_layers_each_with_an_activation() -> None:
     assert torch.equal(MLP((D,))(x), x)
 
 
-@pytest.mark.parametrize("name", networks.ACTIVATIONS)
+@pytest.mark.parametrize("name", models.ACTIVATIONS)
 def test_every_activation_has_a_gradient(name: str) -> None:
     mlp = MLP((D, *HIDDEN), name)
     mlp(torch.randn(4, D)).square().sum().backward()

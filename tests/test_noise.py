@@ -18,8 +18,8 @@ from scipy import stats
 from torch import Tensor
 
 import dvae_fast
-from dvae_fast import reference
-from dvae_fast.corruptions import basic as corruptions
+from dvae_fast import corruptions
+from dvae_fast.noise import philox, uniform_bits
 
 op: Any = torch.ops.dvae_fast
 
@@ -93,7 +93,7 @@ def test_reference_philox_known_answers(counter: str, key: str, answer: str, dev
     low, high = _words(key)
     c0, c1, c2, c3 = (torch.tensor(w, device=device) for w in _words(counter))
     seed = torch.tensor(_signed(high << 32 | low), device=device)
-    assert [int(w) for w in reference.philox((c0, c1, c2, c3), seed)] == _words(answer)
+    assert [int(w) for w in philox((c0, c1, c2, c3), seed)] == _words(answer)
 
 
 # --- the mapping ------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ def test_every_index_changes_the_numbers(device: str) -> None:
 
     def draw(seed: int = 1, stream: int = 0, example: int = 2, sample: int = 3) -> Tensor:
         s, e, k, key = (torch.tensor(i, device=device) for i in (stream, example, sample, seed))
-        return reference.uniform_bits(s, e, k, 785, key)
+        return uniform_bits(s, e, k, 785, key)
 
     first = draw()
     others = {
@@ -435,11 +435,7 @@ def test_rates_per_pixel(device: str) -> None:
 def _bits(n: int, size: int, device: str) -> np.ndarray[Any, Any]:
     example = torch.arange(n, device=device)
     zero = torch.zeros_like(example)
-    return (
-        reference.uniform_bits(zero, example, zero, size, torch.tensor(9, device=device))
-        .cpu()
-        .numpy()
-    )
+    return uniform_bits(zero, example, zero, size, torch.tensor(9, device=device)).cpu().numpy()
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import dvae_fast
-from dvae_fast import reference
-from dvae_fast.objectives import loss as objectives
+from dvae_fast import objectives
+from dvae_fast.noise import latent_noise
 
 M, B, K, Z, D = 3, 5, 7, 2, 11
 
@@ -67,7 +67,7 @@ def test_samples_inside_and_outside(leading: tuple[int, ...]) -> None:
     seed = torch.tensor([5])
     copies = math.prod(leading)
     z, log_ratio, _ = objectives.sample_latents(mean, log_var, K, "iwae", seed)
-    noise = reference.latent_noise(copies, B, K, Z, seed, 0, 0, torch.float64)
+    noise = latent_noise(copies, B, K, Z, seed, 0, 0, torch.float64)
     expected = mean.unsqueeze(-2) + torch.exp(0.5 * log_var).unsqueeze(-2) * noise.view(z.shape)
     assert z.shape == (*leading, B, K, Z)
     torch.testing.assert_close(z, expected)
@@ -76,7 +76,7 @@ def test_samples_inside_and_outside(leading: tuple[int, ...]) -> None:
     z, log_ratio, _ = objectives.sample_latents(mean, log_var, K, "elbo", seed)
     assert z.shape == (*leading, K, B, 1, Z)
     assert log_ratio.shape == (*leading, K, B, 1)
-    noise = reference.latent_noise(copies * K, B, 1, Z, seed, 0, 0, torch.float64)
+    noise = latent_noise(copies * K, B, 1, Z, seed, 0, 0, torch.float64)
     outer, std = mean.unsqueeze(-3).unsqueeze(-2), torch.exp(0.5 * log_var)
     expected = outer + std.unsqueeze(-3).unsqueeze(-2) * noise.view(z.shape)
     torch.testing.assert_close(z, expected)

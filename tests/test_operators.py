@@ -30,8 +30,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import dvae_fast
-from dvae_fast import reference
-from dvae_fast.corruptions import basic as corruptions
+from dvae_fast import corruptions, reference
+from dvae_fast._dtypes import accumulation_dtype
 
 op: Any = torch.ops.dvae_fast
 INF = math.inf
@@ -74,7 +74,7 @@ def test_agrees_with_float64_reference(sample: Sample) -> None:
     extra = rounded_intermediates(sample.op, args64, sample.dtype)
     actual, expected = run_operator(sample.op, args), run_reference(sample.op, args64)
     assert len(actual) == len(expected)
-    sums = reference.accumulation_dtype(sample.dtype)
+    sums = accumulation_dtype(sample.dtype)
     for i, (a, e, t) in enumerate(zip(actual, expected, terms, strict=True)):
         assert_accurate(f"{sample} output {i}", a, e, t, sums, extra[i])
 
@@ -88,7 +88,7 @@ def test_iwae_is_consistent_within_itself(sample: Sample) -> None:
     """
     args = sample.args()
     params, scale, x, log_ratio, likelihood, multiplier = args
-    sums = reference.accumulation_dtype(sample.dtype)
+    sums = accumulation_dtype(sample.dtype)
     bound, weights, *grads = run_operator("iwae", args)
     log_w = op.log_weights(params, scale, x, log_ratio, likelihood).double()
     (terms,) = absolute_terms("logmeanexp", (log_w,))
@@ -381,7 +381,7 @@ def test_infinite_logits_have_their_limits(dtype: torch.dtype, device: str) -> N
         (0.3, INF, -INF),
         (0.3, -INF, -INF),
     ]
-    sums = reference.accumulation_dtype(dtype)
+    sums = accumulation_dtype(dtype)
     for x, logit, limit in cases:
         for d in (1, 63, 65):
             # One infinite logit in a row of logits that make log p = −log 2 each.
@@ -502,7 +502,7 @@ def test_confident_decoders_keep_their_accuracy(dtype: torch.dtype, device: str)
 @pytest.mark.parametrize("d", [64, 1920, 1985, 12545])
 def test_undecided_decoders_do_not_overflow(d: int, dtype: torch.dtype, device: str) -> None:
     """Logits of 0: Π (1 + e^−|l|) is 2^D, which a kernel that keeps the product must break up."""
-    sums = reference.accumulation_dtype(dtype)
+    sums = accumulation_dtype(dtype)
     logits = torch.zeros(3, 2, d, dtype=dtype, device=device)
     x, log_ratio = (torch.ones(shape, dtype=sums, device=device) for shape in ((3, d), (3, 2)))
     out = op.log_weights(logits, None, x, log_ratio, "bernoulli")

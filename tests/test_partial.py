@@ -13,19 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from dvae_fast.corruptions.basic import Masking
-from dvae_fast.evaluation import partial
-from dvae_fast.evaluation.importance import estimate_log_likelihood
+from dvae_fast import files, functional
+from dvae_fast.corruptions import Masking
+from dvae_fast.evaluation import estimate_log_likelihood, partial
 from dvae_fast.evaluation.partial import PartialResults, fingerprint, read_settings
 from dvae_fast.files import CheckpointError
-from dvae_fast.functional import log_weights as functional
-from dvae_fast.models.gaussian import LatentVariableModel, make_model
+from dvae_fast.models import LatentVariableModel, make_model
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dvae_fast.evaluation.progress import EvaluationProgress
-    from dvae_fast.evaluation.results import LikelihoodEstimate
+    from dvae_fast.evaluation import EvaluationProgress, LikelihoodEstimate
 
 N, K, D = 11, 23, 9
 FIELDS = (
@@ -247,7 +245,7 @@ def test_written_at_intervals_and_at_the_end(
 ) -> None:
     path = tmp_path / "partial.npz"
     writings = []
-    original = partial.write_atomically
+    original = files.write_atomically
     monkeypatch.setattr(
         partial, "write_atomically", lambda p, data: (writings.append(p), original(p, data))
     )

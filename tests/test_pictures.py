@@ -11,9 +11,9 @@ from docs_script import load_script
 from torch import nn
 
 from dvae_fast import corrupt
-from dvae_fast.corruptions.basic import SaltAndPepper
-from dvae_fast.files import load_model
-from dvae_fast.training.loop import default_config, train
+from dvae_fast.corruptions import SaltAndPepper
+from dvae_fast.models import load_model
+from dvae_fast.training import default_config, train
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dvae_fast import plots
+from dvae_fast.plots import _GAP, _write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +23,7 @@ SHAPE = (3, 2)
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every figure that is written, in order."""
     found: list[Any] = []
-    write = plots._write
+    write = _write
 
     def keep(figure: Any, path: Path) -> None:
         found.append(figure)
@@ -41,14 +42,14 @@ def test_a_grid_has_images_row_by_row() -> None:
     images = torch.arange(5 * 6).reshape(5, 6) / 30
     grid = plots.image_grid(images, SHAPE, 3)
     zoom = 56 // 3
-    height, width = 3 * zoom + plots._GAP, 2 * zoom + plots._GAP
-    assert grid.shape == (2 * height + plots._GAP, 3 * width + plots._GAP)
+    height, width = 3 * zoom + _GAP, 2 * zoom + _GAP
+    assert grid.shape == (2 * height + _GAP, 3 * width + _GAP)
     for i in range(5):
-        top, left = plots._GAP + i // 3 * height, plots._GAP + i % 3 * width
+        top, left = _GAP + i // 3 * height, _GAP + i % 3 * width
         one = grid[top : top + 3 * zoom : zoom, left : left + 2 * zoom : zoom]
         assert torch.equal(one, images[i].reshape(SHAPE))
-    assert bool(grid[: plots._GAP].isnan().all())
-    assert bool(grid[height + plots._GAP :, 2 * width + plots._GAP :].isnan().all()), "no sixth"
+    assert bool(grid[:_GAP].isnan().all())
+    assert bool(grid[height + _GAP :, 2 * width + _GAP :].isnan().all()), "no sixth"
 
 
 @pytest.mark.parametrize(("columns", "expected"), [(None, 3), (4, 4), (1, 1)])

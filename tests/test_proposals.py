@@ -11,13 +11,11 @@ import torch
 from linear_gaussian import D, Z, draw_data, exact_log_likelihood, linear_gaussian
 from torch import Tensor
 
-from dvae_fast import reference
-from dvae_fast.corruptions.basic import AdditiveGaussian, Corruption, Masking
-from dvae_fast.evaluation.importance import estimate_log_likelihood
-from dvae_fast.evaluation.proposals import PROPOSALS, Proposal
-from dvae_fast.evaluation.target import Judged
-from dvae_fast.functional import log_weights as functional
-from dvae_fast.models.gaussian import make_model
+from dvae_fast import corruptions
+from dvae_fast.corruptions import AdditiveGaussian, Corruption, Masking
+from dvae_fast.evaluation import PROPOSALS, Judged, Proposal, estimate_log_likelihood
+from dvae_fast.models import make_model
+from dvae_fast.noise import latent_noise
 
 N, M, K, SEED = 7, 5, 13, 99
 
@@ -85,8 +83,8 @@ def test_corrupted_weights_have_the_density_of_their_own_component() -> None:
     x, corruption = draw_data(model, N), AdditiveGaussian(0.5)
     z, log_ratio, _ = _drawn("corrupted", x, K, corruption)
     with torch.no_grad():
-        mean, log_var = model.encode(functional.corrupt(x, corruption, K, SEED))  # (K, N, Z)
-    noise = reference.latent_noise(1, N, K, Z, torch.tensor([SEED]), 0, 0, torch.float64)[0]
+        mean, log_var = model.encode(corruptions.corrupt(x, corruption, K, SEED))  # (K, N, Z)
+    noise = latent_noise(1, N, K, Z, torch.tensor([SEED]), 0, 0, torch.float64)[0]
     mean, log_var = mean.transpose(0, 1), log_var.transpose(0, 1)
     torch.testing.assert_close(z, mean + torch.exp(0.5 * log_var) * noise)
     q = torch.distributions.Normal(mean, torch.exp(0.5 * log_var)).log_prob(z).sum(-1)
@@ -99,7 +97,7 @@ def test_mixture_weights_have_the_density_of_the_mixture() -> None:
     x, corruption = draw_data(model, N), AdditiveGaussian(0.5)
     z, log_ratio, _ = _drawn("mixture", x, K, corruption)
     with torch.no_grad():
-        mean, log_var = model.encode(functional.corrupt(x, corruption, M, SEED))  # (M, N, Z)
+        mean, log_var = model.encode(corruptions.corrupt(x, corruption, M, SEED))  # (M, N, Z)
     q = torch.distributions.MixtureSameFamily(
         torch.distributions.Categorical(torch.ones(N, 1, M)),
         torch.distributions.Independent(

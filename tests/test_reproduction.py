@@ -20,13 +20,21 @@ import torch
 from typer.testing import CliRunner
 
 from dvae_fast import cli
-from dvae_fast.evaluation.importance import estimate_log_likelihood
-from dvae_fast.files import CheckpointError, load_model
+from dvae_fast.evaluation import estimate_log_likelihood
+from dvae_fast.files import CheckpointError
+from dvae_fast.models import load_model
 from dvae_fast.reproduction import rows, runs, table
 from dvae_fast.reproduction.rows import ROWS, SCALES, select
-from dvae_fast.reproduction.runs import Run, plan, read_results, run_one, unfinished
-from dvae_fast.training import loop as trainer
-from dvae_fast.training.loop import TrainConfig, default_config, load_config
+from dvae_fast.reproduction.runs import (
+    Run,
+    _commit,
+    _curve,
+    plan,
+    read_results,
+    run_one,
+    unfinished,
+)
+from dvae_fast.training import TrainConfig, default_config, load_config, stopping
 
 if TYPE_CHECKING:
     from typer.testing import Result
@@ -192,7 +200,7 @@ def test_a_run_keeps_what_it_measures(finished: tuple[Path, dict[str, Any]]) -> 
 
 def test_a_long_curve_is_thinned_from_its_end() -> None:
     history = [{"epoch": i, "train_bound": -i, "valid_bound": math.nan} for i in range(1, 131)]
-    curve = runs._curve(history)
+    curve = _curve(history)
     assert [line["epoch"] for line in curve] == list(range(1, 131, 3))
     assert curve[-1] == {"epoch": 130, "train_bound": -130, "valid_bound": None}
 
@@ -222,7 +230,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(
     calls: int, tmp_path: Path, finished: tuple[Path, dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(trainer, "_REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(stopping, "REPORT_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         run_one(tiny(), tmp_path, StopAfter(calls))
     assert unfinished([tiny()], tmp_path) == [tiny()]
@@ -522,6 +530,6 @@ def test_a_commit_is_told_where_the_package_is_tracked() -> None:
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    commit = runs._commit()
+    commit = _commit()
     assert commit is not None
     assert commit.removesuffix("-dirty") == head.stdout.strip()

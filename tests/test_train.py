@@ -14,19 +14,24 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from dvae_fast.files import CHECKPOINT, MODEL, CheckpointError, load_model, load_tensors
-from dvae_fast.training import loop as trainer
-from dvae_fast.training.loop import (
+from dvae_fast.files import CHECKPOINT, CheckpointError, load_tensors
+from dvae_fast.models import load_model
+from dvae_fast.models.saving import MODEL
+from dvae_fast.training import (
     CONFIG,
     METRICS,
     NonFiniteError,
+    Progress,
     TrainConfig,
+    board,
     default_config,
     kl_weight,
     learning_rate,
     load_config,
+    stopping,
     train,
 )
+from dvae_fast.training.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,7 +72,7 @@ class StopAfter:
 
 @pytest.fixture
 def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "_REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(stopping, "REPORT_SECONDS", 0.0)
 
 
 def state_of(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -204,7 +209,7 @@ def test_the_rate_reaches_the_optimiser(tmp_path: Path) -> None:
     history = train(c, tmp_path, tensorboard=False)["history"]
     assert [line["learning_rate"] for line in history] == [learning_rate(c, e) for e in range(3)]
     for epoch in (0, 2):
-        run = trainer._Run(c, tmp_path, c.load_data())
+        run = Run(c, tmp_path, c.load_data())
         before = run.parameters["decoder.output.bias"].detach().clone()
         run.epoch = epoch
         run.start_epoch()
@@ -218,7 +223,7 @@ def test_the_weight_of_the_divergence_rises_over_the_epochs(tmp_path: Path) -> N
     c = tiny(kl_warmup=4, epochs=6)
     assert [kl_weight(c, e) for e in range(6)] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
     assert {kl_weight(tiny(), e) for e in range(6)} == {1.0}
-    run = trainer._Run(c, tmp_path, c.load_data())
+    run = Run(c, tmp_path, c.load_data())
     for epoch, expected in ((0, 0.0), (3, 0.75), (5, 1.0)):
         run.epoch = epoch
         run.start_epoch()
@@ -230,7 +235,7 @@ def test_bounds_are_reported_without_the_weight(tmp_path: Path) -> None:
     totals, moved = [], []
     for warmup in (0, 5):
         c = tiny(kl_warmup=warmup, objective="ciwae", estimator="dreg", beta=0.25)
-        run = trainer._Run(c, tmp_path, c.load_data())
+        run = Run(c, tmp_path, c.load_data())
         run.start_epoch()
         run.step()
         totals.append(run.total.item())
@@ -377,7 +382,7 @@ def test_a_run_neither_moves_nor_heeds_the_global_generator(tmp_path: Path) -> N
 
 def test_the_seed_changes_everything_but_the_data(tmp_path: Path) -> None:
     data = tiny().load_data()
-    a, b = (trainer._Run(tiny(seed=s), tmp_path, data) for s in (0, 1))
+    a, b = (Run(tiny(seed=s), tmp_path, data) for s in (0, 1))
     for run in (a, b):
         run.start_epoch()
     assert not torch.equal(a.permutation, b.permutation)
@@ -391,7 +396,7 @@ def test_the_seed_changes_everything_but_the_data(tmp_path: Path) -> None:
 
 def test_every_epoch_reads_every_example_once(tmp_path: Path) -> None:
     config = tiny()
-    run = trainer._Run(config, tmp_path, config.load_data())
+    run = Run(config, tmp_path, config.load_data())
     orders = []
     for _ in range(2):
         run.start_epoch()
@@ -411,7 +416,7 @@ def test_a_run_may_take_the_first_examples_alone(tmp_path: Path) -> None:
     assert torch.equal(data.valid, whole.valid[:31])
     assert torch.equal(data.test, whole.test)
     torch.testing.assert_close(data.mean, whole.train[:250].mean(0))
-    run = trainer._Run(config, tmp_path, data)
+    run = Run(config, tmp_path, data)
     run.start_epoch()
     assert torch.equal(run.permutation.sort()[0], torch.arange(250))
 
@@ -423,7 +428,7 @@ def test_the_training_bound_is_the_mean_over_examples(tmp_path: Path) -> None:
     """With parameters that do not move, and a last batch smaller than the others."""
     config = tiny(epochs=1, learning_rate=1e-30)
     record = train(config, tmp_path, tensorboard=False)["history"][0]
-    run = trainer._Run(config, tmp_path, config.load_data())
+    run = Run(config, tmp_path, config.load_data())
     run.start_epoch()
     bounds = []
     for index in run.permutation.split(237):
@@ -440,7 +445,7 @@ def test_the_best_model_is_kept_not_the_last(
     train(tiny(epochs=2), tmp_path / "two", tensorboard=False)
     after_two = load_tensors(tmp_path / "two" / CHECKPOINT)[0]
     bounds = iter([-30.0, -20.0, -25.0, -28.0, -21.5])
-    monkeypatch.setattr(trainer._Run, "bound", lambda *_: next(bounds))
+    monkeypatch.setattr(Run, "bound", lambda *_: next(bounds))
     metrics = train(tiny(epochs=4), tmp_path / "four", tensorboard=False)
     assert metrics["best"] == {"epoch": 2, "valid_bound": -20.0}
     assert metrics["test_bound"] == -21.5
@@ -467,7 +472,7 @@ def test_reported_bounds_are_those_of_the_model_that_is_kept(tmp_path: Path) -> 
 
 def test_training_improves_the_bound(tmp_path: Path) -> None:
     config = tiny(epochs=8, learning_rate=0.01)
-    untrained = trainer._Run(config, tmp_path, config.load_data())
+    untrained = Run(config, tmp_path, config.load_data())
     metrics = train(config, tmp_path, tensorboard=False)
     start = untrained.bound("valid", untrained.valid_seed)
     assert metrics["best"]["valid_bound"] > start + 0.5
@@ -491,7 +496,7 @@ def test_metrics_file_is_complete(tmp_path: Path) -> None:
 
 
 def test_progress_counts_up_to_the_end(tmp_path: Path, every_step: None) -> None:
-    seen: list[trainer.Progress] = []
+    seen: list[Progress] = []
     train(tiny(), tmp_path, tensorboard=False, on_progress=seen.append)
     assert [p.examples for p in seen] == [
         e * N + min(237 * s, N) for e in range(2) for s in range(1, STEPS + 1)
@@ -521,7 +526,7 @@ def test_tensorboard_events(tmp_path: Path) -> None:
 
 
 def test_tensorboard_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(board.importlib.util, "find_spec", lambda name: None)
     assert train(tiny(epochs=1), tmp_path)["status"] == "finished"
     assert not list(tmp_path.glob("events*"))
 
@@ -609,14 +614,14 @@ def test_a_bound_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 
 
 def test_gradient_norms_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, norms = trainer._Run.step, []
+    real, norms = Run.step, []
 
-    def step(run: trainer._Run) -> None:
+    def step(run: Run) -> None:
         real(run)
         squares = [float(p.grad.double().square().sum()) for p in run.model.parameters()]
         norms.append(math.sqrt(sum(squares)))
 
-    monkeypatch.setattr(trainer._Run, "step", step)
+    monkeypatch.setattr(Run, "step", step)
     history = train(tiny(), tmp_path, tensorboard=False)["history"]
     assert len(norms) == 2 * STEPS
     for epoch, line in enumerate(history):
@@ -629,16 +634,16 @@ def test_a_gradient_that_is_not_finite_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every_step: None
 ) -> None:
     """Of a bound that is: a hook spoils the third step's."""
-    real, steps = trainer._Run.step, []
+    real, steps = Run.step, []
 
-    def step(run: trainer._Run) -> None:
+    def step(run: Run) -> None:
         steps.append(1)
         bias = run.parameters["decoder.output.bias"]
         spoil = bias.register_hook(lambda g: g * (math.inf if len(steps) == 3 else 1))
         real(run)
         spoil.remove()
 
-    monkeypatch.setattr(trainer._Run, "step", step)
+    monkeypatch.setattr(Run, "step", step)
     with pytest.raises(NonFiniteError) as caught:
         train(tiny(), tmp_path, tensorboard=False)
     message = str(caught.value)
@@ -654,17 +659,17 @@ def test_nothing_that_is_not_finite_is_ever_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every_step: None
 ) -> None:
     """NaN in a parameter just before a signal: the loss has not shown it yet."""
-    real = trainer._Run.step
+    real = Run.step
     steps = []
 
-    def step(run: trainer._Run) -> None:
+    def step(run: Run) -> None:
         real(run)
         steps.append(1)
         if len(steps) == 2:
             with torch.no_grad():
                 run.parameters["decoder.output.bias"][3] = math.nan
 
-    monkeypatch.setattr(trainer._Run, "step", step)
+    monkeypatch.setattr(Run, "step", step)
     with pytest.raises(
         NonFiniteError, match="a parameter became nan in epoch 1, after 474 of 1297"
     ):

@@ -22,7 +22,7 @@ DVAE_BEGIN_CORE
 constexpr int kBlock = 64;  // elements of one noise block
 constexpr int kLanes = 16;  // counters of one noise block
 
-// 2 is taken too, by reference.py: which component of a mixture.
+// 2 is taken too, by dvae_fast/noise.py: which component of a mixture.
 enum Stream : uint32_t { kStreamCorruption = 0, kStreamLatent = 1 };
 
 // Counter word c3.

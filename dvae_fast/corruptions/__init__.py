@@ -1,1 +1,46 @@
 """Corruption distributions p(x̃|x)."""
+
+from dvae_fast.corruptions.basic import (
+    CORRUPTIONS,
+    AdditiveGaussian,
+    BitFlip,
+    Corruption,
+    DrawnCorruption,
+    Identity,
+    Masking,
+    SaltAndPepper,
+    make_corruption,
+    rates_from_mean,
+)
+from dvae_fast.corruptions.compose import (
+    Compose,
+    CorruptionFunction,
+    FunctionCorruption,
+    as_corruption,
+)
+from dvae_fast.corruptions.config import corruption_from, describe_corruption
+from dvae_fast.corruptions.draw import corrupt
+from dvae_fast.corruptions.learnable import LEVEL_ESTIMATORS, Learnable, score_function_surrogate
+
+__all__ = [
+    "CORRUPTIONS",
+    "LEVEL_ESTIMATORS",
+    "AdditiveGaussian",
+    "BitFlip",
+    "Compose",
+    "Corruption",
+    "CorruptionFunction",
+    "DrawnCorruption",
+    "FunctionCorruption",
+    "Identity",
+    "Learnable",
+    "Masking",
+    "SaltAndPepper",
+    "as_corruption",
+    "corrupt",
+    "corruption_from",
+    "describe_corruption",
+    "make_corruption",
+    "rates_from_mean",
+    "score_function_surrogate",
+]

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dvae_fast._seeds import derived_key
 from dvae_fast.corruptions.basic import Corruption, DrawnCorruption
+from dvae_fast.corruptions.draw import corrupt
 from dvae_fast.corruptions.learnable import Learnable
-from dvae_fast.functional import log_weights as functional
 
 __all__ = ["Compose", "CorruptionFunction", "FunctionCorruption", "as_corruption"]
 
@@ -77,14 +78,12 @@ class Compose(nn.Module, DrawnCorruption):
     ) -> Tensor:
         """x (B, D) → x̃ (M, B, D); see `DrawnCorruption.draw`."""
         first, *rest = (self._part(i, x.device) for i in range(self._count))
-        noisy = functional.corrupt(
-            x, first, copies, key, first_example=first_example, first_copy=first_copy
-        )
+        noisy = corrupt(x, first, copies, key, first_example=first_example, first_copy=first_copy)
         for i, part in enumerate(rest, 1):
-            own = functional._derived_key(key, i)
+            own = derived_key(key, i)
             noisy = torch.cat(
                 [
-                    functional.corrupt(
+                    corrupt(
                         copy, part, 1, own, first_example=first_example, first_copy=first_copy + m
                     )
                     for m, copy in enumerate(noisy.unbind(0))

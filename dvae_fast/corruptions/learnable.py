@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dvae_fast._checks import check_count
+from dvae_fast._dtypes import accumulation_dtype
+from dvae_fast._seeds import derived_key
 from dvae_fast.corruptions.basic import AdditiveGaussian, Corruption, DrawnCorruption, SaltAndPepper
-from dvae_fast.functional import log_weights as functional
-from dvae_fast.reference import accumulation_dtype
+from dvae_fast.corruptions.draw import corrupt
 
 __all__ = ["LEVEL_ESTIMATORS", "Learnable", "score_function_surrogate"]
 
@@ -126,7 +128,7 @@ class Learnable(nn.Module, DrawnCorruption):
             raise ValueError(f"temperature must be finite and > 0, got {temperature:g}")
         level = corruption.parameter.detach().reshape(-1)
         if size is not None:
-            functional._check_count("size", size, 1)
+            check_count("size", size, 1)
             if level.numel() not in (1, size):
                 raise ValueError(
                     f"size must be the number of levels given, {level.numel()}, got {size}"
@@ -199,13 +201,13 @@ class Learnable(nn.Module, DrawnCorruption):
         if self.estimator == "relaxed" and self.training:
             return self._relaxed(x, copies, key, first)
         level = self.level if self.estimator == "pathwise" else self.level.detach()
-        return functional.corrupt(x, self._at(level), copies, key, **first)
+        return corrupt(x, self._at(level), copies, key, **first)
 
     def _relaxed(self, x: Tensor, copies: int, key: Tensor, first: dict[str, int]) -> Tensor:
         dtype = accumulation_dtype(x.dtype)
         zero = torch.zeros_like(x, dtype=dtype, requires_grad=False)
         unit = _plain(AdditiveGaussian, zero.new_ones(()))
-        normal = functional.corrupt(zero, unit, copies, key, **first)
+        normal = corrupt(zero, unit, copies, key, **first)
         # logit Φ(n), from the tails: a logistic number.
         logistic = torch.special.log_ndtr(normal) - torch.special.log_ndtr(-normal)
         hit = torch.sigmoid((self.unconstrained + logistic) / self.temperature)
@@ -217,8 +219,8 @@ class Learnable(nn.Module, DrawnCorruption):
         else:
             salt = cast("Tensor", self._salt).float()
             certain = _plain(SaltAndPepper, torch.ones_like(salt), salt)
-            own = functional._derived_key(key, _SALT_KEY)
-            struck = functional.corrupt(zero, certain, copies, own, **first)
+            own = derived_key(key, _SALT_KEY)
+            struck = corrupt(zero, certain, copies, own, **first)
         return torch.lerp(clean.expand_as(hit), struck.expand_as(hit), hit).to(x.dtype)
 
     # --- the density --------------------------------------------------------------------------

@@ -1,1 +1,43 @@
 """The log-likelihood of a model, estimated."""
+
+from dvae_fast.evaluation.annealed import annealed_importance_sampling, bidirectional
+from dvae_fast.evaluation.importance import CURVE, DTYPES, METHODS, estimate_log_likelihood
+from dvae_fast.evaluation.proposals import PROPOSALS, Proposal
+from dvae_fast.evaluation.results import (
+    AISEstimate,
+    BidirectionalEstimate,
+    Estimate,
+    EvaluationProgress,
+    LikelihoodEstimate,
+)
+from dvae_fast.evaluation.statistics import (
+    MAX_PARETO_K,
+    MIN_ESS,
+    BoundCurve,
+    ParetoTail,
+    pareto_shape,
+)
+from dvae_fast.evaluation.target import EncoderDecoder, Judged
+
+__all__ = [
+    "CURVE",
+    "DTYPES",
+    "MAX_PARETO_K",
+    "METHODS",
+    "MIN_ESS",
+    "PROPOSALS",
+    "AISEstimate",
+    "BidirectionalEstimate",
+    "BoundCurve",
+    "EncoderDecoder",
+    "Estimate",
+    "EvaluationProgress",
+    "Judged",
+    "LikelihoodEstimate",
+    "ParetoTail",
+    "Proposal",
+    "annealed_importance_sampling",
+    "bidirectional",
+    "estimate_log_likelihood",
+    "pareto_shape",
+]

@@ -17,35 +17,29 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from dvae_fast import reference
-from dvae_fast.evaluation.progress import Meter
-from dvae_fast.evaluation.results import Estimate, finite_or_none, from_state
+from dvae_fast import functional, reference
+from dvae_fast._checks import check_size
+from dvae_fast._dtypes import accumulation_dtype
+from dvae_fast._seeds import seed_tensor
+from dvae_fast.evaluation.hamiltonian import EXTRA_NORMALS, Point, Target, move
+from dvae_fast.evaluation.results import AISEstimate, BidirectionalEstimate, Meter
+from dvae_fast.evaluation.statistics import from_state
 from dvae_fast.evaluation.target import Judged, rows_at_once
-from dvae_fast.functional import log_weights as functional
-from dvae_fast.models.decoders import check_size
 from dvae_fast.models.posterior import marginal_log_var
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dvae_fast.evaluation.progress import EvaluationProgress
-    from dvae_fast.evaluation.target import EncoderDecoder
-    from dvae_fast.likelihoods.base import Likelihood
-    from dvae_fast.models.gaussian import LatentVariableModel
+    from dvae_fast.evaluation.results import EvaluationProgress
+    from dvae_fast.evaluation.target import Model
+    from dvae_fast.likelihoods import Likelihood
 
-    Model = LatentVariableModel | EncoderDecoder | tuple[Callable[..., Any], Callable[..., Any]]
-
-__all__ = [
-    "AISEstimate",
-    "BidirectionalEstimate",
-    "annealed_importance_sampling",
-    "bidirectional",
-]
+__all__ = ["annealed_importance_sampling", "bidirectional"]
 
 _op: Any = torch.ops.dvae_fast
 
@@ -54,157 +48,12 @@ SCHEDULES = ("sigmoid", "linear")
 
 #: the acceptance rate that step sizes are tuned to (Wu et al., section 4)
 TARGET = 0.65
-#: the mean acceptance rates, and the effective number of chains, outside which to be warned
-ACCEPTANCE = (0.4, 0.95)
-MIN_ESS = 2.0
 
 _STEEPNESS = 4.0  # δ of the sigmoid schedule, Wu et al.'s
 _TUNING_CHAINS = 4  # enough for a mean acceptance rate, a quarter of the cost of the default
 _RATE = 0.3  # of the step size's logarithm for each unit of acceptance amiss
-# Relative to the step size, uniform: a fixed number of steps of a fixed size can carry a nearly
-# Gaussian target through whole periods, back to where it was (Neal, arXiv 1206.1901, section 4.2).
-_JITTER = 0.2
-# Noise beyond the momentum: two normals for the acceptance, one for the jitter.
-_EXTRA = 3
 # Index of the latents that `bidirectional` simulates from, in the noise of chain 0.
 _SIMULATED = 2**32 - 1
-
-
-# --- results --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class AISEstimate(Estimate):
-    """What `annealed_importance_sampling` returns: one float64 number an example, on the CPU.
-
-    log_likelihood is log 1/C Σ w over C chains, whose expectation lies below log p(x), E w being
-    p(x). If `reverse`, it is −log 1/C Σ 1/w, whose expectation lies above, E 1/w being 1/p(x);
-    `ess` and `standard_error` are then those of 1/w given z, where an example's chains all start.
-    """
-
-    #: mean acceptance probability of the moves, (N,). NaN if temperatures = 1, which has none.
-    acceptance: Tensor
-    #: mean over temperatures of the step size, in standard deviations of f_0, (N,). NaN likewise.
-    step_size: Tensor
-    chains: int
-    temperatures: int
-    leapfrog: int
-    start: str
-    schedule: str
-    #: whether the chains went from the posterior to f_0
-    reverse: bool = False
-
-    def warnings(self) -> list[str]:
-        """In plain words, why not to trust the estimate; empty if there is no reason."""
-        finite = self.log_likelihood.isfinite()
-        few = int((finite & (self.ess < MIN_ESS)).sum()) if self.chains > 1 else 0
-        rate = float(self.acceptance[finite].mean())
-        out = self._not_finite()
-        if rate < ACCEPTANCE[0]:
-            out.append(
-                f"The mean acceptance rate, {rate:.2f}, is below {ACCEPTANCE[0]:g}: the chains "
-                "hardly move. Take smaller steps, or tune them."
-            )
-        if rate > ACCEPTANCE[1]:
-            out.append(
-                f"The mean acceptance rate, {rate:.2f}, is above {ACCEPTANCE[1]:g}: the chains "
-                "could go further. Take larger steps, or tune them."
-            )
-        if few:
-            out.append(
-                f"{few} of {len(finite)} examples have an effective number of chains below "
-                f"{MIN_ESS:g}: their estimates hang on one chain. Raise temperatures."
-            )
-        return out
-
-    def summary(self) -> dict[str, Any]:
-        """Means over the examples, JSON-able; None stands for a number that is not finite."""
-        numbers = {
-            **self._means(),
-            "acceptance": float(self.acceptance.mean()),
-            "step_size": float(self.step_size.mean()),
-        }
-        return {
-            **finite_or_none(numbers),
-            "examples": len(self.log_likelihood),
-            "non_finite": self.non_finite,
-            "method": "ais",
-            "chains": self.chains,
-            "temperatures": self.temperatures,
-            "leapfrog": self.leapfrog,
-            "start": self.start,
-            "schedule": self.schedule,
-            "reverse": self.reverse,
-            "seed": self.seed,
-            "warnings": self.warnings(),
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class BidirectionalEstimate:
-    """What `bidirectional` returns: log p(x) of simulated data between two stochastic bounds."""
-
-    #: the simulated examples (N, D) and the latents they came from (N, Z), on the CPU; given x,
-    #: z is a draw of the exact posterior
-    x: Tensor
-    z: Tensor
-    forward: AISEstimate
-    reverse: AISEstimate
-
-    @property
-    def lower(self) -> Tensor:
-        """Below log p(x) in expectation, (N,)."""
-        return self.forward.log_likelihood
-
-    @property
-    def upper(self) -> Tensor:
-        """Above log p(x) in expectation over z too, (N,)."""
-        return self.reverse.log_likelihood
-
-    @property
-    def gap(self) -> Tensor:
-        """upper − lower, (N,). Its mean bounds the error of either; one alone may be negative."""
-        return self.upper - self.lower
-
-    def warnings(self) -> list[str]:
-        """Those of both directions, each with its name."""
-        return [
-            f"{name}: {warning}"
-            for name, estimate in (("forward", self.forward), ("reverse", self.reverse))
-            for warning in estimate.warnings()
-        ]
-
-    def summary(self) -> dict[str, Any]:
-        """Means over the examples, JSON-able; None stands for a number that is not finite."""
-        n = len(self.gap)
-        numbers = {
-            "lower": self.forward.mean,
-            "upper": self.reverse.mean,
-            "gap": float(self.gap.mean()),
-            # Over examples, not chains: the chains of a reverse estimate share their start.
-            "gap_standard_error": float(self.gap.std()) / math.sqrt(n) if n > 1 else math.nan,
-        }
-        return {
-            **finite_or_none(numbers),
-            "forward": self.forward.summary(),
-            "reverse": self.reverse.summary(),
-        }
-
-
-# --- the path of distributions --------------------------------------------------------------------
-
-
-class _Point(NamedTuple):
-    """Where chains are: u (B, C, Z), ℓ(u) (B, C) and ∇ℓ(u) (B, C, Z)."""
-
-    u: Tensor
-    value: Tensor
-    slope: Tensor
-
-
-class _Target(Protocol):
-    def __call__(self, u: Tensor) -> _Point:
-        """ℓ and its gradient at u."""
 
 
 class _Decoded:
@@ -216,11 +65,11 @@ class _Decoded:
         self.log_var = log_var.double().unsqueeze(1)
         self.std = torch.exp(0.5 * self.log_var)
 
-    def __call__(self, u: Tensor) -> _Point:
+    def __call__(self, u: Tensor) -> Point:
         z = self.mean + self.std * u
         value, slope = _log_likelihood(self.judged, z.to(self.dtype), self.x)
         value = value + 0.5 * (u.square() - z.square() + self.log_var).sum(-1)
-        return _Point(u, value, self.std * (slope - z) + u)
+        return Point(u, value, self.std * (slope - z) + u)
 
     def whitened(self, z: Tensor) -> Tensor:
         """u of z (B, Z), (B, Z)."""
@@ -258,53 +107,9 @@ def _schedule(kind: str, temperatures: int) -> list[float]:
     return betas
 
 
-# --- moves ----------------------------------------------------------------------------------------
-
-
-def _leapfrog(
-    target: _Target, point: _Point, momentum: Tensor, beta: float, step: Tensor, count: int
-) -> tuple[_Point, Tensor]:
-    """`count` leapfrog steps of size `step` (broadcastable to u), each one evaluation."""
-    half = 0.5 * step
-    momentum = momentum + half * (beta * point.slope - point.u)
-    for i in range(count):
-        point = target(point.u + step * momentum)
-        kick = step if i < count - 1 else half
-        momentum = momentum + kick * (beta * point.slope - point.u)
-    return point, momentum
-
-
-def _energy(point: _Point, momentum: Tensor, beta: float) -> Tensor:
-    """−log of f_β(u) N(momentum; 0, I) but for a constant, (B, C)."""
-    return 0.5 * (point.u.square() + momentum.square()).sum(-1) - beta * point.value
-
-
-def _move(
-    target: _Target, point: _Point, beta: float, step: Tensor, leapfrog: int, noise: Tensor
-) -> tuple[_Point, Tensor]:
-    """A Hamiltonian move that leaves f_β as it is, and its acceptance probability, (B, C).
-
-    step: (B,). noise: (B, C, Z + 3) standard normals.
-    """
-    size = point.u.shape[-1]
-    momentum, extra = noise[..., :size], noise[..., size:]
-    # −log of a uniform is exponential, as is half the sum of two squared normals.
-    threshold = -0.5 * extra[..., :2].square().sum(-1)
-    jitter = 1 + _JITTER * (2 * torch.special.ndtr(extra[..., 2:]) - 1)
-    proposal, end = _leapfrog(target, point, momentum, beta, step.view(-1, 1, 1) * jitter, leapfrog)
-    log_ratio = _energy(point, momentum, beta) - _energy(proposal, end, beta)
-    # A proposal of density 0, or one that ran away and is NaN, is refused.
-    accept = threshold < log_ratio
-    taken = _Point(
-        *(torch.where(accept.view(*accept.shape, *[1] * (new.dim() - 2)), new, old)
-          for new, old in zip(proposal, point, strict=True))
-    )  # fmt: skip
-    return taken, torch.exp(log_ratio.clamp(max=0)).nan_to_num(0.0)
-
-
 def _tune(
-    target: _Target,
-    point: _Point,
+    target: Target,
+    point: Point,
     betas: list[float],
     step: Tensor,
     leapfrog: int,
@@ -316,15 +121,15 @@ def _tune(
     """
     steps = []
     for t in range(1, len(betas) - 1):
-        point, acceptance = _move(target, point, betas[t], step, leapfrog, noise(t))
+        point, acceptance = move(target, point, betas[t], step, leapfrog, noise(t))
         step = step * torch.exp(_RATE * (acceptance.mean(1) - TARGET))
         steps.append(step)
     return torch.stack(steps)
 
 
 def _anneal(
-    target: _Target,
-    point: _Point,
+    target: Target,
+    point: Point,
     betas: list[float],
     steps: Tensor,
     leapfrog: int,
@@ -341,7 +146,7 @@ def _anneal(
     log_w = gains[last if reverse else 0] * point.value
     acceptance = torch.zeros_like(log_w)
     for t in range(last, 0, -1) if reverse else range(1, last + 1):
-        point, probability = _move(target, point, betas[t], steps[t - 1], leapfrog, noise(t))
+        point, probability = move(target, point, betas[t], steps[t - 1], leapfrog, noise(t))
         log_w = log_w + gains[t - 1 if reverse else t] * point.value
         acceptance += probability
     return log_w, acceptance / last if last else acceptance.fill_(math.nan)
@@ -425,7 +230,7 @@ def _normal(like: Tensor, shape: tuple[int, int, int], key: Tensor, first: int, 
     """(B, C, Z) of N(0, 1) in float64: a function of the example, the chain (which is the noise's
     copy) and i alone."""
     examples, chains, size = shape
-    dtype = reference.accumulation_dtype(like.dtype)
+    dtype = accumulation_dtype(like.dtype)
     zeros = torch.zeros(chains, examples, size, dtype=dtype, device=like.device)
     normal, _ = functional.sample_latent(zeros, zeros, 1, key, first_example=first, first_sample=i)
     return (
@@ -453,7 +258,7 @@ def _run(
     betas = _schedule(settings.schedule, temperatures)
 
     def noise(run: int, chains: int) -> Callable[[int], Tensor]:
-        shape = (examples, chains, size + _EXTRA)
+        shape = (examples, chains, size + EXTRA_NORMALS)
         return lambda t: _normal(like, shape, key, first, run * temperatures + t)
 
     # The acceptance rate of Hamiltonian moves stays where it is if the step goes as Z^(−1/4).
@@ -577,7 +382,7 @@ def annealed_importance_sampling(
         chains, temperatures, leapfrog, start, schedule, tune, step_size, batch_size
     )
     like = judged.like(x)
-    key = functional._seed_tensor(seed, like.device)
+    key = seed_tensor(seed, like.device)
     x = x.clone() if x.is_inference() else x  # which autograd could not save
     (forward,) = _run_all(judged, x, None, settings, like, key, progress)
     return forward
@@ -642,7 +447,7 @@ def bidirectional(
     if known is not None and size != known:
         raise ValueError(f"latent_size must be the model's, {known}, got {size}")
     like = judged.like(torch.empty(0))
-    key = functional._seed_tensor(seed, like.device)
+    key = seed_tensor(seed, like.device)
     with judged.evaluating():
         x, z = _simulate(judged, n, size, like, key)
     forward, reverse = _run_all(judged, x, z, settings, like, key, progress)

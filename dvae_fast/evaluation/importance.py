@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import math
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, distributed
 
-from dvae_fast import reference
-from dvae_fast.corruptions.config import describe_corruption
+from dvae_fast._checks import check_size, check_sizes
+from dvae_fast._dtypes import accumulation_dtype
+from dvae_fast._seeds import seed_tensor
+from dvae_fast.corruptions import describe_corruption
 from dvae_fast.distributed import patience
 from dvae_fast.evaluation.annealed import annealed_importance_sampling
 from dvae_fast.evaluation.partial import PartialResults, fingerprint, read_settings
-from dvae_fast.evaluation.progress import Meter
 from dvae_fast.evaluation.proposals import Proposal
-from dvae_fast.evaluation.results import MIN_ESS, LikelihoodEstimate, from_state, standard_error
-from dvae_fast.evaluation.statistics import BoundCurve, ParetoTail
+from dvae_fast.evaluation.results import LikelihoodEstimate, Meter
+from dvae_fast.evaluation.statistics import Statistics, above_tolerance
 from dvae_fast.evaluation.target import Judged, has_bfloat16, precision
-from dvae_fast.functional import log_weights as functional
-from dvae_fast.models.decoders import check_size, check_sizes
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Sequence
 
-    from dvae_fast.corruptions.basic import Corruption
+    from dvae_fast.corruptions import Corruption
     from dvae_fast.distributed import World
-    from dvae_fast.evaluation.annealed import AISEstimate
-    from dvae_fast.evaluation.progress import EvaluationProgress
     from dvae_fast.evaluation.proposals import Drawer
-    from dvae_fast.evaluation.target import EncoderDecoder
-    from dvae_fast.likelihoods.base import Likelihood
-    from dvae_fast.models.gaussian import LatentVariableModel
-
-    Model = LatentVariableModel | EncoderDecoder | tuple[Callable[..., Any], Callable[..., Any]]
+    from dvae_fast.evaluation.results import AISEstimate, EvaluationProgress
+    from dvae_fast.evaluation.target import Model
+    from dvae_fast.likelihoods import Likelihood
 
 __all__ = ["CURVE", "DTYPES", "METHODS", "estimate_log_likelihood"]
 
@@ -51,74 +45,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 #: k of the curve of bounds, where nothing else is asked for; those above k are left out
 CURVE = (1, 5, 50, 500, 5000)
 _K = {"importance": 5000, "ais": 16}
-
-# Samples of an example that are kept before the diagnostics take them in, all together.
-_PENDING = 2048
-
-
-# --- statistics of one batch ----------------------------------------------------------------------
-
-
-class _Statistics:
-    """All that is kept of the log-weights of some examples, whatever their number."""
-
-    def __init__(
-        self, examples: int, most: int, ks: Sequence[int], device: torch.device | str
-    ) -> None:
-        self.state = reference.lse_init(examples, device)
-        self.curve = BoundCurve(ks, examples, device)
-        self.tail = ParetoTail(most, examples, device)
-        self.count = 0
-        self._pending: list[Tensor] = []
-
-    def add(self, log_w: Tensor) -> None:
-        """Take in the next samples, (N, c)."""
-        self.state = _op.lse_update(self.state, log_w)
-        self.count += log_w.shape[1]
-        self._pending.append(log_w)
-        if sum(t.shape[1] for t in self._pending) >= _PENDING:
-            self.settle()
-
-    def settle(self) -> None:
-        if self._pending:
-            log_w = torch.cat(self._pending, 1)
-            self._pending = []
-            self.curve.add(log_w)
-            self.tail.add(log_w)
-
-    def row(self, i: int) -> _Statistics:
-        """Those of the i-th example alone, to go on with by itself."""
-        self.settle()
-        other = copy.copy(self)
-        other._pending = []
-        other.state = self.state[i : i + 1].clone()
-        other.curve, other.tail = self.curve.row(i), self.tail.row(i)
-        return other
-
-    def result(self) -> dict[str, Tensor]:
-        """On the CPU: the fields of `LikelihoodEstimate` that have a number an example."""
-        self.settle()
-        fields = from_state(self.state.cpu())
-        errors = self.curve.standard_errors().cpu()
-        # A single group of k of the n samples: their error, times √(n/k).
-        single = errors.isnan() & torch.tensor(self.curve.groups()).eq(1)
-        ratio = torch.tensor([math.sqrt(self.count / k) for k in self.curve.ks])
-        alone = fields["standard_error"][:, None] * ratio
-        return {
-            **fields,
-            "pareto_k": self.tail.shape().cpu(),
-            "spent": torch.full((len(self.state),), self.count, dtype=torch.int64),
-            "curve": self.curve.bounds().cpu(),
-            "curve_standard_error": torch.where(single, alone, errors),
-        }
-
-
-def _unsure(statistics: _Statistics, tolerance: float) -> list[int]:
-    """The examples whose standard error is above the tolerance, or rests on too few weights."""
-    _, s1, s2, _, _ = statistics.state.unbind(1)
-    sure = (standard_error(statistics.state) <= tolerance) & (s1.square() / s2 >= MIN_ESS)
-    sure = sure | s1.isnan()  # no sample will change that
-    return cast("list[int]", (~sure).nonzero().flatten().tolist())
 
 
 # --- drawing --------------------------------------------------------------------------------------
@@ -162,7 +88,7 @@ class _Share:
         if self.size == 1:
             return _log_weights(judged, drawer, x, k, first_sample, dtype)
         widest = -(-k // self.size)
-        mine = x.new_zeros(len(x), widest, dtype=reference.accumulation_dtype(x.dtype))
+        mine = x.new_zeros(len(x), widest, dtype=accumulation_dtype(x.dtype))
         if end > begin:
             mine[:, : end - begin] = _log_weights(
                 judged, drawer, x, end - begin, first_sample + begin, dtype
@@ -173,13 +99,13 @@ class _Share:
 
 
 def _until_sure(
-    statistics: _Statistics,
+    statistics: Statistics,
     draw: Callable[[int, int], Iterator[Tensor]],
     tolerance: float,
     max_k: int,
 ) -> None:
     """As many samples again, and again, of one example."""
-    while statistics.count < max_k and _unsure(statistics, tolerance):
+    while statistics.count < max_k and above_tolerance(statistics, tolerance):
         for log_w in draw(statistics.count, min(2 * statistics.count, max_k)):
             statistics.add(log_w)
 
@@ -203,10 +129,10 @@ class _Evaluation:
     def batch(self, x: Tensor, first_example: int) -> dict[str, Tensor]:
         """The fields of `LikelihoodEstimate` for x, (B, D)."""
         drawer = self.proposal.encode(self.judged, x, self.key, first_example)
-        statistics = _Statistics(len(x), self.max_k, self.ks, x.device)
+        statistics = Statistics(len(x), self.max_k, self.ks, x.device)
         for log_w in self._draw(drawer, x, self.chunk, 0, self.k):
             statistics.add(log_w)
-        unsure = [] if self.tolerance is None else _unsure(statistics, self.tolerance)
+        unsure = [] if self.tolerance is None else above_tolerance(statistics, self.tolerance)
         if self.tolerance is None or not unsure:
             return statistics.result()
         parts = [statistics.row(i) for i in range(len(x))]
@@ -443,7 +369,7 @@ def estimate_log_likelihood(
         seed = earlier.get("seed")
     if seed is None and world is not None and world.size > 1:
         raise ValueError("seed must be given where several processes share the work, got None")
-    key = functional._seed_tensor(seed, like.device)
+    key = seed_tensor(seed, like.device)
     rows = judged.rows_at_once(like, held=compile or matrices is not None)
     batch_size, step = _split(k, batch_size, chunk, rows)
     ks = tuple(sorted({one for one in curve if one <= max_k}))

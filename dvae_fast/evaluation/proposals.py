@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from dvae_fast import reference
-from dvae_fast.corruptions.basic import Corruption, Identity
-from dvae_fast.corruptions.compose import as_corruption
-from dvae_fast.functional import log_weights as functional
-from dvae_fast.models.posterior import gaussian_log_ratio, is_full, place, sample_gaussian
+from dvae_fast import functional, noise
+from dvae_fast._checks import check_count
+from dvae_fast.corruptions import Corruption, Identity, as_corruption, corrupt
+from dvae_fast.models import gaussian_log_ratio, sample_gaussian
+from dvae_fast.models.posterior import is_full, place
 
 if TYPE_CHECKING:
     from dvae_fast.evaluation.target import Judged
@@ -66,7 +66,7 @@ class Proposal:
                 f"proposal {name!r} must come with a corruption: the model has none, and none is "
                 "given"
             )
-        functional._check_count("copies", copies, 1)
+        check_count("copies", copies, 1)
         self.name = name
         self.corruption = corruption or Identity()
         self.copies = copies
@@ -78,7 +78,7 @@ class Proposal:
         corruption = self.corruption.to(x.device)
         if self.name == "corrupted":
             return _Corrupted(judged, x, corruption, key, first_example)
-        noisy = functional.corrupt(x, corruption, self.copies, key, first_example=first_example)
+        noisy = corrupt(x, corruption, self.copies, key, first_example=first_example)
         mean, spread = (
             part.unflatten(0, (self.copies, len(x)))
             for part in judged.posterior(noisy.flatten(0, 1))
@@ -110,7 +110,7 @@ class _Corrupted:
         self.key, self.first_example = key, first_example
 
     def draw(self, k: int, first_sample: int) -> tuple[Tensor, Tensor]:
-        noisy = functional.corrupt(
+        noisy = corrupt(
             self.x, self.corruption, k, self.key,
             first_example=self.first_example, first_copy=first_sample,
         )  # fmt: skip
@@ -119,8 +119,8 @@ class _Corrupted:
             part.unflatten(0, (k, b)).transpose(0, 1)  # (B, k, Z), (B, k, Z, Z) if full
             for part in self.judged.posterior(noisy.flatten(0, 1))
         )
-        noise = _noise(b, k, mean, self.key, self.first_example, first_sample)
-        z = place(mean, spread, noise)
+        epsilon = _noise(b, k, mean, self.key, self.first_example, first_sample)
+        z = place(mean, spread, epsilon)
         ratio = gaussian_log_ratio(
             z.reshape(b * k, 1, -1), mean.flatten(0, 1), spread.flatten(0, 1)
         )
@@ -146,14 +146,12 @@ class _Mixture:
         example = torch.arange(self.first_example, self.first_example + b, device=device)
         sample = torch.arange(first_sample, first_sample + k, device=device)
         zero = torch.zeros_like(example)
-        u = reference.uniform_bits(
-            zero + reference.STREAM_COMPONENT, example, zero, 1, self.key.to(device)
-        )
+        u = noise.uniform_bits(zero + noise.STREAM_COMPONENT, example, zero, 1, self.key.to(device))
         which = (sample + u) % m  # (B, k)
         at = torch.arange(b, device=device)[:, None]
         mean, spread = self.mean[which, at], self.spread[which, at]  # (B, k, Z)
-        noise = _noise(b, k, mean, self.key, self.first_example, first_sample)
-        z = place(mean, spread, noise)
+        epsilon = _noise(b, k, mean, self.key, self.first_example, first_sample)
+        z = place(mean, spread, epsilon)
         if is_full(mean, spread):
             return z, _mixture_log_ratio(z, self.mean, self.spread)
         return z, functional.mixture_log_ratio(z, self.mean, self.spread)

@@ -6,26 +6,24 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from torch import Tensor
+from dvae_fast.evaluation.statistics import MAX_PARETO_K, MIN_ESS, MIN_TAIL
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
 
 __all__ = [
-    "MAX_PARETO_K",
-    "MIN_ESS",
+    "MIN_AIS_ESS",
+    "AISEstimate",
+    "BidirectionalEstimate",
     "Estimate",
+    "EvaluationProgress",
     "LikelihoodEstimate",
+    "Meter",
     "finite_or_none",
-    "from_state",
-    "standard_error",
 ]
 
-#: above this k̂, and below this effective sample size, an estimate should not be trusted
-MAX_PARETO_K = 0.7
-MIN_ESS = 10.0
-MIN_TAIL = 21  # samples, of which five are the tail
 _NAMED = 5  # examples named in a warning
 
 
@@ -118,7 +116,7 @@ class LikelihoodEstimate(Estimate):
     curve_k: tuple[int, ...]
     #: importance samples an example, the first k if there was a tolerance
     k: int
-    #: what the samples were drawn from, one of `dvae_fast.proposals.PROPOSALS`
+    #: what the samples were drawn from, one of `dvae_fast.evaluation.PROPOSALS`
     proposal: str = "posterior"
 
     def _heavy(self) -> Tensor:
@@ -171,19 +169,167 @@ class LikelihoodEstimate(Estimate):
         }
 
 
-def from_state(state: Tensor) -> dict[str, Tensor]:
-    """What the (N, 5) of `lse_update` say: max m, Σ e^(w−m), Σ e^2(w−m), Σ w and the count."""
-    m, s1, s2, total, count = state.unbind(1)
-    return {
-        "log_likelihood": m + s1.log() - count.log(),
-        "standard_error": standard_error(state),
-        "ess": s1.square() / s2,
-        "elbo": total / count,
-    }
+#: the mean acceptance rates, and the effective number of chains, outside which to be warned
+ACCEPTANCE = (0.4, 0.95)
+MIN_AIS_ESS = 2.0
 
 
-def standard_error(state: Tensor) -> Tensor:
-    """The delta method's, of log 1/k Σ w, (N,)."""
-    _, s1, s2, _, count = state.unbind(1)
-    variance = (s2 / s1.square() - 1 / count).clamp(min=0)  # rounding may leave −1e-16
-    return torch.where(count > 1, variance.sqrt(), math.nan)
+@dataclass(frozen=True, eq=False)
+class AISEstimate(Estimate):
+    """What `annealed_importance_sampling` returns: one float64 number an example, on the CPU.
+
+    log_likelihood is log 1/C Σ w over C chains, whose expectation lies below log p(x), E w being
+    p(x). If `reverse`, it is −log 1/C Σ 1/w, whose expectation lies above, E 1/w being 1/p(x);
+    `ess` and `standard_error` are then those of 1/w given z, where an example's chains all start.
+    """
+
+    #: mean acceptance probability of the moves, (N,). NaN if temperatures = 1, which has none.
+    acceptance: Tensor
+    #: mean over temperatures of the step size, in standard deviations of f_0, (N,). NaN likewise.
+    step_size: Tensor
+    chains: int
+    temperatures: int
+    leapfrog: int
+    start: str
+    schedule: str
+    #: whether the chains went from the posterior to f_0
+    reverse: bool = False
+
+    def warnings(self) -> list[str]:
+        """In plain words, why not to trust the estimate; empty if there is no reason."""
+        finite = self.log_likelihood.isfinite()
+        few = int((finite & (self.ess < MIN_AIS_ESS)).sum()) if self.chains > 1 else 0
+        rate = float(self.acceptance[finite].mean())
+        out = self._not_finite()
+        if rate < ACCEPTANCE[0]:
+            out.append(
+                f"The mean acceptance rate, {rate:.2f}, is below {ACCEPTANCE[0]:g}: the chains "
+                "hardly move. Take smaller steps, or tune them."
+            )
+        if rate > ACCEPTANCE[1]:
+            out.append(
+                f"The mean acceptance rate, {rate:.2f}, is above {ACCEPTANCE[1]:g}: the chains "
+                "could go further. Take larger steps, or tune them."
+            )
+        if few:
+            out.append(
+                f"{few} of {len(finite)} examples have an effective number of chains below "
+                f"{MIN_AIS_ESS:g}: their estimates hang on one chain. Raise temperatures."
+            )
+        return out
+
+    def summary(self) -> dict[str, Any]:
+        """Means over the examples, JSON-able; None stands for a number that is not finite."""
+        numbers = {
+            **self._means(),
+            "acceptance": float(self.acceptance.mean()),
+            "step_size": float(self.step_size.mean()),
+        }
+        return {
+            **finite_or_none(numbers),
+            "examples": len(self.log_likelihood),
+            "non_finite": self.non_finite,
+            "method": "ais",
+            "chains": self.chains,
+            "temperatures": self.temperatures,
+            "leapfrog": self.leapfrog,
+            "start": self.start,
+            "schedule": self.schedule,
+            "reverse": self.reverse,
+            "seed": self.seed,
+            "warnings": self.warnings(),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class BidirectionalEstimate:
+    """What `bidirectional` returns: log p(x) of simulated data between two stochastic bounds."""
+
+    #: the simulated examples (N, D) and the latents they came from (N, Z), on the CPU; given x,
+    #: z is a draw of the exact posterior
+    x: Tensor
+    z: Tensor
+    forward: AISEstimate
+    reverse: AISEstimate
+
+    @property
+    def lower(self) -> Tensor:
+        """Below log p(x) in expectation, (N,)."""
+        return self.forward.log_likelihood
+
+    @property
+    def upper(self) -> Tensor:
+        """Above log p(x) in expectation over z too, (N,)."""
+        return self.reverse.log_likelihood
+
+    @property
+    def gap(self) -> Tensor:
+        """upper − lower, (N,). Its mean bounds the error of either; one alone may be negative."""
+        return self.upper - self.lower
+
+    def warnings(self) -> list[str]:
+        """Those of both directions, each with its name."""
+        return [
+            f"{name}: {warning}"
+            for name, estimate in (("forward", self.forward), ("reverse", self.reverse))
+            for warning in estimate.warnings()
+        ]
+
+    def summary(self) -> dict[str, Any]:
+        """Means over the examples, JSON-able; None stands for a number that is not finite."""
+        n = len(self.gap)
+        numbers = {
+            "lower": self.forward.mean,
+            "upper": self.reverse.mean,
+            "gap": float(self.gap.mean()),
+            # Over examples, not chains: the chains of a reverse estimate share their start.
+            "gap_standard_error": float(self.gap.std()) / math.sqrt(n) if n > 1 else math.nan,
+        }
+        return {
+            **finite_or_none(numbers),
+            "forward": self.forward.summary(),
+            "reverse": self.reverse.summary(),
+        }
+
+
+@dataclass(frozen=True)
+class EvaluationProgress:
+    """How far an evaluation is: of this process's share, if several share the work."""
+
+    #: examples done, and to be done
+    examples: int
+    total: int
+    #: importance samples, or annealed chains, drawn so far
+    samples: int
+    #: mean over the examples done in nats, and its standard error over draws of the samples
+    log_likelihood: float
+    standard_error: float
+
+
+class Meter:
+    """Tells `callback` an `EvaluationProgress` after each batch.
+
+    Args:
+        total: examples to be done.
+        callback: None to tell nobody.
+    """
+
+    def __init__(self, total: int, callback: Callable[[EvaluationProgress], None] | None) -> None:
+        self._total, self._callback = total, callback
+        self._examples = self._samples = 0
+        self._sum = self._variance = 0.0
+
+    def advance(self, log_likelihood: Tensor, standard_error: Tensor, samples: int) -> None:
+        """A batch is done: its numbers (B,), and the samples it took in all."""
+        if self._callback is None:
+            return
+        self._examples += len(log_likelihood)
+        self._samples += samples
+        self._sum += float(log_likelihood.sum())
+        self._variance += float(standard_error.square().sum())
+        n = self._examples
+        self._callback(
+            EvaluationProgress(
+                n, self._total, self._samples, self._sum / n, self._variance**0.5 / n
+            )
+        )

@@ -8,19 +8,40 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
+from dvae_fast import reference
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["BoundCurve", "ParetoTail", "pareto_shape"]
+__all__ = [
+    "MAX_PARETO_K",
+    "MIN_ESS",
+    "MIN_TAIL",
+    "BoundCurve",
+    "ParetoTail",
+    "Statistics",
+    "above_tolerance",
+    "from_state",
+    "pareto_shape",
+    "standard_error",
+]
 
+#: above this k̂, and below this effective sample size, an estimate should not be trusted
+MAX_PARETO_K = 0.7
+MIN_ESS = 10.0
+MIN_TAIL = 21  # samples, of which five are the tail
+
+_op: Any = torch.ops.dvae_fast
 
 # Elements of an intermediate: they stay in cache.
 _PIECE = 1 << 14
+# Samples of an example that are kept before the diagnostics take them in, all together.
+_PENDING = 2048
 
 
 # --- the bound against k ----------------------------------------------------------------------
@@ -233,3 +254,83 @@ class ParetoTail:
 def _tail_size(k: int) -> int:
     """Of the largest weights: min(k/5, 3 √k)."""
     return math.ceil(min(0.2 * k, 3 * math.sqrt(k)))
+
+
+def from_state(state: Tensor) -> dict[str, Tensor]:
+    """What the (N, 5) of `lse_update` say: max m, Σ e^(w−m), Σ e^2(w−m), Σ w and the count."""
+    m, s1, s2, total, count = state.unbind(1)
+    return {
+        "log_likelihood": m + s1.log() - count.log(),
+        "standard_error": standard_error(state),
+        "ess": s1.square() / s2,
+        "elbo": total / count,
+    }
+
+
+def standard_error(state: Tensor) -> Tensor:
+    """The delta method's, of log 1/k Σ w, (N,)."""
+    _, s1, s2, _, count = state.unbind(1)
+    variance = (s2 / s1.square() - 1 / count).clamp(min=0)  # rounding may leave −1e-16
+    return torch.where(count > 1, variance.sqrt(), math.nan)
+
+
+class Statistics:
+    """All that is kept of the log-weights of some examples, whatever their number."""
+
+    def __init__(
+        self, examples: int, most: int, ks: Sequence[int], device: torch.device | str
+    ) -> None:
+        self.state = reference.lse_init(examples, device)
+        self.curve = BoundCurve(ks, examples, device)
+        self.tail = ParetoTail(most, examples, device)
+        self.count = 0
+        self._pending: list[Tensor] = []
+
+    def add(self, log_w: Tensor) -> None:
+        """Take in the next samples, (N, c)."""
+        self.state = _op.lse_update(self.state, log_w)
+        self.count += log_w.shape[1]
+        self._pending.append(log_w)
+        if sum(t.shape[1] for t in self._pending) >= _PENDING:
+            self.settle()
+
+    def settle(self) -> None:
+        if self._pending:
+            log_w = torch.cat(self._pending, 1)
+            self._pending = []
+            self.curve.add(log_w)
+            self.tail.add(log_w)
+
+    def row(self, i: int) -> Statistics:
+        """Those of the i-th example alone, to go on with by itself."""
+        self.settle()
+        other = copy.copy(self)
+        other._pending = []
+        other.state = self.state[i : i + 1].clone()
+        other.curve, other.tail = self.curve.row(i), self.tail.row(i)
+        return other
+
+    def result(self) -> dict[str, Tensor]:
+        """On the CPU: the fields of `LikelihoodEstimate` that have a number an example."""
+        self.settle()
+        fields = from_state(self.state.cpu())
+        errors = self.curve.standard_errors().cpu()
+        # A single group of k of the n samples: their error, times √(n/k).
+        single = errors.isnan() & torch.tensor(self.curve.groups()).eq(1)
+        ratio = torch.tensor([math.sqrt(self.count / k) for k in self.curve.ks])
+        alone = fields["standard_error"][:, None] * ratio
+        return {
+            **fields,
+            "pareto_k": self.tail.shape().cpu(),
+            "spent": torch.full((len(self.state),), self.count, dtype=torch.int64),
+            "curve": self.curve.bounds().cpu(),
+            "curve_standard_error": torch.where(single, alone, errors),
+        }
+
+
+def above_tolerance(statistics: Statistics, tolerance: float) -> list[int]:
+    """The examples whose standard error is above the tolerance, or rests on too few weights."""
+    _, s1, s2, _, _ = statistics.state.unbind(1)
+    sure = (standard_error(statistics.state) <= tolerance) & (s1.square() / s2 >= MIN_ESS)
+    sure = sure | s1.isnan()  # no sample will change that
+    return cast("list[int]", (~sure).nonzero().flatten().tolist())

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import functools
 import types
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from dvae_fast import functional
+from dvae_fast._checks import check_float
 from dvae_fast.evaluation.partial import fingerprint
-from dvae_fast.functional import log_weights as functional
-from dvae_fast.likelihoods.base import Bernoulli, Likelihood, get_likelihood
-from dvae_fast.models.decoders import MLP, Softplus, evaluating, hooked
-from dvae_fast.models.gaussian import Autoencoder
+from dvae_fast.likelihoods import Bernoulli, Likelihood, get_likelihood
+from dvae_fast.models import MLP, Autoencoder, LatentVariableModel, Softplus
+from dvae_fast.models.layers import evaluating, hooked
 from dvae_fast.models.posterior import is_full
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     Params = Tensor | tuple[Tensor, Tensor]
 
-__all__ = ["EncoderDecoder", "Judged", "has_bfloat16", "precision", "rows_at_once"]
+__all__ = ["EncoderDecoder", "Judged", "Model", "has_bfloat16", "precision", "rows_at_once"]
 
 # A row of the usual network holds some 2 kB of latents and hidden activations: on a CPU a few
 # thousand rows stay in a shared cache of 8 MB, and make the cost of launching the dozen operators
@@ -45,11 +47,15 @@ class EncoderDecoder(Protocol):
         """(B, D) → mean and log_var (B, Z) of a diagonal Gaussian; p(z) is N(0, I).
 
         Of a full one, a lower triangular L (B, Z, Z) in the place of log_var: see
-        `dvae_fast.gaussian_posterior`.
+        `dvae_fast.models.posterior`.
         """
 
     def decode(self, z: Tensor) -> Params:
         """(B, K, Z) → logits (B, K, D), or a pair (mean, scale)."""
+
+
+#: what can be evaluated: one of ours, an object with encode and decode, or a pair of functions
+Model = LatentVariableModel | EncoderDecoder | tuple[Callable[..., Any], Callable[..., Any]]
 
 
 class Judged:
@@ -141,7 +147,7 @@ class Judged:
         Raises:
             TypeError, ValueError: naming x, the rule and the value.
         """
-        functional._check_float("x", x)
+        check_float("x", x)
         size = self.own.data_size if self.own is not None else x.shape[-1] if x.dim() else 0
         if x.dim() != 2 or x.shape[1] != size or x.shape[0] < 1:
             raise ValueError(

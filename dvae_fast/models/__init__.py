@@ -1,1 +1,73 @@
-"""Models."""
+"""VAE, IWAE, DVAE and DIWAE: an encoder, a decoder and the loss, over the fused operators.
+
+The denoising models encode a corrupted x̃ and are judged on the clean x (Im, Ahn, Memisevic,
+Bengio, arXiv 1511.06406); VAE and IWAE are the same without corruption. VAE and DVAE average
+log w over K samples, IWAE and DIWAE take the logarithm of the mean of w over K samples (Burda,
+Grosse, Salakhutdinov, arXiv 1509.00519); any other bound of `dvae_fast.objectives` is one argument
+away. `BernoulliLatentModel` has binary latents. Shapes as everywhere: B examples, M groups (one a
+corruption), K samples, Z latent and D data dimensions.
+"""
+
+from dvae_fast.models.base import Autoencoder
+from dvae_fast.models.bernoulli import BernoulliLatentModel, sample_bernoulli_latents
+from dvae_fast.models.decoders import (
+    DECODERS,
+    BernoulliDecoder,
+    DiscretisedLogisticDecoder,
+    GaussianDecoder,
+    NegativeBinomialDecoder,
+)
+from dvae_fast.models.encoders import (
+    INFERENCES,
+    POOLINGS,
+    ConvEncoder,
+    GaussianEncoder,
+    GRUEncoder,
+    make_encoder,
+)
+from dvae_fast.models.gaussian import (
+    DIWAE,
+    DVAE,
+    IWAE,
+    MODELS,
+    VAE,
+    LatentVariableModel,
+    make_model,
+)
+from dvae_fast.models.layers import ACTIVATIONS, MLP, Softplus
+from dvae_fast.models.posterior import POSTERIORS, gaussian_log_ratio, sample_gaussian
+from dvae_fast.models.saving import load_model, save_model
+from dvae_fast.models.two_layer import TwoLayerModel
+
+__all__ = [
+    "ACTIVATIONS",
+    "DECODERS",
+    "DIWAE",
+    "DVAE",
+    "INFERENCES",
+    "IWAE",
+    "MLP",
+    "MODELS",
+    "POOLINGS",
+    "POSTERIORS",
+    "VAE",
+    "Autoencoder",
+    "BernoulliDecoder",
+    "BernoulliLatentModel",
+    "ConvEncoder",
+    "DiscretisedLogisticDecoder",
+    "GRUEncoder",
+    "GaussianDecoder",
+    "GaussianEncoder",
+    "LatentVariableModel",
+    "NegativeBinomialDecoder",
+    "Softplus",
+    "TwoLayerModel",
+    "gaussian_log_ratio",
+    "load_model",
+    "make_encoder",
+    "make_model",
+    "sample_bernoulli_latents",
+    "sample_gaussian",
+    "save_model",
+]

@@ -1,9 +1,8 @@
-"""Inference networks that see an image as one: recurrent over its rows, or convolutional.
+"""Encoders: perceptrons, or networks that see an image as one, by its rows or by convolutions.
 
-Each maps (..., D) to the mean and log-variance of q(z|x), (..., Z) each, or its full spread, as
-`dvae_fast.networks.GaussianEncoder` does, with D = H · W pixels, row by row. Source of the
-recurrent ones: Im, Ahn, Memisevic, Bengio (arXiv 1511.06406), whose experiments compare gated
-recurrent units with perceptrons.
+Each maps (..., D) to the mean and log-variance of q(z|x), (..., Z) each, or its full spread; an
+image is D = H · W pixels, row by row. Source of the recurrent ones: Im, Ahn, Memisevic, Bengio
+(arXiv 1511.06406), whose experiments compare gated recurrent units with perceptrons.
 """
 
 from __future__ import annotations
@@ -14,23 +13,56 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dvae_fast.models.decoders import (
-    MLP,
-    GaussianEncoder,
-    check_sizes,
-    posterior_layer,
-    split_posterior,
-)
+from dvae_fast._checks import check_sizes
+from dvae_fast.models.layers import MLP
+from dvae_fast.models.posterior import posterior_layer, split_posterior
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["INFERENCES", "POOLINGS", "ConvEncoder", "GRUEncoder", "check_inference", "make_encoder"]
+__all__ = [
+    "INFERENCES",
+    "POOLINGS",
+    "ConvEncoder",
+    "GRUEncoder",
+    "GaussianEncoder",
+    "check_inference",
+    "make_encoder",
+]
 
 #: "mlp": a multilayer perceptron. "gru": a GRU over the rows. "gru-2d": one over the rows and one
 #: over the columns. "conv": convolutions of stride 2.
 INFERENCES = ("mlp", "gru", "gru-2d", "conv")
 POOLINGS = ("last", "mean")
+
+
+class GaussianEncoder(nn.Module):
+    """q(z|x), a Gaussian, from one last linear layer.
+
+    Args:
+        data_size: D.
+        hidden: sizes of the hidden layers, from the data on; may be empty.
+        latent: Z.
+        activation: one of `ACTIVATIONS`.
+        posterior: one of `POSTERIORS`.
+    """
+
+    def __init__(
+        self,
+        data_size: int,
+        hidden: Sequence[int],
+        latent: int,
+        activation: str = "softplus",
+        posterior: str = "diagonal",
+    ) -> None:
+        super().__init__()
+        self.trunk = MLP((data_size, *hidden), activation)
+        self.output = posterior_layer((data_size, *hidden)[-1], latent, posterior)
+        self.latent, self.posterior = latent, posterior
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., D) → mean (..., Z), and log_var (..., Z) or, if full, L (..., Z, Z)."""
+        return split_posterior(self.output(self.trunk(x)), self.latent, self.posterior)
 
 
 def _check_image_shape(image_shape: Any) -> tuple[int, int]:
@@ -115,7 +147,7 @@ class GRUEncoder(_ImageEncoder):
             the output; at least one.
         latent: Z.
         activation: of the layers after the recurrent one, one of `ACTIVATIONS`.
-        posterior: one of `dvae_fast.networks.POSTERIORS`.
+        posterior: one of `dvae_fast.models.POSTERIORS`.
         columns: read the image column by column too, with units of their own; both states go on.
         pooling: "last", the state after the last row; "mean", the mean of the states.
 
@@ -165,7 +197,7 @@ class ConvEncoder(_ImageEncoder):
         hidden: sizes of the layers between the last convolution and the output; may be empty.
         latent: Z.
         activation: of those layers, one of `ACTIVATIONS`; that of the convolutions is ReLU.
-        posterior: one of `dvae_fast.networks.POSTERIORS`.
+        posterior: one of `dvae_fast.models.POSTERIORS`.
         channels: of the convolutions, from the data on; at least one.
 
     Raises:

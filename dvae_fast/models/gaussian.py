@@ -1,278 +1,35 @@
-"""VAE, IWAE, DVAE and DIWAE: an encoder, a decoder and the loss, over the fused operators.
-
-The denoising models encode a corrupted x̃ and are judged on the clean x (Im, Ahn, Memisevic,
-Bengio, arXiv 1511.06406); VAE and IWAE are the same without corruption. VAE and DVAE average
-log w over K samples, IWAE and DIWAE take the logarithm of the mean of w over K samples (Burda,
-Grosse, Salakhutdinov, arXiv 1509.00519); any other bound of `dvae_fast.objectives` is one argument
-away. `BernoulliLatentModel` has binary latents. Shapes as everywhere: B examples, M groups (one a
-corruption), K samples, Z latent and D data dimensions.
-"""
+"""VAE, IWAE, DVAE and DIWAE: Gaussian latents, over the fused operators."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from dvae_fast.corruptions.basic import Corruption, Identity, SaltAndPepper
-from dvae_fast.corruptions.compose import as_corruption
-from dvae_fast.corruptions.config import corruption_from, describe_corruption
-from dvae_fast.corruptions.learnable import Learnable, score_function_surrogate
-from dvae_fast.functional import log_weights as functional
-from dvae_fast.likelihoods.base import get_likelihood
-from dvae_fast.models.decoders import (
-    DECODERS,
-    MLP,
-    check_posterior,
-    check_size,
-    check_sizes,
-    linear,
-    splits,
+from dvae_fast import functional, objectives
+from dvae_fast._checks import check_size
+from dvae_fast._seeds import seed_tensor
+from dvae_fast.corruptions import (
+    Corruption,
+    Identity,
+    SaltAndPepper,
+    corruption_from,
+    describe_corruption,
 )
+from dvae_fast.models.base import Autoencoder, groups_of
 from dvae_fast.models.encoders import check_inference, make_encoder
-from dvae_fast.models.posterior import is_full, sample_gaussian
-from dvae_fast.objectives import loss as objectives
-from dvae_fast.objectives.loss import Latents, Objective, as_objective
+from dvae_fast.models.posterior import check_posterior, is_full, sample_gaussian
+from dvae_fast.objectives import Latents, Objective, as_objective
+from dvae_fast.objectives.objective import check_posterior_objective
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from dvae_fast.corruptions.compose import CorruptionFunction
-    from dvae_fast.models.decoders import BernoulliDecoder
+    from dvae_fast.corruptions import CorruptionFunction
 
-__all__ = [
-    "DIWAE",
-    "DVAE",
-    "IWAE",
-    "MODELS",
-    "VAE",
-    "Autoencoder",
-    "BernoulliLatentModel",
-    "LatentVariableModel",
-    "make_model",
-]
-
-
-#: objectives whose log-weights keep the corruptions apart: a mean of one bound a copy
-_BY_COPY = ("elbo", "iwae", "ciwae", "vr")
-
-
-def check_posterior_objective(objective: Objective) -> None:
-    """Raise ValueError unless the objective is defined for a full covariance."""
-    if objective.name not in ("elbo", "iwae") or objective.estimator != "standard":
-        raise ValueError(
-            "objective must be elbo or iwae with the standard estimator for a full covariance; "
-            f"got {objective}"
-        )
-
-
-def check_score_objective(objective: Objective) -> None:
-    """Raise ValueError unless the objective is a mean over corruptions, each with its own bound."""
-    if objective.name not in _BY_COPY:
-        raise ValueError(
-            "objective must be a mean over corruptions for a level learnt by the score function, "
-            f"one of {', '.join(_BY_COPY)}; got {objective.name}"
-        )
-
-
-class Autoencoder(nn.Module):
-    """p(x|z), its data, corruption and objective, whatever the latents: the base of all models.
-
-    ``decoder`` maps (..., Z) to the likelihood's parameters; it may be replaced by a module that
-    does the same. A subclass says what ``encoder`` makes, and how z is drawn from that.
-    """
-
-    #: multiplies log p(z) − log q(z|x̃) in `loss`'s gradient alone; a trainer's to set
-    kl_weight: Tensor | float = 1.0
-
-    def __init__(
-        self,
-        data_size: int,
-        latent_size: int,
-        hidden_sizes: Sequence[int],
-        *,
-        activation: str,
-        likelihood: str,
-        corruption: Corruption | CorruptionFunction | None,
-        M: int,
-        K: int,
-        data_mean: Tensor | None,
-        objective: Objective,
-        decoder_hidden_sizes: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__()
-        self.data_size = check_size("data_size", data_size)
-        self.latent_size = check_size("latent_size", latent_size)
-        self.hidden_sizes = check_sizes("hidden_sizes", hidden_sizes)
-        self.decoder_hidden_sizes = (
-            self.hidden_sizes[::-1]
-            if decoder_hidden_sizes is None
-            else check_sizes("decoder_hidden_sizes", decoder_hidden_sizes)
-        )
-        self.activation = activation
-        self.likelihood = get_likelihood(likelihood)
-        self.corruption = None if corruption is None else as_corruption(corruption)
-        self.M = check_size("M", M)
-        self.K = check_size("K", K)
-        objective.check_samples(M, K)
-        self.objective = objective
-        if isinstance(self.corruption, Learnable):
-            self.corruption.check_copies(M)
-            if self.corruption.scores:
-                check_score_objective(objective)
-        # Typed as modules, not as the classes made here: both may be replaced.
-        self.encoder: nn.Module = self._make_encoder()
-        self.decoder: nn.Module = DECODERS[self.likelihood.kind](
-            latent_size, self.decoder_hidden_sizes, data_size, activation, data_mean
-        )
-
-    # --- the parts ----------------------------------------------------------------------------
-
-    def _make_encoder(self) -> nn.Module:
-        """The inference network of a new model: (..., D) → what `_sample_posterior` takes."""
-        raise NotImplementedError
-
-    def decode(self, z: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """The likelihood's parameters: (..., Z) → logits (..., D), or a pair (mean, scale)."""
-        return cast("Tensor | tuple[Tensor, Tensor]", self.decoder(z))
-
-    def _check_data(self, x: Tensor, name: str = "x") -> None:
-        functional._check_float(name, x)
-        if x.dim() != 2 or x.shape[1] != self.data_size:
-            raise ValueError(
-                f"{name} must have shape (B, D) with D = {self.data_size}, got {tuple(x.shape)}"
-            )
-        if x.shape[0] < 1:
-            raise ValueError(f"{name} must hold B >= 1 examples, got shape {tuple(x.shape)}")
-        like = next(self.parameters(), x)
-        if x.device != like.device:
-            raise ValueError(f"{name} must be on the model's device, {like.device}, got {x.device}")
-        if x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise TypeError(f"{name} must have the model's dtype, {like.dtype}, got {x.dtype}")
-
-    def _corrupt(
-        self, x: Tensor, key: Tensor, copies: int | None, first_example: int = 0
-    ) -> Tensor:
-        """(B, D) → x̃ of shape (copies, B, D), or of x's without copies or without corruption."""
-        corruption = self.corruption
-        if corruption is None or isinstance(corruption, Identity):
-            return x  # M copies of it would be encoded M times
-        if not isinstance(corruption, nn.Module) and corruption.parameter.device != x.device:
-            corruption = corruption.to(x.device)
-            if not corruption.parameter.requires_grad:  # else its owner will change the original
-                self.corruption = corruption  # once, not at every step
-        return functional.corrupt(x, corruption, copies, key, first_example=first_example)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # A learnt corruption is a module, and another may take its place.
-        if name == "corruption" and not isinstance(value, nn.Module):
-            self.__dict__.get("_modules", {}).pop(name, None)
-        super().__setattr__(name, value)
-
-    def _sample_posterior(self, x: Tensor, key: Tensor, first_example: int) -> Latents:
-        """z and log_ratio for the objective: M corruptions encoded once, K samples of each."""
-        raise NotImplementedError
-
-    def split_decoder(self) -> BernoulliDecoder | None:
-        """The decoder, if trunk and then a linear output are all that calling `decode` does."""
-        plain = type(self).decode is Autoencoder.decode and "decode" not in self.__dict__
-        decoder = self.decoder
-        return decoder if plain and splits(decoder) else None
-
-    def _log_weights(self, z: Tensor, x: Tensor, log_ratio: Tensor) -> Tensor:
-        """log w in the shape of log_ratio, not holding the logits of a Bernoulli."""
-        decoder = self.split_decoder()
-        if decoder is not None:
-            output = decoder.output
-            return functional.linear_log_weights(
-                decoder.trunk(z), output.weight, output.bias, x, log_ratio, self.likelihood
-            )
-        return functional.log_weights(self.decode(z), x, log_ratio, self.likelihood)
-
-    # --- the objective ------------------------------------------------------------------------
-
-    def loss(
-        self, x: Tensor, seed: int | Tensor | None = None, *, first_example: int = 0
-    ) -> Tensor:
-        """The negative bound in nats, a mean over examples; a scalar.
-
-        Its value is the bound's whatever gives the gradient: see `dvae_fast.objectives.loss`.
-
-        Args:
-            x: (B, D), the clean data, which is the target and is never written to.
-            seed: int, int64 tensor of one element, or None to draw one from torch's generator.
-                One seed governs corruption and latents, which use different streams of it.
-            first_example: index of x's first example in the noise: with the same seed, parts of
-                a batch get the numbers that the batch would.
-
-        Raises:
-            TypeError, ValueError: if x is not (B, D) in the model's dtype and on its device, or
-                the seed or first_example is wrong.
-        """
-        self._check_data(x)
-        key = functional._seed_tensor(seed, x.device)
-        latents = self._sample_posterior(x, key, first_example)
-        # The logits are what a linear layer returned, read by nobody else then or in backward (a
-        # linear layer's needs its input and weight), so the gradient may overwrite them. A
-        # pair's sigmoid (or exp) and softplus do read their results in backward.
-        loss = objectives.loss(
-            cast("Tensor | tuple[Tensor, Tensor | float]", self.decode(latents.z)),
-            x,
-            latents.log_ratio,
-            self.likelihood,
-            self.objective,
-            inference=latents.inference,
-            kl_weight=self.kl_weight,
-            overwrite_params=self.split_decoder() is not None,
-        )
-        if isinstance(self.corruption, Learnable) and self.corruption.scores:
-            loss = loss + self._score_term(self.corruption, x, key, first_example, latents)
-        return loss
-
-    def _score_term(
-        self,
-        corruption: Learnable,
-        x: Tensor,
-        key: Tensor,
-        first_example: int,
-        latents: Latents,
-    ) -> Tensor:
-        """0, with the gradient of a rate that the copies' bounds give by the score function."""
-        corruption.check_copies(self.M)
-        if not torch.is_grad_enabled():
-            return x.new_zeros(())
-        with torch.no_grad():
-            log_w = self._log_weights(latents.z, x, latents.log_ratio)  # (M, ..., B, K)
-            bounds = torch.stack([objectives.bound(copy, self.objective) for copy in log_w])
-        noisy = self._corrupt(x, key, self.M, first_example)  # the same numbers again
-        return score_function_surrogate(-bounds, corruption.log_prob(x, noisy))
-
-    def forward(
-        self, x: Tensor, seed: int | Tensor | None = None, *, first_example: int = 0
-    ) -> Tensor:
-        """`loss`, so that wrappers which call a module (compilation, data parallel) can."""
-        return self.loss(x, seed, first_example=first_example)
-
-    @torch.no_grad()
-    def bound(
-        self, x: Tensor, seed: int | Tensor | None = None, *, first_example: int = 0
-    ) -> Tensor:
-        """The bound of each example, (B, D) → (B,), in nats and without a gradient.
-
-        Arguments as for `loss`; with the same seed its mean is minus `loss`. Holds no (B, K, D)
-        for a Bernoulli.
-        """
-        self._check_data(x)
-        key = functional._seed_tensor(seed, x.device)
-        z, log_ratio, _ = self._sample_posterior(x, key, first_example)
-        return objectives.bound(self._log_weights(z, x, log_ratio), self.objective)
-
-    def extra_repr(self) -> str:
-        """What the parts do not show."""
-        parts = [f"M={self.M}", f"K={self.K}", f"objective={self.objective}"]
-        return ", ".join([f"corruption={self.corruption}"] * (self.corruption is not None) + parts)
+__all__ = ["DIWAE", "DVAE", "IWAE", "MODELS", "VAE", "LatentVariableModel", "make_model"]
 
 
 class LatentVariableModel(Autoencoder):
@@ -407,7 +164,7 @@ class LatentVariableModel(Autoencoder):
         """
         check_size("n", n)
         like = next(self.parameters())
-        key = functional._seed_tensor(seed, like.device)
+        key = seed_tensor(seed, like.device)
         prior = like.new_zeros(n, self.latent_size)
         z = functional.sample_latent(prior, prior, 1, key)[0].squeeze(1)
         params = self.decode(z)
@@ -430,7 +187,7 @@ class LatentVariableModel(Autoencoder):
         """
         self._check_data(x)
         if corrupt:
-            x = self._corrupt(x, functional._seed_tensor(seed, x.device), None)
+            x = self._corrupt(x, seed_tensor(seed, x.device), None)
         return self.likelihood.mean(self.decode(self.encode(x)[0]))
 
     @torch.no_grad()
@@ -634,11 +391,11 @@ class VAE(_Plain):
         data_size: D.
         latent_size: Z.
         hidden_sizes: of the encoder, from the data on. May be empty.
-        activation: one of `dvae_fast.networks.ACTIVATIONS`.
-        inference: the encoder, one of `dvae_fast.inference.INFERENCES`; "gru" and "gru-2d" take the
+        activation: one of `dvae_fast.models.ACTIVATIONS`.
+        inference: the encoder, one of `dvae_fast.models.INFERENCES`; "gru" and "gru-2d" take the
             first of hidden_sizes for their recurrent layer.
         image_shape: (H, W), H · W = D; needed by every encoder but "mlp".
-        posterior: the covariance of q(z|x), one of `dvae_fast.networks.POSTERIORS`; for "full"
+        posterior: the covariance of q(z|x), one of `dvae_fast.models.POSTERIORS`; for "full"
             `encode` returns a triangular factor (..., Z, Z) in the place of log_var.
         likelihood: "bernoulli" (x in [0, 1]); "gaussian" or "discretised_logistic" (x in
             {0, 1/255, …, 1}), mean a sigmoid and scale learnt; or "negative_binomial" (counts),
@@ -684,9 +441,9 @@ class DVAE(_Denoising):
             likelihood, data_mean, objective, estimator, decoder_hidden_sizes: as for `VAE`.
         corruption: p(x̃|x), one of `dvae_fast.corruptions`; None for SaltAndPepper(0.1), the
             paper's kind of noise for binary images. The level of a
-            `dvae_fast.learnable_corruptions.Learnable` is among the model's parameters; a standard
+            `dvae_fast.corruptions.Learnable` is among the model's parameters; a standard
             deviation that requires a gradient otherwise stays its owner's. A callable is taken as
-            `dvae_fast.composed_corruptions.FunctionCorruption` takes it.
+            `dvae_fast.corruptions.FunctionCorruption` takes it.
         M: corruptions an example, K: samples of z a corruption, 1 by default and 5 of a DIWAE; log
             w is averaged over both.
 
@@ -711,99 +468,6 @@ class DIWAE(_Denoising):
     name = "diwae"
     default_objective = "iwae"
     default_k = 5
-
-
-class BernoulliLatentModel(Autoencoder):
-    """p(x, h) = p(x|h) p(h) with h in {0, 1}^Z and q(h|x̃) = Π Bernoulli(σ(encoder(x̃))).
-
-    Trained by VIMCO, which needs no reparameterisation. Its bound at a large K judges it.
-
-    Args:
-        data_size, hidden_sizes, activation, likelihood, data_mean: as for `VAE`.
-        latent_size: Z.
-        corruption: p(x̃|x), one of `dvae_fast.corruptions`, or None.
-        M: corruptions an example (without, groups of samples), K >= 2: samples of h a corruption.
-        learn_prior: p(h) = Π Bernoulli(σ(prior_logits)), learnt, rather than probability ½.
-        objective: one of those that VIMCO is defined for, or an `Objective`.
-        estimator: "vimco".
-
-    Raises:
-        TypeError, ValueError: naming the argument, the rule and the value.
-
-    Source: Mnih and Rezende (arXiv 1602.06725).
-    """
-
-    def __init__(
-        self,
-        data_size: int,
-        latent_size: int = 200,
-        hidden_sizes: Sequence[int] = (200, 200),
-        *,
-        activation: str = "softplus",
-        likelihood: str = "bernoulli",
-        corruption: Corruption | None = None,
-        M: int = 1,
-        K: int = 5,
-        data_mean: Tensor | None = None,
-        learn_prior: bool = False,
-        objective: str | Objective = "iwae",
-        estimator: str | None = None,
-    ) -> None:
-        if estimator is None and isinstance(objective, str):
-            estimator = "vimco"
-        chosen = as_objective(objective, estimator)
-        objectives.check_discrete(chosen)
-        super().__init__(
-            data_size,
-            latent_size,
-            hidden_sizes,
-            activation=activation,
-            likelihood=likelihood,
-            corruption=corruption,
-            M=M,
-            K=K,
-            data_mean=data_mean,
-            objective=chosen,
-        )
-        self.prior_logits = nn.Parameter(torch.zeros(latent_size)) if learn_prior else None
-
-    def _make_encoder(self) -> nn.Module:
-        sizes = (self.data_size, *self.hidden_sizes)
-        return nn.Sequential(MLP(sizes, self.activation), linear(sizes[-1], self.latent_size))
-
-    def encode(self, x: Tensor) -> Tensor:
-        """The logits of q(h|x) for x exactly as given: (..., D) → (..., Z)."""
-        logits: Tensor = self.encoder(x)
-        return logits
-
-    def _sample_posterior(self, x: Tensor, key: Tensor, first_example: int) -> Latents:
-        noisy = self._corrupt(x, key, self.M if self.M > 1 else None, first_example)
-        return objectives.sample_bernoulli_latents(
-            groups_of(self.encode(noisy), self.M), self.prior_logits, self.K, self.objective, key,
-            first_example=first_example,
-        )  # fmt: skip
-
-    @torch.no_grad()
-    def sample(self, n: int, seed: int | Tensor | None = None) -> Tensor:
-        """The means of p(x|h) for n latents h ~ p(h): (n, D). Arguments as for `VAE.sample`."""
-        check_size("n", n)
-        like = next(self.parameters())
-        prior = like.new_zeros(self.latent_size) if self.prior_logits is None else self.prior_logits
-        key = functional._seed_tensor(seed, like.device)
-        h = objectives.draw_bernoulli(prior.expand(n, -1), 1, key).squeeze(1)
-        return self.likelihood.mean(self.decode(h.to(like.dtype)))
-
-    @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """The mean of p(x|h) at the likelier value of each h: (B, D) → (B, D)."""
-        self._check_data(x)
-        logits = self.encode(x)
-        return self.likelihood.mean(self.decode((logits > 0).to(logits.dtype)))
-
-
-def groups_of(t: Tensor, groups: int, dims: int = 1) -> Tensor:
-    """(B, *dims) of a posterior without corruptions → (M, B, *dims) without a copy, if M > 1."""
-    return t.expand(groups, *t.shape) if groups > 1 and t.dim() == 1 + dims else t
 
 
 #: The models by the name used in configurations and on the command line.

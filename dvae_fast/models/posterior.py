@@ -11,12 +11,64 @@ What is diagonal goes to the fused operators.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dvae_fast.functional import log_weights as functional
-from dvae_fast.reference import accumulation_dtype
+from dvae_fast import functional
+from dvae_fast._checks import check_float, check_size
+from dvae_fast._dtypes import accumulation_dtype
+from dvae_fast.functional._autograd import autocast_dtype
+from dvae_fast.models.layers import linear
 
-__all__ = ["gaussian_log_ratio", "is_full", "marginal_log_var", "place", "sample_gaussian"]
+__all__ = [
+    "POSTERIORS",
+    "check_posterior",
+    "gaussian_log_ratio",
+    "is_full",
+    "marginal_log_var",
+    "place",
+    "posterior_layer",
+    "sample_gaussian",
+    "split_posterior",
+]
+
+#: q(z|x)'s covariance: diagonal, or any, as a triangular factor L of L Lᵀ
+POSTERIORS = ("diagonal", "full")
+
+
+def check_posterior(posterior: str) -> str:
+    """`posterior` if it is one of `POSTERIORS`, else ValueError."""
+    if posterior not in POSTERIORS:
+        raise ValueError(f"posterior must be one of {', '.join(POSTERIORS)}; got {posterior!r}")
+    return posterior
+
+
+def posterior_layer(inputs: int, latent: int, posterior: str) -> nn.Linear:
+    """An encoder's last layer, of 2 Z outputs, and Z (Z − 1)/2 below a full factor's diagonal.
+
+    Those start at zero: a full covariance starts as the diagonal one would.
+    """
+    layer = linear(inputs, 2 * check_size("latent", latent))
+    if check_posterior(posterior) == "diagonal":
+        return layer
+    wide: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, 2 * latent + latent * (latent - 1) // 2)
+    with torch.no_grad():
+        for parameter, start in zip(wide.parameters(), layer.parameters(), strict=True):
+            parameter.zero_()
+            parameter[: 2 * latent] = start
+    return wide
+
+
+def split_posterior(output: Tensor, latent: int, posterior: str) -> tuple[Tensor, Tensor]:
+    """mean (..., Z), and log_var (..., Z) or L (..., Z, Z) with L_ii = exp(½ log_var_i)."""
+    if posterior == "diagonal":
+        mean, log_var = output.chunk(2, -1)
+        return mean, log_var
+    mean, log_var, below = output.split((latent, latent, output.shape[-1] - 2 * latent), -1)
+    dtype = accumulation_dtype(output.dtype)
+    factor = torch.diag_embed(torch.exp(0.5 * log_var.to(dtype)))
+    row, column = torch.tril_indices(latent, latent, -1, device=output.device)
+    factor[..., row, column] = below.to(dtype)
+    return mean, factor
 
 
 def is_full(mean: Tensor, spread: Tensor) -> bool:
@@ -61,7 +113,7 @@ def sample_gaussian(
     first = {"first_example": first_example, "first_sample": first_sample}
     if not is_full(mean, spread):
         return functional.sample_latent(mean, spread, k, seed, **first)
-    functional._check_float("mean", mean)
+    check_float("mean", mean)
     with torch.autocast(mean.device.type, enabled=False):
         dtype = accumulation_dtype(mean.dtype)
         zero = torch.zeros_like(mean, dtype=dtype)
@@ -69,7 +121,7 @@ def sample_gaussian(
         scale = spread.to(dtype)
         z = mean.to(dtype).unsqueeze(-2) + noise @ scale.mT
         log_ratio = _log_ratio(z, noise, scale)
-    return z if functional._autocast_dtype(mean) is not None else z.to(mean.dtype), log_ratio
+    return z if autocast_dtype(mean) is not None else z.to(mean.dtype), log_ratio
 
 
 def gaussian_log_ratio(z: Tensor, mean: Tensor, spread: Tensor) -> Tensor:

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dvae_fast.functional import log_weights as functional
-from dvae_fast.models.decoders import GaussianEncoder, check_size, check_sizes
-from dvae_fast.models.gaussian import Autoencoder, groups_of
-from dvae_fast.objectives import loss as objectives
-from dvae_fast.objectives.loss import Latents, Objective, as_objective
+from dvae_fast import functional, objectives
+from dvae_fast._checks import check_size, check_sizes
+from dvae_fast._seeds import derived_key, seed_tensor
+from dvae_fast.models.base import Autoencoder, groups_of
+from dvae_fast.models.encoders import GaussianEncoder
+from dvae_fast.objectives import Latents, Objective, as_objective
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dvae_fast.corruptions.basic import Corruption
-    from dvae_fast.corruptions.compose import CorruptionFunction
+    from dvae_fast.corruptions import Corruption, CorruptionFunction
 
 __all__ = ["TwoLayerModel"]
 
@@ -118,7 +118,7 @@ class TwoLayerModel(Autoencoder):
             (*L, B, K) in nats, differentiable.
         """
         *leading, k, _ = z.shape
-        key = functional._derived_key(functional._seed_tensor(seed, z.device), _LAYER)
+        key = derived_key(seed_tensor(seed, z.device), _LAYER)
         zero = z.new_zeros(*leading, self.latent_sizes[1])
         noise, _ = functional.sample_latent(
             zero, zero, k, key, first_example=first_example, first_sample=first_sample
@@ -143,9 +143,9 @@ class TwoLayerModel(Autoencoder):
         """The means of p(x|z₁) for n draws of z₂ and z₁: (n, D). Arguments as for `VAE.sample`."""
         check_size("n", n)
         like = next(self.parameters())
-        key = functional._seed_tensor(seed, like.device)
+        key = seed_tensor(seed, like.device)
         zero = like.new_zeros(n, self.latent_sizes[1])
-        above, _ = functional.sample_latent(zero, zero, 1, functional._derived_key(key, _LAYER))
+        above, _ = functional.sample_latent(zero, zero, 1, derived_key(key, _LAYER))
         mean, log_var = self.upper_decoder(above.squeeze(1))
         z, _ = functional.sample_latent(mean, log_var, 1, key)
         return self.likelihood.mean(self.decode(z.squeeze(1)))

@@ -11,10 +11,10 @@ from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
 from dvae_fast._extras import MissingExtraError
-from dvae_fast.data.sets import DataError
+from dvae_fast.data import DataError
 from dvae_fast.files import CheckpointError
 from dvae_fast.reproduction.runs import run_one
-from dvae_fast.training.loop import NonFiniteError
+from dvae_fast.training import NonFiniteError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

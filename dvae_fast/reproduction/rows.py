@@ -13,7 +13,7 @@ import fnmatch
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dvae_fast.training.loop import TrainConfig, default_config
+from dvae_fast.training import TrainConfig, default_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -57,7 +57,7 @@ class Row:
         name: what `select` finds it by.
         about: what is particular to it.
         table: one of `TABLES`.
-        settings: for `dvae_fast.train.default_config`, at full scale.
+        settings: for `dvae_fast.training.default_config`, at full scale.
         published: None where this project knows of no figure.
         guesses: what the sources leave unsaid of the training, and is chosen here.
         baseline: the row that it is compared with, seed by seed.
@@ -115,7 +115,7 @@ class Scale:
         about: the same in words.
         rows: names or globs of the rows that are run where none are asked for.
         seeds: of each row.
-        k, examples: as for `dvae_fast.experiments.runs.Run`.
+        k, examples: as for `dvae_fast.reproduction.runs.Run`.
         training: what differs from `Row.settings`, for every row alike.
     """
 
@@ -128,6 +128,7 @@ class Scale:
 
 
 # --- the rows -----------------------------------------------------------------------------------
+
 
 _RELEASED = {"batch_size": 100, "activation": "softplus"}
 _MNIST = {

@@ -12,19 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dvae_fast.data.sets import evenly_spaced, load_dataset
-from dvae_fast.evaluation.importance import estimate_log_likelihood
+from dvae_fast.data import evenly_spaced, load_dataset
+from dvae_fast.evaluation import estimate_log_likelihood
 from dvae_fast.evaluation.partial import PARTIAL, remove_partial
 from dvae_fast.evaluation.results import finite_or_none
-from dvae_fast.files import CHECKPOINT, CheckpointError, load_model, read_json, write_json
-from dvae_fast.training.loop import CONFIG, cpu_threads, load_config, mean_bound, train
+from dvae_fast.files import CHECKPOINT, CheckpointError, read_json, write_json
+from dvae_fast.models import load_model
+from dvae_fast.training import CONFIG, load_config, mean_bound, train
+from dvae_fast.training.loop import cpu_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from dvae_fast.evaluation.progress import EvaluationProgress
+    from dvae_fast.evaluation import EvaluationProgress
     from dvae_fast.reproduction.rows import Row, Scale
-    from dvae_fast.training.loop import Progress, TrainConfig
+    from dvae_fast.training import Progress, TrainConfig
 
     Report = Callable[["Progress | EvaluationProgress"], None]
 

@@ -170,7 +170,7 @@ def markdown(results: Iterable[Result]) -> str:
     """Every table that the results have rows of, and the paired differences.
 
     Args:
-        results: what `dvae_fast.experiments.runs.read_results` returns.
+        results: what `dvae_fast.reproduction.runs.read_results` returns.
 
     Raises:
         CheckpointError: if one is of an unknown row.

@@ -1,1 +1,41 @@
-"""The trainer."""
+"""The trainer: Adam over one of the models, a run folder, and an exact way to go on.
+
+A run folder holds ``config.json``, ``checkpoint.safetensors`` (to go on from),
+``model.safetensors`` (the best model, by the bound on the validation set), ``metrics.json`` and
+TensorBoard's events. All that is random comes from the run's seed, through one generator of its
+own: nothing outside moves it, and it moves nothing outside. A run that is stopped, wherever, and
+resumed gives the same parameters to the last bit, on the same machine with as many threads.
+
+Under ``torchrun`` each process takes its share of every batch: the same order, noise and mean
+gradient as in one process, so the same run up to rounding. Rank 0 alone reads and writes the run
+folder and calls back.
+"""
+
+from dvae_fast.training.board import reconstructions
+from dvae_fast.training.config import (
+    CONFIG,
+    LR_SCHEDULES,
+    TrainConfig,
+    default_config,
+    kl_weight,
+    learning_rate,
+    load_config,
+)
+from dvae_fast.training.loop import METRICS, Progress, train
+from dvae_fast.training.run import NonFiniteError, mean_bound
+
+__all__ = [
+    "CONFIG",
+    "LR_SCHEDULES",
+    "METRICS",
+    "NonFiniteError",
+    "Progress",
+    "TrainConfig",
+    "default_config",
+    "kl_weight",
+    "learning_rate",
+    "load_config",
+    "mean_bound",
+    "reconstructions",
+    "train",
+]

@@ -1,0 +1,124 @@
+"""Checks of arguments: the error names the argument, the rule and the actual value."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "check_choice",
+    "check_count",
+    "check_device",
+    "check_float",
+    "check_index",
+    "check_integer",
+    "check_same",
+    "check_shape",
+    "check_size",
+    "check_sizes",
+    "set_validation",
+    "values_are_checked",
+]
+
+_FLOATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+
+_validate = os.environ.get("DVAE_FAST_VALIDATE", "0") not in ("", "0")
+
+
+def set_validation(enabled: bool) -> bool:
+    """Switch checks that read whole tensors (support of x, positive scales); returns the old value.
+
+    Off by default, because a look at the values costs a pass, and on a GPU a synchronisation.
+    The environment variable ``DVAE_FAST_VALIDATE=1`` switches them on at import.
+    """
+    global _validate
+    old, _validate = _validate, bool(enabled)
+    return old
+
+
+def check_float(name: str, t: Tensor) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+    if t.dtype not in _FLOATS:
+        raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {t.dtype}")
+
+
+def check_same(name: str, t: Tensor, other_name: str, other: Tensor) -> None:
+    """Same device for any two; the callers compare shapes and dtypes, which differ by argument."""
+    if t.device != other.device:
+        raise ValueError(
+            f"{name} must be on the device of {other_name}, {other.device}, got {t.device}"
+        )
+
+
+def check_shape(name: str, t: Tensor, shape: tuple[int, ...], meaning: str) -> None:
+    if tuple(t.shape) != shape:
+        raise ValueError(f"{name} must have shape {meaning} = {shape}, got {tuple(t.shape)}")
+
+
+def check_count(name: str, value: int, lower: int) -> None:
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < lower:
+        raise ValueError(f"{name} must be >= {lower}, got {value}")
+
+
+def check_index(name: str, value: int, count: int) -> None:
+    """The first of `count` indices in the noise, each one 32-bit word of the counter."""
+    check_count(name, value, 0)
+    if value + count > 2**32:
+        raise ValueError(f"{name} must be <= 2**32 − {count}, the number drawn; got {value}")
+
+
+def values_are_checked() -> bool:
+    """Whether values are to be checked and can be: nothing may wait for a graph being captured."""
+    return (
+        _validate
+        and not torch.compiler.is_compiling()
+        and not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+    )
+
+
+def check_size(name: str, value: Any) -> int:
+    """`value` if it is an int >= 1, else TypeError or ValueError naming the argument."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be >= 1, got {value}")
+    return value
+
+
+def check_sizes(name: str, values: Any) -> tuple[int, ...]:
+    """`values` as a tuple if it is a sequence of ints >= 1, else an error naming the argument."""
+    if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
+        raise TypeError(f"{name} must be a sequence of ints, got {values!r}")
+    return tuple(check_size(f"{name}[{i}]", value) for i, value in enumerate(values))
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
+def check_device(name: str, value: Any, *, here: bool = True) -> None:
+    """Raise ValueError unless `value` is ``cpu``, ``cuda`` or ``cuda:N``, and there if `here`."""
+    try:
+        device = torch.device(value)
+    except (RuntimeError, TypeError):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{name} must be cpu, cuda or cuda:N, got {value!r}")
+    if here and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"{name} must be one that torch sees ({torch.cuda.device_count()} GPUs), got {value!r}"
+        )
+
+
+def check_integer(name: str, value: Any, lower: int, upper: float = math.inf) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not lower <= value < upper:
+        rule = f">= {lower}" if upper == math.inf else f"from {lower} to {upper - 1}"
+        raise ValueError(f"{name} must be an integer {rule}, got {value!r}")

@@ -1,0 +1,44 @@
+"""Seeds as the operators take them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["derived_key", "seed_tensor"]
+
+_INT64 = (-(2**63), 2**63 - 1)
+
+
+def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
+    """One int64 on `device`; None draws it there, so that `torch.manual_seed` governs."""
+    if seed is None:
+        return torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device=device)
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.numel() != 1:
+            raise TypeError(
+                "seed must be an int or an int64 tensor of one element, "
+                f"got {seed.dtype} of shape {tuple(seed.shape)}"
+            )
+        return seed if seed.device == device else seed.to(device)
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise TypeError(
+            "seed must be an int, an int64 tensor of one element or None, "
+            f"got {type(seed).__name__}"
+        )
+    if not _INT64[0] <= seed <= _INT64[1]:
+        raise ValueError(f"seed must fit in 64 bits, from -2**63 to 2**63 - 1, got {seed}")
+    # Filled on the device: a copy from the host would wait for it, and break a CUDA graph.
+    return torch.full((1,), seed, dtype=torch.int64, device=device)
+
+
+# The golden ratio's digits: an odd number of no pattern.
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def derived_key(key: Tensor, index: int) -> Tensor:
+    """The index-th of the keys that belong to a seed, the 0th being the seed itself.
+
+    For draws of one (stream, example, copy) more than one; nothing is read on the host.
+    """
+    return key ^ ((index * _GOLDEN + 2**63) % 2**64 - 2**63)

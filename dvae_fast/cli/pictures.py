@@ -1,0 +1,89 @@
+"""The pictures that the commands leave in the folder of a run."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from dvae_fast._extras import MissingExtraError
+from dvae_fast.evaluation import LikelihoodEstimate
+from dvae_fast.models import LatentVariableModel, load_model
+from dvae_fast.plots import (
+    plot_bounds,
+    plot_ess,
+    plot_learning_curve,
+    plot_reconstructions,
+    plot_samples,
+    plot_worst,
+)
+from dvae_fast.training import TrainConfig, load_config, reconstructions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from dvae_fast.data import Dataset
+    from dvae_fast.evaluation import AISEstimate
+
+__all__ = ["SAMPLED", "evaluation_pictures", "run_pictures"]
+
+SAMPLED = 100
+_PICTURED = 10  # examples in the picture of reconstructions
+_SIDE = 13  # images a side of the picture of two latents
+
+
+def evaluation_pictures(
+    folder: Path, report: dict[str, Any], estimate: LikelihoodEstimate | AISEstimate
+) -> None:
+    title = f"{report['model']} on {report['data']}, {report['split']} set"
+    if isinstance(estimate, LikelihoodEstimate):
+        if len(estimate.curve_k) > 1:
+            plot_bounds(
+                estimate.curve_k, estimate.curve, estimate.curve_standard_error,
+                folder / "evaluation_bounds.png", title=title,
+            )  # fmt: skip
+        plot_ess(estimate.ess, estimate.spent, folder / "evaluation_ess.png", title=title)
+    config, model = load_config(folder), load_model(folder)
+    data = config.load_data()
+    worst = estimate.log_likelihood.nan_to_num(-math.inf).argsort()[:_PICTURED]
+    x = data.evaluation(report["split"])[worst]
+    labels = [f"#{i}\n{estimate.log_likelihood[i]:.1f}" for i in worst.tolist()]
+    plot_worst(
+        x, model.reconstruct(x), labels, data.image_shape, folder / "evaluation_worst.png",
+        title=f"{title}: lowest log p(x), in nats",
+    )  # fmt: skip
+
+
+def run_pictures(
+    console: Console, config: TrainConfig, folder: Path, metrics: dict[str, Any]
+) -> list[str]:
+    """The run's PNGs; their names. Without matplotlib, one line that says so."""
+    model, data = load_model(folder), config.load_data()
+    title = f"{config.model} on {config.data}"
+    try:
+        plot_learning_curve(metrics["history"], folder / "learning_curve.png", title=title)
+        plot_samples(
+            model.sample(SAMPLED, seed=config.seed), data.image_shape, folder / "samples.png",
+            title=f"{title}: means of p(x|z), z from the prior",
+        )  # fmt: skip
+        _plot_reconstructions(model, data, config, folder / "reconstructions.png", title)
+        names = ["learning_curve.png", "samples.png", "reconstructions.png"]
+        if model.latent_size == 2:
+            plot_samples(
+                model.manifold(_SIDE).flatten(0, 1), data.image_shape, folder / "manifold.png",
+                columns=_SIDE, title=f"{title}: the plane of two latents",
+            )  # fmt: skip
+            names.append("manifold.png")
+    except MissingExtraError as error:
+        console.print(f"No pictures: {error}", soft_wrap=True, markup=False)
+        return []
+    return names
+
+
+def _plot_reconstructions(
+    model: LatentVariableModel, data: Dataset, config: TrainConfig, path: Path, title: str
+) -> None:
+    x, noisy, means = reconstructions(model, data.evaluation("test")[:_PICTURED], config.seed)
+    given = noisy if model.corruption is not None else None
+    plot_reconstructions(x, given, means, data.image_shape, path, title=f"{title}: test set")

@@ -1,0 +1,204 @@
+"""``dvae-fast reproduce``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from dvae_fast._checks import check_device
+from dvae_fast.cli.console import (
+    fail,
+    format_duration,
+    format_number,
+    listed,
+    one_line_errors,
+    wrong_options,
+)
+from dvae_fast.cli.train import RUNS
+from dvae_fast.reproduction import processes, table
+from dvae_fast.reproduction.rows import FIGURES, ROWS, SCALES, Row, Scale, select
+from dvae_fast.reproduction.runs import Run, plan, read_results, unfinished
+from dvae_fast.training import Progress as TrainProgress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dvae_fast.evaluation import EvaluationProgress
+
+__all__ = ["reproduce_command"]
+
+DOCUMENT = Path("docs/reproduction.md")
+
+
+def reproduce_command(
+    scale: Annotated[
+        str,
+        typer.Option(
+            help=f"One of {listed(SCALES)}: "
+            f"{'; '.join(f'{name} is {s.about}' for name, s in SCALES.items())}."
+        ),
+    ] = "small",
+    rows: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A row's name or a glob, such as '*gru*'; may be given again. Default: the "
+            "scale's, which --list marks."
+        ),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of every run. Default: the scale's.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Of every row. Default: the scale's.")] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Runs at once, each on one thread. Default: a core each; 1 on a GPU."),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda or cuda:N; on a GPU steps are replayed as CUDA graphs.")
+    ] = "cpu",
+    folder: Annotated[
+        Path | None, typer.Option(help="Of the runs. Default: runs/reproduction-<scale>.")
+    ] = None,
+    list_rows: Annotated[
+        bool, typer.Option("--list", help="Print the rows and what was published for them.")
+    ] = False,
+    write_table: Annotated[
+        bool, typer.Option("--table", help="Write the table of the finished runs; train nothing.")
+    ] = False,
+    output: Annotated[
+        Path, typer.Option(help="Of the table: a new file, or one with a place for it.")
+    ] = DOCUMENT,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone.")] = False,
+) -> None:
+    """Train the rows of the published tables and write ours beside them.
+
+    Leaves a JSON file for each row and seed. The same command goes on where it was stopped and
+    leaves out what is finished.
+    """
+    with one_line_errors():
+        with wrong_options():
+            if scale not in SCALES:
+                raise ValueError(f"scale must be one of {listed(SCALES)}; got {scale!r}")
+            chosen = select(rows or SCALES[scale].rows)
+            jobs = _jobs(jobs, device)
+            check_device("device", device)
+            runs = plan(chosen, SCALES[scale], epochs=epochs, seeds=seeds, device=device)
+            if os.environ.get("WORLD_SIZE", "1") != "1":
+                raise ValueError("reproduce starts its processes itself: run it without torchrun")
+        console = Console(quiet=quiet, highlight=False)
+        folder = folder or RUNS / f"reproduction-{scale}"
+        if list_rows:
+            console.print(_rows_table(chosen if rows else ROWS.values(), SCALES[scale]))
+            return
+        if write_table:
+            with wrong_options():
+                table.put_into(output, table.markdown(read_results(folder)), scale)
+            console.print(f"{output}", soft_wrap=True)
+            return
+        with wrong_options():
+            left = unfinished(runs, folder)
+        failed = _reproduce(console, left, len(runs), folder, jobs)
+        console.print(
+            f"{len(runs) - len(failed)} of {len(runs)} runs are in {folder}; for the table: "
+            f"dvae-fast reproduce --table --scale {scale} --folder {shlex.quote(str(folder))}",
+            soft_wrap=True,
+            markup=False,
+        )
+        if failed:
+            fail(f"failed: {listed(failed)}; the same command tries again", 1)
+
+
+def _jobs(jobs: int | None, device: str) -> int:
+    if jobs is None:
+        if device != "cpu":
+            return 1
+        # Those that this process may use, where the system can tell.
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    if jobs < 1:
+        raise ValueError(f"jobs must be >= 1, got {jobs}")
+    return jobs
+
+
+def _rows_table(rows: Iterable[Row], scale: Scale) -> Table:
+    shown = Table(title="Rows (* run by default at this scale)", title_justify="left", box=None)
+    for name in ("", "row", "what", "seeds", "epochs", "published", "protocol"):
+        shown.add_column(name, no_wrap=name == "row", overflow="fold")
+    default = select(scale.rows)
+    for row in rows:
+        shown.add_row(
+            "*" * (row in default), row.name, escape(row.about), f"{scale.seeds}",
+            f"{row.config(scale, 0, None, 'cpu').epochs:,}", table.shown_published(row.published),
+            escape(row.protocol),
+        )  # fmt: skip
+    return shown
+
+
+def _reproduce(console: Console, runs: list[Run], total: int, folder: Path, jobs: int) -> list[str]:
+    """Do the runs that are left of `total`; the names of those that failed."""
+    console.print(
+        f"{len(runs)} of {total} runs to do, {jobs} at a time; folder {folder}", soft_wrap=True
+    )
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[state]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    tasks: dict[str, Any] = {}
+    done, failed = 0, []
+
+    def report(run: Run, kind: str, value: Any) -> None:
+        nonlocal done
+        if kind == processes.PROGRESS:
+            if run.name not in tasks:
+                tasks[run.name] = bar.add_task(run.name, state="")
+            bar.update(tasks[run.name], **_run_state(value))
+            return
+        if run.name in tasks:
+            bar.remove_task(tasks.pop(run.name))
+        if kind == processes.FAILED:
+            failed.append(run.name)
+            typer.echo(f"dvae-fast: {run.name} failed: {value}", err=True)
+            return
+        done += 1
+        figures = "; ".join(
+            f"{label} {'not finite' if v is None else format_number(v)}"
+            for label, v in zip(FIGURES.values(), value["figures"].values(), strict=True)
+        )
+        console.print(
+            f"{run.name}: {figures}; {format_duration(value['training_seconds'])} of training",
+            soft_wrap=True,
+        )
+
+    try:
+        with contextlib.nullcontext() if console.quiet else bar:
+            processes.run_all(runs, folder, jobs, report)
+    except KeyboardInterrupt:
+        fail(
+            f"interrupted with {total - len(runs) + done} of {total} runs finished; all is saved, "
+            "the same command goes on",
+            130,
+        )
+    return failed
+
+
+def _run_state(state: TrainProgress | EvaluationProgress) -> dict[str, Any]:
+    """What the bar of a run shows."""
+    if isinstance(state, TrainProgress):
+        left = format_duration(state.seconds_left)
+        return {
+            "total": state.total_examples,
+            "completed": state.examples,
+            "state": f"epoch {state.epoch}/{state.epochs}, {left} left",
+        }
+    return {"total": state.total, "completed": state.examples, "state": "evaluating"}

@@ -1,0 +1,67 @@
+"""What the autograd functions share."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["apply_upstream", "autocast_dtype", "differentiable_once", "graph_is_kept", "needs_grad"]
+
+_op: Any = torch.ops.dvae_fast
+
+
+def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """torch's once_differentiable, which alone lets a constant upstream gradient pass: then
+    create_graph=True would give a gradient without a graph, and a penalty on it would lose terms
+    without a word.
+    """
+    once = once_differentiable(backward)
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *grads: Tensor | None) -> Any:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            grads = tuple(g if g is None else g.detach().requires_grad_() for g in grads)
+        return once(ctx, *grads)
+
+    return run
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def autocast_dtype(t: Tensor) -> torch.dtype | None:
+    """autocast's dtype for `t`'s device, if autocast is on and would touch `t`."""
+    device = t.device.type
+    if not torch.is_autocast_enabled(device) or t.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def graph_is_kept() -> bool:
+    """Whether this backward pass may be run again; True if torch does not tell."""
+    if torch.compiler.is_compiling():
+        return True
+    query = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return True if query is None else bool(query())
+
+
+def apply_upstream(grad: Tensor, upstream: Tensor, kept: bool) -> Tensor:
+    """grad times the upstream gradient, of one element or one per row.
+
+    In place when nothing can ask for this gradient again: `rescale_` reads the factor where it
+    lies and does nothing at all when it is 1.
+    """
+    if kept:
+        grad = grad.clone()
+    _op.rescale_(grad, upstream)
+    return grad

@@ -1,0 +1,261 @@
+"""A decoder's linear layers and its likelihood in one pass."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
+from dvae_fast._checks import check_float, check_same, check_shape, values_are_checked
+from dvae_fast.functional._autograd import autocast_dtype, differentiable_once, needs_grad
+from dvae_fast.functional.log_weights import check_rows, check_scale
+from dvae_fast.functional.softplus import softplus
+from dvae_fast.likelihoods import Likelihood, get_likelihood
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["DENSE_ACTIVATIONS", "linear_log_weights", "mlp_log_weights"]
+
+_op: Any = torch.ops.dvae_fast
+
+
+class _LinearLogWeights(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        scale: Tensor | None,
+        x: Tensor,
+        log_ratio: Tensor,
+        kind: str,
+    ) -> Tensor:
+        ctx.save_for_backward(hidden, weight, bias, scale, x)
+        ctx.kind = kind
+        return cast(
+            "Tensor", _op.linear_log_weights(hidden, weight, bias, scale, x, log_ratio, kind)
+        )
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, scale, x = ctx.saved_tensors
+        grads = _op.linear_log_weights_backward(grad, hidden, weight, bias, scale, x, ctx.kind)
+        grad_hidden, grad_weight, grad_bias, grad_scale = grads
+        return (
+            grad_hidden,
+            grad_weight,
+            grad_bias if bias is not None else None,
+            grad_scale if scale is not None else None,
+            None,
+            grad,
+            None,
+        )
+
+
+def linear_log_weights(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x: Tensor,
+    log_ratio: Tensor,
+    likelihood: str | Likelihood = "bernoulli",
+    *,
+    scale: Tensor | float | None = None,
+) -> Tensor:
+    """`log_weights` of a decoder's last linear layer, never holding its (B, K, D) output.
+
+    The layer runs in row tiles that stay in cache and the likelihood is taken from each tile;
+    the backward pass recomputes the tiles.
+
+    Args:
+        hidden: input of the layer, (*L, B, K, H).
+        weight, bias: (D, H) and (D,) or None, as in `torch.nn.Linear`.
+        x, log_ratio, likelihood: as for `log_weights`. Of a pair (mean, scale) the layer gives the
+            mean.
+        scale: the scale, required where the likelihood has one: a number or a tensor of 1 or D
+            elements.
+
+    Returns:
+        (*L, B, K) in nats; differentiable in hidden, weight, bias, scale and log_ratio.
+
+    Raises:
+        TypeError, ValueError: naming the argument, the rule and the value.
+    """
+    for name, t in (("hidden", hidden), ("weight", weight), ("bias", bias)):
+        if name != "bias" or t is not None:
+            check_float(name, cast("Tensor", t))
+    dtype = autocast_dtype(hidden)
+    if dtype is not None:
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    if hidden.dim() < 3:
+        raise ValueError(f"hidden must have shape (*L, B, K, H), got {tuple(hidden.shape)}")
+    _check_layer("weight", weight, "bias", bias, hidden, "hidden", hidden.shape[-1], "(D, H)")
+    x, log_ratio, scale, lik = _check_output(
+        weight.shape[0], x, log_ratio, likelihood, scale, hidden, "hidden"
+    )
+    leading = hidden.shape[:-1]
+    hidden = hidden.reshape(math.prod(leading[:-1]), *hidden.shape[-2:])
+    args = (hidden, weight, bias, scale, x, log_ratio, lik.kind)
+    if needs_grad(hidden, weight, bias, scale, log_ratio):
+        out = _LinearLogWeights.apply(*args)
+    else:
+        out = _op.linear_log_weights(*args)
+    return cast("Tensor", out.view(leading))
+
+
+def _check_layer(
+    weight_name: str,
+    weight: Any,
+    bias_name: str,
+    bias: Any,
+    of: Tensor,
+    of_name: str,
+    inputs: int,
+    shape: str,
+) -> None:
+    """A linear layer's weight (O, inputs) and bias (O,) or None, of the dtype of what it takes."""
+    for name, t in ((weight_name, weight), (bias_name, bias)):
+        if t is None and name == bias_name:
+            continue
+        check_float(name, t)
+        if name == weight_name and (t.dim() != 2 or t.shape[1] != inputs):
+            raise ValueError(
+                f"{name} must have shape {shape} with {shape[-2]} = {inputs} as in {of_name}, "
+                f"got {tuple(t.shape)}"
+            )
+        check_same(name, t, of_name, of)
+        if t.dtype != of.dtype:
+            raise TypeError(f"{name} must have {of_name}'s dtype, {of.dtype}, got {t.dtype}")
+        if name == bias_name:
+            check_shape(name, t, (weight.shape[0],), f"({shape[1]},)")
+
+
+def _check_output(
+    size: int,
+    x: Any,
+    log_ratio: Any,
+    likelihood: str | Likelihood,
+    scale: Tensor | float | None,
+    of: Tensor,
+    of_name: str,
+) -> tuple[Tensor, Tensor, Tensor | None, Likelihood]:
+    """x, log_ratio and scale of linear layers that end in `size` outputs, after checks."""
+    lik = get_likelihood(likelihood)
+    if len(lik.params) == 1:
+        if scale is not None:
+            raise ValueError(
+                f"scale must be None for a {type(lik).__name__} likelihood, which has none, "
+                f"got {scale}"
+            )
+    elif scale is None:
+        raise ValueError(f"scale must be given for a {type(lik).__name__} likelihood, got None")
+    leading = tuple(of.shape[:-1])
+    x, log_ratio = check_rows(x, log_ratio, leading, size, of, of_name)
+    if needs_grad(x):
+        raise ValueError("x must not require a gradient: none is made for it")
+    if scale is not None:
+        given = scale
+        scale = check_scale(scale, of, (*leading, size))
+        if scale.dim() == 3:
+            raise ValueError(
+                f"scale must have 1 or D = {size} elements here, "
+                f"got {tuple(cast('Tensor', given).shape)}"
+            )
+    if values_are_checked():
+        lik.check_support(x)
+    return x, log_ratio, scale, lik
+
+
+#: activations that `mlp_log_weights` knows, by name
+DENSE_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softplus": softplus,
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+}
+
+
+def mlp_log_weights(
+    z: Tensor,
+    layers: Sequence[tuple[Tensor, Tensor | None]],
+    x: Tensor,
+    log_ratio: Tensor,
+    likelihood: str | Likelihood = "bernoulli",
+    *,
+    activation: str = "softplus",
+    scale: Tensor | float | None = None,
+) -> Tensor:
+    """`log_weights` of a decoder of linear layers, holding none of their outputs on a CPU.
+
+    There, in float32 and float64 and where no gradient is asked for, each thread takes a few rows
+    at a time through all layers, in its own cache. Elsewhere the hidden layers run one after
+    another, and the last one in `linear_log_weights`.
+
+    Args:
+        z: latents, (*L, B, K, Z).
+        layers: weight (O, I) and bias (O,) or None of each, as in `torch.nn.Linear`; I is Z at
+            first, and O is D in the end.
+        x, log_ratio, likelihood, scale: as for `linear_log_weights`.
+        activation: after every layer but the last, one of softplus, relu, tanh.
+
+    Returns:
+        (*L, B, K) in nats; differentiable in z, layers, scale and log_ratio.
+
+    Raises:
+        TypeError, ValueError: naming the argument, the rule and the value.
+    """
+    check_float("z", z)
+    if z.dim() < 3:
+        raise ValueError(f"z must have shape (*L, B, K, Z), got {tuple(z.shape)}")
+    if not isinstance(activation, str) or activation not in DENSE_ACTIVATIONS:
+        raise ValueError(
+            f"activation must be one of {', '.join(DENSE_ACTIVATIONS)}; got {activation!r}"
+        )
+    layers = list(layers)
+    if not layers:
+        raise ValueError("layers must hold at least one layer, got none")
+    for i, layer in enumerate(layers):
+        if not isinstance(layer, (tuple, list)) or len(layer) != 2:
+            raise TypeError(
+                f"layers must hold pairs (weight, bias), got {type(layer).__name__} at {i}"
+            )
+        check_float(f"weight of layer {i}", layer[0])
+        if layer[1] is not None:
+            check_float(f"bias of layer {i}", layer[1])
+    dtype = autocast_dtype(z)
+    if dtype is not None:
+        z = z.to(dtype)
+        layers = [(w.to(dtype), None if b is None else b.to(dtype)) for w, b in layers]
+    inputs = z.shape[-1]
+    for i, (weight, bias) in enumerate(layers):
+        source = "z" if i == 0 else f"layer {i - 1}"
+        _check_layer(
+            f"weight of layer {i}", weight, f"bias of layer {i}", bias, z, source, inputs, "(O, I)"
+        )
+        inputs = weight.shape[0]
+    tensors = [t for t in (scale, *(t for layer in layers for t in layer)) if isinstance(t, Tensor)]
+    whole = z.device.type == "cpu" and z.dtype in (torch.float32, torch.float64)
+    if not whole or needs_grad(z, log_ratio, *tensors):
+        hidden = z
+        for layer in layers[:-1]:
+            hidden = DENSE_ACTIVATIONS[activation](torch.nn.functional.linear(hidden, *layer))
+        return linear_log_weights(hidden, *layers[-1], x, log_ratio, likelihood, scale=scale)
+    x, log_ratio, scale, lik = _check_output(inputs, x, log_ratio, likelihood, scale, z, "z")
+    leading = z.shape[:-1]
+    out = _op.mlp_log_weights(
+        z.reshape(math.prod(leading[:-1]), *z.shape[-2:]),
+        [weight for weight, _ in layers],
+        [z.new_empty(0) if bias is None else bias for _, bias in layers],
+        activation,
+        scale,
+        x,
+        log_ratio,
+        lik.kind,
+    )
+    return cast("Tensor", out.view(leading))

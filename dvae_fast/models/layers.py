@@ -1,0 +1,101 @@
+"""Layers and their initial values; evaluation mode; hooks.
+
+Weights start as Glorot-uniform and biases as zero, as in the importance-weighted autoencoder's
+first code (Burda et al., arXiv 1509.00519).
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from dvae_fast import functional
+from dvae_fast._checks import check_sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+__all__ = ["ACTIVATIONS", "MLP", "Softplus", "evaluating", "hooked", "linear"]
+
+
+class Softplus(nn.Module):
+    """log(1 + e^x), fused: see `dvae_fast.functional.softplus`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The shape of x."""
+        return functional.softplus(x)
+
+
+#: Constructors of the non-linearities by the name used in configurations.
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "softplus": Softplus,
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and each submodule's own mode again afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _activation(name: str) -> Callable[[], nn.Module]:
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {name!r}")
+    return ACTIVATIONS[name]
+
+
+def linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer as all here start."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class MLP(nn.Sequential):
+    """Linear layers, each followed by the activation: (..., sizes[0]) → (..., sizes[-1]).
+
+    One size alone makes no layer: the identity.
+
+    Raises:
+        TypeError, ValueError: if a size is not an int >= 1, or the activation is unknown.
+    """
+
+    def __init__(self, sizes: Sequence[int], activation: str = "softplus") -> None:
+        make = _activation(activation)
+        sizes = check_sizes("sizes", sizes)
+        if not sizes:
+            raise ValueError("sizes must hold at least one size, got none")
+        layers = [f for i, o in pairwise(sizes) for f in (linear(i, o), make())]
+        super().__init__(*layers)
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether calling `module` does more, or something else, than its class's forward."""
+    every = nn.modules.module
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or every._global_forward_hooks
+        or every._global_forward_pre_hooks
+        or every._global_backward_hooks
+        or every._global_backward_pre_hooks
+        or "forward" in module.__dict__
+    )

@@ -1,0 +1,223 @@
+"""Latent samples as an objective wants them, with the gradients its estimator gives."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from dvae_fast import functional
+from dvae_fast._checks import check_count
+from dvae_fast._dtypes import accumulation_dtype
+from dvae_fast._seeds import seed_tensor
+from dvae_fast.functional._autograd import differentiable_once
+from dvae_fast.functional.latent import check_mean_and_log_var, sampled_rows
+from dvae_fast.objectives.bound import joined
+from dvae_fast.objectives.objective import Objective, as_objective
+
+__all__ = ["Latents", "Scaled", "sample_latents"]
+
+_op: Any = torch.ops.dvae_fast
+
+
+class Scaled(torch.autograd.Function):
+    """x, with its gradient times `factor`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: Tensor | float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.factor, None
+
+
+class _PathSample(torch.autograd.Function):
+    """`sample_latent` whose gradient is rescaled row by row, and log q's own φ dropped.
+
+    Returns z (M, B, K, Z), log_ratio (M, B, K) and a carrier, zeros like log_ratio: it computes
+    nothing, but what comes back as its gradient is, if `rescales`, the ratio of the inference
+    net's coefficient to the generative net's. So the decoder is gone back through once, whatever
+    the estimator, and only the gradient of z is touched.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        mean: Tensor,
+        log_var: Tensor,
+        seed: Tensor,
+        k: int,
+        first_example: int,
+        drop_score: bool,
+        rescales: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        z, log_ratio = _op.sample_latent(mean, log_var, k, seed, first_example, 0)
+        ctx.save_for_backward(mean, log_var, seed, z)
+        ctx.k, ctx.first_example = k, first_example
+        ctx.drop_score, ctx.rescales = drop_score, rescales
+        ctx.set_materialize_grads(False)
+        return z, log_ratio, torch.zeros_like(log_ratio)
+
+    @staticmethod
+    @differentiable_once
+    def backward(
+        ctx: Any, grad_z: Tensor | None, grad_log_ratio: Tensor | None, ratio: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        mean, log_var, seed, z = ctx.saved_tensors
+        if ctx.drop_score and grad_log_ratio is not None:
+            # ∂(log p(z) − log q(z))/∂z alone.
+            rows = (grad_log_ratio, z, mean, log_var)
+            through = _op.latent_log_ratio_backward(*(t.flatten(0, 1) for t in rows))[0]
+            through = through.view(z.shape)
+            grad_z = through if grad_z is None else through.add_(grad_z)
+            grad_log_ratio = None
+        if grad_z is None and grad_log_ratio is None:
+            return (None,) * 7
+        # A flag, because torch.compile makes zeros of a gradient that nobody gave.
+        if ctx.rescales and ratio is not None:
+            grad_z = None if grad_z is None else grad_z * ratio.unsqueeze(-1).to(grad_z.dtype)
+            grad_log_ratio = None if grad_log_ratio is None else grad_log_ratio * ratio
+        grads = _op.sample_latent_backward(
+            grad_z, grad_log_ratio, mean, log_var, ctx.k, seed, ctx.first_example, 0
+        )
+        return *grads, None, None, None, None, None
+
+
+class Latents(NamedTuple):
+    """Samples laid out so that the bound is, where it can be, a mean of log-mean-weights.
+
+    Attributes:
+        z: (*L, B, K, Z), the decoder's input; L as the objective wants it.
+        log_ratio: log p(z) − log q(z|x̃), (*L, B, K).
+        inference: the inference network's end of the gradient where it is not log_ratio's and z's
+            own, in the shape of log_ratio; for `loss` alone.
+    """
+
+    z: Tensor
+    log_ratio: Tensor
+    inference: Tensor | None = None
+
+
+def sample_latents(
+    mean: Tensor,
+    log_var: Tensor,
+    k: int,
+    objective: str | Objective,
+    seed: int | Tensor | None = None,
+    *,
+    first_example: int = 0,
+) -> Latents:
+    """K samples of each q(z|x̃) = N(mean, exp(log_var)), for the objective.
+
+    Args:
+        mean, log_var: (*L, B, Z), encoded once; *L usually is M or nothing.
+        k: K >= 1; >= 2 for vimco, unless M·K is in one logarithm.
+        objective: a name or an `Objective`.
+        seed, first_example: as for `dvae_fast.sample_latent`.
+
+    Returns:
+        `Latents`, z and log_ratio of shapes (*L, B, K, Z) and (*L, B, K), but for
+        "elbo" and "elbo-kl" with K > 1 (*L, K, B, 1, Z) and (*L, K, B, 1): samples go outside the
+        logarithm, as if they were corruptions;
+        "iwae-joint" and "mixture" with M groups (B, M·K, Z) and (B, M·K);
+        "mixture-elbo" (M·K, B, 1, Z) and (M·K, B, 1).
+        For "elbo-kl" log_ratio is −KL(q || p).
+
+    Raises:
+        TypeError, ValueError: as `dvae_fast.sample_latent`, or if the objective is wrong.
+    """
+    objective = as_objective(objective)
+    check_mean_and_log_var(mean, log_var)
+    check_count("k", k, 1)
+    objective.check_samples(math.prod(mean.shape[:-2]), k)
+    if objective._mixed:
+        return _sample_mixture(mean, log_var, k, objective, seed, first_example)
+    if objective.name == "elbo-kl":
+        return _sample_analytic(mean, log_var, k, objective.free_bits, seed, first_example)
+    if objective.estimator == "vimco":
+        with torch.no_grad():
+            z, _ = functional.sample_latent(mean, log_var, k, seed, first_example=first_example)
+        log_ratio = functional.latent_log_ratio(z, mean, log_var)
+        return Latents(z, log_ratio.detach(), -log_ratio)
+    if objective.name == "elbo":
+        mean, log_var, k = *_outside(mean, log_var, k), 1
+    carrier = None
+    if objective.estimator == "standard" and not objective._rescales:
+        z, log_ratio = functional.sample_latent(mean, log_var, k, seed, first_example=first_example)
+    else:
+        shape, mean, log_var = sampled_rows(mean, log_var, k, first_example)
+        key = seed_tensor(seed, mean.device)
+        drop_score, rescales = objective.estimator != "standard", objective._rescales
+        z, log_ratio, carrier = _PathSample.apply(
+            mean, log_var, key, k, first_example, drop_score, rescales
+        )
+        z = z.view(*shape[:-1], k, shape[-1])
+        log_ratio = log_ratio.view(*shape[:-1], k)
+        carrier = carrier.view(log_ratio.shape) if rescales else None
+    if objective.name == "iwae-joint" and z.dim() > 3:
+        z, log_ratio = joined(z, 2), joined(log_ratio, 1)
+        carrier = None if carrier is None else joined(carrier, 1)
+    return Latents(z, log_ratio, carrier)
+
+
+def _outside(mean: Tensor, log_var: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(*L, B, Z) → (*L, K, B, Z) without a copy; K = 1 as it is."""
+    if k == 1:
+        return mean, log_var
+    shape = (*mean.shape[:-2], k, *mean.shape[-2:])
+    return mean.unsqueeze(-3).expand(shape), log_var.unsqueeze(-3).expand(shape)
+
+
+def _kl_divergence(mean: Tensor, log_var: Tensor) -> Tensor:
+    """KL(N(mean, exp(log_var)) || N(0, 1)) element by element."""
+    return 0.5 * (mean.square() + torch.expm1(log_var) - log_var)
+
+
+def _sample_analytic(
+    mean: Tensor,
+    log_var: Tensor,
+    k: int,
+    free_bits: float,
+    seed: int | Tensor | None,
+    first_example: int,
+) -> Latents:
+    outer = _outside(mean, log_var, k)
+    z, _ = functional.sample_latent(*outer, 1, seed, first_example=first_example)
+    dtype = accumulation_dtype(mean.dtype)
+    divergence = _kl_divergence(mean.to(dtype), log_var.to(dtype))
+    if free_bits:
+        # The gradient of Σ_j max(λ, KL_j): none where KL_j is below.
+        over = divergence.detach().flatten(0, -2).mean(0) > free_bits
+        divergence = cast("Tensor", Scaled.apply(divergence, over.to(dtype)))
+    log_ratio = -divergence.sum(-1)
+    if k > 1:
+        log_ratio = log_ratio.unsqueeze(-2).expand(*log_ratio.shape[:-1], k, log_ratio.shape[-1])
+    return Latents(z, log_ratio.unsqueeze(-1))
+
+
+def _sample_mixture(
+    mean: Tensor,
+    log_var: Tensor,
+    k: int,
+    objective: Objective,
+    seed: int | Tensor | None,
+    first_example: int,
+) -> Latents:
+    mean, log_var = (t.reshape(-1, *t.shape[-2:]) for t in (mean, log_var))
+    groups, examples, size = mean.shape
+    z, _ = functional.sample_latent(mean, log_var, k, seed, first_example=first_example)
+    z = joined(z, 2)
+    if z.dtype != mean.dtype:
+        mean, log_var = mean.to(z.dtype), log_var.to(z.dtype)
+    if objective.estimator == "stl":
+        mean, log_var = mean.detach(), log_var.detach()
+    log_ratio = functional.mixture_log_ratio(z, mean, log_var)
+    if objective.name == "mixture-elbo":
+        z = z.transpose(0, 1).reshape(groups * k, examples, 1, size)
+        log_ratio = log_ratio.transpose(0, 1).unsqueeze(-1)
+    return Latents(z, log_ratio)

@@ -1,0 +1,99 @@
+"""TensorBoard's events and pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import time
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dvae_fast.corruptions import corrupt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from dvae_fast.data import Dataset
+    from dvae_fast.models import LatentVariableModel
+
+__all__ = ["Board", "reconstructions"]
+
+_PICTURE_SECONDS = 15.0
+
+
+@torch.no_grad()
+def reconstructions(
+    model: LatentVariableModel, x: Tensor, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x, what the encoder is given of it (x̃, or x without corruption), and its reconstruction."""
+    x = x.to(next(model.parameters(), x).device)
+    noisy = x if model.corruption is None else corrupt(x, model.corruption, seed=seed)
+    return x, noisy, model.reconstruct(noisy)
+
+
+class Board:
+    """TensorBoard's events, or nothing where it is not wanted or not installed."""
+
+    def __init__(self, folder: Path, wanted: bool, epoch: int) -> None:
+        self.writer: Any = None
+        self.next_picture = 0.0
+        if wanted and importlib.util.find_spec("tensorboard") is not None:
+            with warnings.catch_warnings():  # its own dependencies' deprecations
+                warnings.simplefilter("ignore")
+                from torch.utils.tensorboard import SummaryWriter
+
+            # Whatever a crashed run wrote beyond its checkpoint is hidden.
+            purge = epoch + 1 if epoch else None
+            with self._optional():
+                self.writer = SummaryWriter(str(folder), purge_step=purge)
+
+    @contextlib.contextmanager
+    def _optional(self) -> Iterator[None]:
+        """What cannot be written is done without: a log must not end a run."""
+        try:
+            yield
+        except OSError as error:
+            self.writer = None
+            warnings.warn(
+                f"TensorBoard's events cannot be written ({error}); going on without them",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def epoch(self, record: Mapping[str, float]) -> None:
+        if self.writer is None:
+            return
+        step = int(record["epoch"])
+        with self._optional():
+            for tag, key in (
+                ("bound/train", "train_bound"),
+                ("bound/valid", "valid_bound"),
+                ("gradient norm", "gradient_norm"),
+                ("learning rate", "learning_rate"),
+                ("examples per second", "examples_per_second"),
+            ):
+                self.writer.add_scalar(tag, record[key], step)
+
+    def pictures(
+        self, model: LatentVariableModel, data: Dataset, epoch: int, *, last: bool = False
+    ) -> None:
+        if self.writer is None or (time.monotonic() < self.next_picture and not last):
+            return
+        self.next_picture = time.monotonic() + _PICTURE_SECONDS
+        rows = reconstructions(model, data.evaluation("valid")[:8], seed=0)
+        shape = (-1, 1, *data.image_shape)
+        with self._optional():
+            for tag, images in (
+                ("samples", model.sample(64, seed=0)),
+                ("x, corrupted, reconstructed", torch.cat(rows)),
+            ):
+                self.writer.add_images(tag, images.clamp(0, 1).reshape(shape), epoch)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            with self._optional():
+                self.writer.close()

@@ -110,6 +110,7 @@ def extensions() -> list[object]:
         macros += [("USE_CUDA", None)]  # shows torch's CUDA functions in the stable headers
         compile_args["nvcc"] = ["-O3", "-std=c++17", "-Xcompiler=-fvisibility=hidden"]
         core_macros = [("DVAE_CUDA_ARCHES", '"' + " ".join(cuda_architectures()) + '"')]
+        macros += core_macros
     operators = build(
         "dvae_fast._C",
         files,

@@ -1,4 +1,5 @@
-// The Python module `dvae_fast._C`: empty, importing it registers the operators.
+// The Python module `dvae_fast._C`: empty, importing it registers the kernels (register.cpp of each
+// device).
 #include <Python.h>
 
 PyMODINIT_FUNC PyInit__C(void) {

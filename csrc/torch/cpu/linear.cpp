@@ -24,16 +24,16 @@ Tensor matrix(const Tensor& like, const void* data, int64_t rows, int64_t column
   const int64_t sizes[] = {rows, columns};
   const int64_t strides[] = {row_stride, column_stride};
   int32_t dtype = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       aoti_torch_create_tensor_from_blob(const_cast<void*>(data), 2, sizes, strides, 0, dtype,
                                          aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
 
 void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
 }
 
 struct LinearDecoder {
@@ -185,8 +185,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_log_weights_backward_cpu(
       multiply(part, transposed, in);
       accumulate(grad_weight, part);
     } else {
-      STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(grad_weight.get(), grad_weight.get(),
-                                                             transposed.get(), in.get(), 1.0, 1.0));
+      TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(grad_weight.get(), grad_weight.get(),
+                                                      transposed.get(), in.get(), 1.0, 1.0));
     }
   });
   Tensor grad_bias = empty(d.weight, {d.p.size}, d.weight.scalar_type());

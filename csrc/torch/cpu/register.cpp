@@ -1,5 +1,10 @@
+// The CPU's kernels serve from the moment the library is loaded.
 #include "operators.h"
 
-#define DVAE_DISPATCH_KEY CPU
-#define DVAE_MORE_OPERATORS(m) m.impl("mlp_log_weights", TORCH_BOX(&mlp_log_weights_cpu))
 #include "../register.inl"
+
+STABLE_TORCH_LIBRARY_IMPL(dvae_fast, CPU, m) {
+  using namespace dvae::glue;
+  for (const Kernel& kernel : kKernels) m.impl(kernel.name, kernel.run);
+  m.impl("mlp_log_weights", TORCH_BOX(&mlp_log_weights_cpu));
+}

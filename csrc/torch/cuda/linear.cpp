@@ -28,17 +28,17 @@ Tensor matrix(const Tensor& like, const void* data, int64_t rows, int64_t column
   const int64_t sizes[] = {rows, columns};
   const int64_t strides[] = {row_stride, column_stride};
   int32_t dtype = 0, device_type = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_create_tensor_from_blob(const_cast<void*>(data), 2, sizes, strides, 0, dtype,
-                                         device_type, like.get_device_index(), &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(const_cast<void*>(data), 2, sizes,
+                                                            strides, 0, dtype, device_type,
+                                                            like.get_device_index(), &handle));
   return Tensor(handle);
 }
 
 void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_mm_out(out.get(), a.get(), b.get()));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_mm_out(out.get(), a.get(), b.get()));
 }
 
 struct LinearDecoder {
@@ -171,8 +171,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_log_weights_backward_cuda(
                                 part.numel(), d.device.stream()),
                    "linear_log_weights_backward");
     } else {
-      STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_addmm_out(
-          grad_weight.get(), grad_weight.get(), transposed.get(), in.get(), 1.0, 1.0));
+      TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_addmm_out(grad_weight.get(), grad_weight.get(),
+                                                       transposed.get(), in.get(), 1.0, 1.0));
     }
   });
   Tensor grad_bias = empty(d.weight, {d.p.size}, d.weight.scalar_type());

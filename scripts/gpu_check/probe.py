@@ -4,6 +4,9 @@ python scripts/gpu_check/probe.py DEVICE [cuda]
 
 A kernel is launched, for that alone shows that the library has code for this GPU. With `cuda` the
 library must have kernels for GPUs whatever the device is: where it is built there may be none.
+
+The reference would give the same numbers, so torch's profiler is asked whose kernels ran; where it
+sees none at all, which it may on some machines, nothing is concluded.
 """
 
 from __future__ import annotations
@@ -11,6 +14,25 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def kernels_of(call: Callable[[], object]) -> list[str]:
+    """Names of the GPU's kernels that a call launches; none where they cannot be seen."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    try:
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            call()
+            torch.cuda.synchronize()
+        return [e.name for e in seen.events() if e.device_type.name == "CUDA"]
+    except Exception as error:
+        print(f"no profile: {error}", file=sys.stderr)
+        return []
 
 
 def main(device: str, cuda: bool) -> None:
@@ -29,7 +51,10 @@ def main(device: str, cuda: bool) -> None:
     worst = (bound - reference.logmeanexp(log_w.double())).abs().max().item()
     if not worst < 1e-5:
         raise RuntimeError(f"logmeanexp is off by {worst:g} nats")
-    print(json.dumps({"torch": torch.__version__, "error": worst, "from": dvae_fast.__file__}))
+    seen = kernels_of(lambda: dvae_fast.logmeanexp(log_w)) if device != "cpu" else []
+    if seen and not any("dvae" in name for name in seen):
+        raise RuntimeError(f"the reference runs instead of a kernel: {', '.join(seen)[:300]}")
+    print(json.dumps({"torch": torch.__version__, "error": worst, "kernels": seen}))
 
 
 if __name__ == "__main__":

@@ -19,14 +19,13 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "scripts"))
-sys.path.append(str(ROOT / "benchmarks"))
+sys.path.append(str(Path(__file__).parent.parent / "scripts"))
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 from gpu_check import library, process, steps, targets
 from gpu_check.main import limits, run_step, run_steps
 from gpu_check.process import Outcome, run
-from gpu_check.sources import sources_hash
+from gpu_check.sources import ROOT, sources_hash
 from gpu_check.steps import STEPS, Context, Step
 from gpu_check.verdict import FAILED, KILLED, PASSED, SKIPPED, Record, Verdict
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: Largest error over the largest element: the operators below are held far more tightly.
 TOLERANCE = {
-    torch.float32: 1e-4,
+    torch.float32: 5e-4,
     torch.float64: 1e-9,
     torch.bfloat16: 3e-2,
     torch.float16: 1e-2,
@@ -38,6 +38,8 @@ class Case:
     #: makes the differentiable operands and those that are not
     make: Callable[[Maker], tuple[list[Tensor], list[Tensor]]]
     call: Callable[..., Any]
+    #: in float32 alone
+    large: bool = False
 
 
 class _OnReference(TorchDispatchMode):
@@ -84,6 +86,8 @@ def check_functions(
     for case in _cases(small):
         note(case.name)
         for dtype in dtypes:
+            if case.large and dtype != torch.float32:
+                continue
             maker = Maker(f"{case.name} {case.label}", dtype, device, "contiguous")
             operands, rest = case.make(maker)
             expected = _expected(case, operands, rest, TOLERANCE[dtype])
@@ -207,6 +211,7 @@ def _weight_cases(small: bool) -> Iterator[Case]:
                     lambda *t, lik=likelihood: dvae_fast.logmeanexp(
                         dvae_fast.log_weights(*_split(t), lik)
                     ),
+                    large=d > 65,
                 )
                 for reduction in ("mean",) if d != 65 else ("mean", "sum", "none"):
                     yield Case(
@@ -224,6 +229,7 @@ def _weight_cases(small: bool) -> Iterator[Case]:
                         lambda *t, lik=likelihood, r=reduction: dvae_fast.iwae_loss(
                             *_split(t), lik, r
                         ),
+                        large=d > 65,
                     )
                 if d == 65:
                     yield Case(
@@ -298,6 +304,7 @@ def _long_cases() -> Iterator[Case]:
         "gaussian, scale per-pixel, K=300, D=784",
         make,
         lambda *t: dvae_fast.iwae_loss(*_split(t), "gaussian"),
+        large=True,
     )  # fmt: skip
 
 

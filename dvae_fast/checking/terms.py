@@ -202,16 +202,25 @@ DENSITY_TERMS: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {
 
 
 @torch.enable_grad()
-def _density(params: Tensor, scale: Tensor | None, x: Tensor, likelihood: str) -> _Density:
+def _density(
+    params: Tensor, scale: Tensor | None, x: Tensor, likelihood: str, order: int = 0
+) -> _Density:
+    """Up to the slope with `order` 1, and all with 2; what was not asked for is NaN."""
     n, b = params.shape[0], x.shape[0]
     rows = x.repeat(n // b if b else 1, 1).unsqueeze(1)
-    p, s = params.detach().requires_grad_(), None
+    p, s = params.detach().requires_grad_(order > 0), None
     if scale is not None:
         s = scale.detach() if scale.dim() == 3 else scale.detach().reshape(1, 1, -1)
-        s = s.expand(params.shape).clone().requires_grad_()
-    terms = (t.detach() for t in DENSITY_TERMS[likelihood](p, s, rows))
+        s = s.expand(params.shape).clone().requires_grad_(order > 1)
+    with torch.no_grad():
+        terms = DENSITY_TERMS[likelihood](p, s, rows)
+    missing = params.new_full((), math.nan)
+    if order == 0:
+        return _Density(*terms, missing, missing, missing)
     value = reference.log_density(p, s, x, likelihood)
-    (slope,) = torch.autograd.grad(value.sum(), p, create_graph=True)
+    (slope,) = torch.autograd.grad(value.sum(), p, create_graph=order > 1)
+    if order == 1:
+        return _Density(*terms, slope.abs(), missing, missing)
     second = torch.autograd.grad(slope.sum(), (p,) if s is None else (p, s))
     return _Density(*terms, *(t.detach().abs() for t in (slope, second[0], second[-1])))
 
@@ -320,7 +329,7 @@ def _terms_linear_log_weights(
     likelihood: str,
 ) -> tuple[Tensor, ...]:
     params = torch.nn.functional.linear(hidden, weight, bias)
-    density = _density(params, scale, x, likelihood)
+    density = _density(params, scale, x, likelihood, order=1)
     terms = density.value + density.slope * _linear_terms(hidden, weight, bias)
     return (terms.sum(-1) + log_ratio.abs(),)
 
@@ -335,7 +344,7 @@ def _terms_linear_log_weights_backward(
     likelihood: str,
 ) -> tuple[Tensor, ...]:
     params = torch.nn.functional.linear(hidden, weight, bias)
-    density = _density(params, scale, x, likelihood)
+    density = _density(params, scale, x, likelihood, order=2)
     carried = _linear_terms(hidden, weight, bias)
     g = grad.abs().unsqueeze(-1)
     d_params = g * (density.d_params + density.curvature * carried)
@@ -377,7 +386,7 @@ def _terms_mlp_log_weights(
         terms = terms @ weight.abs().transpose(0, 1)
         terms = terms if given is None else terms + given.abs()
         z = torch.nn.functional.linear(z, weight, given)
-    density = _density(z, scale, x, likelihood)
+    density = _density(z, scale, x, likelihood, order=1)
     return ((density.value + density.slope * terms).sum(-1) + log_ratio.abs(),)
 
 
@@ -427,7 +436,7 @@ def rounded_intermediates(
     backward = op.endswith("backward")
     hidden, weight, bias, scale, x = args64[1:6] if backward else args64[:5]
     params = torch.nn.functional.linear(hidden, weight, bias)
-    density = _density(params, scale, x, args64[-1])
+    density = _density(params, scale, x, args64[-1], order=2)
     # A kernel adds the bias to a product that has been rounded: the two may cancel.
     product = torch.nn.functional.linear(hidden, weight)
     moved = unit * torch.maximum(product.abs(), params.abs())

@@ -3,8 +3,8 @@
     python benchmarks/accuracy.py [--json FILE]
 
 Errors are against the reference in float64, relative to the sum of the absolute terms a result is
-made of, over the cases of the operator tests (`tests/operator_cases.py`) and over the sizes that
-the benchmarks time. Noise is compared bit by bit: each instruction set this CPU and build have
+made of, over the cases of the operator tests (`dvae_fast/checking/cases.py`) and over the sizes
+that the benchmarks time. Noise is compared bit by bit: each instruction set this CPU and build have
 draws every discrete corruption in a process of its own, and the reference draws it too.
 """
 
@@ -21,19 +21,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "benchmarks")]
 
 import torch  # noqa: E402
-from operator_cases import (  # noqa: E402
+
+from dvae_fast import ops, reference  # noqa: E402
+from dvae_fast.checking.cases import (  # noqa: E402
     OPERATORS,
-    absolute_terms,
     run_operator,
     run_reference,
     sample_inputs,
     upcast,
 )
-
-from dvae_fast import ops, reference  # noqa: E402
+from dvae_fast.checking.terms import absolute_terms  # noqa: E402
 
 TARGET = 2e-6
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dvae_fast._extras import INSTALL
 
 try:
-    import rich  # noqa: F401  (the commands' files need it)
     import typer
+    from rich import console as _console  # noqa: F401  (for the commands' files)
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"dvae-fast: the command line needs the package {error.name}, which is not installed: "

@@ -9,15 +9,13 @@
 # nvcc must be of the same CUDA as that torch. Builds in build/prebuilt, again only what has changed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-PYTHON=${PYTHON:-python3}
+if [ -z "${PYTHON:-}" ]; then
+  PYTHON=python3
+  [ ! -x .venv-cuda/bin/python ] || PYTHON=$PWD/.venv-cuda/bin/python  # of .ci/run
+fi
 work=$PWD/build/prebuilt
 sources() { "$PYTHON" scripts/gpu_check/sources.py; }
 
-if [ -z "${CUDA_HOME:-}" ]; then
-  # Where nvcc itself says it lives: the one in PATH may be a script that calls it.
-  CUDA_HOME=$(realpath "$(nvcc --dryrun -x cu /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p')")
-  export CUDA_HOME
-fi
 # ninja of pip is beside the interpreter.
 PATH=$(dirname "$("$PYTHON" -c 'import sys; print(sys.executable)')"):$PATH
 export DVAE_FAST_CUDA=1 TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-9.0a}"

@@ -1,4 +1,4 @@
-"""The command line: ``dvae-fast train | evaluate | sample | reproduce | info``.
+"""The command line: ``dvae-fast train | evaluate | sample | reproduce | info | check``.
 
 Exit codes: 0 done; 1 something is missing, damaged or cannot be written; 2 an option is wrong;
 128 + the signal's number (130 for Ctrl-C) interrupted.
@@ -39,6 +39,7 @@ except ModuleNotFoundError as error:
         f"{INSTALL}"
     ) from None
 
+from dvae_fast.checking.cli import check_command
 from dvae_fast.checkpoint import (
     CHECKPOINT,
     CheckpointError,
@@ -124,6 +125,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+
+
+app.command("check")(check_command)
 
 
 def main() -> None:

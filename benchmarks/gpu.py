@@ -1,10 +1,11 @@
 """Every operator, a training step and an evaluation on a GPU, against eager and torch.compile.
 
-python benchmarks/gpu.py --json FILE [--rivals ours,eager] [--append] [--seconds 1] [--tiny]
+python benchmarks/gpu.py --json FILE [--rivals ours,eager] [--append|--resume] [--tiny]
 
 Times are medians by CUDA events; what a call takes of the host's time stands beside them. The file
 is written after every case; `--append` adds to what it has, so that the compiled rivals, which take
-minutes to compile, can be measured by themselves. `--tiny` runs small sizes, on the CPU if there is
+minutes to compile, can be measured by themselves, and `--resume` leaves out what it has, as after
+an illegal access, which no process survives. `--tiny` runs small sizes, on the CPU if there is
 no GPU, to see that everything works; its times mean nothing.
 """
 
@@ -15,13 +16,12 @@ import json
 import os
 import subprocess
 import time
-import traceback
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_bench import FAMILIES, Bench, Store
+from gpu_bench import BROKEN, FAMILIES, Bench, BrokenError, Store
 from gpu_cases import all_cases
 
 import dvae_fast
@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--rivals", type=_families, default=list(FAMILIES), metavar="A,B")
     parser.add_argument("--cases", default="", help="of these names, or parts of names, alone: A,B")
     parser.add_argument("--append", action="store_true", help="add to what the file has")
+    parser.add_argument("--resume", action="store_true", help="add what the file has not")
     parser.add_argument("--seconds", type=float, default=1.0, help="timed seconds of each rival")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to see that it works")
     a = parser.parse_args()
@@ -74,27 +75,35 @@ def main() -> None:
         parser.error(f"the library has no CUDA kernels ({ops.LIBRARY_ERROR or 'built without'})")
     about = machine(device)
     print(json.dumps(about, indent=2), flush=True)
-    store = Store(a.json, about, a.append)
+    store = Store(a.json, about, a.append or a.resume)
     parts = [part.strip() for part in a.cases.split(",") if part.strip()]
-    b = Bench(device, 0.01 if a.tiny else a.seconds, a.tiny, store)
-    cases = [(n, f) for n, f in all_cases() if not parts or any(part in n for part in parts)]
+    b = Bench(device, 0.01 if a.tiny else a.seconds, a.tiny, store, a.resume)
+    cases = {n: f for n, f in all_cases().items() if not parts or any(part in n for part in parts)}
     if not cases:
-        parser.error(f"--cases must name one of {[n for n, _ in all_cases()]}, got {a.cases!r}")
+        parser.error(f"--cases must name one of {', '.join(all_cases())}, got {a.cases!r}")
     # One that interests most is not to wait for another's compiling: ours and eager together.
     turns = [[f for f in a.rivals if f in ("ours", "eager")]]
     turns += [[f] for f in a.rivals if f not in turns[0]]
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         for b.families in [turn for turn in turns if turn]:
             store.complete = [f for f in store.complete if f not in b.families]
-            for name, case in cases:
+            for name, case in cases.items():
+                whole = f"{name}, {' and '.join(b.families)}"
+                if a.resume and whole in store.failures:
+                    continue
+                store.failures.pop(whole, None)
                 try:
                     case(b)
+                    continue
+                except BrokenError:
+                    raise SystemExit(BROKEN) from None
                 except Exception as error:  # what was measured is kept all the same
-                    traceback.print_exc()
-                    text = f"{type(error).__name__}: {error}".splitlines()[0]
-                    store.failures.append(f"{name}: {text}")
-                    b.failed = True
+                    store.failures[whole] = b.failure(error)
                     store.write()
+                try:
+                    b.assert_alive()
+                except BrokenError:
+                    raise SystemExit(BROKEN) from None
             if not parts:
                 store.complete += b.families
     store.write()

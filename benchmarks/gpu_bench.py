@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 FAMILIES = ("ours", "eager", "compile", "max-autotune")
 
+#: exit status of a process whose GPU takes no more work, as after an illegal access: another one
+#: can go on, with `--resume`
+BROKEN = 3
+
 #: of calls whose results are compared: the largest difference over 1 + |expected|
 AGREEMENT = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
@@ -50,6 +54,10 @@ class Result:
     host_seconds: dict[str, float] = field(default_factory=dict)
     wall_seconds: dict[str, float] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+
+
+class BrokenError(RuntimeError):
+    """The GPU takes no more work in this process."""
 
 
 class Timer:
@@ -110,7 +118,8 @@ class Store:
     def __init__(self, path: Path, machine: dict[str, Any], append: bool) -> None:
         self.path, self.machine = path, machine
         self.results: dict[str, Result] = {}
-        self.failures: list[str] = []
+        #: of whole cases, by their name and families
+        self.failures: dict[str, str] = {}
         #: families of which every case has been run
         self.complete: list[str] = []
         if append and path.exists():
@@ -136,8 +145,15 @@ class Store:
 
 
 class Bench:
-    def __init__(self, device: torch.device, seconds: float, tiny: bool, store: Store) -> None:
-        self.device, self.tiny, self.store = device, tiny, store
+    def __init__(
+        self,
+        device: torch.device,
+        seconds: float,
+        tiny: bool,
+        store: Store,
+        resume: bool = False,
+    ) -> None:
+        self.device, self.tiny, self.store, self.resume = device, tiny, store, resume
         self.families: Collection[str] = FAMILIES
         self.time = Timer(device, seconds)
         self.failed = False
@@ -179,35 +195,47 @@ class Bench:
 
         The operators' tests have small operands: here are the large ones.
         """
-        calls = {name: call for name, call in calls.items() if self.wants(name)}
+        if agrees is not None and "ours" in calls:
+            calls = {"ours, result": agrees, **calls}
+        known = self.store.results.get(key)
+        done = {*known.seconds, *known.errors} if known and self.resume else set()
+        calls = {n: call for n, call in calls.items() if self.wants(n) and n not in done}
         if not calls:
             return
         result = self.store.result(key, case, bytes, flops)
-        try:
-            if agrees is not None and self.wants("ours"):
-                result.errors.pop("ours, result", None)
-                agrees()
-        except Exception as error:
-            self._failed(result, "ours, result", error)
         for name, call in calls.items():
             result.errors.pop(name, None)  # of a run before
             try:
+                if name == "ours, result":
+                    call()
+                    continue
                 result.seconds[name] = once = self.time(call)
                 result.host_seconds[name], result.wall_seconds[name] = self.time.by_clock(
                     call, once
                 )
             except Exception as error:  # one that fails must not take the others along
-                self._failed(result, name, error)
+                result.errors[name] = self.failure(error)
+                self.store.write()
+                self.assert_alive()
         torch._dynamo.reset()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self._print(result, calls)
         self.store.write()
 
-    def _failed(self, result: Result, rival: str, error: Exception) -> None:
+    def failure(self, error: Exception) -> str:
+        """A line of it; the whole is printed."""
         traceback.print_exc()
-        result.errors[rival] = f"{type(error).__name__}: {error}".splitlines()[0]
         self.failed = True
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+
+    def assert_alive(self) -> None:
+        if self.device.type != "cuda":
+            return
+        try:
+            torch.cuda.synchronize()
+        except Exception as error:
+            raise BrokenError(str(error)) from None
 
     def _print(self, result: Result, calls: Calls) -> None:
         rates, ours = "", result.seconds.get("ours")

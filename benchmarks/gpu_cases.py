@@ -6,6 +6,7 @@ the call before; the cases named "small" are a training step's, where launching 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import rivals
@@ -20,7 +21,7 @@ from dvae_fast.models import DIWAE, IWAE
 from dvae_fast.training.graphed import GraphedStep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from gpu_bench import Bench, Calls
 
@@ -331,33 +332,26 @@ def evaluation(b: Bench) -> None:
     )
 
 
-def all_cases() -> Iterator[tuple[str, Callable[[Bench], None]]]:
-    """Those that targets speak of first: a run may be stopped before the last."""
-    yield "copy", copy
-    yield "log_weights float32", lambda b: log_weights(b, FP32)
-    yield "log_weights bfloat16", lambda b: log_weights(b, BF16)
-    yield "iwae_loss K=50 float32", lambda b: iwae_loss(b, 50, FP32)
-    yield "training K=5", lambda b: training_step(b, 5)
-    yield "evaluation", evaluation
-    for dtype in (FP32, BF16):
-        yield f"product {short(dtype)}", lambda b, dtype=dtype: product(b, dtype)  # type: ignore[misc]
-    for k, dtype in ((50, BF16), *((k, d) for k in (1, 5, 500) for d in (FP32, BF16))):
-        yield (
-            f"iwae_loss K={k} {short(dtype)}",
-            lambda b, k=k, dtype=dtype: iwae_loss(b, k, dtype),  # type: ignore[misc]
-        )
-    for copies in (1, 10):
-        yield f"corrupt M={copies}", lambda b, copies=copies: corrupt(b, copies)  # type: ignore[misc]
-    yield "sample_latent", sample_latent
-    yield "mixture", mixture
-    for dtype in (FP32, BF16):
-        yield (
-            f"linear_log_weights {short(dtype)}",
-            lambda b, dtype=dtype: linear_log_weights(b, dtype),  # type: ignore[misc]
-        )
-    for k in (1, 50):
-        yield f"training K={k}", lambda b, k=k: training_step(b, k)  # type: ignore[misc]
-    yield "small log_weights", lambda b: log_weights(b, FP32, small=True)
-    yield "small iwae_loss", lambda b: iwae_loss(b, 5, FP32, small=True)
-    yield "small corrupt", lambda b: corrupt(b, 1, small=True)
-    yield "small sample_latent", lambda b: sample_latent(b, small=True)
+def all_cases() -> dict[str, Callable[[Bench], None]]:
+    """By their keys; those that targets speak of first, for a run may be stopped early."""
+    both = (FP32, BF16)
+    later = [(50, BF16), *((k, dtype) for k in (1, 5, 500) for dtype in both)]
+    return {
+        "copy": copy,
+        "log_weights float32": partial(log_weights, dtype=FP32),
+        "log_weights bfloat16": partial(log_weights, dtype=BF16),
+        "iwae_loss K=50 float32": partial(iwae_loss, k=50, dtype=FP32),
+        "training K=5": partial(training_step, k=5),
+        "evaluation bfloat16": evaluation,
+        **{f"product {short(dtype)}": partial(product, dtype=dtype) for dtype in both},
+        **{f"iwae_loss K={k} {short(t)}": partial(iwae_loss, k=k, dtype=t) for k, t in later},
+        **{f"corrupt M={m}": partial(corrupt, copies=m) for m in (1, 10)},
+        "sample_latent": sample_latent,
+        "mixture M=10": mixture,
+        **{f"linear_log_weights {short(t)}": partial(linear_log_weights, dtype=t) for t in both},
+        **{f"training K={k}": partial(training_step, k=k) for k in (1, 50)},
+        "log_weights float32 small": partial(log_weights, dtype=FP32, small=True),
+        "iwae_loss K=5 float32 small": partial(iwae_loss, k=5, dtype=FP32, small=True),
+        "corrupt M=1 small": partial(corrupt, copies=1, small=True),
+        "sample_latent small": partial(sample_latent, small=True),
+    }

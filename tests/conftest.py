@@ -1,18 +1,22 @@
-"""`DVAE_FAST_SAMPLE=n`: of a test of many cases, every n-th, for machines that are had for minutes.
+"""For machines that are had for minutes: a sample of the tests, in the time there is.
 
-Cases in float64 and float16 come last then: a run that is cut short has tried the others. Without
-it, nothing is changed.
+`DVAE_FAST_SAMPLE=n` runs every n-th case of a test that has many, those in float64 and float16
+last, and prints each failure at once, for the run may be killed. `DVAE_FAST_SAMPLE_UNTIL` is the
+time, in seconds as of `time.time()`, after which tests are skipped. Without them nothing changes.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import pytest
 
 #: cases up to which a test is run whole
 WHOLE = 24
+
+NO_TIME = "no time is left for it"
 
 
 def _sample() -> int:
@@ -24,6 +28,11 @@ def _sample() -> int:
 
 def _is_late(item: Any) -> bool:
     return "float64" in item.name or "float16" in item.name.replace("bfloat16", "")
+
+
+def _test(item: Any) -> tuple[str, str]:
+    """The function that it is a case of."""
+    return item.nodeid.partition("::")[0], getattr(item, "originalname", item.name)
 
 
 @pytest.hookimpl(trylast=True)  # of what -k has selected
@@ -44,6 +53,14 @@ def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
         config.hook.pytest_deselected(items=left_out)
 
 
-def _test(item: Any) -> tuple[str, str]:
-    """The function that it is a case of."""
-    return item.nodeid.partition("::")[0], getattr(item, "originalname", item.name)
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    if time.time() > float(os.environ.get("DVAE_FAST_SAMPLE_UNTIL", "inf")):
+        pytest.skip(NO_TIME)
+
+
+def pytest_runtest_logreport(report: Any) -> None:
+    # Of pytest-xdist's processes the first one alone prints.
+    if report.failed and _sample() > 1 and "PYTEST_XDIST_WORKER" not in os.environ:
+        said = str(report.longrepr).strip().splitlines() or [""]
+        print(f"\nFAILED {report.nodeid}: {said[-1]}", flush=True)

@@ -504,6 +504,8 @@ def test_tests_are_counted_and_the_failed_named(fake: FakeContext) -> None:
     xml = """<testsuites><testsuite tests="7" failures="1" errors="1" skipped="2">
     <testcase classname="tests.test_a" name="test_x[cuda]"><failure message="off by 3&#10;more"/>
     </testcase><testcase classname="tests.test_b" name="test_y"><error message="lost"/></testcase>
+    <testcase><skipped message="no time is left for it"/></testcase>
+    <testcase><skipped message="no GPU"/></testcase>
     </testsuite></testsuites>"""
     (fake.root / "tests").mkdir()
     (fake.root / "tests/test_a.py").write_text('@pytest.mark.parametrize("device", DEVICES)')
@@ -519,7 +521,8 @@ def test_tests_are_counted_and_the_failed_named(fake: FakeContext) -> None:
     verdict = steps.tests(fake, 100)
     assert verdict.status == FAILED
     assert verdict.summary == (
-        "7 tests, 2 failed, 2 skipped; first tests.test_a::test_x[cuda]: off by 3"
+        "7 tests, 2 failed, 2 skipped, 1 of them for lack of time; "
+        "first tests.test_a::test_x[cuda]: off by 3"
     )
     assert len(verdict.details["failed"]) == 2
     ((command, env),) = asked

@@ -71,7 +71,7 @@ def start_levels(
 
 
 def _write(path: str, small: bool, operators: list[str]) -> None:
-    from dvae_fast import _C  # type: ignore[attr-defined] # noqa: F401
+    from dvae_fast import _C  # noqa: F401
 
     torch.set_num_threads(1)
     found: dict[str, list[Outcome]] = {}

@@ -3,13 +3,14 @@
     python benchmarks/report.py FOLDER [--output FOLDER]
 
 The first folder holds what `run.py` collects: times.json, and kept, growth, memory, growth_memory,
-accuracy and evaluator where they were measured.
+and evaluator where they were measured; results.md is the text around its figures.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from figures import Figure, load, mebibytes, seconds, table
 if TYPE_CHECKING:
     from figures import Groups
 
+FOLDER = Path(__file__).resolve().parent
 RIVALS_HEAD = ["group", "rival", "median", "IQR", "drift", "ns/element", "of ours", "rounds"]
 ROOFLINE_HEAD = ["group", "GB/s", "of copy", "GFLOP/s", "of GEMM"]
 
@@ -72,6 +74,9 @@ def roofline_table(groups: Groups) -> str:
 
 # --- the whole ------------------------------------------------------------------------------------
 
+#: a section of which something was not measured is left out
+SECTION = re.compile(r"^(?=## )", re.MULTILINE)
+
 
 def machine(content: dict[str, Any]) -> str:
     """What the figures were measured on and with."""
@@ -99,137 +104,73 @@ def machine(content: dict[str, Any]) -> str:
     return "\n".join(f"- {name}: {text}" for name, text in lines.items() if text)
 
 
-_HOW = """\
-A figure is the median of one run, over all rounds of all turns ({turns} of them). In each turn the
-rivals of a group run one after the other, in another order each time, so that a machine that gets
-slower or faster favours none; each is warmed up again before it is timed. "IQR" is the
-interquartile range over the median, "drift" the slowest turn's median over the fastest's. A ratio
-is of the medians, and in brackets stand the least and the most of any turn, in which both ran
-one after the other. Every rival's result is checked against the reference or ours before it is
-timed.
-
-Where plain code can be written in several ways, all are tried first and the fastest runs; its
-name stands in brackets. "eager, chunked" is the same in chunks that stay in cache, and "addmm,
-kept buffer" pays for no fresh memory: both are harder rivals than the targets name. "compile" is
-`torch.compile(dynamic=False, fullgraph=True)`, and all training steps use the fused Adam. "eager,
-gradient by hand" is no plain code, and no target speaks of it.
-
-The likelihood is of a run of its own, not of this command; its log, settings and command are in
-`iwae_mnist/`.
-"""
-
-_ROOFLINE = """\
-Copy is `Tensor.copy_` between buffers far larger than the caches, bytes read and bytes written
-both counted; GEMM is `torch.mm` of square float32 matrices into a kept buffer. Both were measured
-in this run, with the same threads. Bytes are those an operator cannot do without (each input read
-and each output written once), so a share says how far from a plain copy it is. Groups whose data
-fit the last cache can exceed 100 % of the copy.
-"""
-
-_KEPT = """\
-glibc gives large blocks back to the system when they are freed, and fresh ones cost page faults.
-Above, every rival has that default. Here malloc keeps its memory, which takes that cost from
-everybody, and mostly from those that make large intermediates:
-`{malloc}`.
-"""
-
-_MEMORY = """\
-Peak memory is the growth of the resident set during five steps, Adam's state already there, each
-in a process of its own in which freed memory goes back to the system at once (see
-`peak_memory.py`). Of the formulas of eager PyTorch "softplus+bmm" keeps the least, and "bce",
-`F.binary_cross_entropy_with_logits`, is the usual one. The peak of torch's tensors alone, as its
-profiler counts it:
-"""
-
-
-_GROWTH = """\
-Ours and plain eager PyTorch over one size at a time, the others fixed; eager takes the first of its
-formulas, not the fastest at each size, and no compiler was tried. A unit of work is an element, or
-a thousand operations of the linear layers in a training step. The slope is of log time over log
-size: 1 where time grows as the size does, less where a fixed cost counts; "last three" are the
-largest sizes. Peak memory is the growth of the resident set during one call; where the data are
-under 1/4 MiB it is not measured.
-"""
-
-_STEPS = """\
-Flat is good. Every two neighbouring sizes of which a unit costs ours more than {flat}× as much at
-one as at the other, with the cause where it is one of those that `growth.py` knows.
-"""
-
-
-def load_json(path: Path, otherwise: Any) -> Any:
+def read(path: Path) -> Any:
     """What is missing was not measured, and the tables say so."""
-    return json.loads(path.read_text()) if path.exists() else otherwise
+    return json.loads(path.read_text()) if path.exists() else []
 
 
-def report(folder: Path, command: str) -> str:
-    """RESULTS.md of the JSON files in a folder."""
-    groups, content = load(folder / "times.json")
-    memory = load_json(folder / "memory.json", [])
+def target_parts(groups: Groups, memory: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
     rows = [
         *targets.speed_rows(groups),
         *targets.memory_rows(memory),
         *targets.evaluation_memory_rows(memory),
-        *targets.evaluator_rows(load_json(folder / "evaluator.json", {})),
-        *targets.accuracy_rows(load_json(folder / "accuracy.json", {})),
-        *targets.likelihood_rows(Path(__file__).parent / "iwae_mnist" / "metrics.json"),
+        *targets.evaluator_rows(read(folder / "evaluator.json") or {}),
+        *targets.likelihood_rows(FOLDER / "iwae_mnist" / "metrics.json"),
     ]
     verdicts = Counter(row[-1] for row in rows if row[-1])
-    turns = content["machine_info"]["measured_with"]["turns"]
-    parts = [
-        "# Results",
-        f"Made by `{command}`.",
-        machine(content),
-        _HOW.format(turns=turns),
-        "## Targets",
-        f"{verdicts['met']} of {sum(verdicts.values())} met.",
-        table(targets.HEAD, rows, ("against", "")),
-        "## Every rival",
-        rival_table(groups),
-        "## Roofline",
-        _ROOFLINE,
-        roofline_table(groups),
-    ]
+    shown = table(targets.HEAD, rows, ("against", ""))
+    return {"met": verdicts["met"], "judged": sum(verdicts.values()), "targets": shown}
+
+
+def growth_parts(folder: Path) -> dict[str, Any]:
+    """Growth, where it is not flat, threads and dtypes."""
+    groups, content = load(folder / "growth.json")
+    found = growth.series(groups)
+    steps = growth.step_rows(found, growth.machine_of(content))
+    memory = growth.memory_rows(read(folder / "growth_memory.json"))
+    parts = {
+        "slopes": table(growth.SLOPE_HEAD, growth.slope_rows(found), ("over",)),
+        "memory_slopes": table(growth.MEMORY_HEAD, memory, ("over",)),
+        "flat": growth.FLAT,
+        "steps": len(steps),
+        "unexplained": sum(1 for row in steps if row[-1].startswith("**")),
+        "step_table": table(growth.STEP_HEAD, steps, ("over", "sizes", "cause")),
+    }
+    if rows := growth.thread_rows(found):
+        parts["threads"] = table(growth.THREAD_HEAD, rows, ("who",))
+    if rows := growth.dtype_rows(found):
+        parts["dtypes"] = table(growth.DTYPE_HEAD, rows, ("who", "dtype"))
+    return parts
+
+
+def report(folder: Path, command: str) -> str:
+    """The sections of results.md that the JSON files in a folder have figures for."""
+    groups, content = load(folder / "times.json")
+    memory = read(folder / "memory.json")
+    parts = {
+        "command": command,
+        "machine": machine(content),
+        "turns": content["machine_info"]["measured_with"]["turns"],
+        "rivals": rival_table(groups),
+        "roofline": roofline_table(groups),
+        **target_parts(groups, memory, folder),
+    }
     if (folder / "growth.json").exists():
-        points = load_json(folder / "growth_memory.json", [])
-        parts += growth_parts(*load(folder / "growth.json"), points)
+        parts |= growth_parts(folder)
     if (folder / "kept.json").exists():
-        kept, kept_content = load(folder / "kept.json")
-        malloc = kept_content["machine_info"]["measured_with"]["malloc"]
-        named = _KEPT.format(malloc=" ".join(f"{k}={v}" for k, v in malloc.items()))
-        parts += ["## With memory kept by malloc", named, rival_table(kept)]
+        kept, about = load(folder / "kept.json")
+        malloc = about["machine_info"]["measured_with"]["malloc"]
+        parts["malloc"] = " ".join(f"{name}={value}" for name, value in malloc.items())
+        parts["kept"] = rival_table(kept)
     if memory:
-        tensors = "; ".join(
+        parts["tensors"] = "; ".join(
             f"{row['work']}, {row['rival']}: {mebibytes(row['tensors'])}"
             for row in memory
             if row.get("tensors") is not None  # not asked for, or not to be had
         )
-        parts += ["## Memory", f"{_MEMORY}{tensors}."]
-    return "\n\n".join(part.strip() for part in parts) + "\n"
-
-
-def growth_parts(
-    groups: Groups, content: dict[str, Any], memory: list[dict[str, Any]]
-) -> list[str]:
-    """Growth, where it is not flat, threads and dtypes."""
-    found = growth.series(groups)
-    steps = growth.step_rows(found, growth.machine_of(content))
-    unexplained = sum(1 for row in steps if row[-1].startswith("**"))
-    parts = [
-        "## Growth",
-        _GROWTH,
-        table(growth.SLOPE_HEAD, growth.slope_rows(found), ("over",)),
-        table(growth.MEMORY_HEAD, growth.memory_rows(memory), ("over",)),
-        "## Where cost is not flat",
-        _STEPS.format(flat=growth.FLAT),
-        f"{len(steps)} steps, {unexplained} not explained.",
-        table(growth.STEP_HEAD, steps, ("over", "sizes", "cause")),
-    ]
-    if rows := growth.thread_rows(found):
-        parts += ["## Threads", table(growth.THREAD_HEAD, rows, ("who",))]
-    if rows := growth.dtype_rows(found):
-        parts += ["## Dtypes", table(growth.DTYPE_HEAD, rows, ("who", "dtype"))]
-    return parts
+    sections = SECTION.split((FOLDER / "results.md").read_text())
+    measured = [one for one in sections if parts.keys() >= set(re.findall(r"{(\w+)}", one))]
+    return "".join(measured).rstrip().format(**parts) + "\n"
 
 
 def write(folder: Path, output: Path, command: str) -> None:
@@ -242,7 +183,7 @@ def write(folder: Path, output: Path, command: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="The report of the benchmarks' JSON.")
     parser.add_argument("folder", type=Path, help="where run.py left its JSON")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "report")
+    parser.add_argument("--output", type=Path, default=FOLDER / "report")
     parser.add_argument("--command", default="make bench", help="to be named")
     a = parser.parse_args()
     write(a.folder, a.output, a.command)

@@ -56,7 +56,6 @@ LINEAR_EXTRA = 32e6
 PROCESSES = 1e-5  # relative difference
 GAP = 0.1
 SPEED_UP, APART = 3, 0.02  # of a tolerance of 0.02
-ACCURACY = 2e-6
 NLL = 89.5  # of the run in iwae_mnist
 
 HEAD = ["what", "against", "ours", "theirs", "ratio", "target", ""]
@@ -201,22 +200,6 @@ def evaluator_rows(evaluator: dict[str, Any]) -> list[list[str]]:
     met = fixed / ours >= SPEED_UP and apart <= APART
     said = (f"{what}, mean apart by {apart:.3f}", f"k = {found['max_k']}", bar, met)
     return [*rows, row(*said, seconds(ours), seconds(fixed), f"{fixed / ours:.2f}×")]
-
-
-def accuracy_rows(accuracy: dict[str, Any]) -> list[list[str]]:
-    """Errors in float32 and noise on every instruction set, of `accuracy.py`."""
-    errors, noise = accuracy.get("errors"), accuracy.get("noise")
-    what, bar = "largest error, float32", f"≤ {ACCURACY:.0e}"
-    if not errors:
-        rows = [row(what, "float64", bar, None)]
-    else:
-        op, worst = max(errors.items(), key=lambda item: item[1])
-        said = (f"{what}, {len(errors)} operators", "float64, over the sum of absolute terms", bar)
-        rows = [row(*said, worst <= ACCURACY, f"{worst:.1e} ({op})")]
-    met = all(noise.values()) if noise else None
-    shown = {None: "", True: "identical", False: "differs"}[met]
-    what = f"noise on {', '.join(noise) if noise else 'every instruction set'}"
-    return [*rows, row(what, "reference, bit by bit", "identical", met, shown)]
 
 
 def likelihood_rows(run: Path) -> list[list[str]]:

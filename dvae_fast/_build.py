@@ -52,7 +52,7 @@ def build_info() -> dict[str, Any]:
     kernels = ops.cuda_kernels_state()
     if kernels.startswith("failed"):
         missing.append(
-            f"CUDA kernels that were not found right on this machine ({kernels}): the slower PyTorch "
+            f"CUDA kernels that were not found right here ({kernels}): the slower PyTorch "
             "reference runs in their place. The report: dvae-fast check"
         )
     if torch.cuda.is_available() and not architectures:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["BoundCurve", "ParetoTail", "pareto_shape"]
 
 
-# Elements of an intermediate: they stay in cache.
-_PIECE = 1 << 14
+# Elements of an intermediate: on a CPU they stay in cache; a GPU wants few operators.
+_PIECE, _PIECE_GPU = 1 << 14, 1 << 23
 
 
 # --- the bound against k ----------------------------------------------------------------------
@@ -35,10 +35,10 @@ class _Groups:
     def __init__(self, k: int, unit: int, examples: int, device: torch.device | str) -> None:
         self.k, self.size = k, k // unit
         self.filled, self.groups = 0, 0
-        self.total = torch.zeros(examples, dtype=torch.float64, device=device)
+        self.total = zero = torch.zeros(examples, dtype=torch.float64, device=device)
         # Σ (l − c) and Σ (l − c)² of the groups' l, about the first one: no cancellation.
         self.centre = torch.full_like(self.total, math.nan)
-        self.shifted, self.squares = torch.zeros_like(self.total), torch.zeros_like(self.total)
+        self.shifted = self.squares = zero  # none is written to
         # log Σ w of the group in progress
         self.open = torch.full((examples,), -math.inf, dtype=torch.float64, device=device)
 
@@ -76,10 +76,10 @@ class _Groups:
         self.groups += log_sums.shape[1]
         return log_sums
 
-    def row(self, i: int) -> _Groups:
+    def take(self, rows: slice | Tensor) -> _Groups:
         other = copy.copy(self)
         for name in ("open", "total", "centre", "shifted", "squares"):
-            setattr(other, name, getattr(self, name)[i : i + 1])
+            setattr(other, name, getattr(self, name)[rows])
         return other
 
     def mean(self) -> Tensor:
@@ -127,11 +127,11 @@ class BoundCurve:
         for groups, source in zip(self._groups, self._from, strict=True):
             sums.append(groups.add(log_w if source < 0 else sums[source]))
 
-    def row(self, i: int) -> BoundCurve:
-        """That of the i-th example alone, to go on with by itself."""
+    def take(self, rows: slice | Tensor) -> BoundCurve:
+        """That of some examples, to go on with by itself."""
         other = copy.copy(self)
-        other._groups = [groups.row(i) for groups in self._groups]
-        other._none = self._none[i : i + 1]
+        other._groups = [groups.take(rows) for groups in self._groups]
+        other._none = self._none[rows]
         return other
 
     def bounds(self) -> Tensor:
@@ -176,7 +176,8 @@ def pareto_shape(tail: Tensor) -> Tensor:
     theta = (1 - torch.sqrt(guesses / (i - 0.5))) / (prior_b * quartile[:, None])
     theta = theta + 1 / largest[:, None]
     # −k of each θ; a few θ at a time, in place: all would take more memory than the evaluation.
-    some = max(1, _PIECE // max(1, tail.numel()))
+    piece = _PIECE if tail.device.type == "cpu" else _PIECE_GPU
+    some = max(1, piece // max(1, tail.numel()))
     shape = torch.cat(
         [(-t[:, :, None] * tail[:, None, :]).log1p_().mean(-1) for t in theta.split(some, 1)], 1
     )
@@ -213,10 +214,10 @@ class ParetoTail:
         # One more than the tail: its threshold.
         self._top = both.topk(min(self._most + 1, both.shape[1]), 1).values
 
-    def row(self, i: int) -> ParetoTail:
-        """That of the i-th example alone, to go on with by itself."""
+    def take(self, rows: slice | Tensor) -> ParetoTail:
+        """That of some examples, to go on with by itself."""
         other = copy.copy(self)
-        other._top, other._bad = self._top[i : i + 1], self._bad[i : i + 1]
+        other._top, other._bad = self._top[rows], self._bad[rows]
         return other
 
     def shape(self) -> Tensor:

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from dvae_fast.batching import Fetch, Limits, fitting, held, out_of_memory, plan
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dvae_fast.corruptions import Masking
 from dvae_fast.evaluation import batching, estimate_log_likelihood, importance, statistics
+from dvae_fast.evaluation.batching import Fetch, Limits, fitting, held, out_of_memory, plan
 from dvae_fast.evaluation.partial import PartialResults, read_settings
 from dvae_fast.evaluation.proposals import Proposal
 from dvae_fast.evaluation.target import Judged
-from dvae_fast.functional import latent
 from dvae_fast.models import LatentVariableModel, TwoLayerModel, make_model
 
 if TYPE_CHECKING:
@@ -433,7 +432,6 @@ def test_nothing_waits_inside_a_batch(
     10,000 MNIST examples by 5,000 samples are 20 batches of some 190 operators, each a kernel or a
     few; of 65,536 rows at once they were 770 batches.
     """
-    monkeypatch.setattr(latent, "autocast_dtype", lambda t: None)  # has no such device
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(importance, "Fetch", lambda t: t)
     model = make_model("iwae", 784, 50, (200, 200), posterior=covariance).to("meta")

@@ -39,6 +39,7 @@ except ImportError as error:
 MINIMUM_TORCH = (2, 11)
 STABLE_ABI = "0x020b000000000000"  # torch 2.11: one build serves it and all later ones
 ARCHITECTURES = "TORCH_CUDA_ARCH_LIST"
+USUAL_TOOLKIT = "/usr/local/cuda"
 
 ROOT = Path(__file__).parent
 
@@ -90,7 +91,7 @@ def find_nvcc(environ: Mapping[str, str]) -> str:
         if nvcc is None:
             raise MissingError(f"nvcc (none in {home}/bin, where CUDA_HOME points)")
         return nvcc
-    places = [environ.get("PATH", ""), "/usr/local/cuda/bin"]
+    places = [environ.get("PATH", ""), f"{USUAL_TOOLKIT}/bin"]
     nvcc = shutil.which("nvcc", path=os.pathsep.join(places))
     if nvcc is None:
         raise MissingError("nvcc (install the CUDA toolkit, or set CUDA_HOME)")
@@ -105,24 +106,28 @@ def find_toolkit(environ: Mapping[str, str]) -> Toolkit:
         raise MissingError(f"an nvcc that runs ({nvcc} --version names no release)")
     # Where nvcc itself says it lives: the one in PATH may be a script that calls it.
     says = re.search(r"^#\$ TOP=(.+)$", output_of(nvcc, "--dryrun", "-x", "cu", os.devnull), re.M)
-    home = Path(says[1]) if says else Path(nvcc).parent.parent
+    home = Path(says[1] if says else "/")
+    if not (home / "bin" / "nvcc").exists():
+        home = Path(nvcc).parent.parent
     return Toolkit(str(home.resolve()), version[1])
 
 
 def cuda_includes(toolkit: Toolkit, packages: Iterable[str]) -> tuple[str, ...]:
     """Folders to add so that the CUDA runtime's headers are found.
 
-    packages: where Python packages of the name ``nvidia`` lie, which torch brings along.
+    Args:
+        toolkit: The one to build with.
+        packages: Where Python packages of the name ``nvidia`` lie, which torch brings along.
     """
     header = "cuda_runtime_api.h"
     if any(Path(p, header).is_file() for p in (f"{toolkit.home}/include", "/usr/include")):
         return ()
     major = toolkit.version.split(".")[0]
-    for package in packages:
-        for name in (f"cu{major}", "cuda_runtime"):
-            folder = Path(package, name, "include")
-            if (folder / header).is_file():
-                return (str(folder),)
+    places = sorted(Path(toolkit.home).glob("targets/*/include"))  # of conda
+    places += [Path(p, n, "include") for p in packages for n in (f"cu{major}", "cuda_runtime")]
+    for folder in places:
+        if (folder / header).is_file():
+            return (str(folder),)
     raise MissingError(
         f"{header} (in {toolkit.home}/include, or of the package nvidia-cuda-runtime)"
     )

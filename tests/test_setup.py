@@ -57,12 +57,7 @@ def _environ(*folders: Path, **more: str) -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def _no_toolkit_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    which = setup.shutil.which
-    monkeypatch.setattr(
-        setup.shutil,
-        "which",
-        lambda name, path: which(name, path=path.replace("/usr/local/cuda/bin", "")),
-    )
+    monkeypatch.setattr(setup, "USUAL_TOOLKIT", "/nowhere")
 
 
 @pytest.mark.parametrize("switch", ["", "1"])
@@ -78,6 +73,14 @@ def test_a_script_that_calls_nvcc_leads_to_its_toolkit(tmp_path: Path) -> None:
     home = _toolkit(tmp_path / "cuda")
     _script(tmp_path / "local" / "bin" / "nvcc", f'exec {home}/bin/nvcc "$@"')
     toolkit, _ = setup.choose_cuda(_environ(tmp_path / "local" / "bin"), TORCH, "13.0", [])
+    assert toolkit == setup.Toolkit(str(home), "13.0")
+
+
+def test_an_nvcc_that_does_not_say_where_it_lives_lives_where_it_is(tmp_path: Path) -> None:
+    home = _toolkit(tmp_path / "cuda")
+    nvcc = home / "bin" / "nvcc"
+    nvcc.write_text(nvcc.read_text().replace(f"TOP={home}", "TOP=/nowhere"))
+    toolkit, _ = setup.choose_cuda(_environ(home / "bin"), TORCH, "13.0", [])
     assert toolkit == setup.Toolkit(str(home), "13.0")
 
 
@@ -150,12 +153,16 @@ def test_torch_without_cuda(tmp_path: Path) -> None:
         setup.choose_cuda(_environ(home / "bin", DVAE_FAST_CUDA="1"), "2.13.0+cpu", None, [])
 
 
-@pytest.mark.parametrize("folder", ["cu13", "cuda_runtime"])
-def test_headers_of_the_package_that_torch_brings_are_found(tmp_path: Path, folder: str) -> None:
+@pytest.mark.parametrize(
+    "folder", ["nvidia/cu13", "nvidia/cuda_runtime", "cuda/targets/sbsa-linux"]
+)
+def test_headers_are_found_elsewhere_than_in_the_toolkits_include(
+    tmp_path: Path, folder: str
+) -> None:
     if Path("/usr/include/cuda_runtime_api.h").exists():
         pytest.skip("the system's own headers are found")
     home = _toolkit(tmp_path / "cuda", headers=False)
-    include = tmp_path / "nvidia" / folder / "include"
+    include = tmp_path / folder / "include"
     include.mkdir(parents=True)
     (include / "cuda_runtime_api.h").touch()
     packages = [str(tmp_path / "another"), str(tmp_path / "nvidia")]

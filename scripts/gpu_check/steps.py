@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
@@ -199,24 +200,29 @@ def test_files(root: Path) -> list[str]:
     ]
 
 
-def _junit(path: Path) -> tuple[dict[str, int], list[str]]:
-    """Counts, and the first tests that failed, each with a line of why."""
+def _junit(path: Path) -> dict[str, int]:
     suites = ElementTree.parse(path).getroot().iter("testsuite")
     counts = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0, "no_time": 0}
-    failed = []
     for suite in suites:
         for name in counts:
             counts[name] += int(suite.get(name, 0))
         for case in suite.iter("testcase"):
             skipped = case.find("skipped")
             counts["no_time"] += skipped is not None and NO_TIME in (skipped.get("message") or "")
-            for kind in ("failure", "error"):
-                why = case.find(kind)
-                if why is not None:
-                    message = (why.get("message") or "").splitlines()[:1]
-                    where = f"{case.get('classname')}::{case.get('name')}"
-                    failed.append(f"{where}: {''.join(message)}"[:300])
-    return counts, failed[:20]
+    return counts
+
+
+def _failures(output: str) -> list[str]:
+    """As tests/conftest.py prints them: the first tests that failed, each with a line of why.
+
+    One whose process it took along is there again, without the reason.
+    """
+    found: dict[str, str] = {}
+    for line in output.splitlines():
+        match = re.match(r"FAILED (.+?): (.*)", line)
+        if match:
+            found.setdefault(match.group(1), match.group(2).strip())
+    return [f"{test}: {why}"[:300] for test, why in list(found.items())[:20]]
 
 
 def tests(context: Context, seconds: float) -> Verdict:
@@ -239,11 +245,10 @@ def tests(context: Context, seconds: float) -> Verdict:
         "OMP_NUM_THREADS": "1",
     }
     outcome = context.run(command, seconds, env)
+    failed = _failures(outcome.output)
     try:
-        counts, failed = _junit(path)
+        counts = _junit(path)
     except (OSError, ElementTree.ParseError):
-        lines = outcome.output.splitlines()
-        failed = [line for line in lines if line.startswith("FAILED ")][:20]
         summary = f"no report: {outcome.ended()}: {'; '.join(failed[:1]) or outcome.last_lines()}"
         status = outcome.status if outcome.status != PASSED else FAILED
         return Verdict(status, summary, {"failed": failed})

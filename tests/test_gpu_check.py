@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).parent.parent / "scripts"))
 
 from gpu_check import process, steps
 from gpu_check.main import limits, run_step, run_steps
-from gpu_check.process import run
+from gpu_check.process import Outcome, run
 from gpu_check.sources import ROOT
 from gpu_check.steps import STEPS, Context, Step
 from gpu_check.verdict import FAILED, KILLED, PASSED, SKIPPED, Record, Verdict

@@ -82,8 +82,8 @@ def main() -> None:
     if not cases:
         parser.error(f"--cases must name one of {', '.join(all_cases())}, got {a.cases!r}")
     # One that interests most is not to wait for another's compiling: ours and eager together.
-    turns = [[f for f in a.rivals if f in ("ours", "eager")]]
-    turns += [[f] for f in a.rivals if f not in turns[0]]
+    turns = [tuple(f for f in a.rivals if f in ("ours", "eager"))]
+    turns += [(f,) for f in a.rivals if f not in turns[0]]
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         for b.families in [turn for turn in turns if turn]:
             store.complete = [f for f in store.complete if f not in b.families]
@@ -92,6 +92,7 @@ def main() -> None:
                 if a.resume and whole in store.failures:
                     continue
                 store.failures.pop(whole, None)
+                b.key = name
                 try:
                     case(b)
                     continue

@@ -59,7 +59,6 @@ def fake(tmp_path: Path) -> FakeContext:
         "cores": 16,
         "compute_sanitizer": "/bin/compute-sanitizer",
     }
-    context.env["CUDA_HOME"] = "/opt/cuda"
     context.env.pop("TORCH_CUDA_ARCH_LIST", None)
     return context
 
@@ -122,6 +121,17 @@ def test_prebuilt_library_that_does_not_run_gives_way_to_the_one_before(fake: Fa
     assert wrong in verdict.summary
     assert "nvcc: out of memory" in verdict.summary
     assert content(fake) == b"old"
+    assert not library.stamped(fake.root)
+
+
+def test_build_that_takes_too_long_or_gives_no_library(fake: FakeContext) -> None:
+    (fake.root / "prebuilt/_C.abi3.so").unlink()
+    fake.answer(("setup.py", None, "nvcc ..."))
+    assert library.library(fake, 150).status == "timed out"
+    fake.answer(("setup.py", 0, ""), ("probe.py", None, ""))
+    verdict = library.library(fake, 150)
+    assert verdict.status == FAILED
+    assert "its kernel had not run after" in verdict.summary
     assert not library.stamped(fake.root)
 
 

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from gpu_check.sources import sources_hash
-from gpu_check.verdict import FAILED, PASSED, TIMED_OUT, Verdict
+from gpu_check.verdict import FAILED, PASSED, Verdict
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gpu_check import sources
 from gpu_check.steps import FILES, STEPS, Context
 from gpu_check.targets import read, table, targets
-from gpu_check.verdict import FAILED, KILLED, PASSED, SKIPPED, Record, Verdict
+from gpu_check.verdict import FAILED, KILLED, PASSED, SKIPPED, TIMED_OUT, Record, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,7 +85,7 @@ def run_steps(context: Context, record: Record, steps: Sequence[Step], total: fl
         verdict = run_step(context, record, step, seconds)
         took = record.step(step.name)["seconds"]  # type: ignore[index]
         say(f"{step.name:10} {verdict.status:9} {took:7.1f} s  {verdict.summary}")
-        if verdict.status in (FAILED, "timed out"):
+        if verdict.status in (FAILED, TIMED_OUT):
             say(_indented(_tail(context.log)))
         if step.name == "machine" and context.machine:
             begun = record.content["machine"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import time
@@ -59,6 +60,7 @@ def _families(text: str) -> list[str]:
 
 
 def main() -> None:
+    start = time.monotonic()
     parser = argparse.ArgumentParser(description="GPU benchmarks, as one JSON file.")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--rivals", type=_families, default=list(FAMILIES), metavar="A,B")
@@ -66,6 +68,7 @@ def main() -> None:
     parser.add_argument("--append", action="store_true", help="add to what the file has")
     parser.add_argument("--resume", action="store_true", help="add what the file has not")
     parser.add_argument("--seconds", type=float, default=1.0, help="timed seconds of each rival")
+    parser.add_argument("--limit", type=float, default=math.inf, help="seconds to begin cases in")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to see that it works")
     a = parser.parse_args()
     if not torch.cuda.is_available() and not a.tiny:
@@ -91,6 +94,9 @@ def main() -> None:
                 whole = f"{name}, {' and '.join(b.families)}"
                 if a.resume and whole in store.failures:
                     continue
+                if time.monotonic() - start > a.limit:
+                    print(f"no time is left for {whole}", flush=True)
+                    continue
                 store.failures.pop(whole, None)
                 b.key = name
                 try:
@@ -105,7 +111,7 @@ def main() -> None:
                     b.assert_alive()
                 except BrokenError:
                     raise SystemExit(BROKEN) from None
-            if not parts:
+            if not parts and time.monotonic() - start <= a.limit:
                 store.complete += b.families
     store.write()
     if b.failed:

@@ -256,6 +256,38 @@ FAILED tests/test_b.py::test_y - lost
     assert asked[1][0][-2:] == ["-n", "14"]
 
 
+@pytest.mark.parametrize("step, status", [(steps.bench, "timed out"), (steps.compiled, PASSED)])
+def test_benchmarks_go_on_after_an_illegal_access_and_say_what_is_left(
+    step: Callable[[Context, float], Any], status: str, fake: FakeContext
+) -> None:
+    names = ("ours", "eager") if step is steps.bench else ("compile", "max-autotune")
+    copy = {"key": "copy", "bytes": 10**12, "seconds": {names[0]: 0.5}, "errors": {}}
+    bad = {"key": "iwae", "bytes": 1, "seconds": {}, "errors": {names[0]: "an illegal access"}}
+    whole = {f"mixture, {' and '.join(names)}": "OutOfMemoryError", "copy, none": "of others"}
+    asked = []
+
+    def answers(codes: list[int], results: list[Any], failures: dict[str, str]) -> None:
+        def answer(command: list[str], seconds: float) -> Outcome:
+            asked.append(command)
+            content = {"results": results, "failures": failures, "complete": []}
+            (fake.out / "bench.json").write_text(json.dumps(content))
+            return Outcome(codes.pop(0), 1.0, "")
+
+        fake.run = answer  # type: ignore[assignment, method-assign]
+
+    answers([steps.BROKEN, steps.BROKEN, 1], [copy, bad], whole)
+    verdict = step(fake, 90)
+    assert verdict.status == FAILED
+    assert set(verdict.details["errors"]) == {f"iwae, {names[0]}", next(iter(whole))}
+    assert ["--resume" in command for command in asked] == [False, True, True]
+    assert 45 <= float(asked[0][asked[0].index("--limit") + 1]) <= 75
+    answers([0], [copy], {})
+    verdict = step(fake, 90)
+    assert verdict.status == status
+    assert "1 cases" in verdict.summary
+    assert "not all of them" in verdict.summary
+
+
 # --- the sample of the tests ----------------------------------------------------------------------
 
 

@@ -8,14 +8,14 @@ import re
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpu_check.library import library
 from gpu_check.process import Outcome, run
 from gpu_check.targets import read
-from gpu_check.verdict import FAILED, PASSED, SKIPPED, Verdict
+from gpu_check.verdict import FAILED, PASSED, SKIPPED, TIMED_OUT, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -135,16 +135,22 @@ def check(context: Context, seconds: float) -> Verdict:
 # --- benchmarks -----------------------------------------------------------------------------------
 
 
-def _benchmark(context: Context, seconds: float, families: str) -> Verdict:
+def _benchmark(context: Context, seconds: float, families: str, case: float) -> Verdict:
+    """`case`: seconds that one of them may take; none is begun later than that before the end."""
     path = context.out / BENCH_JSON
     command = [context.python, "benchmarks/gpu.py", "--json", str(path), "--append"]
     command += ["--rivals", families, "--seconds", "0.15"]
+    end = time.monotonic() + seconds
     if context.dry_run:
         command.append("--tiny")
-    end = time.monotonic() + seconds
-    outcome = context.run(command, seconds)
-    while outcome.returncode == BROKEN and end - time.monotonic() > 10:
-        outcome = context.run([*command, "--resume"], end - time.monotonic())
+    again: list[str] = []
+    while True:
+        left = end - time.monotonic()
+        limit = ["--limit", f"{max(0.0, left - case):.0f}"]
+        outcome = context.run([*command, *limit, *again], left)
+        again = ["--resume"]
+        if outcome.returncode != BROKEN or end - time.monotonic() < case:
+            break
     found = read(path)
     if found is None:
         return Verdict(
@@ -165,14 +171,15 @@ def _benchmark(context: Context, seconds: float, families: str) -> Verdict:
         if key in measured and "ours" in results[key]["seconds"]:
             rate = results[key][work] / results[key]["seconds"]["ours"]
             parts.append(f"{key} {rate / 1e12:.4g} {unit}")
-    if not set(wanted) <= set(found["complete"]):
+    complete = set(wanted) <= set(found["complete"])
+    if not complete:
         parts.append("not all of them")
     for whole, text in found["failures"].items():  # of whole cases
         if set(whole.rpartition(", ")[2].split(" and ")) & set(wanted):
             errors[whole] = text
     parts += [f"{name}: {text}" for name, text in list(errors.items())[:3]]
     status = FAILED if errors and outcome.status == PASSED else outcome.status
-    return Verdict(status, "; ".join(parts), {"errors": errors} if errors else {})
+    return Verdict(status, "; ".join(parts), {"complete": complete, "errors": errors})
 
 
 def _is_of(rival: str, families: list[str]) -> bool:
@@ -180,11 +187,16 @@ def _is_of(rival: str, families: list[str]) -> bool:
 
 
 def bench(context: Context, seconds: float) -> Verdict:
-    return _benchmark(context, seconds, "ours,eager")
+    verdict = _benchmark(context, seconds, "ours,eager", case=15)
+    if verdict.status == PASSED and not verdict.details["complete"]:
+        return replace(verdict, status=TIMED_OUT)
+    return verdict
 
 
 def compiled(context: Context, seconds: float) -> Verdict:
-    return _benchmark(context, seconds, "compile" if context.dry_run else "compile,max-autotune")
+    """As many as there is time for."""
+    families = "compile" if context.dry_run else "compile,max-autotune"
+    return _benchmark(context, seconds, families, case=40)
 
 
 # --- tests ----------------------------------------------------------------------------------------

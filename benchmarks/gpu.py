@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import time
@@ -59,6 +60,7 @@ def _families(text: str) -> list[str]:
 
 
 def main() -> None:
+    start = time.monotonic()
     parser = argparse.ArgumentParser(description="GPU benchmarks, as one JSON file.")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--rivals", type=_families, default=list(FAMILIES), metavar="A,B")
@@ -66,6 +68,7 @@ def main() -> None:
     parser.add_argument("--append", action="store_true", help="add to what the file has")
     parser.add_argument("--resume", action="store_true", help="add what the file has not")
     parser.add_argument("--seconds", type=float, default=1.0, help="timed seconds of each rival")
+    parser.add_argument("--limit", type=float, default=math.inf, help="seconds to begin cases in")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to see that it works")
     a = parser.parse_args()
     if not torch.cuda.is_available() and not a.tiny:
@@ -82,8 +85,8 @@ def main() -> None:
     if not cases:
         parser.error(f"--cases must name one of {', '.join(all_cases())}, got {a.cases!r}")
     # One that interests most is not to wait for another's compiling: ours and eager together.
-    turns = [[f for f in a.rivals if f in ("ours", "eager")]]
-    turns += [[f] for f in a.rivals if f not in turns[0]]
+    turns = [tuple(f for f in a.rivals if f in ("ours", "eager"))]
+    turns += [(f,) for f in a.rivals if f not in turns[0]]
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         for b.families in [turn for turn in turns if turn]:
             store.complete = [f for f in store.complete if f not in b.families]
@@ -91,7 +94,11 @@ def main() -> None:
                 whole = f"{name}, {' and '.join(b.families)}"
                 if a.resume and whole in store.failures:
                     continue
+                if time.monotonic() - start > a.limit:
+                    print(f"no time is left for {whole}", flush=True)
+                    continue
                 store.failures.pop(whole, None)
+                b.key = name
                 try:
                     case(b)
                     continue
@@ -104,7 +111,7 @@ def main() -> None:
                     b.assert_alive()
                 except BrokenError:
                     raise SystemExit(BROKEN) from None
-            if not parts:
+            if not parts and time.monotonic() - start <= a.limit:
                 store.complete += b.families
     store.write()
     if b.failed:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import rivals
 import torch
 import torch.nn.functional as F
-from gpu_bench import assert_agrees
+from gpu_bench import AGREEMENT, assert_agrees
 from torch import Tensor, nn
 
 import dvae_fast
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gpu_bench import Bench, Calls
+
+    from dvae_fast import LikelihoodEstimate
 
 RATE, SALT, D, Z, HIDDEN = 0.1, 0.5, 784, 50, (200, 200)
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -47,7 +49,7 @@ def short(dtype: torch.dtype) -> str:
 def copy(b: Bench) -> None:
     n = b.size(1 << 30, 1 << 16) // 4
     source, target = b.tensor(n), b.tensor(n)
-    b.run("copy", "copy, 1 GiB float32", {"ours": lambda: target.copy_(source)}, bytes=8 * n)
+    b.run("copy, 1 GiB float32", {"ours": lambda: target.copy_(source)}, bytes=8 * n)
 
 
 def product(b: Bench, dtype: torch.dtype) -> None:
@@ -55,7 +57,7 @@ def product(b: Bench, dtype: torch.dtype) -> None:
     left, right = b.tensor(m, m, dtype=dtype), b.tensor(m, m, dtype=dtype)
     out = torch.empty_like(left)
     calls: Calls = {"ours": lambda: torch.mm(left, right, out=out)}
-    b.run(f"product {short(dtype)}", f"torch.mm {m}³, {short(dtype)}", calls, flops=2 * m**3)
+    b.run(f"torch.mm {m}³, {short(dtype)}", calls, flops=2 * m**3)
 
 
 # --- operators ------------------------------------------------------------------------------------
@@ -83,7 +85,7 @@ def log_weights(b: Bench, dtype: torch.dtype, *, small: bool = False) -> None:
     def agrees() -> None:
         expected = rivals.log_weights(_wide(logits), _wide(x), _wide(ratio), rivals.density_bce)
         ours = dvae_fast.log_weights(logits, x, ratio)[-1:]
-        assert_agrees("log_weights", ours, expected, FP32)
+        assert_agrees("log_weights", ours, expected, AGREEMENT[FP32])
 
     calls: Calls = {"ours": no_grad(dvae_fast.log_weights, logits, x, ratio)}
     for name, density in rivals.EAGER_DENSITIES.items():
@@ -91,7 +93,6 @@ def log_weights(b: Bench, dtype: torch.dtype, *, small: bool = False) -> None:
     for name, f in b.compiled(plain).items():
         calls[name] = no_grad(f, logits, x, ratio)
     b.run(
-        f"log_weights {short(dtype)}" + (" small" if small else ""),
         f"log_weights forward, {examples}×{k}×{D}, {short(dtype)}",
         calls,
         bytes=logits.numel() * dtype.itemsize + (x.numel() + 2 * ratio.numel()) * 4,
@@ -120,7 +121,7 @@ def iwae_loss(b: Bench, k: int, dtype: torch.dtype, *, small: bool = False) -> N
         ):
             # Of the mean over examples, times their number.
             what = f"iwae_loss's gradient of {name}"
-            assert_agrees(what, mine[-1:].double() * examples, exact, mine.dtype)
+            assert_agrees(what, mine[-1:].double() * examples, exact, AGREEMENT[mine.dtype])
 
     calls: Calls = {"ours": gradient(dvae_fast.iwae_loss, x, ratio)}
     for name, density in rivals.EAGER_DENSITIES.items():
@@ -128,7 +129,6 @@ def iwae_loss(b: Bench, k: int, dtype: torch.dtype, *, small: bool = False) -> N
     for name, f in b.compiled(plain).items():
         calls[name] = gradient(f, x, ratio)
     b.run(
-        f"iwae_loss K={k} {short(dtype)}" + (" small" if small else ""),
         f"iwae_loss forward+backward, {examples}×{k}×{D}, {short(dtype)}",
         calls,
         bytes=2 * logits.numel() * dtype.itemsize,
@@ -150,7 +150,6 @@ def corrupt(b: Bench, copies: int, *, small: bool = False) -> None:
     for name, f in b.compiled(plain).items():
         calls[name] = no_grad(f, x)
     b.run(
-        f"corrupt M={copies}" + (" small" if small else ""),
         f"corrupt salt-and-pepper, {copies}×{examples}×{D}",
         calls,
         bytes=4 * (1 + copies) * x.numel(),
@@ -171,7 +170,6 @@ def sample_latent(b: Bench, *, small: bool = False) -> None:
     for name, f in b.compiled(plain).items():
         calls[name] = no_grad(f, mean, log_var)
     b.run(
-        "sample_latent" + (" small" if small else ""),
         f"sample_latent forward, {examples}×{k}×{Z}",
         calls,
         bytes=4 * examples * (k * (Z + 1) + 2 * Z),
@@ -187,7 +185,7 @@ def mixture(b: Bench) -> None:
     def agrees() -> None:
         last = (z[-1:].double(), mean[:, -1:].double(), log_var[:, -1:].double())
         ours = dvae_fast.mixture_log_ratio(z, mean, log_var)[-1:]
-        assert_agrees("mixture_log_ratio", ours, rivals.mixture_broadcast(*last), FP32)
+        assert_agrees("mixture_log_ratio", ours, rivals.mixture_broadcast(*last), AGREEMENT[FP32])
 
     calls: Calls = {"ours": no_grad(dvae_fast.mixture_log_ratio, z, mean, log_var)}
     for name, formula in rivals.MIXTURES.items():
@@ -195,7 +193,6 @@ def mixture(b: Bench) -> None:
     for name, f in b.compiled(rivals.mixture_broadcast).items():
         calls[name] = no_grad(f, z, mean, log_var)
     b.run(
-        f"mixture M={components}",
         f"mixture_log_ratio forward, {components} components, {examples}×{k}×{Z}",
         calls,
         bytes=4 * (z.numel() + 2 * mean.numel() + examples * k),
@@ -223,7 +220,7 @@ def linear_log_weights(b: Bench, dtype: torch.dtype) -> None:
         logits = F.linear(_wide(hidden), weight.double(), bias.double())
         expected = rivals.log_weights(logits, _wide(x), _wide(ratio), rivals.density_bce)
         ours = dvae_fast.linear_log_weights(hidden, weight, bias, x, ratio)[-1:]
-        assert_agrees("linear_log_weights", ours, expected, dtype)
+        assert_agrees("linear_log_weights", ours, expected, AGREEMENT[dtype])
 
     calls: Calls = {
         "ours": no_grad(dvae_fast.linear_log_weights, hidden, weight, bias, x, ratio),
@@ -236,7 +233,6 @@ def linear_log_weights(b: Bench, dtype: torch.dtype) -> None:
     for name, f in b.compiled(plain).items():
         calls[name] = no_grad(f, hidden, x)
     b.run(
-        f"linear_log_weights {short(dtype)}",
         f"linear_log_weights forward, {examples}×{k}, {width}→{D}, {short(dtype)}",
         calls,
         flops=2 * examples * k * width * D,
@@ -290,7 +286,6 @@ def training_step(b: Bench, k: int) -> None:
     encoder = D * HIDDEN[0] + HIDDEN[0] * HIDDEN[1] + HIDDEN[1] * 2 * Z
     decoder = Z * HIDDEN[1] + HIDDEN[1] * HIDDEN[0] + HIDDEN[0] * D
     b.run(
-        f"training K={k}",
         f"training step, B={examples} K={k}, 784-200-200-50",
         calls,
         flops=2 * examples * (3 * (encoder + k * decoder) - D * HIDDEN[0]),
@@ -306,8 +301,13 @@ def evaluation(b: Bench) -> None:
     plain.copy_parameters(model)
     low = torch.autocast(b.device.type, torch.bfloat16)
 
-    def ours() -> object:
-        return dvae_fast.estimate_log_likelihood(model, x, k, dtype="bfloat16")
+    def ours(x: Tensor = x, seed: int | None = None) -> LikelihoodEstimate:
+        return dvae_fast.estimate_log_likelihood(model, x, k, seed=seed, dtype="bfloat16")
+
+    def agrees() -> None:
+        """The noise is an example's own, so the first ones are what they are by themselves."""
+        together, alone = (ours(part, seed=1).log_likelihood for part in (x, x[:3]))
+        assert_agrees("evaluation", together[:3], alone, 1e-3)
 
     def chunked(log_weights: Callable[..., Tensor], batch: int, chunk: int) -> object:
         with low:
@@ -325,10 +325,10 @@ def evaluation(b: Bench) -> None:
         calls[name] = lambda f=f: chunked(f, *sizes["eager"])  # type: ignore[misc]
     rows, decoder = examples * k, Z * HIDDEN[1] + HIDDEN[1] * HIDDEN[0] + HIDDEN[0] * D
     b.run(
-        "evaluation bfloat16",
         f"evaluation, {examples:,} × k={k}, bfloat16",
         calls,
         flops=2 * rows * decoder,
+        agrees=agrees,
     )
 
 

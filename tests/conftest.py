@@ -1,17 +1,24 @@
 """For machines that are had for minutes: a sample of the tests, in the time there is.
 
 `DVAE_FAST_SAMPLE=n` runs every n-th case of a test that has many, those in float64 and float16
-last, and prints each failure at once, for the run may be killed. `DVAE_FAST_SAMPLE_UNTIL` is the
-time, in seconds as of `time.time()`, after which tests are skipped. Without them nothing changes.
+last. It prints each failure at once, for the run may be killed; and a process of pytest-xdist whose
+GPU takes no more work, as after an illegal access, makes way for a new one.
+
+`DVAE_FAST_SAMPLE_UNTIL` is the time, in seconds as of `time.time()`, after which tests are skipped.
+Without either nothing changes.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 #: cases up to which a test is run whole
 WHOLE = 24
@@ -59,8 +66,33 @@ def pytest_runtest_setup() -> None:
         pytest.skip(NO_TIME)
 
 
+def _failed(report: Any) -> str:
+    said = str(report.longrepr).strip().splitlines() or [""]
+    return f"\nFAILED {report.nodeid}: {said[-1]}\n"
+
+
 def pytest_runtest_logreport(report: Any) -> None:
     # Of pytest-xdist's processes the first one alone prints.
     if report.failed and _sample() > 1 and "PYTEST_XDIST_WORKER" not in os.environ:
-        said = str(report.longrepr).strip().splitlines() or [""]
-        print(f"\nFAILED {report.nodeid}: {said[-1]}", flush=True)
+        print(_failed(report), end="", flush=True)
+
+
+def _gpu_is_lost() -> bool:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except Exception:
+        return True
+    return False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, Any, Any]:
+    report = yield
+    if report.failed and _sample() > 1 and "PYTEST_XDIST_WORKER" in os.environ and _gpu_is_lost():
+        # All that follow would fail. pytest-xdist says that this test was running.
+        os.write(2, _failed(report).encode())
+        os._exit(1)
+    return report

@@ -9,16 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpu_check.sources import sources_hash
-from gpu_check.verdict import FAILED, PASSED, TIMED_OUT, Verdict
+from gpu_check.verdict import FAILED, PASSED, Verdict
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gpu_check.steps import Context
 
 LIBRARY = "dvae_fast/_C.abi3.so"
@@ -36,18 +36,6 @@ def architecture(capability: list[int]) -> str:
     """As TORCH_CUDA_ARCH_LIST names it; Hopper's own instructions are in 9.0a alone."""
     major, minor = capability
     return f"{major}.{minor}" + ("a" if (major, minor) == (9, 0) else "")
-
-
-def cuda_home(context: Context) -> str:
-    """Where nvcc itself says it lives: the one in PATH may be a script that calls it."""
-    known = context.env.get("CUDA_HOME", "")
-    if known:
-        return known
-    if os.access("/usr/local/cuda/bin/nvcc", os.X_OK):
-        return "/usr/local/cuda"
-    outcome = context.run(["nvcc", "--dryrun", "-x", "cu", "/dev/null"], 20)
-    top = re.search(r"^#\$ TOP=(.+)$", outcome.output, re.MULTILINE)
-    return str(Path(top.group(1)).resolve()) if top else ""
 
 
 def _digest(path: Path) -> str:
@@ -110,53 +98,48 @@ def take_prebuilt(context: Context, seconds: float) -> str:
     return ""
 
 
-def build(context: Context, seconds: float) -> str:
-    """In place, for this device alone; what went wrong, or ""."""
+def build(context: Context, seconds: float) -> Verdict:
+    """In place, for this device alone."""
     missing = context.missing(NEEDED_TO_BUILD)
     if missing:
-        return f"cannot build without {missing}"
+        return Verdict(FAILED, f"cannot build without {missing}")
     env = {"DVAE_FAST_CUDA": "0"}
     if context.device != "cpu":
-        chosen = context.env.get("TORCH_CUDA_ARCH_LIST") or architecture(
-            context.machine["capability"]
-        )
-        home = cuda_home(context)
-        if not home:
-            return "cannot build without nvcc"
-        env = {"DVAE_FAST_CUDA": "1", "TORCH_CUDA_ARCH_LIST": chosen, "CUDA_HOME": home}
-        env["PATH"] = f"{home}/bin:{context.env.get('PATH', '')}"
-        env["MAX_JOBS"] = str(context.machine.get("cores") or 1)
+        chosen = context.env.get("TORCH_CUDA_ARCH_LIST")
+        env = {
+            "DVAE_FAST_CUDA": "1",
+            "TORCH_CUDA_ARCH_LIST": chosen or architecture(context.machine["capability"]),
+            "MAX_JOBS": str(context.machine["cores"]),
+        }
     command = [context.python, "setup.py", "--quiet", "build_ext", "--inplace"]
     outcome = context.run(command, seconds, env)
-    if outcome.status == "passed":
-        return ""
-    return f"the build: {outcome.ended()}: {outcome.last_lines()}"
+    if outcome.status != PASSED:
+        return Verdict(outcome.status, f"the build: {outcome.ended()}: {outcome.last_lines()}")
+    return Verdict(PASSED, f"built in {outcome.seconds:.0f} s")
 
 
 def library(context: Context, seconds: float) -> Verdict:
     end = time.monotonic() + seconds
-    root = context.root
     refused = []
-    if (root / LIBRARY).exists():
-        if context.dry_run or stamped(root):
+    if (context.root / LIBRARY).exists():
+        if context.dry_run or stamped(context.root):
             wrong = probe(context, min(PROBE_SECONDS, seconds))
             if not wrong:
-                return Verdict(PASSED, "in place already", {"library": "in place"})
+                return Verdict(PASSED, "in place already")
             refused.append(f"{LIBRARY}: {wrong}")
         else:
             refused.append(f"{LIBRARY} may be of other sources")
     wrong = take_prebuilt(context, min(PROBE_SECONDS, end - time.monotonic()))
-    how = f"{PREBUILT}, brought along"
+    if not wrong:
+        stamp(context.root)
+        return Verdict(PASSED, f"{PREBUILT}, brought along", {"refused": refused})
+    refused.append(wrong)
+    left = end - time.monotonic()
+    built = build(context, left - min(PROBE_SECONDS, 0.2 * left))
+    if built.status != PASSED:
+        return Verdict(built.status, "; ".join([*refused, built.summary]))
+    wrong = probe(context, max(5.0, min(PROBE_SECONDS, end - time.monotonic())))
     if wrong:
-        refused.append(wrong)
-        start = time.monotonic()
-        left = end - start
-        wrong = build(context, left - min(PROBE_SECONDS, 0.2 * left))
-        timed_out = time.monotonic() - start >= 0.7 * left and bool(wrong)
-        wrong = wrong or probe(context, max(5.0, min(PROBE_SECONDS, end - time.monotonic())))
-        how = f"built in {time.monotonic() - start:.0f} s ({'; '.join(refused)})"
-        if wrong:
-            summary = "; ".join([*refused, wrong])
-            return Verdict(TIMED_OUT if timed_out else FAILED, summary, {"refused": refused})
-    stamp(root)
-    return Verdict(PASSED, how, {"library": how.split(",")[0].split(" in ")[0], "refused": refused})
+        return Verdict(FAILED, "; ".join([*refused, f"{built.summary}, and {wrong}"]))
+    stamp(context.root)
+    return Verdict(PASSED, f"{built.summary} ({'; '.join(refused)})", {"refused": refused})

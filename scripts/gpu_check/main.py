@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gpu_check import sources
 from gpu_check.steps import FILES, STEPS, Context
 from gpu_check.targets import read, table, targets
-from gpu_check.verdict import FAILED, KILLED, PASSED, SKIPPED, Record, Verdict
+from gpu_check.verdict import FAILED, KILLED, PASSED, SKIPPED, TIMED_OUT, Record, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
 LEAST = 3.0
 #: what every run begins with: later steps rest on it, and it costs little the second time
 ALWAYS = ("machine", "library")
+
+
+def say(text: str) -> None:
+    """Whoever was reading may be gone; the verdict is in the file."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)
 
 
 class Stopped(BaseException):
@@ -77,13 +84,13 @@ def run_steps(context: Context, record: Record, steps: Sequence[Step], total: fl
         seconds = limits(steps, done, left, context.dry_run)
         verdict = run_step(context, record, step, seconds)
         took = record.step(step.name)["seconds"]  # type: ignore[index]
-        print(f"{step.name:10} {verdict.status:9} {took:7.1f} s  {verdict.summary}", flush=True)
-        if verdict.status in (FAILED, "timed out"):
-            print(_indented(_tail(context.log)), flush=True)
+        say(f"{step.name:10} {verdict.status:9} {took:7.1f} s  {verdict.summary}")
+        if verdict.status in (FAILED, TIMED_OUT):
+            say(_indented(_tail(context.log)))
         if step.name == "machine" and context.machine:
             begun = record.content["machine"]
             if begun and any(begun.get(k) != context.machine.get(k) for k in ("commit", "device")):
-                print("another commit or device than before: its results are left out", flush=True)
+                say("another commit or device than before: its results are left out")
                 record.content["steps"] = [record.step("machine")]
                 for name in set(FILES) - {step.log, record.path.name}:
                     (context.out / name).unlink(missing_ok=True)
@@ -176,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped:
         stopped = True
         _conclude(context, record)
-    print(f"\n{table(record.content['targets'])}\n")
+    say(f"\n{table(record.content['targets'])}\n")
     bad = record.bad()
-    print(f"{'Not passed: ' + ', '.join(bad) if bad else 'All passed'}; {record.path}")
+    say(f"{'Not passed: ' + ', '.join(bad) if bad else 'All passed'}; {record.path}")
     return 130 if stopped else 1 if bad else 0

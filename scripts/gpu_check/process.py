@@ -119,7 +119,9 @@ def run(
     cwd: Path,
     env: Mapping[str, str] | None = None,
 ) -> Outcome:
-    """In a session of its own, which is killed whole in the end, however that comes.
+    """In a process group of its own, which is killed whole in the end, however that comes.
+
+    Not in a session of its own: who ends the session of this process is to end the command too.
 
     The command is interrupted, for its own children are its own to stop, a little before its time
     is up, then killed. A command that is not there has the shell's exit status, 127.
@@ -136,7 +138,7 @@ def run(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            preexec_fn=os.setpgrp,  # process_group=0 needs Python 3.11
         )
     except OSError as error:
         with log.open("a") as f:

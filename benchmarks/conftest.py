@@ -120,8 +120,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     load = os.getloadavg()[0]
     for name, kind, default, text in (
         ("turns", int, 3, "times each rival gets its turn"),
-        ("seconds", float, 0.4, "timed seconds a rival and turn"),
-        ("choose", float, 0.2, "seconds for each way to write plain code; 0 takes the first"),
+        ("seconds", float, 0.3, "timed seconds a rival and turn"),
+        ("choose", float, 0.15, "seconds for each way to write plain code; 0 takes the first"),
         ("load", float, load, "load average before the run, where this is not its beginning"),
         ("ahead", Path, None, "only compile what no other process with the same folder has"),
     ):

@@ -35,8 +35,8 @@ KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 KEPT_BENCHMARKS = ("bench_iwae_loss", "bench_log_weights")
 KEPT_SIZES = "50-ours or 50-eager or 50-compile or bench_log_weights"
 
-# The share of --seconds that a point of the growth study gets.
-GROWTH_SHARE = 0.1
+# Of the growth study, whose slopes are of many points: the share of --seconds of each, and turns.
+GROWTH_SHARE, GROWTH_TURNS = 0.1, 2
 
 
 def run(*commands: Sequence[str], environment: dict[str, str] | None = None) -> None:
@@ -72,7 +72,7 @@ def script(name: str, json: Path, *arguments: str) -> tuple[str, ...]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run every benchmark and write a report.")
     parser.add_argument("--turns", type=int, default=3, help="times each rival gets its turn")
-    parser.add_argument("--seconds", type=float, default=0.4, help="timed seconds a rival and turn")
+    parser.add_argument("--seconds", type=float, default=0.3, help="timed seconds a rival and turn")
     parser.add_argument("--quick", action="store_true", help="one short turn, to see that it works")
     parser.add_argument("--output", type=Path, default=FOLDER / "report", help="report's folder")
     parser.add_argument(
@@ -102,19 +102,20 @@ def main() -> None:
     for old in RAW.glob("*.json"):
         old.unlink()  # a report is of one run
 
-    def timed(name: str, seconds: float, choose: float, *arguments: str) -> tuple[str, ...]:
+    def timed(name: str, *arguments: str, choose: float = seconds / 2) -> tuple[str, ...]:
         """`choose` is how long each way to write plain code is tried."""
         shown = ("--benchmark-enable", "--benchmark-columns=median,iqr,rounds")
-        options = (f"--turns={turns}", f"--seconds={seconds}", f"--choose={choose}")
-        return (*PYTEST, *arguments, *shown, f"--benchmark-json={RAW / name}.json", *options)
+        options = (f"--benchmark-json={RAW / name}.json", f"--choose={choose}")
+        return (*PYTEST, *shown, f"--turns={turns}", f"--seconds={seconds}", *options, *arguments)
 
-    study, all_others = FOLDER / "bench_growth.py", (str(FOLDER), "--ignore")
-    compile_ahead(*all_others, str(study))
-    run(timed("times", seconds, seconds / 2, *all_others, str(study), f"--load={busy}"))
+    study = FOLDER / "bench_growth.py"
+    others = (str(FOLDER), f"--ignore={study}")
+    compile_ahead(*others)
+    run(timed("times", *others, f"--load={busy}"))
     names = [f"{FOLDER / 'bench_operators.py'}::{name}" for name in KEPT_BENCHMARKS]
-    kept = timed("kept", seconds / 2, seconds / 4, *names, "-k", KEPT_SIZES)
-    run(kept, environment=KEPT)
-    run(timed("growth", seconds * GROWTH_SHARE, 0, str(study)))
+    run(timed("kept", *names, "-k", KEPT_SIZES, f"--seconds={seconds / 2}"), environment=KEPT)
+    shorter = (f"--seconds={seconds * GROWTH_SHARE}", f"--turns={min(turns, GROWTH_TURNS)}")
+    run(timed("growth", str(study), *shorter, choose=0))
     run_together(
         script("peak_memory.py", RAW / "memory.json"),
         script("peak_memory.py", RAW / "growth_memory.json", "--growth"),

@@ -9,7 +9,7 @@ what a kernel asks of the chip, not how long it takes.
     python scripts/count_instructions.py --update docs/instructions.md
     python scripts/count_instructions.py --check docs/instructions.md
 
-Needs nvcc, and cuobjdump and nvdisasm: beside nvcc, in PATH, or from one of the wheels triton or
+Needs nvcc, and cuobjdump and nvdisasm: in PATH, beside nvcc, or from one of the wheels triton or
 nvidia-cuda-cuobjdump with nvidia-cuda-nvdisasm. Where one is missing it says so and ends with 0.
 """
 
@@ -114,23 +114,21 @@ LOOPS = (
 )
 
 KINDS = ("float", "special", "integer", "select", "convert", "memory", "other")
+#: The first names that match an opcode decide.
 _KIND = {
-    "float": r"F(ADD|MUL|FMA)|H(ADD|MUL|FMA)2|D(ADD|MUL|FMA)",
-    "special": r"MUFU",
-    "integer": r"IMAD(?!\.MOV)|I(ADD|MUL|ABS|SCADD)|VIADD|LOP3|SHF|SH[LR]|LEA|PRMT|BREV|FLO|POPC|U(IADD|"
-    r"IMAD(?!\.MOV)|LOP3|SHF|LEA|PRMT)",
-    "select": r"F(SET|SETP|SEL|MNMX|CHK)|I(SETP|MNMX)|SEL|VIMNMX|P?LOP3P|PLOP3|H(SET|MNMX)|U(ISETP|SEL|PLOP3)",
+    "other": r"IMAD\.MOV|UMOV|MOV|SHFL",
     "convert": r"HADD2\.F32|F2|I2|FRND",
-    "memory": r"LD|ST|ATOM|RED|ULDC|LDC",
+    "select": r"[FHI](SET|SETP|SEL|MNMX|CHK)|HSET2|HMNMX2|VIMNMX|U?I?SEL|U?PLOP3|UISETP",
+    "float": r"[FD](ADD|MUL|FMA)|H(ADD2|MUL2|FMA2)",
+    "special": r"MUFU",
+    "integer": r"U?(IADD|IMAD|LOP3|SHF|LEA|PRMT)|VIADD|IABS|IMUL|BREV|FLO|POPC",
+    "memory": r"LD|ST|ATOM|RED|ULDC",
 }
 
 
 def kind(opcode: str) -> str:
     """Which column of the table an instruction counts in."""
-    for name in ("convert", "select", "integer", "float", "special", "memory"):
-        if re.match(rf"({_KIND[name]})(?![A-Z0-9]*P\b)?", opcode):
-            return name
-    return "other"
+    return next((name for name in _KIND if re.match(_KIND[name], opcode)), "other")
 
 
 @dataclass(frozen=True)
@@ -169,10 +167,10 @@ def _targets(code: list[Instruction]) -> list[list[int]]:
         name = i.opcode.split(".")[0]
         if name == "BRA":
             found = re.search(r"0x([0-9a-f]+)", i.operands)
-            # `BRA P0, 0x10` and `BRA.DIV UR4, 0x10` have a condition of their own.
+            # `BRA P0, 0x10` has a condition of its own. BRA.DIV is for warps that have diverged.
             bare = always and re.match(r"`?\(?0x|`", i.operands) is not None
             to = [index[int(found[1], 16)]] if found and int(found[1], 16) in index else []
-            follow.append(to if bare else to + after)
+            follow.append(to if bare else after if ".DIV" in i.opcode else to + after)
         elif name in ("EXIT", "RET", "BRX", "JMP", "JMX") and always:
             follow.append([])
         else:
@@ -191,9 +189,10 @@ def loops(code: list[Instruction]) -> list[list[list[int]]]:
     block_of = {s: b for b, s in enumerate(starts)}
     # A block ends at its first jump; what follows one without a leader cannot be reached.
     after: list[list[int]] = []
-    for s, e in zip(starts, ends, strict=True):
-        last = next((n for n in range(s, e) if follow[n] != [n + 1]), e - 1)
+    for b, s in enumerate(starts):
+        last = next((n for n in range(s, ends[b]) if follow[n] != [n + 1]), ends[b] - 1)
         after.append([block_of[t] for t in follow[last] if t in block_of])
+        ends[b] = last + 1
     before: list[set[int]] = [set() for _ in starts]
     for b, to in enumerate(after):
         for t in to:
@@ -255,43 +254,38 @@ def count(code: list[Instruction], loop: HotLoop) -> dict[str, float] | None:
     return best
 
 
+def run(command: list[str], given: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command that must succeed, and keep what it says."""
+    done = subprocess.run(command, input=given, text=True, capture_output=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    return done
+
+
 def tool(name: str) -> str | None:
-    """Where a tool of CUDA is: beside nvcc, in PATH, or in a wheel."""
-    places = []
+    """Where a tool of CUDA is: in PATH, beside nvcc, or in a wheel."""
+    places = [Path(found)] if (found := shutil.which(name)) else []
     if nvcc := shutil.which("nvcc"):
-        said = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], **_TEXT).stderr
+        said = run([nvcc, "--dryrun", "-x", "cu", os.devnull]).stderr
         if top := re.search(r"^#\$ TOP=(.*)$", said, re.M):
             places.append(Path(top[1]) / "bin" / name)
-    if found := shutil.which(name):
-        places.append(Path(found))
     for site in sys.path:
         places += sorted(Path(site).glob(f"nvidia/cu*/bin/{name}"))
         places.append(Path(site) / "triton/backends/nvidia/bin" / name)
     return next((str(p) for p in places if os.access(p, os.X_OK)), None)
 
 
-_TEXT = {"text": True, "capture_output": True, "check": False}
-
-
-def compile_and_parse(source: str, folder: Path, tools: dict[str, str]) -> dict[str, list]:
+def compile_and_parse(
+    source: str, folder: Path, tools: dict[str, str]
+) -> dict[str, list[Instruction]]:
     """The demangled functions of one .cu file."""
     cubin = folder / f"{source}.cubin"
     arch = ARCH.removeprefix("sm_")
     nvcc = [tools["nvcc"], "-std=c++17", "-O3", "-cubin", "-o", str(cubin)]
     nvcc += ["-gencode", f"arch=compute_{arch},code={ARCH}", str(ROOT / f"csrc/cuda/{source}.cu")]
-    subprocess.run(nvcc, check=True)
-    path = f"{Path(tools['nvdisasm']).parent}{os.pathsep}{os.environ['PATH']}"
-    sass = subprocess.run(
-        [tools["cuobjdump"], "-sass", str(cubin)],
-        env=os.environ | {"PATH": path},
-        text=True,
-        stdout=subprocess.PIPE,
-        check=True,
-    ).stdout
-    functions = parse(sass)
-    names = subprocess.run(
-        ["c++filt"], input="\n".join(functions), text=True, stdout=subprocess.PIPE, check=True
-    ).stdout.splitlines()
+    run(nvcc)
+    functions = parse(run([tools["cuobjdump"], "-sass", str(cubin)]).stdout)
+    names = run(["c++filt"], "\n".join(functions)).stdout.splitlines()
     return dict(zip(names, functions.values(), strict=True))
 
 
@@ -332,17 +326,19 @@ def write_table(counts: dict[str, dict[str, float]], before: dict[str, str]) -> 
 
 def main() -> int:
     """Print, write or compare the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Count instructions of the CUDA kernels.")
     parser.add_argument("--update", type=Path, metavar="PAGE", help="rewrite the table in a page")
     parser.add_argument("--check", type=Path, metavar="PAGE", help="compare with a page's table")
     options = parser.parse_args()
-    tools = {name: tool(name) for name in ("nvcc", "cuobjdump", "nvdisasm")}
-    tools["nvcc"] = shutil.which("nvcc")
-    if missing := [name for name, path in tools.items() if path is None]:
+    found = {name: tool(name) for name in ("nvcc", "cuobjdump", "nvdisasm")}
+    tools = {name: path for name, path in found.items() if path is not None}
+    if missing := sorted(found.keys() - tools.keys()):
         print(f"instructions not counted: no {' and no '.join(missing)}")
         return 0
-    said = subprocess.run([tools["nvcc"], "--version"], **_TEXT).stdout
-    release = re.search(r"release (\d+\.\d+)", said)[1]
+    # cuobjdump calls the other by its name.
+    os.environ["PATH"] = f"{Path(tools['nvdisasm']).parent}{os.pathsep}{os.environ['PATH']}"
+    said = re.search(r"release (\d+\.\d+)", run([tools["nvcc"], "--version"]).stdout)
+    release = said[1] if said else "of no version"
 
     page = options.check or options.update
     text = page.read_text() if page and page.exists() else ""

@@ -14,6 +14,7 @@ if [ -z "${PYTHON:-}" ]; then
   PYTHON=python3
   [ ! -x .venv-cuda/bin/python ] || PYTHON=$PWD/.venv-cuda/bin/python  # of .ci/run
 fi
+export DVAE_FAST_CUDA=1 TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-9.0a}
 work=$PWD/build/prebuilt
 sources() { "$PYTHON" scripts/gpu_check/sources.py; }
 

@@ -96,7 +96,7 @@ def test_rows_are_those_of_the_tables() -> None:
         return ROWS[name].config(full, 0, None, "cpu")
 
     c = config("diwae-gru-k5-10")
-    assert (c.model, c.K, c.M, c.corruption, c.level) == ("diwae", 5, 1, "salt-and-pepper", 0.1)
+    assert (c.model, c.K, c.M, c.corruption, c.level) == ("diwae", 5, 1, "salt_and_pepper", 0.1)
     assert (c.inference, c.binarise, c.batch_size, c.epochs) == ("gru", "fixed", 100, 5000)
     assert (c.hidden_sizes, c.latent_size, c.decoder_hidden_sizes) == ((200, 200), 50, (200,))
     assert (c.activation, c.learning_rate, c.lr_schedule) == ("softplus", 1e-3, "stepwise")
@@ -104,7 +104,7 @@ def test_rows_are_those_of_the_tables() -> None:
     c = config("dvae-learnt-k1-5")
     assert (c.learn_level, c.M, c.level) == ("score", 2, 0.05)
     assert replace(c, learn_level=None) == config(str(ROWS["dvae-learnt-k1-5"].baseline))
-    assert config("dvae-released-k1-5").corruption == "salt-and-pepper-released"
+    assert config("dvae-released-k1-5").corruption == "salt_and_pepper_released"
     assert config("vae-augmented-k1").binarise == "dynamic"
     assert ROWS["vae-augmented-k1"].judged_on == "fixed"
     c = config("burda-k50")

@@ -99,7 +99,7 @@ def test_defaults_suit_the_model_and_the_data() -> None:
     assert (c.model, c.data, c.binarise, c.likelihood) == (
         "diwae", "digits", "dynamic", "bernoulli",
     )  # fmt: skip
-    assert (c.corruption, c.level, c.M, c.K) == ("salt-and-pepper", 0.05, 1, 5)
+    assert (c.corruption, c.level, c.M, c.K) == ("salt_and_pepper", 0.05, 1, 5)
     assert default_config() == TrainConfig()
     assert default_config("dvae").K == 1
     c = default_config("vae", "mnist")
@@ -124,8 +124,8 @@ def test_defaults_suit_the_model_and_the_data() -> None:
         ({"data": "cifar"}, "data must be one of digits, mnist, frey; got 'cifar'"),
         ({"binarise": "x"}, "binarise must be one of dynamic, once, fixed, none; got 'x'"),
         ({"binarise": "fixed"}, "binarise must be one of dynamic, once, none for digits"),
-        ({"corruption": "blur"}, "corruption must be one of identity, masking, salt-and-pepper"),
-        ({"level": 1.5}, "level does not fit salt-and-pepper: rate must be in [0, 1], got 1.5"),
+        ({"corruption": "blur"}, "corruption must be one of identity, masking, salt_and_pepper"),
+        ({"level": 1.5}, "level does not fit salt_and_pepper: rate must be in [0, 1], got 1.5"),
         ({"corruption": "gaussian", "level": -1.0}, "level does not fit gaussian: std must be"),
         ({"model": "vae", "corruption": "masking"}, "corruption must be identity for vae (only "
                                                     "dvae, diwae corrupt); got 'masking'"),
@@ -133,9 +133,9 @@ def test_defaults_suit_the_model_and_the_data() -> None:
          "objective must be a mean over corruptions for a level learnt by the score function, one"),
         ({"posterior": "full", "objective": "vr"}, "objective must be elbo or iwae with the stand"),
         ({"learn_level": "magic"}, "learn_level must be one of pathwise, score, relaxed; got"),
-        ({"learn_level": "pathwise"}, "learn_level does not fit salt-and-pepper 0.05: estimator"),
-        ({"learn_level": "score"}, "learn_level does not fit salt-and-pepper 0.05: M must be >= 2"),
-        ({"learn_level": "relaxed", "level": 1.0}, "salt-and-pepper 1: rate must be in (0, 1)"),
+        ({"learn_level": "pathwise"}, "learn_level does not fit salt_and_pepper 0.05: estimator"),
+        ({"learn_level": "score"}, "learn_level does not fit salt_and_pepper 0.05: M must be >= 2"),
+        ({"learn_level": "relaxed", "level": 1.0}, "salt_and_pepper 1: rate must be in (0, 1)"),
         ({"model": "vae", "learn_level": "score"}, "learn_level does not fit identity 0:"),
         ({"M": 0}, "M must be an integer >= 1, got 0"),
         ({"K": 0}, "K must be an integer >= 1, got 0"),

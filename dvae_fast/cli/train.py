@@ -103,7 +103,7 @@ def train_command(
         str | None,
         typer.Option(
             help=f"For dvae and diwae, one of {listed(CORRUPTIONS)}. "
-            "Default: salt-and-pepper; gaussian for any likelihood but bernoulli."
+            "Default: salt_and_pepper; gaussian for any likelihood but bernoulli."
         ),
     ] = None,
     level: Annotated[

@@ -13,7 +13,6 @@ from dvae_fast._seeds import seed_tensor
 from dvae_fast.corruptions import (
     Corruption,
     Identity,
-    Learnable,
     as_corruption,
     corrupt,
     score_function_surrogate,
@@ -73,7 +72,7 @@ class Autoencoder(nn.Module):
         self.K = check_size("K", K)
         objective.check_samples(M, K)
         self.objective = objective
-        if isinstance(self.corruption, Learnable):
+        if self.corruption is not None:
             self.corruption.check_copies(M)
             if self.corruption.scores:
                 check_score_objective(objective)
@@ -114,10 +113,6 @@ class Autoencoder(nn.Module):
         corruption = self.corruption
         if corruption is None or isinstance(corruption, Identity):
             return x  # M copies of it would be encoded M times
-        if not isinstance(corruption, nn.Module) and corruption.parameter.device != x.device:
-            corruption = corruption.to(x.device)
-            if not corruption.parameter.requires_grad:  # else its owner will change the original
-                self.corruption = corruption  # once, not at every step
         return corrupt(x, corruption, copies, key, first_example=first_example)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -182,13 +177,13 @@ class Autoencoder(nn.Module):
             kl_weight=self.kl_weight,
             overwrite_params=self.split_decoder() is not None,
         )
-        if isinstance(self.corruption, Learnable) and self.corruption.scores:
+        if self.corruption is not None and self.corruption.scores:
             loss = loss + self._score_term(self.corruption, x, key, first_example, latents)
         return loss
 
     def _score_term(
         self,
-        corruption: Learnable,
+        corruption: Corruption,
         x: Tensor,
         key: Tensor,
         first_example: int,
@@ -202,7 +197,7 @@ class Autoencoder(nn.Module):
             log_w = self._log_weights(latents.z, x, latents.log_ratio)  # (M, ..., B, K)
             bounds = torch.stack([objectives.bound(copy, self.objective) for copy in log_w])
         noisy = self._corrupt(x, key, self.M, first_example)  # the same numbers again
-        return score_function_surrogate(-bounds, corruption.log_prob(x, noisy))
+        return score_function_surrogate(-bounds, corruption.log_prob(noisy, x))
 
     def forward(
         self, x: Tensor, seed: int | Tensor | None = None, *, first_example: int = 0

@@ -107,7 +107,7 @@ class TrainConfig:
     model: str = "diwae"
     data: str = "digits"
     binarise: str = "dynamic"
-    corruption: str = "salt-and-pepper"
+    corruption: str = "salt_and_pepper"
     level: float = DEFAULT_LEVEL
     per_pixel: bool = False
     learn_level: str | None = None
@@ -299,7 +299,7 @@ def default_config(model: str = "diwae", data: str = "digits", **given: Any) -> 
     Args:
         model, data: as in :class:`TrainConfig`.
         given: its other fields; None counts as not given. Defaults: ``binarise`` dynamic (frey:
-            none), ``likelihood`` bernoulli (grey frey: gaussian), ``corruption`` salt-and-pepper
+            none), ``likelihood`` bernoulli (grey frey: gaussian), ``corruption`` salt_and_pepper
             (gaussian for any other likelihood) at ``level`` 0.05, ``K`` 5 with the samples inside
             the logarithm (as for iwae and diwae) or vimco, and 1 outside, ``epochs`` and
             ``learning_rate`` by data set.
@@ -319,7 +319,7 @@ def default_config(model: str = "diwae", data: str = "digits", **given: Any) -> 
     values.setdefault("learning_rate", DEFAULT_LEARNING_RATES[data])
     if MODELS[model].denoising:
         binary = values["likelihood"] == "bernoulli"
-        values.setdefault("corruption", "salt-and-pepper" if binary else "gaussian")
+        values.setdefault("corruption", "salt_and_pepper" if binary else "gaussian")
     else:
         values.setdefault("corruption", "identity")
     identity = values["corruption"] == "identity"

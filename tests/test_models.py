@@ -636,14 +636,14 @@ def test_configuration_without_corruption(name: str) -> None:
 @pytest.mark.parametrize(
     ("objective", "described"),
     [
-        ("iwae-joint", {"name": "iwae-joint"}),
+        ("iwae_joint", {"name": "iwae_joint"}),
         (Objective("iwae", "dreg"), {"name": "iwae", "estimator": "dreg"}),
         (
             Objective("ciwae", "stl", beta=0.25),
             {"name": "ciwae", "estimator": "stl", "beta": 0.25},
         ),
         (Objective("vr", alpha=-2.0), {"name": "vr", "alpha": -2.0}),
-        (Objective("elbo-kl", free_bits=0.3), {"name": "elbo-kl", "free_bits": 0.3}),
+        (Objective("elbo_kl", free_bits=0.3), {"name": "elbo_kl", "free_bits": 0.3}),
     ],
     ids=str,
 )

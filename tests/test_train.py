@@ -113,7 +113,7 @@ def test_defaults_suit_the_model_and_the_data() -> None:
     assert [default_config(data=d).learning_rate for d in ("digits", "mnist")] == [3e-3, 1e-3]
     assert default_config(level=None, K=None) == TrainConfig()
     assert default_config("dvae", objective="ciwae").K == 5
-    assert default_config("iwae", objective="elbo-kl").K == 1
+    assert default_config("iwae", objective="elbo_kl").K == 1
     assert default_config("vae", estimator="vimco").K == 5
 
 
@@ -140,15 +140,15 @@ def test_defaults_suit_the_model_and_the_data() -> None:
         ({"M": 0}, "M must be an integer >= 1, got 0"),
         ({"K": 0}, "K must be an integer >= 1, got 0"),
         ({"K": True}, "K must be an integer >= 1, got True"),
-        ({"objective": "gan"}, "objective must be one of elbo, elbo-kl, iwae"),
-        ({"objective": "vr-max", "estimator": "dreg"}, "estimator must be one of standard, stl for "
-                                                       "vr-max"),
+        ({"objective": "gan"}, "objective must be one of elbo, elbo_kl, iwae"),
+        ({"objective": "vr_max", "estimator": "dreg"}, "estimator must be one of standard, stl for "
+                                                       "vr_max"),
         ({"estimator": "reinforce"}, "estimator must be one of standard, stl, dreg, vimco"),
         ({"estimator": "vimco", "K": 1}, "K must be >= 2 for vimco"),
         ({"beta": 0.5}, "beta must be None unless the objective is ciwae; got 0.5 for iwae"),
         ({"model": "vae", "alpha": 0.5}, "alpha must be None unless the objective is vr"),
         ({"objective": "ciwae", "beta": 2.0}, "beta must be a number, in [0, 1]; got 2.0"),
-        ({"free_bits": 0.1}, "free_bits must be 0 unless the objective is elbo-kl"),
+        ({"free_bits": 0.1}, "free_bits must be 0 unless the objective is elbo_kl"),
         ({"kl_warmup": -1}, "kl_warmup must be an integer >= 0, got -1"),
         ({"epochs": 0}, "epochs must be an integer >= 1, got 0"),
         ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
@@ -247,7 +247,7 @@ def test_bounds_are_reported_without_the_weight(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options, shown",
     [
-        ({"objective": "elbo-kl", "free_bits": 0.2}, "elbo-kl (free_bits 0.2)"),
+        ({"objective": "elbo_kl", "free_bits": 0.2}, "elbo_kl (free_bits 0.2)"),
         (
             {"objective": "vr", "alpha": -1.0, "estimator": "dreg"},
             "vr (estimator dreg, alpha -1.0)",
@@ -281,7 +281,7 @@ def test_an_objective_is_trained_and_kept(
         ({"model": "vae", "M": 1}, [STEPS]),  # after an epoch's last step, before its validation
         ({"model": "iwae", "M": 1, "activation": "relu"}, [2, STEPS, 5, 1]),  # again and again
         ({"likelihood": "gaussian", "binarise": "none", "corruption": "gaussian"}, [2 * STEPS + 2]),
-        ({"objective": "iwae-joint", "estimator": "dreg", "kl_warmup": 3}, [STEPS + 2]),
+        ({"objective": "iwae_joint", "estimator": "dreg", "kl_warmup": 3}, [STEPS + 2]),
         ({"learn_level": "score", "inference": "gru", "posterior": "full"}, [STEPS + 1]),
     ],
 )

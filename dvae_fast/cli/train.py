@@ -164,7 +164,7 @@ def train_command(
         typer.Option(help="Epochs over which the divergence's weight in the gradient rises to 1."),
     ] = 0,
     free_bits: Annotated[
-        float, typer.Option(help="Of elbo-kl: nats a latent dimension that cost nothing.")
+        float, typer.Option(help="Of elbo_kl: nats a latent dimension that cost nothing.")
     ] = 0.0,
     latent: Annotated[int, typer.Option(help="Latent dimensions.")] = 50,
     hidden: Annotated[str, typer.Option(help="Hidden layers of the encoder.")] = "200,200",

@@ -38,7 +38,7 @@ class TwoLayerModel(Autoencoder):
         upper_hidden_sizes: between z₁ and z₂, either way.
         corruption: p(x̃|x), one of `dvae_fast.corruptions`, or None.
         M, K: corruptions an example (without, groups of samples), samples of each.
-        objective: one of `dvae_fast.objectives.OBJECTIVES` but "elbo-kl" and "piwae", with the
+        objective: one of `dvae_fast.objectives.OBJECTIVES` but "elbo_kl" and "piwae", with the
             standard estimator.
 
     Raises:
@@ -68,9 +68,9 @@ class TwoLayerModel(Autoencoder):
             raise ValueError(f"latent_sizes must be two, of z₁ and z₂; got {len(sizes)}")
         chosen = as_objective(objective)
         # piwae gives an inference net a gradient of its own, through z₁'s sampling alone.
-        if chosen.name in ("elbo-kl", "piwae") or chosen.estimator != "standard":
+        if chosen.bound.analytic or chosen.splits or not chosen.plain:
             raise ValueError(
-                "objective must be any but elbo-kl and piwae, with the standard estimator, for two "
+                "objective must be any but elbo_kl and piwae, with the standard estimator, for two "
                 f"layers of latents; got {chosen}"
             )
         super().__init__(

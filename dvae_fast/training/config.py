@@ -37,7 +37,7 @@ from dvae_fast.models import (
     LatentVariableModel,
     make_model,
 )
-from dvae_fast.objectives import OUTSIDE, Objective
+from dvae_fast.objectives import Objective
 from dvae_fast.objectives.objective import check_posterior_objective, check_score_objective
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class TrainConfig:
         beta, alpha: of the objectives ciwae and vr alone; None for their default.
         kl_warmup: epochs over which the divergence's weight in the gradient rises from 0 to 1 (see
             :func:`kl_weight`); bounds are reported without it.
-        free_bits: of the objective elbo-kl alone, in nats a latent dimension.
+        free_bits: of the objective elbo_kl alone, in nats a latent dimension.
         latent_size, hidden_sizes, activation, likelihood: the network's.
         decoder_hidden_sizes: of the decoder, from the latents on; None for the encoder's in
             reverse.
@@ -313,7 +313,7 @@ def default_config(model: str = "diwae", data: str = "digits", **given: Any) -> 
     values.setdefault("binarise", "none" if data == "frey" else "dynamic")
     grey = data == "frey" and values["binarise"] == "none"
     values.setdefault("likelihood", "gaussian" if grey else "bernoulli")
-    outside = values.get("objective", MODELS[model].default_objective) in OUTSIDE
+    outside = Objective(values.get("objective") or MODELS[model].default_objective).bound.outside
     values.setdefault("K", 1 if outside and values.get("estimator") != "vimco" else 5)
     values.setdefault("epochs", DEFAULT_EPOCHS[data])
     values.setdefault("learning_rate", DEFAULT_LEARNING_RATES[data])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from dvae_fast._seeds import generator_seed
 
 __all__ = ["Corruption", "CorruptionFunction", "FunctionCorruption", "as_corruption"]
 
@@ -115,11 +117,10 @@ def _for_each_copy(own: Callable[[Any, Tensor, torch.Generator], Tensor]) -> Cal
     ) -> Tensor:
         if isinstance(copies, torch.Generator):
             return own(self, x, copies)
-        seed = int(key) + first_example * 0x9E3779B9  # type: ignore[arg-type]
         # A path to the parameters would count a second time what the score function counts.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.scores):
             drawn = [
-                _one(self, own, x, (seed + m * 0x85EBCA77C2B2AE63) % 2**63)
+                _one(self, own, x, generator_seed(cast("Tensor", key), first_example, m))
                 for m in range(first_copy, first_copy + copies)
             ]
         return torch.stack(drawn)

@@ -20,13 +20,18 @@ from dvae_fast.corruptions import (
     FunctionCorruption,
     Learnable,
     Masking,
+    as_corruption,
     score_function_surrogate,
 )
+from dvae_fast.data import load_dataset
 from dvae_fast.evaluation import estimate_log_likelihood
 from dvae_fast.models import DIWAE, DVAE
+from dvae_fast.training import default_config
+from dvae_fast.training.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 M, B, K, Z, D = 3, 5, 2, 4, 11
 SEED = 123
@@ -173,7 +178,10 @@ def test_copies_and_seeds_are_independent(own: Any) -> None:
     """Pairs of masks of rate ½ agree in half of the places: `SIGMAS` standard errors each."""
     n = 4000
     x = torch.ones(n, D)
-    masks = [dvae_fast.corrupt(x, own, M, seed) == 0 for seed in (SEED, SEED + 1, -1, 2**62)]
+    masks = [
+        dvae_fast.corrupt(x, own, M, seed) == 0
+        for seed in (SEED, SEED + 2**32, SEED ^ 2**63 - 1, -1, 2**62)
+    ]
     drawn = [copy for mask in masks for copy in mask]
     error = math.sqrt(0.25 / (n * D))
     for i, a in enumerate(drawn):
@@ -315,6 +323,27 @@ def test_models_and_the_evaluator_take_it(kind: Any, own: str) -> None:
         again = estimate_log_likelihood(model, x, k=20, proposal=proposal, seed=SEED)
         assert bool(found.log_likelihood.isfinite().all())
         assert torch.equal(found.log_likelihood, again.log_likelihood)
+
+
+@pytest.mark.parametrize("own", [Fog, lambda: nn.Dropout(0.3)], ids=["class", "module"])
+def test_a_training_step_with_it_is_reproducible(own: Callable[[], Any], tmp_path: Path) -> None:
+    config = default_config(
+        "dvae", M=2, K=1, batch_size=237, latent_size=Z, hidden_sizes=(9, 7), epochs=1, seed=11
+    )
+    found = []
+    for twin in range(2):
+        run = Run(config, tmp_path, load_dataset("digits"))
+        before = run.model.decoder.output.weight.detach().clone()
+        run.model.corruption = as_corruption(own())
+        run.start_epoch()
+        for _ in range(2):
+            torch.rand(twin + 1)  # torch's generator, anywhere
+            run.step()
+        assert bool(run.gradient_norms[:2].isfinite().all())
+        weight = run.model.decoder.output.weight.detach()
+        assert not torch.equal(weight, before)
+        found.append(weight)
+    assert torch.equal(*found)
 
 
 # --- bad input --------------------------------------------------------------------------------

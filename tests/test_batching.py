@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dvae_fast import functional
 from dvae_fast.corruptions import Masking
 from dvae_fast.evaluation import batching, estimate_log_likelihood, importance, statistics
 from dvae_fast.evaluation.batching import Fetch, Limits, fitting, held, out_of_memory, plan
@@ -90,6 +91,7 @@ H200 = 139 << 30
         (10_000, 5000, {"chunk": 9999}, H200, (209, 5000)),
         (10_000, 5000, {"batch_size": 7, "chunk": 11}, H200, (7, 11)),
         (10_000, 5000, {}, 1 << 30, (500, 358)),
+        (10_000, 5000, {"several": 1}, H200, (209, 5000)),
         (10_000, 5000, {}, 1 << 20, (55, 1)),
         (10_000, 5000, {}, 0, (1, 1)),
     ],
@@ -525,10 +527,11 @@ def test_what_is_launched_is_kept_when_interrupted(
     done = PartialResults(N, path, read_settings(path) or {}).done
     assert done.tolist() == [True] * 8 + [False] * 3
     monkeypatch.setattr(importance._Evaluation, "batch", original)
-    _same(
-        estimate_log_likelihood(_model(), _data(), K, seed=SEED),
-        estimate_log_likelihood(_model(), _data(), K, seed=SEED, partial=path),
-    )
+    whole = estimate_log_likelihood(_model(), _data(), K, seed=SEED, partial=path)
+    _same(estimate_log_likelihood(_model(), _data(), K, seed=SEED), whole)
+    # All of it is done now: not even a trial.
+    monkeypatch.setattr(functional, "sample_latent", lambda *_, **__: pytest.fail("drawn again"))
+    _same(whole, estimate_log_likelihood(_model(), _data(), K, seed=SEED, partial=path))
 
 
 def test_a_lost_gpu_hides_no_error(

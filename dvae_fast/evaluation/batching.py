@@ -31,6 +31,7 @@ __all__ = [
     "moved",
     "out_of_memory",
     "plan",
+    "several",
 ]
 
 # Rows (examples × samples) to decode at once: the work of milliseconds, against some 0.1 ms that it
@@ -58,14 +59,15 @@ def plan(
     free: int,
     batch_size: int | None = None,
     chunk: int | None = None,
+    several: int = _EXAMPLES,
     rows: int = _ROWS,
 ) -> tuple[int, int, int]:
     """(batch_size, chunk, rows) of an evaluation on a GPU; those given are kept. The rows are what
     fits at once beside a batch.
 
-    Several hundred examples a batch, and samples as many as make `rows` rows with them, or as fit
-    in half of the free memory. Batches are of equal size, chunks too, as far as that goes: shapes
-    that come again find kernels, and memory, that are there already.
+    Several hundred examples a batch, more where k is small, and samples as many as make `rows` rows
+    with them, or as fit in half of the free memory. Batches are of equal size, chunks too, as far
+    as that goes: shapes that come again find kernels, and memory, that are there already.
 
     Args:
         examples: of this process, >= 1.
@@ -73,13 +75,14 @@ def plan(
         row: bytes that one sample of one example holds.
         example: bytes that an example holds, however many samples are drawn.
         free: bytes.
+        several: examples wanted in a batch.
         rows: wanted at once.
     """
     room = min(free // 2, _BYTES)
     row, example = row + _STATISTICS, max(1, example)
     rows = max(1, min(rows, room // row))
     if batch_size is None:
-        wanted = max(_EXAMPLES, rows // k) if chunk is None else rows // min(chunk, k)
+        wanted = max(several, rows // k) if chunk is None else rows // min(chunk, k)
         # Half of the room for the examples, and a row for each.
         fit = min(room // 2 // example, room // (example + row))
         most = max(1, min(wanted, rows, fit))
@@ -94,6 +97,16 @@ def _even(total: int, most: int) -> int:
     """The size of equal parts of `total`, as few as there can be of at most `most`."""
     parts = -(-total // most)
     return -(-total // parts)
+
+
+def several(device: torch.device) -> int:
+    """Examples of a batch. The reference launches kernels for each one and chunk: the longer these,
+    the fewer."""
+    return 1 if _reference(device) else _EXAMPLES
+
+
+def _reference(device: torch.device) -> bool:
+    return device.type == "cuda" and not ops.cuda_kernels()
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -150,7 +163,7 @@ def memory_of(
     samples = max(1, min(_TRIAL_SAMPLES, _TRIAL_BYTES // max(1, row)))
     many = limits.attempt(lambda: held(lambda: draw(samples)))
     row = row if many is None else -(-many // samples)
-    if device.type == "cuda" and not ops.cuda_kernels():
+    if _reference(device):
         # The reference draws noise as int64 words, of which it holds a dozen at once.
         row += 128 * (-(-latent // 16) * 16)
     return row

@@ -492,15 +492,16 @@ def estimate_log_likelihood(
     given = {"batch_size": batch_size, "chunk": chunk}
     words = ", ".join(f"{name} = {value}" for name, value in given.items() if value is not None)
     limits = Limits(words, whole=share.size > 1)
-    free = batching.free_memory(like.device)
+    free = None if bool(results.done.all()) else batching.free_memory(like.device)
     if free is None:
         rows = judged.rows_at_once(like, held=compile or matrices is not None)
         batch_size, step = _split(k, batch_size, chunk, rows)
     else:
         example, row = _memory(judged, how, moved(x[:1], like), key, matrices, limits)
         batch_size, step, rows = batching.plan(
-            left, k, row=row, example=example, free=free, **given
-        )
+            left, k, row=row, example=example, free=free, several=batching.several(like.device),
+            **given,
+        )  # fmt: skip
     batch_size, step, rows = _smallest(world, (batch_size, step, rows))
     if compile:
         judged.compile()

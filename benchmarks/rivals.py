@@ -322,25 +322,6 @@ def iwae_by_hand(logits: Tensor, x: Tensor, log_ratio: Tensor) -> tuple[Tensor, 
 # --- last linear layer and likelihood -----------------------------------------------------------
 
 
-def linear_log_weights(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    x: Tensor,
-    log_ratio: Tensor,
-    density: Density,
-    tile: int,
-) -> Tensor:
-    """Tiles of one example's rows: hidden (B, K, H) → (B, K). The tile's buffer is reused."""
-    buffer = hidden.new_empty(tile, weight.shape[0])
-
-    def step(rows: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-        logits = torch.addmm(bias, rows, weight.t(), out=buffer[: rows.shape[0]])
-        return density(logits.unsqueeze(0), x.unsqueeze(0))[0]
-
-    return linear_tiled(hidden, weight, bias, x, log_ratio, step, tile)
-
-
 def linear_step(density: Density) -> Callable[..., Tensor]:
     """A tile's step for a compiler: one fused pass after the product."""
 
@@ -350,16 +331,27 @@ def linear_step(density: Density) -> Callable[..., Tensor]:
     return step
 
 
-def linear_tiled(
+def linear_log_weights(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor,
     x: Tensor,
     log_ratio: Tensor,
-    step: Callable[..., Tensor],
+    density: Density,
     tile: int,
+    step: Callable[..., Tensor] | None = None,
 ) -> Tensor:
-    """`step(rows, weight, bias, x)` on every tile."""
+    """Tiles of one example's rows: hidden (B, K, H) → (B, K), by a `linear_step` where it is given.
+
+    Else the density follows the product, into a buffer that all tiles use.
+    """
+    if step is None:
+        buffer = hidden.new_empty(tile, weight.shape[0])
+
+        def step(rows: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+            logits = torch.addmm(bias, rows, weight.t(), out=buffer[: rows.shape[0]])
+            return density(logits.unsqueeze(0), x.unsqueeze(0))[0]
+
     out = torch.empty_like(log_ratio)
     for b in range(hidden.shape[0]):
         for k in range(0, hidden.shape[1], tile):

@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 #: seconds that `fastest` gives each candidate; 0 takes the first one untried
-choosing_seconds = 0.4
+choosing_seconds = 0.15
 
 #: how many times the least time of another a candidate must take to be tried no longer
 FAR = 1.5
-#: rounds before that is judged, and seconds that they must have taken, for short calls vary
-FIRST_ROUNDS, FIRST_SECONDS = 3, 5e-3
+#: rounds before that is judged, and seconds that they must have taken, for short calls vary; and
+#: the least of rounds that follow
+FIRST_ROUNDS, FIRST_SECONDS, LAST_ROUNDS = 2, 5e-3, 3
 
 
 def compiled(function: Callable[..., T], **options: bool) -> Callable[..., T]:
@@ -98,7 +99,7 @@ def fastest(
     names = [name for name in names if least[name] <= FAR * min(least.values())]
     if len(names) > 1:
         slowest = max(least[name] for name in names)
-        for _ in range(max(3, min(200, int(seconds / slowest)))):
+        for _ in range(max(LAST_ROUNDS, min(200, int(seconds / slowest)))):
             round_of(names)
     return min(names, key=lambda name: statistics.median(times[name]))
 

@@ -34,9 +34,9 @@ from dvae_fast.data import SPLITS
 from dvae_fast.distributed import World, barrier, is_main_process, join
 from dvae_fast.evaluation import (
     DTYPES,
-    METHODS,
     PROPOSALS,
     LikelihoodEstimate,
+    annealed_importance_sampling,
     estimate_log_likelihood,
 )
 from dvae_fast.evaluation.partial import PARTIAL, partial_exists, remove_partial
@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 __all__ = ["evaluate", "evaluate_command", "evaluation_rows", "keep_estimate"]
 
 EVALUATION = "evaluation.json"
+
+
+METHODS = ("importance", "ais")
 
 
 def evaluate_command(
@@ -213,8 +216,10 @@ def evaluate(
         estimate: LikelihoodEstimate | AISEstimate
         with wrong_options():
             if method == "ais":
-                estimate = estimate_log_likelihood(
-                    model, x, k, method="ais", seed=seed, progress=advance, **options
+                if k is not None:
+                    options["chains"] = k
+                estimate = annealed_importance_sampling(
+                    model, x, seed=seed, progress=advance, **options
                 )
             else:
                 partial = folder / PARTIAL
@@ -223,9 +228,11 @@ def evaluate(
                         "An unfinished evaluation is dropped; --resume would have gone on with it."
                     )
                 barrier(world)
+                if k is not None:
+                    options["k"] = k
                 try:
                     estimate = estimate_log_likelihood(
-                        model, x, k, seed=seed, progress=advance, partial=partial, world=world,
+                        model, x, seed=seed, progress=advance, partial=partial, world=world,
                         **options,
                     )  # fmt: skip
                 except KeyboardInterrupt:

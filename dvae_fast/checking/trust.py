@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dvae_fast._version import __version__
+from dvae_fast.checking.cases import OPERATORS
 from dvae_fast.checking.machine import CheckError, Kind, cuda_kinds, driver_version, library_hash
 from dvae_fast.checking.process import ended, environment, signal_name
 from dvae_fast.checking.report import CheckReport
@@ -125,8 +126,8 @@ def verdict() -> Verdict:
             tail = "".join(f". {n}" for n in notes)
             text = f"dvae_fast: {what}. The slower PyTorch reference runs instead{again}{tail}"
             return Verdict(False, (), entry.reason, text)
-        if entry.report.failed_operators:
-            failed.update(entry.report.failed_operators)
+        if wrong := _not_right(entry.report):
+            failed.update(wrong)
             reports.append(f"{kind.name}: {entry.path or 'dvae-fast check shows it'}")
     sentences = []
     if failed:
@@ -155,7 +156,7 @@ def remembered() -> Verdict | None:
             return None
         if entry.report is None:
             return Verdict(False, (), entry.reason)
-        failed.update(entry.report.failed_operators)
+        failed.update(_not_right(entry.report))
     return Verdict(True, tuple(sorted(failed)))
 
 
@@ -181,6 +182,12 @@ def renew(device: str, *, small: bool = False) -> CheckReport:
     if entry.report is None:
         raise CheckError(entry.reason + (f"; see {entry.path}" if entry.path else ""))
     return entry.report
+
+
+def _not_right(report: CheckReport) -> set[str]:
+    """Operators that failed, or that the check did not reach."""
+    reached = {row.operator for row in report.rows if row.what != "gradients"}
+    return set(report.failed_operators) | set(OPERATORS) - reached
 
 
 # --- the cache --------------------------------------------------------------------------------

@@ -151,7 +151,7 @@ void expect_normals(uint32_t w0, uint32_t w1) {
   normal_pair(w0, w1, here[0], here[1]);
   for (int i = 0; i < 2; ++i) {
     ASSERT_NEAR(n[i], wanted[i], 1e-6 * radius) << w0 << " " << w1;
-    ASSERT_NEAR(double(n[i]) * n[i], wanted[i] * wanted[i], 1.75e-6 * radius * radius)
+    ASSERT_NEAR(double(n[i]) * n[i], wanted[i] * wanted[i], 1.3e-6 * radius * radius)
         << w0 << " " << w1;
     ASSERT_NEAR(n[i], here[i], 1.5e-6 * radius) << w0 << " " << w1;
   }

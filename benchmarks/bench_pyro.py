@@ -29,7 +29,7 @@ class PyroCase(Case):
         pytest.importorskip("pyro", reason="Pyro is not installed")
         self.group = f"IWAE step against Pyro, 784-200-200-50-200-200-784, B={B} K={k}"
         self.k, self.x = k, make_data(B)
-        self.model = IWAE(D, Z, HIDDEN, K=k)
+        self.model = IWAE(D, Z, HIDDEN, samples=k)
         self.elements = B * k * D
 
     def build(self, rival: str) -> Rival:

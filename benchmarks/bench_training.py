@@ -27,13 +27,13 @@ RATE, SALT = 0.1, 0.5
 
 def make_model(k: int, d: int = D, z: int = Z, m: int = 1) -> DIWAE:
     """784-200-200-50-200-200-784 with the package's default activation, softplus."""
-    return DIWAE(d, z, HIDDEN, corruption=SaltAndPepper(RATE, SALT), K=k, M=m)
+    return DIWAE(d, z, HIDDEN, corruption=SaltAndPepper(RATE, SALT), samples=k, copies=m)
 
 
 def make_rival(model: DIWAE) -> rivals.DIWAE:
     """The same network in plain PyTorch, with the same parameters."""
     sizes = (model.data_size, model.latent_size, HIDDEN)
-    rival = rivals.DIWAE(*sizes, nn.Softplus, model.K, RATE, SALT, model.M)
+    rival = rivals.DIWAE(*sizes, nn.Softplus, model.samples, RATE, SALT, model.copies)
     rival.copy_parameters(model)
     return rival
 
@@ -117,7 +117,7 @@ class TrainingCase(Case):
     def _check_formula(self) -> None:
         """The plain model is ours: the same loss and gradient from the same noise."""
         seed = torch.tensor([7])
-        m, k, z = self.model.M, self.model.K, self.model.latent_size
+        m, k, z = self.model.copies, self.model.samples, self.model.latent_size
         copies = m if m > 1 else None
         corrupted = dvae_fast.corrupt(self.x, SaltAndPepper(RATE, SALT), copies, seed)
         corrupted = corrupted.view(-1, self.x.shape[1])
@@ -173,9 +173,9 @@ class EstimatorCase(Case):
     def _model(self, rival: str) -> Autoencoder:
         corruption = SaltAndPepper(RATE, SALT)
         if rival == self.BERNOULLI:
-            return BernoulliLatentModel(D, Z, HIDDEN, corruption=corruption, K=self.k)
+            return BernoulliLatentModel(D, Z, HIDDEN, corruption=corruption, samples=self.k)
         estimator = "standard" if rival == "ours" else rival
-        model = DIWAE(D, Z, HIDDEN, corruption=corruption, K=self.k, estimator=estimator)
+        model = DIWAE(D, Z, HIDDEN, corruption=corruption, samples=self.k, estimator=estimator)
         model.load_state_dict(self.model.state_dict())
         return model
 

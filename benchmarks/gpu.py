@@ -243,7 +243,7 @@ def training_step(b: Bench, k: int) -> None:
         return torch.optim.Adam(model.parameters(), lr=0.0, fused=True, capturable=gpu)
 
     def ours() -> tuple[DIWAE, torch.optim.Optimizer]:
-        model = DIWAE(D, z, hidden, corruption=SaltAndPepper(RATE, SALT), K=k).to(b.device)
+        model = DIWAE(D, z, hidden, corruption=SaltAndPepper(RATE, SALT), samples=k).to(b.device)
         return model, adam(model)
 
     if gpu:

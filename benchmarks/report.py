@@ -296,7 +296,7 @@ def likelihood_rows(run: Path) -> list[list[str]]:
     nll, error = -evaluation["log_likelihood"], evaluation["standard_error"]
     return [
         [
-            f"{config['model'].upper()} K={config['K']}, {config['binarise']} "
+            f"{config['model'].upper()} K={config['samples']}, {config['binarise']} "
             f"{config['data'].upper()}, {config['epochs']} epochs",
             f"test NLL in nats, k = {evaluation['k']}, all {evaluation['examples']:,}",
             f"{nll:.2f} ± {error:.3f}",

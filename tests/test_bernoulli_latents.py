@@ -26,7 +26,7 @@ def _data() -> Tensor:
 
 def _bernoulli_model(**options: Any) -> BernoulliLatentModel:
     torch.manual_seed(0)
-    options = {"K": 3, "learn_prior": True, **options}
+    options = {"samples": 3, "learn_prior": True, **options}
     model = BernoulliLatentModel(D, Z, (6,), **options).double()
     with torch.no_grad():
         for p in model.parameters():
@@ -46,7 +46,7 @@ def _enumerated(model: BernoulliLatentModel, x: Tensor) -> Tensor:
     log_joint = Bernoulli(logits=model.decode(h)).log_prob(x).sum(-1)  # type: ignore[arg-type]
     log_joint = log_joint + Bernoulli(logits=prior).log_prob(h).sum(-1)
     total = torch.zeros((), dtype=torch.float64)
-    for choice in itertools.product(range(len(h)), repeat=model.K):
+    for choice in itertools.product(range(len(h)), repeat=model.samples):
         index = torch.tensor(choice)
         log_w = (log_joint - log_q)[index].view(1, 1, -1)
         total = total + log_q[index].sum().exp() * plain_bound(model.objective, log_w)[0]
@@ -97,7 +97,7 @@ def test_bernoulli_latents_have_their_probabilities() -> None:
 @pytest.mark.parametrize("m", [1, M])
 def test_the_bernoulli_models_bound_is_the_formula(m: int) -> None:
     corruption = corruptions.Masking(0.4)
-    model = _bernoulli_model(K=K, M=m, corruption=corruption, objective="iwae")
+    model = _bernoulli_model(samples=K, copies=m, corruption=corruption, objective="iwae")
     x = _data()
     key = torch.tensor([SEED])
     noisy = reference.corrupt(x, "masking", corruption.parameter, None, key, m, 0, 0)
@@ -116,7 +116,7 @@ def test_the_bernoulli_models_bound_is_the_formula(m: int) -> None:
 
 def test_the_bernoulli_model_learns() -> None:
     torch.manual_seed(0)
-    model = BernoulliLatentModel(D, 8, (16,), K=5, learn_prior=True)
+    model = BernoulliLatentModel(D, 8, (16,), samples=5, learn_prior=True)
     x = (_data().repeat(8, 1) > 0.5).float()
     optimiser = torch.optim.Adam(model.parameters(), 2e-2)
     before = model.bound(x, 1).mean()

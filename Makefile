@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 
 SOURCES := $(wildcard $(foreach end,cpp h inl cu cuh,csrc/*/*.$(end) csrc/*/*/*.$(end)))
 
-.PHONY: run test lint bench clean build
+.PHONY: run test lint bench prebuilt clean build
 
 run: build
 	$(BIN)/python -m dvae_fast train --model diwae --data digits --evaluate-k 5000
@@ -27,10 +27,14 @@ lint: build
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'csrc/*.cu' 'csrc/*.cuh' 'tests/cpp/*.h' 'tests/cpp/*.cpp')
 
-# Every benchmark, and benchmarks/report/ from it: a page, index.html, and its tables, RESULTS.md.
+# Every benchmark, and benchmarks/report/RESULTS.md from it, in some 11 minutes on two cores.
 # pythae and Pyro are measured too where they are installed: .venv/bin/python -m pip install -e ".[bench]"
 bench: build
 	$(BIN)/python benchmarks/run.py
+
+# The library with CUDA kernels, for a GPU machine that has no time to build its own.
+prebuilt:
+	scripts/prebuild.sh
 
 build: $(VENV)/.built
 
@@ -51,4 +55,4 @@ $(VENV)/.built: $(VENV)/.tools setup.py pyproject.toml $(SOURCES)
 	@touch $@
 
 clean:
-	rm -rf build dist *.egg-info dvae_fast/*.so $(VENV)
+	rm -rf build dist prebuilt *.egg-info dvae_fast/*.so $(VENV)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import rivals
 import torch
-from bench_training import D, Z, make_data, make_model, make_rival
-from conftest import Case, Measure, Rival
+from cases import Case, D, Z, make_data, make_model, make_rival, no_grad
 from torch import Tensor
 
 import dvae_fast
@@ -18,14 +18,11 @@ from dvae_fast.noise import latent_noise
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from conftest import Measure
+
 CHUNKS = (50, 100, 250, 500, 1000)
 TILE = 1000  # rows of the bare products
 RIVALS = ("ours", "products", "eager", "compile", "ours, bfloat16", "compile, bfloat16")
-
-
-def _need_bfloat16() -> None:
-    if not has_bfloat16("cpu"):
-        pytest.skip("this CPU has no instructions for bfloat16")
 
 
 class EvaluationCase(Case):
@@ -33,6 +30,8 @@ class EvaluationCase(Case):
 
     Ours also returns standard error, effective sample size and ELBO, the others the estimate.
     """
+
+    patience = 2.0
 
     def __init__(self, b: int = 10, k: int = 5000) -> None:
         self.group = f"evaluation, {b} examples × k={k}, decoder 50-200-200-784"
@@ -59,51 +58,31 @@ class EvaluationCase(Case):
             plain = make_rival(self.model).log_weights_from(self.x, mean, log_var, noise)
         torch.testing.assert_close(plain, ours, rtol=1e-5, atol=1e-3)
 
-    def build(self, rival: str) -> Rival:
-        if rival == "ours":
-
-            def call() -> Tensor:
-                return dvae_fast.estimate_log_likelihood(self.model, self.x, self.k).log_likelihood
-
-            return Rival(call, call)
-        if rival == "ours, bfloat16":
-            _need_bfloat16()
-
-            def half() -> Tensor:
-                return dvae_fast.estimate_log_likelihood(
-                    self.model, self.x, self.k, dtype="bfloat16"
-                ).log_likelihood
-
-            return Rival(half, half)
+    def ways(self, rival: str) -> dict[str, Callable[[], Tensor]]:
+        if "bfloat16" in rival and not has_bfloat16("cpu"):
+            pytest.skip("this CPU has no instructions for bfloat16")
+        if rival.startswith("ours"):
+            return {
+                "": lambda: self._ours(**({"dtype": "bfloat16"} if "bfloat16" in rival else {}))
+            }
         if rival == "products":
-            products = self._products()
-            return Rival(products, lambda: self.expected.log_likelihood, variant="no result")
+            return {"no result": self._products()}
         if rival == "compile, bfloat16":
-            _need_bfloat16()
-            call = self._call(rivals.COMPILED_DENSITIES["softplus"], 250, True)
+            autocast = torch.autocast("cpu", torch.bfloat16)
+            return {"autocast": autocast(self._plain("compile", "softplus", 250))}
+        plain = functools.partial(self._plain, rival)
+        names = rivals.densities(rival)
+        calls = rivals.by_chunk(plain, names, CHUNKS, "samples", self.patience)
+        if rival == "compile":  # the compiler's options last
+            best = rivals.fastest(calls, times_longer=self.patience)
+            name, chunk = best.split(", ")[0], CHUNKS[list(calls).index(best)]
+            frozen = plain(name, chunk, freezing=True)
+            calls = {best: calls[best], f"{best}, freezing": frozen}
+        return calls
 
-            def autocast() -> Tensor:
-                with torch.autocast("cpu", torch.bfloat16):
-                    return call()
-
-            return Rival(autocast, autocast, variant="autocast")
-        compiled = rival == "compile"
-        densities = rivals.COMPILED_DENSITIES if compiled else rivals.EAGER_DENSITIES
-        # The formula first, at a middling chunk, then the chunk, then the compiler's options.
-        calls = {name: self._call(d, 250, compiled) for name, d in densities.items()}
-        name = rivals.fastest(calls, times_longer=2)
-        density = densities[name]
-        calls = {
-            f"{name}, {chunk} samples at a time": self._call(density, chunk, compiled)
-            for chunk in CHUNKS
-        }
-        variant = rivals.fastest(calls, times_longer=2)
-        if compiled:
-            chunk = CHUNKS[list(calls).index(variant)]
-            frozen = f"{variant}, freezing"
-            calls = {variant: calls[variant], frozen: self._call(density, chunk, True, True)}
-            variant = rivals.fastest(calls, times_longer=2)
-        return Rival(calls[variant], calls[variant], variant=variant)
+    def _ours(self, **options: Any) -> Tensor:
+        found = dvae_fast.estimate_log_likelihood(self.model, self.x, self.k, **options)
+        return found.log_likelihood
 
     def _products(self) -> Callable[[], Tensor]:
         """The decoder's matrix products and nothing else, in tiles that stay in cache, into kept
@@ -115,32 +94,34 @@ class EvaluationCase(Case):
         rows = self.x.shape[0] * self.k
 
         def call() -> Tensor:
-            with torch.no_grad():
-                for first in range(0, rows, TILE):
-                    n = min(TILE, rows - first)
-                    hidden = z[:n]
-                    for layer, buffer in zip(layers, buffers, strict=True):
-                        out = buffer[:n]
-                        torch.addmm(layer.bias, hidden, layer.weight.t(), out=out)
-                        hidden = out
+            for first in range(0, rows, TILE):
+                n = min(TILE, rows - first)
+                hidden = z[:n]
+                for layer, buffer in zip(layers, buffers, strict=True):
+                    out = buffer[:n]
+                    torch.addmm(layer.bias, hidden, layer.weight.t(), out=out)
+                    hidden = out
             return hidden
 
-        return call
+        return no_grad(call)
 
-    def _call(
-        self, density: rivals.Density, chunk: int, compiled: bool, freezing: bool = False
-    ) -> Callable[[], Tensor]:
+    def _plain(self, rival: str, name: str, chunk: int, **options: bool) -> Callable[[], Tensor]:
         model = make_rival(self.model)
-        model.density = density
-        model.reparameterise = rivals.reparameterise if compiled else rivals.reparameterise_dot
+        model.density = rivals.densities(rival)[name]
         log_weights = model.log_weights
-        if compiled:
-            log_weights = rivals.compiled(log_weights, **({"freezing": True} if freezing else {}))
+        if rival == "compile":
+            log_weights = rivals.compiled(log_weights, **options)
+        else:
+            model.reparameterise = rivals.reparameterise_dot
         return lambda: rivals.estimate_log_likelihood(model, log_weights, self.x, self.k, chunk)
 
     def check(self, rival: str, result: Tensor) -> None:
         """Within six standard errors of ours, which is of other noise."""
         expected = self.expected
+        if rival == "products":  # the last tile, of no example
+            assert result.shape == (TILE, D)
+            assert bool(result.isfinite().all())
+            return
         if "bfloat16" in rival:  # another decoder, within its own precision
             difference = float((result.double() - expected.log_likelihood).mean())
             assert abs(difference) < 0.01 + 5 * 2**0.5 * expected.mean_standard_error, difference
@@ -152,5 +133,5 @@ class EvaluationCase(Case):
 
 
 @pytest.mark.parametrize("rival", RIVALS)
-def bench_evaluation(benchmark: Any, measure: Measure, rival: str, turn: int) -> None:
-    measure(benchmark, EvaluationCase, "evaluation", rival)
+def bench_evaluation(measure: Measure) -> None:
+    measure(EvaluationCase)

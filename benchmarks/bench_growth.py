@@ -7,35 +7,33 @@ its formulas everywhere, not the fastest at each size. `growth.py` reads the fig
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch
 from bench_operators import (
+    LATENT,
     CorruptCase,
     IWAELossCase,
-    LatentLogRatioCase,
     LinearLogWeightsCase,
-    LogMeanExpCase,
     LogWeightsCase,
-    MixtureLogRatioCase,
-    SampleLatentCase,
 )
 from bench_training import TrainingCase
-from conftest import THREADS, Case, Measure, Rival
+from cases import THREADS, Case, Rival
 from growth import CONDITIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from conftest import Measure
+
 FLOATS = ("float32", "float64")
+HALVES = ("bfloat16", "float16")
 THREAD_COUNTS = tuple(sorted({1, *(2**i for i in range(1, 10) if 2**i < THREADS), THREADS}))
 
 
-@dataclass(frozen=True)
-class Operator:
-    """`make(**sizes)` is its case. Each axis is varied from `base`, the sizes else.
+class Operator(NamedTuple):
+    """`make(**sizes)` is its case; an axis varies one of the `base` sizes.
 
     `large` are the sizes of the axes threads and dtype, where calls should be long.
     """
@@ -45,56 +43,41 @@ class Operator:
     axes: dict[str, tuple[int, ...]]
     large: dict[str, int]
     dtypes: tuple[str, ...] = ()
-    #: what a unit of cost is: "element", or "kFLOP" where layers of other sizes share the work
-    unit: str = "element"
 
 
 _MANY = (1, 4, 16, 64, 256, 1024)
 _FEWER, _D, _Z = _MANY[:-1], (12, 49, 196, 784, 3136), (2, 8, 32, 128, 512)
 _M = (1, 2, 4, 8, 16, 32)
+_LATENT, _LARGE_LATENT = {"b": 64, "k": 16, "z": 50}, {"b": 100, "k": 50, "z": 50}
+_LATENT_AXES = {"B": _MANY, "K": _MANY, "Z": _Z}
+_DECODER, _LARGE_DECODER = {"b": 64, "k": 16, "d": 784}, {"b": 100, "k": 50, "d": 784}
+_DECODER_AXES = {"B": _MANY, "K": _FEWER, "D": _D}
 
 OPERATORS: dict[str, Operator] = {
     "corrupt": Operator(
-        lambda b, m, d: CorruptCase(m, b, d),
+        CorruptCase,
         {"b": 64, "m": 4, "d": 784},
         {"B": _MANY, "M": _M, "D": _D},
         {"b": 100, "m": 10, "d": 784},
     ),
     "sample_latent": Operator(
-        SampleLatentCase,
-        {"b": 64, "k": 16, "z": 50},
-        {"B": _MANY, "K": _MANY, "Z": _Z},
-        {"b": 100, "k": 50, "z": 50},
-        FLOATS,
+        LATENT["sample_latent"], _LATENT, _LATENT_AXES, _LARGE_LATENT, FLOATS
     ),
-    "latent_log_ratio": Operator(
-        LatentLogRatioCase,
-        {"b": 64, "k": 16, "z": 50},
-        {"B": _MANY, "K": _MANY, "Z": _Z},
-        {"b": 100, "k": 50, "z": 50},
-    ),
+    "latent_log_ratio": Operator(LATENT["latent_log_ratio"], _LATENT, _LATENT_AXES, _LARGE_LATENT),
     "mixture_log_ratio": Operator(
-        MixtureLogRatioCase,
-        {"b": 64, "k": 16, "m": 4, "z": 50},
+        LATENT["mixture_log_ratio"],
+        _LATENT | {"m": 4},
         {"B": _FEWER, "K": _FEWER, "M": _M, "Z": _Z},
-        {"b": 100, "k": 50, "m": 10, "z": 50},
+        _LARGE_LATENT | {"m": 10},
     ),
     "log_weights": Operator(
-        LogWeightsCase,
-        {"b": 64, "k": 16, "d": 784},
-        {"B": _MANY, "K": _FEWER, "D": _D},
-        {"b": 100, "k": 50, "d": 784},
-        (*FLOATS, "bfloat16", "float16"),
+        LogWeightsCase, _DECODER, _DECODER_AXES, _LARGE_DECODER, (*FLOATS, *HALVES)
     ),
     "iwae_loss": Operator(
-        lambda k, **sizes: IWAELossCase(k, True, **sizes),
-        {"b": 64, "k": 16, "d": 784},
-        {"B": _MANY, "K": _FEWER, "D": _D},
-        {"b": 100, "k": 50, "d": 784},
-        (*FLOATS, "bfloat16", "float16"),
+        IWAELossCase, _DECODER, _DECODER_AXES, _LARGE_DECODER, (*FLOATS, *HALVES)
     ),
     "logmeanexp": Operator(
-        LogMeanExpCase,
+        LATENT["logmeanexp"],
         {"b": 64, "k": 512},
         {"B": _MANY, "K": (8, 32, 128, 512, 2048, 8192)},
         {"b": 100, "k": 5000},
@@ -111,94 +94,89 @@ OPERATORS: dict[str, Operator] = {
         {"b": 64, "k": 4, "d": 784, "z": 50, "m": 1},
         {"B": _FEWER, "K": (1, 4, 16, 64), "D": (49, 196, 784, 3136), "Z": _Z, "M": (1, 2, 4, 8)},
         {"b": 100, "k": 5, "d": 784, "z": 50, "m": 1},
-        unit="kFLOP",
     ),
 }
 
 
-def values(operator: str, axis: str) -> tuple[Any, ...]:
-    """Where an axis is measured."""
-    if axis == "threads":
-        return THREAD_COUNTS if THREADS > 1 else ()
-    return OPERATORS[operator].dtypes if axis == "dtype" else OPERATORS[operator].axes[axis]
+class Axis(NamedTuple):
+    """One operator over one axis, in a group of its own."""
+
+    operator: str
+    name: str
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """Where it is measured."""
+        kind = OPERATORS[self.operator]
+        if self.name == "threads":
+            return THREAD_COUNTS if THREADS > 1 else ()
+        return kind.dtypes if self.name == "dtype" else kind.axes[self.name]
+
+    def case(self, value: Any) -> Case:
+        """The case of one point."""
+        kind = OPERATORS[self.operator]
+        if self.name == "threads":
+            return kind.make(**kind.large)
+        if self.name == "dtype":
+            return kind.make(**kind.large, dtype=getattr(torch, value))
+        return kind.make(**(kind.base | {self.name.lower(): value}))
+
+    def points(self) -> dict[str, tuple[str, Any]]:
+        """Who is measured at what value, by the name of the rival: "ours, K=16".
+
+        Ours alone in half precision: eager sums there in the half type, and is wrong by nats.
+        """
+        return {
+            f"{who}, {self.name}={value}": (who, value)
+            for value in self.values
+            for who in (("ours",) if value in HALVES else ("ours", "eager"))
+        }
 
 
-def case_of(operator: str, axis: str, value: Any) -> Case:
-    """The case of one point."""
-    kind = OPERATORS[operator]
-    if axis == "threads":
-        return kind.make(**kind.large)
-    if axis == "dtype":
-        return kind.make(**kind.large, dtype=getattr(torch, value))
-    return kind.make(**(kind.base | {axis.lower(): value}))
-
-
-def groups() -> list[tuple[str, str]]:
-    """Every operator's axes."""
-    return [
-        (name, axis)
-        for name, kind in OPERATORS.items()
-        for axis in (*kind.axes, *CONDITIONS)
-        if values(name, axis)
-    ]
+AXES = [
+    Axis(operator, name)
+    for operator in OPERATORS
+    for name in (*OPERATORS[operator].axes, *CONDITIONS)
+]
 
 
 class GrowthCase(Case):
-    """One axis of one operator; a rival is "ours, K=16", a case of its own at that size."""
+    """One axis of one operator; each rival has a case of its own at its size."""
 
-    def __init__(self, operator: str, axis: str) -> None:
-        self.operator, self.axis = operator, axis
-        self.group = f"growth, {operator} over {axis}"
+    def __init__(self, axis: Axis) -> None:
+        self.axis = axis
+        self.group = f"growth, {axis.operator} over {axis.name}"
         self.cases: dict[Any, Case] = {}
 
     def build(self, rival: str) -> Rival:
-        who, value = self._parse(rival)
+        who, value = self.axis.points()[rival]
         if value not in self.cases:
-            self.cases[value] = case_of(self.operator, self.axis, value)
-        case = self.cases[value]
-        built = case.build(who)
-        built.case, built.variant = case, built.variant if who != "ours" else ""
-        if isinstance(case, TrainingCase):
-            # Its formula and gradient were held to the plain ones where it was made.
-            built.result = lambda: None
-        built.extra = {
-            "operator": self.operator,
-            "axis": self.axis,
-            "value": value,
-            "who": who,
-            "unit": OPERATORS[self.operator].unit,
-        }
-        if self.axis == "threads":
+            self.cases[value] = self.axis.case(value)
+        built = self.cases[value].build(who)
+        built.case, built.variant = self.cases[value], built.variant if who != "ours" else ""
+        # A unit of work: where layers of other sizes share it, a thousand of their operations.
+        unit = "kFLOP" if self.axis.operator == "training step" else "element"
+        where = {"operator": self.axis.operator, "axis": self.axis.name, "value": value}
+        built.extra = {**where, "who": who, "unit": unit}
+        if self.axis.name == "threads":
             built.threads = value
         return built
 
-    def check(self, rival: str, result: Any) -> None:
-        who, value = self._parse(rival)
-        if result is not None:
-            self.cases[value].check(who, result)
-
-    def _parse(self, rival: str) -> tuple[str, Any]:
-        who, _, place = rival.partition(", ")
-        return who, {str(v): v for v in values(self.operator, self.axis)}[place.partition("=")[2]]
-
-
-def rivals_at(operator: str, axis: str, value: Any) -> tuple[str, ...]:
-    """Ours alone in half precision: eager sums there in the half type, and is wrong by nats."""
-    return ("ours",) if value in ("bfloat16", "float16") else ("ours", "eager")
+    def verify(self, rival: str, built: Rival) -> None:
+        """A training step's formula and gradient were held to the plain ones where it was made."""
+        if not isinstance(built.case, TrainingCase):
+            built.case.verify(built.extra["who"], built)
 
 
 def points() -> list[Any]:
-    """((operator, axis), rival) of every point, for pytest."""
+    """An axis and a rival for every point, for pytest."""
     return [
-        pytest.param((name, axis), f"{who}, {axis}={value}", id=f"{name}, {who}, {axis}={value}")
-        for name, axis in groups()
-        for value in values(name, axis)
-        for who in rivals_at(name, axis, value)
+        pytest.param(axis, name, id=f"{axis.operator}, {name}")
+        for axis in AXES
+        for name in axis.points()
     ]
 
 
-@pytest.mark.parametrize(("where", "rival"), points())
-def bench_growth(
-    benchmark: Any, measure: Measure, where: tuple[str, str], rival: str, turn: int
-) -> None:
-    measure(benchmark, lambda: GrowthCase(*where), ("growth", where), rival)
+@pytest.mark.parametrize(("axis", "rival"), points())
+def bench_growth(measure: Measure, axis: Axis) -> None:
+    measure(lambda: GrowthCase(axis))

@@ -9,41 +9,31 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import rivals
 import torch
-from conftest import Case, Measure, Rival
+from cases import (
+    PLAIN,
+    RATE,
+    SALT,
+    B,
+    Case,
+    D,
+    Z,
+    close,
+    decoder_output,
+    make_data,
+    no_grad,
+)
 from torch import Tensor
 
 import dvae_fast
 from dvae_fast import reference
-from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast.corruptions import SaltAndPepper
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
-RATE, SALT = 0.1, 0.5
-D = 784
+    from conftest import Measure
 
-
-def close(name: str, actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
-    """Relative to the largest value: loose enough for any order of summation, no looser."""
-    torch.testing.assert_close(
-        actual.double(),
-        expected.double(),
-        rtol=tolerance,
-        atol=tolerance * expected.abs().max().item(),
-        msg=lambda message: f"{name}: {message}",
-    )
-
-
-def no_grad(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """`call` under torch.no_grad, the context a part of its time."""
-
-    def wrapped() -> Tensor:
-        with torch.no_grad():
-            return call()
-
-    return wrapped
-
+FLOAT = torch.float32
 
 # --- corrupt --------------------------------------------------------------------------------------
 
@@ -54,30 +44,24 @@ class CorruptCase(Case):
     8 bytes an element: x read, x̃ written (for M = 10 the copies read x from cache).
     """
 
-    def __init__(self, copies: int, b: int = 100, d: int = D) -> None:
-        self.group = f"corrupt salt-and-pepper, {b}×{d}, M={copies}"
-        self.copies = None if copies == 1 else copies
+    def __init__(self, m: int, b: int = B, d: int = D) -> None:
+        self.group = f"corrupt salt-and-pepper, {b}×{d}, M={m}"
+        self.copies = None if m == 1 else m
         self.x = torch.rand(b, d)
-        self.elements = copies * self.x.numel()
+        self.elements = m * self.x.numel()
         self.bytes = 8 * self.elements
 
-    def build(self, rival: str) -> Rival:
+    def ways(self, rival: str) -> dict[str, Callable[[], Tensor]]:
         x, copies = self.x, self.copies
         if rival == "ours":
             corruption = SaltAndPepper(RATE, SALT)
-            draw: Callable[[], Tensor] = lambda: dvae_fast.corrupt(x, corruption, copies)
-            return Rival(draw, draw)
-        draws: dict[str, Callable[[], Tensor]] = {}
-        for name, formula in rivals.CORRUPTIONS.items():
-            plain = functools.partial(rivals.corrupt, formula=formula)
-            if rival == "eager":
-                draws[name] = functools.partial(plain, x, copies, RATE, SALT)
-                continue
-            for source, fallback in (("Inductor's generator", False), ("ATen's generator", True)):
-                compiled = rivals.compiled(plain, fallback_random=fallback)
-                draws[f"{name}, {source}"] = functools.partial(compiled, x, copies, RATE, SALT)
-        variant = rivals.fastest(draws)
-        return Rival(draws[variant], draws[variant], variant=variant)
+            return {"": lambda: dvae_fast.corrupt(x, corruption, copies)}
+        formulas = {
+            name: functools.partial(rivals.corrupt, formula=formula)
+            for name, formula in rivals.CORRUPTIONS.items()
+        }
+        draws = rivals.ways(formulas, rival, random=True)
+        return {n: functools.partial(draw, x, copies, RATE, SALT) for n, draw in draws.items()}
 
     def check(self, rival: str, result: Tensor) -> None:
         """Shape, values and frequencies, the last to five standard deviations."""
@@ -92,60 +76,81 @@ class CorruptCase(Case):
             assert abs(deviation) <= 5 * math.sqrt(rate * (1 - rate) / n), (rival, deviation)
 
 
-@pytest.mark.parametrize("rival", ["ours", "eager", "compile"])
+@pytest.mark.parametrize("rival", PLAIN)
 @pytest.mark.parametrize("copies", [1, 10])
-def bench_corrupt(benchmark: Any, measure: Measure, copies: int, rival: str, turn: int) -> None:
-    measure(benchmark, lambda: CorruptCase(copies), ("corrupt", copies), rival)
+def bench_corrupt(measure: Measure, copies: int) -> None:
+    measure(lambda: CorruptCase(copies))
 
 
-# --- sample_latent --------------------------------------------------------------------------------
+# --- functions of latents, forward and backward ---------------------------------------------------
 
 
-class SampleLatentCase(Case):
-    """z and log_ratio, and back to mean and log_var from gradients of both."""
+def differentiate(
+    function: Callable[..., Any], inputs: Sequence[Tensor], upstream: Any
+) -> tuple[Tensor, ...]:
+    """The results of `function(*inputs)`, and the inputs' gradients from those of the results."""
+    out = function(*inputs)
+    results = out if isinstance(out, tuple) else (out,)
+    return (*results, *torch.autograd.grad(results, inputs, upstream))
+
+
+class GradientCase(Case):
+    """A function of `inputs` and back; what is expected is its formula in float64."""
 
     def __init__(
-        self, b: int = 100, k: int = 50, z: int = 50, dtype: torch.dtype = torch.float32
+        self,
+        ours: Callable[..., Any],
+        formulas: Mapping[str, Callable[..., Any]],
+        expected: Callable[..., Tensor] | None,
+        inputs: Sequence[Tensor],
+        *upstream: Tensor,
+        random: bool = False,
     ) -> None:
+        self.ours, self.formulas, self.random = ours, formulas, random
+        self.inputs, self.upstream = [t.requires_grad_() for t in inputs], upstream
+        if expected is not None:
+            doubles = [t.detach().double().requires_grad_() for t in inputs]
+            self.expected = differentiate(expected, doubles, [g.double() for g in upstream])
+
+    def ways(self, rival: str) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
+        functions = rivals.ways(self.formulas, rival, self.random)
+        if rival == "ours":
+            functions = {"": self.ours}
+        return {
+            name: functools.partial(differentiate, function, self.inputs, self.upstream)
+            for name, function in functions.items()
+        }
+
+    def check(self, rival: str, result: tuple[Tensor, ...]) -> None:
+        for actual, expected in zip(result, self.expected, strict=True):
+            close(rival, actual, expected)
+
+
+class SampleLatentCase(GradientCase):
+    """z and log_ratio, and back to mean and log_var from gradients of both."""
+
+    def __init__(self, b: int = B, k: int = 50, z: int = Z, dtype: torch.dtype = FLOAT) -> None:
         self.group = f"sample_latent forward+backward, B={b} K={k} Z={z}"
-        self.k = k
-        self.mean = torch.randn(b, z, dtype=dtype).requires_grad_()
-        self.log_var = (0.5 * torch.randn(b, z, dtype=dtype) - 1).requires_grad_()
-        self.upstream = (torch.randn(b, k, z, dtype=dtype), torch.randn(b, k, dtype=dtype))
+        mean, log_var = torch.randn(b, z, dtype=dtype), 0.5 * torch.randn(b, z, dtype=dtype) - 1
+        super().__init__(
+            lambda mean, log_var: dvae_fast.sample_latent(mean, log_var, k),
+            {
+                name: functools.partial(rivals.sample_latent, k=k, formula=formula)
+                for name, formula in rivals.REPARAMETERISATIONS.items()
+            },
+            None,
+            (mean, log_var),
+            torch.randn(b, k, z, dtype=dtype),
+            torch.randn(b, k, dtype=dtype),
+            random=True,
+        )
         self.elements = b * k * z
         self.bytes = 2 * dtype.itemsize * self.elements  # z written, its gradient read
-
-    def build(self, rival: str) -> Rival:
-        if rival == "ours":
-            return self._rival(dvae_fast.sample_latent)
-        candidates = {}
-        for name, formula in rivals.REPARAMETERISATIONS.items():
-            plain = functools.partial(rivals.sample_latent, formula=formula)
-            if rival == "eager":
-                candidates[name] = self._rival(plain, name)
-                continue
-            for source, fallback in (("Inductor's generator", False), ("ATen's generator", True)):
-                label = f"{name}, {source}"
-                compiled = rivals.compiled(plain, fallback_random=fallback)
-                candidates[label] = self._rival(compiled, label)
-        return candidates[rivals.fastest({n: r.call for n, r in candidates.items()})]
-
-    def _rival(self, sample: Callable[..., tuple[Tensor, Tensor]], variant: str = "") -> Rival:
-        inputs = (self.mean, self.log_var)
-
-        def result() -> tuple[Tensor, ...]:
-            outputs = sample(*inputs, self.k)
-            return (*outputs, *torch.autograd.grad(outputs, inputs, self.upstream))
-
-        def call() -> None:
-            result()
-
-        return Rival(call, result, variant=variant)
 
     def check(self, rival: str, result: tuple[Tensor, ...]) -> None:
         """The noise that z holds must be normal, and explain the other three results."""
         z, log_ratio, grad_mean, grad_log_var = (t.detach().double() for t in result)
-        mean, log_var = self.mean.detach().double(), self.log_var.detach().double()
+        mean, log_var = (t.detach().double() for t in self.inputs)
         grad_z, grad_ratio = (g.double() for g in self.upstream)
         scaled = z - mean.unsqueeze(1)
         noise = scaled * torch.exp(-0.5 * log_var).unsqueeze(1)
@@ -159,221 +164,103 @@ class SampleLatentCase(Case):
         close(rival, grad_log_var, 0.5 * (delta * scaled + g).sum(1))
 
 
-@pytest.mark.parametrize("rival", ["ours", "eager", "compile"])
-def bench_sample_latent(benchmark: Any, measure: Measure, rival: str, turn: int) -> None:
-    measure(benchmark, SampleLatentCase, "sample_latent", rival)
-
-
-# --- latent_log_ratio -----------------------------------------------------------------------------
-
-
-class LatentLogRatioCase(Case):
+class LatentLogRatioCase(GradientCase):
     """log p(z) − log q(z) of a z from elsewhere, and back to z, mean and log_var."""
 
-    def __init__(self, b: int = 100, k: int = 50, z: int = 50) -> None:
+    def __init__(self, b: int = B, k: int = 50, z: int = Z) -> None:
         self.group = f"latent_log_ratio forward+backward, B={b} K={k} Z={z}"
-        self.elements = b * k * z
-        self.bytes = 12 * self.elements  # z read twice, its gradient written
-        shapes = ((b, k, z), (b, z), (b, z))
-        self.inputs = tuple(torch.randn(shape).requires_grad_() for shape in shapes)
-        self.upstream = torch.randn(b, k)
-        doubles = [t.detach().double().requires_grad_() for t in self.inputs]
-        out = reference.latent_log_ratio(*doubles)
-        self.expected = (out, *torch.autograd.grad(out, doubles, self.upstream.double()))
-
-    def build(self, rival: str) -> Rival:
-        if rival == "ours":
-            return self._rival(dvae_fast.latent_log_ratio)
-        candidates = {}
-        for name, formula in rivals.LOG_RATIOS.items():
-            function = rivals.compiled(formula) if rival == "compile" else formula
-            candidates[name] = self._rival(function, name)
-        return candidates[rivals.fastest({n: r.call for n, r in candidates.items()})]
-
-    def _rival(self, function: Callable[..., Tensor], variant: str = "") -> Rival:
-        def result() -> tuple[Tensor, ...]:
-            out = function(*self.inputs)
-            return (out, *torch.autograd.grad(out, self.inputs, self.upstream))
-
-        def call() -> None:
-            result()
-
-        return Rival(call, result, variant=variant)
-
-    def check(self, rival: str, result: tuple[Tensor, ...]) -> None:
-        for actual, expected in zip(result, self.expected, strict=True):
-            close(rival, actual.detach(), expected.detach())
+        self.elements, self.bytes = b * k * z, 12 * b * k * z  # z read twice, its gradient written
+        ours, oracle = dvae_fast.latent_log_ratio, reference.latent_log_ratio
+        inputs = [torch.randn(shape) for shape in ((b, k, z), (b, z), (b, z))]
+        super().__init__(ours, rivals.LOG_RATIOS, oracle, inputs, torch.randn(b, k))
 
 
-@pytest.mark.parametrize("rival", ["ours", "eager", "compile"])
-def bench_latent_log_ratio(benchmark: Any, measure: Measure, rival: str, turn: int) -> None:
-    measure(benchmark, LatentLogRatioCase, "latent_log_ratio", rival)
-
-
-# --- logmeanexp -----------------------------------------------------------------------------------
-
-
-class LogMeanExpCase(Case):
+class LogMeanExpCase(GradientCase):
     """log 1/K Σ_k w_k of each example, forward and backward."""
 
-    def __init__(self, b: int = 100, k: int = 5000) -> None:
+    def __init__(self, b: int = B, k: int = 5000) -> None:
         self.group = f"logmeanexp forward+backward, B={b} K={k}"
-        self.elements = b * k
-        self.bytes = 12 * self.elements  # read twice, the gradient written
-        self.log_w = (10 * torch.randn(b, k)).requires_grad_()
-        self.upstream = torch.randn(b)
-        double = self.log_w.detach().double().requires_grad_()
-        out = rivals.logmeanexp(double)
-        self.expected = (out, *torch.autograd.grad(out, double, self.upstream.double()))
-
-    def build(self, rival: str) -> Rival:
-        function: Callable[..., Tensor] = rivals.logmeanexp
-        if rival == "ours":
-            function = dvae_fast.logmeanexp
-        elif rival == "compile":
-            function = rivals.compiled(function)
-
-        def result() -> tuple[Tensor, ...]:
-            out = function(self.log_w)
-            return (out, *torch.autograd.grad(out, self.log_w, self.upstream))
-
-        def call() -> None:
-            result()
-
-        return Rival(call, result)
-
-    def check(self, rival: str, result: tuple[Tensor, ...]) -> None:
-        for actual, expected in zip(result, self.expected, strict=True):
-            close(rival, actual.detach(), expected.detach())
+        self.elements, self.bytes = b * k, 12 * b * k  # read twice, the gradient written
+        ours, plain, inputs = dvae_fast.logmeanexp, rivals.logmeanexp, [10 * torch.randn(b, k)]
+        super().__init__(ours, {"": plain}, plain, inputs, torch.randn(b))
 
 
-@pytest.mark.parametrize("rival", ["ours", "eager", "compile"])
-def bench_logmeanexp(benchmark: Any, measure: Measure, rival: str, turn: int) -> None:
-    measure(benchmark, LogMeanExpCase, "logmeanexp", rival)
-
-
-# --- mixture_log_ratio ----------------------------------------------------------------------------
-
-
-class MixtureLogRatioCase(Case):
+class MixtureLogRatioCase(GradientCase):
     """5 samples of each of M = 10 corruptions' posteriors under all ten, and back to all inputs.
 
     Bytes: z read, its gradient written. Arithmetic decides: a pass over z for each component.
     """
 
-    def __init__(self, b: int = 100, k: int = 50, m: int = 10, z: int = 50) -> None:
+    def __init__(self, b: int = B, k: int = 50, m: int = 10, z: int = Z) -> None:
         self.group = f"mixture_log_ratio forward+backward, B={b} K={k} M={m} Z={z}"
         self.elements, self.bytes = b * k * m * z, 8 * b * k * z
         # Corruptions move the posterior by a fraction of its width: several components count.
-        self.mean = (torch.randn(1, b, z) + 0.1 * torch.randn(m, b, z)).requires_grad_()
-        self.log_var = (0.1 * torch.randn(m, b, z) - 1).requires_grad_()
-        noise = torch.exp(self.log_var.detach()[0] / 2).unsqueeze(1) * torch.randn(b, k, z)
-        self.z = (self.mean.detach()[0].unsqueeze(1) + noise).requires_grad_()
-        self.upstream = torch.randn(b, k)
-        args = [t.detach().double() for t in (self.z, self.mean, self.log_var)]
-        log_ratio, weights = reference.mixture_log_ratio(*args)
-        grads = reference.mixture_log_ratio_backward(self.upstream.double(), weights, *args)
-        self.expected = (log_ratio, *grads)
-
-    def build(self, rival: str) -> Rival:
-        if rival == "ours":
-            return self._rival(dvae_fast.mixture_log_ratio)
-        candidates = {}
-        for name, formula in rivals.MIXTURES.items():
-            function = rivals.compiled(formula) if rival == "compile" else formula
-            candidates[name] = self._rival(function, name)
-        return candidates[rivals.fastest({n: r.call for n, r in candidates.items()})]
-
-    def _rival(self, function: Callable[..., Tensor], variant: str = "") -> Rival:
-        inputs = (self.z, self.mean, self.log_var)
-
-        def result() -> tuple[Tensor, ...]:
-            out = function(*inputs)
-            return (out, *torch.autograd.grad(out, inputs, self.upstream))
-
-        def call() -> None:
-            result()
-
-        return Rival(call, result, variant=variant)
-
-    def check(self, rival: str, result: tuple[Tensor, ...]) -> None:
-        for actual, expected in zip(result, self.expected, strict=True):
-            close(rival, actual.detach(), expected)
+        mean = torch.randn(1, b, z) + 0.1 * torch.randn(m, b, z)
+        log_var = 0.1 * torch.randn(m, b, z) - 1
+        noise = torch.exp(log_var[0] / 2).unsqueeze(1) * torch.randn(b, k, z)
+        super().__init__(
+            dvae_fast.mixture_log_ratio,
+            rivals.MIXTURES,
+            lambda *inputs: reference.mixture_log_ratio(*inputs)[0],
+            (mean[0].unsqueeze(1) + noise, mean, log_var),
+            torch.randn(b, k),
+        )
 
 
-@pytest.mark.parametrize("rival", ["ours", "eager", "compile"])
-def bench_mixture_log_ratio(benchmark: Any, measure: Measure, rival: str, turn: int) -> None:
-    measure(benchmark, MixtureLogRatioCase, "mixture_log_ratio", rival)
+LATENT = {
+    "sample_latent": SampleLatentCase,
+    "latent_log_ratio": LatentLogRatioCase,
+    "logmeanexp": LogMeanExpCase,
+    "mixture_log_ratio": MixtureLogRatioCase,
+}
+
+
+@pytest.mark.parametrize("rival", PLAIN)
+@pytest.mark.parametrize("operator", LATENT)
+def bench_latent(measure: Measure, operator: str) -> None:
+    measure(LATENT[operator])
 
 
 # --- log_weights ----------------------------------------------------------------------------------
 
 
-def decoder_output(
-    b: int, k: int, d: int = D, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(logits, x, log_ratio): binary data and logits of a trained decoder's size.
-
-    Samples of one example differ by a few nats, so that the weights are neither flat nor one-hot.
-    """
-    logits = torch.randn(b, k, d).mul_(2 / math.sqrt(d)).add_(2 * torch.randn(b, 1, d))
-    x, log_ratio = (torch.rand(b, d) < 0.2).to(dtype), torch.randn(b, k)
-    return logits.to(dtype), x, log_ratio.to(accumulation_dtype(dtype))
-
-
 class LogWeightsCase(Case):
     """log_weights of k = 5000 samples, the decoder output in memory; no gradient."""
 
-    def __init__(
-        self, b: int = 10, k: int = 5000, d: int = D, dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, b: int = 10, k: int = 5000, d: int = D, dtype: torch.dtype = FLOAT) -> None:
         self.group = f"log_weights forward, no grad, B={b} K={k} D={d}"
-        self.logits, self.x, self.log_ratio = decoder_output(b, k, d, dtype)
+        self.inputs = logits, x, log_ratio = decoder_output(b, k, d, dtype)
         self.elements = b * k * d
         self.bytes = dtype.itemsize * self.elements
         # An element costs the same for any number of samples, and a check not much.
-        rows = slice(0, k, max(1, k // 100))
-        self.rows = rows
+        self.rows = rows = slice(0, k, max(1, k // 100))
         self.expected = reference.log_weights(
-            self.logits[:, rows].double(), None, self.x, self.log_ratio[:, rows], "bernoulli"
+            logits[:, rows].double(), None, x, log_ratio[:, rows], "bernoulli"
         )
 
-    def build(self, rival: str) -> Rival:
-        inputs = (self.logits, self.x, self.log_ratio)
-        k = self.logits.shape[1]
-        calls: dict[str, Callable[[], Tensor]] = {}
+    def ways(self, rival: str) -> dict[str, Callable[[], Tensor]]:
+        def bound(function: Callable[..., Tensor], **options: Any) -> Callable[[], Tensor]:
+            return no_grad(functools.partial(function, *self.inputs, **options))
+
+        def chunked(name: str, chunk: int) -> Callable[[], Tensor]:
+            density = rivals.EAGER_DENSITIES[name]
+            return bound(rivals.log_weights_chunked, density=density, chunk=chunk)
+
         if rival == "ours":
-            calls[""] = functools.partial(dvae_fast.log_weights, *inputs)
-        elif rival == "compile":
-            for name, density in rivals.COMPILED_DENSITIES.items():
-                function = functools.partial(rivals.log_weights, density=density)
-                calls[name] = functools.partial(rivals.compiled(function), *inputs)
-        elif rival == "eager":
-            for name, density in rivals.EAGER_DENSITIES.items():
-                calls[name] = functools.partial(rivals.log_weights, *inputs, density)
-        else:
-            # The formula at a middling chunk first, then the chunk.
-            chunks = [chunk for chunk in (50, 100, 250, 500, 1000) if chunk <= k]
-
-            def chunked(name: str, chunk: int) -> Callable[[], Tensor]:
-                density = rivals.EAGER_DENSITIES[name]
-                call = functools.partial(rivals.log_weights_chunked, *inputs, density, chunk)
-                return no_grad(call)
-
-            middling = chunks[len(chunks) // 2]
-            best = rivals.fastest({n: chunked(n, middling) for n in rivals.EAGER_DENSITIES})
-            calls = {f"{best}, {c} samples at a time": chunked(best, c) for c in chunks}
-        wrapped = {name: no_grad(call) for name, call in calls.items()}
-        variant = rivals.fastest(wrapped)
-        return Rival(wrapped[variant], wrapped[variant], variant=variant)
+            return {"": bound(dvae_fast.log_weights)}
+        if rival == "eager, chunked":
+            chunks = [c for c in (50, 100, 250, 500, 1000) if c <= self.inputs[0].shape[1]]
+            return rivals.by_chunk(chunked, rivals.EAGER_DENSITIES, chunks, "samples")
+        functions = rivals.ways_by_density(rivals.log_weights, rival)
+        return {name: bound(function) for name, function in functions.items()}
 
     def check(self, rival: str, result: Tensor) -> None:
         close(rival, result[:, self.rows], self.expected)
 
 
 @pytest.mark.parametrize("rival", ["ours", "eager", "eager, chunked", "compile"])
-def bench_log_weights(benchmark: Any, measure: Measure, rival: str, turn: int) -> None:
-    measure(benchmark, LogWeightsCase, "log_weights", rival)
+def bench_log_weights(measure: Measure) -> None:
+    measure(LogWeightsCase)
 
 
 # --- iwae_loss ------------------------------------------------------------------------------------
@@ -390,12 +277,7 @@ class IWAELossCase(Case):
     """
 
     def __init__(
-        self,
-        k: int,
-        backward: bool,
-        b: int = 100,
-        d: int = D,
-        dtype: torch.dtype = torch.float32,
+        self, k: int, backward: bool = True, b: int = B, d: int = D, dtype: torch.dtype = FLOAT
     ) -> None:
         what = "forward+backward" if backward else "forward, no grad"
         self.group = f"iwae_loss {what}, B={b} K={k} D={d}"
@@ -405,7 +287,7 @@ class IWAELossCase(Case):
         logits, self.x, self.log_ratio = decoder_output(b, k, d, dtype)
         self.leaf = logits.requires_grad_(backward)
         self.log_ratio.requires_grad_(backward)
-        self.params: Tensor | None = None
+        self.params = logits
         self.elements = b * k * d
         self.bytes = (2 if backward else 1) * dtype.itemsize * self.elements
         bound, weights, grad, _ = reference.iwae(
@@ -414,69 +296,44 @@ class IWAELossCase(Case):
         self.expected = (-bound.mean(), grad, weights * (-1 / b))
 
     def prepare(self) -> None:
-        self.params = None  # the old one's memory first
+        self.params = self.leaf  # the old one's memory first
         self.params = self.leaf.clone()
 
-    def build(self, rival: str) -> Rival:
+    def ways(self, rival: str) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
+        if rival == "eager, gradient by hand":
+            return {"": no_grad(lambda: rivals.iwae_by_hand(self.params, self.x, self.log_ratio))}
         if rival.startswith("ours"):
             overwrite = rival == "ours, overwrite_params"
-            return self._rival(functools.partial(dvae_fast.iwae_loss, overwrite_params=overwrite))
-        if rival == "eager, gradient by hand":
-            return self._by_hand()
-        compiled = rival == "compile"
-        candidates = {}
-        densities = rivals.COMPILED_DENSITIES if compiled else rivals.EAGER_DENSITIES
-        for name, density in densities.items():
-            loss = functools.partial(rivals.iwae_loss, density=density)
-            candidates[name] = self._rival(rivals.compiled(loss) if compiled else loss, name)
-        calls = {name: candidate.call for name, candidate in candidates.items()}
-        return candidates[rivals.fastest(calls, self.prepare)]
+            losses = {"": functools.partial(dvae_fast.iwae_loss, overwrite_params=overwrite)}
+        else:
+            losses = rivals.ways_by_density(rivals.iwae_loss, rival)
+        return {name: functools.partial(self._call, loss) for name, loss in losses.items()}
 
-    def _rival(self, loss: Callable[..., Tensor], variant: str = "") -> Rival:
-        def result() -> tuple[Tensor, ...]:
-            assert self.params is not None
-            if not self.backward:
-                with torch.no_grad():
-                    return (loss(self.params, self.x, self.log_ratio),)
-            value = loss(self.params, self.x, self.log_ratio)
-            return (value, *torch.autograd.grad(value, (self.params, self.log_ratio)))
-
-        def call() -> None:
-            result()
-
-        return Rival(call, result, self.prepare, variant)
-
-    def _by_hand(self) -> Rival:
-        def result() -> tuple[Tensor, ...]:
-            assert self.params is not None
+    def _call(self, loss: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        if not self.backward:
             with torch.no_grad():
-                return rivals.iwae_by_hand(self.params, self.x, self.log_ratio)
-
-        def call() -> None:
-            result()
-
-        return Rival(call, result, self.prepare)
+                return (loss(self.params, self.x, self.log_ratio),)
+        value = loss(self.params, self.x, self.log_ratio)
+        return (value, *torch.autograd.grad(value, (self.params, self.log_ratio)))
 
     def check(self, rival: str, result: tuple[Tensor, ...]) -> None:
+        assert len(result) == (3 if self.backward else 1), rival
         for actual, expected in zip(result, self.expected, strict=False):
-            close(rival, actual.detach(), expected, self.tolerance)
+            close(rival, actual, expected, self.tolerance)
 
 
-@pytest.mark.parametrize("rival", ["ours", "eager", "compile"])
+@pytest.mark.parametrize("rival", PLAIN)
 @pytest.mark.parametrize("k", [50, 5, 1])
-def bench_iwae_loss_forward(
-    benchmark: Any, measure: Measure, k: int, rival: str, turn: int
-) -> None:
-    measure(benchmark, lambda: IWAELossCase(k, backward=False), ("iwae forward", k), rival)
+def bench_iwae_loss_forward(measure: Measure, k: int) -> None:
+    measure(lambda: IWAELossCase(k, backward=False))
 
 
 @pytest.mark.parametrize(
-    "rival",
-    ["ours", "ours, overwrite_params", "eager", "eager, gradient by hand", "compile"],
+    "rival", ["ours", "ours, overwrite_params", "eager", "eager, gradient by hand", "compile"]
 )
 @pytest.mark.parametrize("k", [50, 5, 1])
-def bench_iwae_loss(benchmark: Any, measure: Measure, k: int, rival: str, turn: int) -> None:
-    measure(benchmark, lambda: IWAELossCase(k, backward=True), ("iwae", k), rival)
+def bench_iwae_loss(measure: Measure, k: int) -> None:
+    measure(lambda: IWAELossCase(k))
 
 
 # --- linear_log_weights ---------------------------------------------------------------------------
@@ -490,82 +347,51 @@ class LinearLogWeightsCase(Case):
     """
 
     def __init__(
-        self,
-        b: int = 10,
-        k: int = 5000,
-        h: int = 200,
-        d: int = D,
-        dtype: torch.dtype = torch.float32,
+        self, b: int = 10, k: int = 5000, h: int = 200, d: int = D, dtype: torch.dtype = FLOAT
     ) -> None:
         self.group = f"linear_log_weights, {b * k} rows, {h}→{d}, no grad"
-        self.hidden = torch.randn(b, k, h).mul_(0.5).add_(torch.randn(b, 1, h)).to(dtype)
-        self.weight = (torch.randn(d, h) / math.sqrt(h)).to(dtype)
-        self.bias = torch.randn(d, dtype=dtype)
-        self.x = (torch.rand(b, d) < 0.2).to(dtype)
-        self.log_ratio = torch.randn(b, k, dtype=dtype)
+        hidden = torch.randn(b, k, h).mul_(0.5).add_(torch.randn(b, 1, h)).to(dtype)
+        weight = (torch.randn(d, h) / math.sqrt(h)).to(dtype)
+        self.layer = (hidden, weight, torch.randn(d, dtype=dtype))
+        self.data = x, log_ratio = (make_data(b, d).to(dtype), torch.randn(b, k, dtype=dtype))
         self.elements = b * k * d
-        self.bytes = dtype.itemsize * (self.hidden.numel() + self.weight.numel())
+        self.bytes = dtype.itemsize * (hidden.numel() + weight.numel())
         self.flops = 2 * self.elements * h
-        self.rows = slice(0, k, max(1, k // 100))
-        self.logits = torch.nn.functional.linear(
-            self.hidden[:, self.rows].double(), self.weight.double(), self.bias.double()
-        )
-        self.expected = reference.log_weights(
-            self.logits, None, self.x, self.log_ratio[:, self.rows], "bernoulli"
-        )
+        self.rows = rows = slice(0, k, max(1, k // 100))
+        sample, *layer = (t.double() for t in (hidden[:, rows], *self.layer[1:]))
+        self.logits = torch.nn.functional.linear(sample, *layer)
+        self.expected = reference.log_weights(self.logits, None, x, log_ratio[:, rows], "bernoulli")
 
-    def build(self, rival: str) -> Rival:
-        weights = (self.hidden, self.weight, self.bias)
-        data = (self.x, self.log_ratio)
-        calls: dict[str, Callable[[], Tensor]] = {}
-        k = self.hidden.shape[1]
-        tiles = [t for t in (100, 250, 500, 1000, 2500, 5000) if t <= k and k % t == 0] or [k]
+    def ways(self, rival: str) -> dict[str, Callable[[], Tensor]]:
+        hidden, weight, bias = self.layer
+        k = hidden.shape[1]
         if rival == "ours":
-            calls[""] = functools.partial(dvae_fast.linear_log_weights, *weights, *data)
-        elif rival.startswith("addmm"):
-            product = functools.partial(
-                torch.addmm, self.bias, self.hidden.flatten(0, 1), self.weight.t()
-            )
-            if rival == "addmm, kept buffer":
-                buffer = self.hidden.new_empty(self.hidden[..., 0].numel(), self.bias.numel())
-                product = functools.partial(product, out=buffer)
-            calls[""] = product
-        else:
-            compiled = rival == "compile"
-            densities = rivals.COMPILED_DENSITIES if compiled else rivals.EAGER_DENSITIES
+            ours = functools.partial(dvae_fast.linear_log_weights, *self.layer, *self.data)
+            return {"": no_grad(ours)}
+        if rival.startswith("addmm"):
+            out = hidden.new_empty(hidden[..., 0].numel(), len(bias)) if "kept" in rival else None
+            operands = (bias, hidden.flatten(0, 1), weight.t())
+            return {"": no_grad(functools.partial(torch.addmm, *operands, out=out))}
 
-            def tiled(name: str, tile: int) -> Callable[[], Tensor]:
-                """Tiles of one example's rows."""
-                density = densities[name]
-                if not compiled:
-                    call = functools.partial(rivals.linear_log_weights, density=density, tile=tile)
-                else:
-                    step = rivals.compiled(rivals.linear_step(density))
-                    call = functools.partial(
-                        rivals.linear_log_weights_compiled, step=step, tile=tile
-                    )
-                return no_grad(functools.partial(call, *weights, *data))
+        def tiled(name: str, tile: int) -> Callable[[], Tensor]:
+            density = rivals.densities(rival)[name]
+            call = functools.partial(rivals.linear_log_weights, density=density)
+            if rival == "compile":
+                step = rivals.compiled(rivals.linear_step(density))
+                call = functools.partial(rivals.linear_tiled, step=step)
+            return no_grad(functools.partial(call, *self.layer, *self.data, tile=tile))
 
-            # The formula at a middling tile first, then the tile.
-            best = rivals.fastest({name: tiled(name, tiles[len(tiles) // 2]) for name in densities})
-            calls = {f"{best}, {tile} rows at a time": tiled(best, tile) for tile in tiles}
-
-        wrapped = {name: no_grad(call) for name, call in calls.items()}
-        variant = rivals.fastest(wrapped)
-
-        def run() -> None:
-            wrapped[variant]()
-
-        return Rival(run, wrapped[variant], variant=variant)
+        tiles = [t for t in (100, 250, 500, 1000, 2500, 5000) if t <= k and k % t == 0] or [k]
+        return rivals.by_chunk(tiled, rivals.densities(rival), tiles, "rows")
 
     def check(self, rival: str, result: Tensor) -> None:
         if rival.startswith("addmm"):
-            rows = result.view(*self.hidden.shape[:2], -1)[:, self.rows]
+            rows = result.view(*self.layer[0].shape[:2], -1)[:, self.rows]
             close(rival, rows, self.logits)
         else:
             close(rival, result[:, self.rows], self.expected)
 
 
 @pytest.mark.parametrize("rival", ["ours", "addmm", "addmm, kept buffer", "eager", "compile"])
-def bench_linear_log_weights(benchmark: Any, measure: Measure, rival: str, turn: int) -> None:
-    measure(benchmark, LinearLogWeightsCase, "linear_log_weights", rival)
+def bench_linear_log_weights(measure: Measure) -> None:
+    measure(LinearLogWeightsCase)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import rivals
 import torch
-from bench_training import D, Z, make_data
-from conftest import Case, Measure, Rival
+from cases import Case, D, Z, make_data
 from torch import Tensor, nn
 
 import dvae_fast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import Measure
 
 BATCHES = (100, 500, 1000, 5000)
 
@@ -23,6 +27,8 @@ class PythaeCase(Case):
     `get_nll` encodes each example again for every batch and keeps gradients, which is its own
     affair. Ours is given its encoder, and its decoder without the last sigmoid.
     """
+
+    patience = 2.0
 
     def __init__(self, b: int = 10, k: int = 5000) -> None:
         pythae = pytest.importorskip("pythae.models", reason="pythae is not installed")
@@ -49,16 +55,11 @@ class PythaeCase(Case):
 
         return dvae_fast.estimate_log_likelihood((encode, decode), self.x, self.k, **options)
 
-    def build(self, rival: str) -> Rival:
+    def ways(self, rival: str) -> dict[str, Callable[[], float]]:
         if rival == "ours":
-            return Rival(self._ours, lambda: self._ours().mean)
-        calls = {f"batches of {n}": self._theirs(n) for n in BATCHES}
-        variant = rivals.fastest(calls, times_longer=2)
-        call = calls[variant]
-        return Rival(call, call, variant=variant)
-
-    def _theirs(self, batch_size: int) -> Any:
-        return lambda: self.model.get_nll(self.x, n_samples=self.k, batch_size=batch_size)
+            return {"": lambda: self._ours().mean}
+        nll = functools.partial(self.model.get_nll, self.x, n_samples=self.k)
+        return {f"batches of {n}": functools.partial(nll, batch_size=n) for n in BATCHES}
 
     def check(self, rival: str, result: float) -> None:
         bar = 5 * 2**0.5 * self.expected.mean_standard_error + 1e-3
@@ -67,5 +68,5 @@ class PythaeCase(Case):
 
 
 @pytest.mark.parametrize("rival", ["ours", "pythae"])
-def bench_pythae(benchmark: Any, measure: Measure, rival: str, turn: int) -> None:
-    measure(benchmark, PythaeCase, "pythae", rival)
+def bench_pythae(measure: Measure) -> None:
+    measure(PythaeCase)

@@ -11,12 +11,18 @@ GEMM rate is `torch.mm` of square float32 matrices into a kept buffer, 2 n³ ope
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from conftest import Case, Measure, Rival, caches
-from torch import Tensor
+from cases import B, Case, D
+from conftest import caches
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import Measure
+    from torch import Tensor
 
 
 class CopyCase(Case):
@@ -27,14 +33,11 @@ class CopyCase(Case):
     def __init__(self, size: int) -> None:
         self.elements = size // 4
         self.bytes = 8 * self.elements
-        self.source = torch.rand(self.elements)
-        self.target = torch.zeros(self.elements)
+        self.source, self.target = torch.rand(self.elements), torch.zeros(self.elements)
 
-    def build(self, rival: str) -> Rival:
-        def call() -> Tensor:
-            return self.target.copy_(self.source)
-
-        return Rival(call, call, variant=f"{4 * self.elements / 1e6:.1f} MB each")
+    def ways(self, rival: str) -> dict[str, Callable[[], Tensor]]:
+        name = f"{4 * self.elements / 1e6:.1f} MB each"
+        return {name: lambda: self.target.copy_(self.source)}
 
     def check(self, rival: str, result: Tensor) -> None:
         assert torch.equal(result, self.source), rival
@@ -47,27 +50,23 @@ class GemmCase(Case):
 
     def __init__(self, n: int = 2048) -> None:
         self.a, self.b, self.c = torch.randn(n, n), torch.randn(n, n), torch.zeros(n, n)
-        self.elements = n * n
-        self.flops = 2 * n**3
+        self.elements, self.flops = n * n, 2 * n**3
 
-    def build(self, rival: str) -> Rival:
-        def call() -> Tensor:
-            return torch.mm(self.a, self.b, out=self.c)
-
-        return Rival(call, call, variant=f"{self.a.shape[0]}³")
+    def ways(self, rival: str) -> dict[str, Callable[[], Tensor]]:
+        return {f"{len(self.a)}³": lambda: torch.mm(self.a, self.b, out=self.c)}
 
     def check(self, rival: str, result: Tensor) -> None:
         expected = self.a[:5].double() @ self.b.double()
         torch.testing.assert_close(result[:5].double(), expected, rtol=1e-3, atol=1e-2)
 
 
-CEILINGS = {
+CEILINGS: dict[str, Callable[[], Case]] = {
     "copy": lambda: CopyCase(max(256 << 20, 4 * max(caches().values(), default=0))),
-    "copy, size of the loss": lambda: CopyCase(4 * 100 * 50 * 784),
+    "copy, size of the loss": lambda: CopyCase(4 * B * 50 * D),
     "GEMM": GemmCase,
 }
 
 
-@pytest.mark.parametrize("rival", list(CEILINGS))
-def bench_ceiling(benchmark: Any, measure: Measure, rival: str, turn: int) -> None:
-    measure(benchmark, CEILINGS[rival], ("ceiling", rival), rival)
+@pytest.mark.parametrize(("ceiling", "rival"), [(name, name) for name in CEILINGS])
+def bench_ceiling(measure: Measure, ceiling: str) -> None:
+    measure(CEILINGS[ceiling])

@@ -1,4 +1,4 @@
-"""Figures out of pytest-benchmark's JSON, and the parts a report is made of."""
+"""Figures out of pytest-benchmark's JSON, and how they are printed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIB = 1 << 20
-#: growth of the resident set in bytes that is no more than noise
-MEMORY_NOISE = 1 << 16
 
 
 @dataclass
@@ -61,73 +59,26 @@ def load(path: Path) -> tuple[Groups, dict[str, Any]]:
     groups: Groups = {}
     for row in content["benchmarks"]:
         extra = row["extra_info"]
+        work = [extra[name] for name in ("rival", "variant", "elements", "bytes", "flops")]
         group = groups.setdefault(row["group"], {})
-        name = extra["rival"]
-        figure = group.setdefault(
-            name,
-            Figure(
-                name, extra["variant"], extra["elements"], extra["bytes"], extra["flops"], extra
-            ),
-        )
+        figure = group.setdefault(extra["rival"], Figure(*work, extra))
         figure.times += row["stats"]["data"]
         figure.turns.append(statistics.median(row["stats"]["data"]))
     return groups, content
 
 
-# --- what a report is made of ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Table:
-    """Columns named in `text` hold words, and are set to the left as the first is."""
-
-    head: list[str]
-    rows: list[list[str]]
-    text: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Inline SVG, for the page alone."""
-
-    svg: str
-
-
-@dataclass(frozen=True)
-class Section:
-    """A title, or "" for what stands on top, and text, tables and charts below it."""
-
-    title: str
-    parts: tuple[str | Table | Chart, ...]
-
-
 def table(head: list[str], rows: list[list[str]], text: tuple[str, ...] = ()) -> str:
     """A Markdown table: the first column and those of `text` to the left, the rest to the right."""
     rule = ["---" if i == 0 or name in text else "---:" for i, name in enumerate(head)]
-    lines = [head, rule, *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
 
 
 def seconds(value: float) -> str:
     """Three significant digits with a unit."""
-    unit, scale = "µs", 1e-6
-    if value >= 1:
-        unit, scale = "s", 1.0
-    elif value >= 1e-3:
-        unit, scale = "ms", 1e-3
+    unit, scale = ("s", 1.0) if value >= 1 else ("ms", 1e-3) if value >= 1e-3 else ("µs", 1e-6)
     figure = value / scale
     return f"{figure:.3g} {unit}" if figure < 999.5 else f"{figure:.0f} {unit}"
 
 
-def markdown(title: str, sections: list[Section]) -> str:
-    """The sections without their charts."""
-    parts = [f"# {title}"]
-    for section in sections:
-        if section.title:
-            parts.append(f"## {section.title}")
-        for part in section.parts:
-            if isinstance(part, Table):
-                parts.append(table(part.head, part.rows, part.text))
-            elif isinstance(part, str):
-                parts.append(part)
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+def mebibytes(value: float) -> str:
+    return f"{value / MIB:.1f} MiB"

@@ -1,7 +1,5 @@
 """The growth study: what a unit of work costs at each size, and where that is not flat.
 
-    python benchmarks/growth.py growth.json
-
 Reads what pytest-benchmark wrote for `bench_growth.py`. Flat is good: cost grows with work. Where
 two neighbouring sizes differ by more than `FLAT`, the step is named, with its cause where it
 is one of those known here.
@@ -9,18 +7,17 @@ is one of those known here.
 
 from __future__ import annotations
 
-import argparse
 import math
-from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from figures import MEMORY_NOISE, MIB, Figure, Groups, load, seconds, table
+from figures import MIB, Figure, Groups, mebibytes, seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+#: growth of the resident set in bytes that is no more than noise
+MEMORY_NOISE = 1 << 16
 #: neighbouring sizes whose costs differ by no more are called flat
 FLAT = 1.25
 #: elements from which the kernels wake a second thread (kGrain in csrc/torch/cpu/common.h)
@@ -34,16 +31,14 @@ KEPT_BLOCK = 32 * MIB
 CONDITIONS = ("threads", "dtype")
 
 
-@dataclass(frozen=True)
-class Machine:
+class Machine(NamedTuple):
     """What decides where steps are: threads, and bytes of the caches they share or own."""
 
     threads: int = 1
-    caches: dict[str, int] = field(default_factory=dict)
+    caches: Mapping[str, int] = {}
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """One size: the figure, and its cost in ns a unit of work."""
 
     value: Any
@@ -68,8 +63,7 @@ class Point:
         return max(self.figure.bytes, 4 * self.figure.elements)
 
 
-@dataclass(frozen=True)
-class Series:
+class Series(NamedTuple):
     """One operator over one axis, ours or another's."""
 
     operator: str
@@ -146,24 +140,18 @@ def machine_of(content: dict[str, Any]) -> Machine:
 # --- where it is not flat -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """Two neighbouring sizes whose costs differ, and why, or ""."""
 
-    series: Series
     before: Point
     after: Point
     cause: str
-
-    @property
-    def ratio(self) -> float:
-        return self.after.cost / self.before.cost
 
 
 def steps(one: Series, machine: Machine) -> list[Step]:
     """Where the cost of a unit changes by more than `FLAT` from one size to the next."""
     return [
-        Step(one, a, b, cause(one, a, b, machine))
+        Step(a, b, cause(one, a, b, machine))
         for a, b in pairwise(one.points)
         if not 1 / FLAT <= b.cost / a.cost <= FLAT
     ]
@@ -210,6 +198,9 @@ SLOPE_HEAD = [
     "unit",
 ]
 STEP_HEAD = ["operator", "over", "sizes", "ns a unit", "ratio", "cause"]
+MEMORY_HEAD = ["operator", "over", "slope of peak memory", "least", "most"]
+THREAD_HEAD = ["operator", "who", "1 thread", "threads", "time", "speed-up"]
+DTYPE_HEAD = ["operator", "who", "dtype", "ns/element", "of float32"]
 
 
 def sizes_of(found: list[Series]) -> list[Series]:
@@ -217,40 +208,30 @@ def sizes_of(found: list[Series]) -> list[Series]:
     return [one for one in found if one.axis not in CONDITIONS]
 
 
+def _named(operator: str, who: str) -> str:
+    return operator if who == "ours" else f"{operator}, {who}"
+
+
 def slope_rows(found: list[Series]) -> list[list[str]]:
-    return [
-        [
-            one.operator + ("" if one.who == "ours" else f", {one.who}"),
-            one.axis,
-            f"{one.points[0].value}–{one.points[-1].value}",
-            f"{one.slope():.2f}",
-            f"{one.end_slope():.2f}",
-            f"{min(p.cost for p in one.points):.3g}",
-            f"{max(p.cost for p in one.points):.3g}",
-            one.unit,
-        ]
-        for one in sizes_of(found)
-    ]
+    rows = []
+    for one in sizes_of(found):
+        costs = [p.cost for p in one.points]
+        sizes = f"{one.points[0].value}–{one.points[-1].value}"
+        slopes = (f"{one.slope():.2f}", f"{one.end_slope():.2f}")
+        bounds = (f"{min(costs):.3g}", f"{max(costs):.3g}")
+        rows.append([_named(one.operator, one.who), one.axis, sizes, *slopes, *bounds, one.unit])
+    return rows
 
 
 def step_rows(found: list[Series], machine: Machine) -> list[list[str]]:
     """Ours alone: others are not this study's to explain."""
-    return [
-        [
-            one.operator,
-            one.axis,
-            f"{step.before.value} → {step.after.value}",
-            f"{step.before.cost:.3g} → {step.after.cost:.3g}",
-            f"{step.ratio:.2f}",
-            step.cause or "**not explained**",
-        ]
-        for one in sizes_of(found)
-        if one.who == "ours"
-        for step in steps(one, machine)
-    ]
-
-
-MEMORY_HEAD = ["operator", "over", "slope of peak memory", "least", "most"]
+    rows = []
+    for one in sizes_of(found):
+        for step in steps(one, machine) if one.who == "ours" else ():
+            a, b, ratio = step.before, step.after, step.after.cost / step.before.cost
+            changes = (f"{a.value} → {b.value}", f"{a.cost:.3g} → {b.cost:.3g}", f"{ratio:.2f}")
+            rows.append([one.operator, one.axis, *changes, step.cause or "**not explained**"])
+    return rows
 
 
 def memory_rows(memory: list[dict[str, Any]]) -> list[list[str]]:
@@ -260,63 +241,32 @@ def memory_rows(memory: list[dict[str, Any]]) -> list[list[str]]:
         if row["resident"] >= MEMORY_NOISE:
             key = (row["operator"], row["axis"], row["who"])
             found.setdefault(key, []).append((row["value"], row["resident"]))
-    return [
-        [
-            operator + ("" if who == "ours" else f", {who}"),
-            axis,
-            f"{slope(*zip(*points, strict=True)):.2f}",
-            *(f"{bound(y for _, y in points) / MIB:.1f} MiB" for bound in (min, max)),
-        ]
-        for (operator, axis, who), points in found.items()
-        if len(points) >= 3
-    ]
+    rows = []
+    for (operator, axis, who), points in found.items():
+        if len(points) >= 3:
+            sizes, peaks = zip(*points, strict=True)
+            bounds = (mebibytes(min(peaks)), mebibytes(max(peaks)))
+            rows.append([_named(operator, who), axis, f"{slope(sizes, peaks):.2f}", *bounds])
+    return rows
 
 
 def thread_rows(found: list[Series]) -> list[list[str]]:
     """Speed-up over one thread."""
-    return [
-        [
-            one.operator,
-            one.who,
-            seconds(one.points[0].time),
-            str(point.value),
-            seconds(point.time),
-            f"{one.points[0].time / point.time:.2f}×",
-        ]
-        for one in found
-        if one.axis == "threads"
-        for point in one.points[1:]
-    ]
+    rows = []
+    for one in found:
+        for point in one.points[1:] if one.axis == "threads" else ():
+            alone = one.points[0].time
+            times = (seconds(alone), str(point.value), seconds(point.time))
+            rows.append([one.operator, one.who, *times, f"{alone / point.time:.2f}×"])
+    return rows
 
 
 def dtype_rows(found: list[Series]) -> list[list[str]]:
     """Cost of each dtype, and against float32."""
     rows = []
     for one in found:
-        if one.axis == "dtype":
-            base = next((p.cost for p in one.points if p.value == "float32"), math.nan)
-            rows += [
-                [one.operator, one.who, str(p.value), f"{p.cost:.3g}", f"{p.cost / base:.2f}"]
-                for p in one.points
-            ]
+        costs = {str(p.value): p.cost for p in one.points} if one.axis == "dtype" else {}
+        base = costs.get("float32", math.nan)
+        for dtype, cost in costs.items():
+            rows.append([one.operator, one.who, dtype, f"{cost:.3g}", f"{cost / base:.2f}"])
     return rows
-
-
-THREAD_HEAD = ["operator", "who", "1 thread", "threads", "time", "speed-up"]
-DTYPE_HEAD = ["operator", "who", "dtype", "ns/element", "of float32"]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Where cost is not flat in a size.")
-    parser.add_argument("times", type=Path, help="what pytest --benchmark-json wrote")
-    a = parser.parse_args()
-    groups, content = load(a.times)
-    found = series(groups)
-    print(table(SLOPE_HEAD, slope_rows(found)), end="\n\n")
-    print(table(STEP_HEAD, step_rows(found, machine_of(content))), end="\n\n")
-    print(table(THREAD_HEAD, thread_rows(found)), end="\n\n")
-    print(table(DTYPE_HEAD, dtype_rows(found)))
-
-
-if __name__ == "__main__":
-    main()

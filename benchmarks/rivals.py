@@ -10,18 +10,19 @@ Shapes: B examples, K samples, Z latent and D data dimensions.
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 import time
 from itertools import pairwise
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     Density = Callable[[Tensor, Tensor], Tensor]
     Noise = Callable[[Tensor, Tensor, float, float], Tensor]
@@ -40,6 +41,25 @@ FIRST_ROUNDS, FIRST_SECONDS = 3, 5e-3
 def compiled(function: Callable[..., T], **options: bool) -> Callable[..., T]:
     """torch.compile as it is fastest here: static shapes, and an error instead of a graph break."""
     return torch.compile(function, dynamic=False, fullgraph=True, options=options or None)
+
+
+#: how torch.compile may draw random numbers
+GENERATORS = {"Inductor's generator": False, "ATen's generator": True}
+
+
+def ways(
+    formulas: Mapping[str, Callable[..., Any]], rival: str, random: bool = False
+) -> dict[str, Callable[..., Any]]:
+    """The formulas as `rival` runs them, "eager" or "compile"; random ones with each generator."""
+    if rival != "compile":
+        return dict(formulas)
+    if not random:
+        return {name: compiled(formula) for name, formula in formulas.items()}
+    return {
+        f"{name}, {source}": compiled(formula, fallback_random=fallback)
+        for name, formula in formulas.items()
+        for source, fallback in GENERATORS.items()
+    }
 
 
 def fastest(
@@ -81,6 +101,19 @@ def fastest(
         for _ in range(max(3, min(200, int(seconds / slowest)))):
             round_of(names)
     return min(names, key=lambda name: statistics.median(times[name]))
+
+
+def by_chunk(
+    make: Callable[[str, int], Callable[[], object]],
+    names: Iterable[str],
+    chunks: Sequence[int],
+    rows: str,
+    times_longer: float = 1.0,
+) -> dict[str, Callable[[], object]]:
+    """`make(name, chunk)` with every chunk, by the name that is fastest with the middling one."""
+    middling = chunks[len(chunks) // 2]
+    best = fastest({name: make(name, middling) for name in names}, times_longer=times_longer)
+    return {f"{best}, {chunk} {rows} at a time": make(best, chunk) for chunk in chunks}
 
 
 # --- corruption: salt and pepper, one uniform number an element ---------------------------------
@@ -237,6 +270,18 @@ COMPILED_DENSITIES: dict[str, Density] = {
 }
 
 
+def densities(rival: str) -> dict[str, Density]:
+    return COMPILED_DENSITIES if rival == "compile" else EAGER_DENSITIES
+
+
+def ways_by_density(
+    function: Callable[..., Tensor], rival: str
+) -> dict[str, Callable[..., Tensor]]:
+    """`function`, which takes a density, by each that suits `rival`."""
+    formulas = {n: functools.partial(function, density=d) for n, d in densities(rival).items()}
+    return ways(formulas, rival)
+
+
 def log_weights(logits: Tensor, x: Tensor, log_ratio: Tensor, density: Density) -> Tensor:
     return density(logits, x) + log_ratio
 
@@ -287,19 +332,25 @@ def linear_log_weights(
     tile: int,
 ) -> Tensor:
     """Tiles of one example's rows: hidden (B, K, H) → (B, K). The tile's buffer is reused."""
-    out = torch.empty_like(log_ratio)
     buffer = hidden.new_empty(tile, weight.shape[0])
-    transposed = weight.t()
-    for b in range(hidden.shape[0]):
-        for k in range(0, hidden.shape[1], tile):
-            rows = hidden[b, k : k + tile]
-            logits = buffer[: rows.shape[0]]
-            torch.addmm(bias, rows, transposed, out=logits)
-            out[b, k : k + tile] = density(logits.unsqueeze(0), x[b : b + 1])[0]
-    return out.add_(log_ratio)
+
+    def step(rows: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+        logits = torch.addmm(bias, rows, weight.t(), out=buffer[: rows.shape[0]])
+        return density(logits.unsqueeze(0), x.unsqueeze(0))[0]
+
+    return linear_tiled(hidden, weight, bias, x, log_ratio, step, tile)
 
 
-def linear_log_weights_compiled(
+def linear_step(density: Density) -> Callable[..., Tensor]:
+    """A tile's step for a compiler: one fused pass after the product."""
+
+    def step(rows: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+        return density(F.linear(rows, weight, bias).unsqueeze(0), x.unsqueeze(0))[0]
+
+    return step
+
+
+def linear_tiled(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -308,19 +359,12 @@ def linear_log_weights_compiled(
     step: Callable[..., Tensor],
     tile: int,
 ) -> Tensor:
-    """The same with `step(rows, weight, bias, x)` compiled: one fused pass after the product."""
+    """`step(rows, weight, bias, x)` on every tile."""
     out = torch.empty_like(log_ratio)
     for b in range(hidden.shape[0]):
         for k in range(0, hidden.shape[1], tile):
             out[b, k : k + tile] = step(hidden[b, k : k + tile], weight, bias, x[b])
     return out.add_(log_ratio)
-
-
-def linear_step(density: Density) -> Callable[..., Tensor]:
-    def step(rows: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-        return density(F.linear(rows, weight, bias).unsqueeze(0), x.unsqueeze(0))[0]
-
-    return step
 
 
 # --- model --------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Fused kernels for denoising variational autoencoders, and a thin layer on top."""
 
+from typing import TYPE_CHECKING, Any
+
 from dvae_fast._build import build_info
 from dvae_fast._checks import set_validation
 from dvae_fast._version import __version__
@@ -23,6 +25,9 @@ from dvae_fast.functional import (
     sample_latent,
 )
 
+if TYPE_CHECKING:
+    from dvae_fast.checking import check
+
 __all__ = [
     "AISEstimate",
     "BidirectionalEstimate",
@@ -32,6 +37,7 @@ __all__ = [
     "annealed_importance_sampling",
     "bidirectional",
     "build_info",
+    "check",
     "corrupt",
     "estimate_log_likelihood",
     "iwae_loss",
@@ -43,3 +49,11 @@ __all__ = [
     "sample_latent",
     "set_validation",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "check":  # with its table of cases, which nothing else needs
+        from dvae_fast.checking import check
+
+        return check
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

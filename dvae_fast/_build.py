@@ -29,7 +29,8 @@ def build_info() -> dict[str, Any]:
         kernels run), ``isa`` (the CPU level in use, None without kernels or with a
             wrong ``DVAE_FAST_ISA``), ``isas`` (levels this
         build and CPU have), ``compiler``, ``threads``, ``cuda`` (torch's CUDA version or None),
-        ``cuda_architectures`` (those the kernels were built for), and ``missing``: a sentence
+        ``cuda_architectures`` (those the kernels were built for), ``cuda_kernels`` (none, checked,
+        not yet checked, unchecked, or failed and what), and ``missing``: a sentence
         for everything that is absent, with how to get it.
     """
     core = _core()
@@ -47,7 +48,13 @@ def build_info() -> dict[str, Any]:
             isa = core.isa()
         except RuntimeError as error:  # DVAE_FAST_ISA names none, or one that is not here
             missing.append(str(error))
-    architectures = core.build["cuda_architectures"].split() if core is not None else []
+    architectures = ops.cuda_architectures()
+    kernels = ops.cuda_kernels_state()
+    if kernels.startswith("failed"):
+        missing.append(
+            f"CUDA kernels that were not found right here ({kernels}): the slower PyTorch "
+            "reference runs in their place. The report: dvae-fast check"
+        )
     if torch.cuda.is_available() and not architectures:
         missing.append(
             "CUDA kernels: tensors on the GPU use the slower PyTorch reference. They need nvcc "
@@ -64,5 +71,6 @@ def build_info() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,
         "cuda_architectures": architectures,
+        "cuda_kernels": kernels,
         "missing": missing,
     }

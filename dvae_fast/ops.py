@@ -1,26 +1,42 @@
 """Operator schemas, fake kernels, and loading of the compiled library.
 
 The schemas and the fallback (`reference`, for every device) are registered here; the compiled
-library only adds kernels for its devices, so everything works, more slowly, without it.
+library only adds kernels for its devices, so everything works, more slowly, without it. Its CUDA
+kernels it adds when asked to, operator by operator: at the first use of a GPU, those that
+`checking.trust` found right there.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from dvae_fast import reference
 from dvae_fast._dtypes import accumulation_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-__all__ = ["BUILD_COMMAND", "LIBRARY_ERROR", "cuda_kernels", "library_loaded"]
+    from dvae_fast.checking.trust import Verdict
+
+__all__ = [
+    "BUILD_COMMAND",
+    "LIBRARY_ERROR",
+    "cuda_architectures",
+    "cuda_kernels",
+    "cuda_kernels_state",
+    "hold_back",
+    "library_loaded",
+    "trust_all_kernels",
+]
 
 BUILD_COMMAND = "python -m pip install --no-build-isolation -e ."
 
@@ -160,15 +176,104 @@ _FAKES: dict[str, Callable[..., Any]] = {
 }
 
 
+# --- kernels that wait for a verdict ----------------------------------------------------------
+
+
+class Gate:
+    """Stands before the kernels of some devices until the first call there.
+
+    That call decides, for all operators and once: kernels that are trusted are registered with the
+    dispatcher, which from then on goes straight to them; the others stay on the reference.
+    """
+
+    def __init__(self, devices: Iterable[str], decide: Callable[[], str]) -> None:
+        """`decide` registers what is trusted, and returns a warning or ""."""
+        self._devices, self._decide = frozenset(devices), decide
+        self._lock = threading.Lock()
+
+    def holds(self, args: tuple[Any, ...]) -> bool:
+        """Whether a call would run on such a device: not where tensors stand for others."""
+        for a in args:
+            if isinstance(a, Tensor):
+                return (
+                    a.device.type in self._devices
+                    and not isinstance(a, FakeTensor)
+                    and not torch._C._functorch.is_functorch_wrapped_tensor(a)
+                )
+        return False
+
+    def open(self) -> None:
+        """Decides, or waits for the thread that does."""
+        global _decision, _gate
+        with self._lock:
+            if _gate is not self:
+                return
+            try:
+                warning = self._decide()
+            except Exception as error:  # a user's call must not fail for want of a verdict
+                _decision = f"failed: {type(error).__name__}: {error}"
+                warning = (
+                    f"dvae_fast: the kernels for this device could not be checked ({error!r}); "
+                    "the slower PyTorch reference runs"
+                )
+            _gate = None
+        if warning:
+            warnings.warn(warning, RuntimeWarning, stacklevel=4)
+
+
+_gate: Gate | None = None
+#: registers the kernels of these operators with the dispatcher; None where no kernels wait
+_enable: Callable[[Iterable[str]], None] | None = None
+#: what came of it, or what to say of it; None: not decided
+_decision: Verdict | str | None = None
+
+
+def hold_back(devices: Iterable[str], enable: Callable[[Iterable[str]], None]) -> None:
+    """Have kernels on `devices` wait for their check, after which `enable` gets those to use."""
+    global _enable, _gate
+    _enable, _gate = enable, Gate(devices, _ask_for_verdict)
+
+
+def trust_all_kernels() -> None:
+    """Use every kernel unchecked, as ``DVAE_FAST_CHECK=0`` does and the check itself must."""
+    global _decision, _gate
+    if _gate is not None and _enable is not None:
+        _enable(_SCHEMAS)
+        _decision, _gate = "unchecked (DVAE_FAST_CHECK=0)", None
+
+
+def _ask_for_verdict() -> str:
+    """Enable what the check found right on the devices of this process; what to warn of."""
+    global _decision
+    from dvae_fast.checking import trust
+
+    verdict = trust.verdict()
+    if verdict.trusted and _enable is not None:
+        _enable([name for name in _SCHEMAS if name not in verdict.failed])
+    _decision = verdict
+    return verdict.warning
+
+
+def _fallback(name: str) -> Callable[..., Any]:
+    """The reference; on a device whose kernels wait, first the verdict on them."""
+    formula = getattr(reference, name)
+
+    def run(*args: Any) -> Any:
+        gate = _gate
+        if gate is not None and gate.holds(args):
+            gate.open()
+            return getattr(torch.ops.dvae_fast, name).default(*args)
+        return formula(*args)
+
+    return run
+
+
 # --- registration -----------------------------------------------------------------------------
 
-
 _library = torch.library.Library("dvae_fast", "DEF")
-
-
 for _name, _schema in _SCHEMAS.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
+    _library.impl(_name, _fallback(_name), "CompositeExplicitAutograd")
     torch.library.register_fake(f"dvae_fast::{_name}", _FAKES[_name], lib=_library)
 
 
@@ -199,38 +304,55 @@ def library_loaded() -> bool:
     return LIBRARY_ERROR is None and "dvae_fast._C" in sys.modules
 
 
+# --- CUDA kernels -----------------------------------------------------------------------------
+
+#: Operators without a CUDA kernel: the public function never calls them on a GPU.
+_CPU_ONLY = ("mlp_log_weights",)
+_CUDA_KERNELS: bool = hasattr(torch.ops.dvae_fast, "_enable_cuda_kernels")
+
+
 def cuda_kernels() -> bool:
     """Whether the compiled library has kernels for CUDA."""
     return library_loaded() and _CUDA_KERNELS
 
 
-# --- CUDA tensors without CUDA kernels --------------------------------------------------------
+def cuda_architectures() -> list[str]:
+    """Those the CUDA kernels were built for, as 8.0 or 9.0+PTX; none without such kernels."""
+    return str(torch.ops.dvae_fast._cuda_architectures()).split() if cuda_kernels() else []
 
 
-_CUDA_KERNELS: bool = torch._C._dispatch_has_kernel_for_dispatch_key("dvae_fast::iwae", "CUDA")
+def _enable_cuda(names: Iterable[str]) -> None:
+    torch.ops.dvae_fast._enable_cuda_kernels(",".join(n for n in names if n not in _CPU_ONLY))
 
 
-def _reference_on_cuda(name: str) -> Callable[..., Any]:
-    """The reference, which says so at the first call of any operator."""
-
-    def run(*args: Any) -> Any:
-        global _cuda_warning_due
-        if _cuda_warning_due:
-            _cuda_warning_due = False
-            warnings.warn(
-                "dvae_fast: no CUDA kernels in this build; tensors on the GPU use the slower "
-                f"PyTorch reference. With nvcc installed: DVAE_FAST_CUDA=1 {BUILD_COMMAND}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        return getattr(reference, name)(*args)
-
-    return run
+def _no_kernels() -> str:
+    return (
+        "dvae_fast: no CUDA kernels in this build; tensors on the GPU use the slower PyTorch "
+        f"reference. With nvcc installed: DVAE_FAST_CUDA=1 {BUILD_COMMAND}"
+    )
 
 
-_cuda_warning_due = True
+def cuda_kernels_state() -> str:
+    """Of the CUDA kernels: none, checked, not yet checked, unchecked or failed, and what."""
+    if not cuda_kernels():
+        return "none"
+    decision = _decision
+    if decision is None and torch.cuda.is_available():
+        from dvae_fast.checking import trust
+
+        decision = trust.remembered()
+    if decision is None:
+        return "not yet checked"
+    if isinstance(decision, str):
+        return decision
+    if not decision.trusted:
+        return f"failed: {decision.reason}"
+    return f"failed: {', '.join(decision.failed)}" if decision.failed else "checked"
 
 
-if library_loaded() and not _CUDA_KERNELS and torch.version.cuda is not None:
-    for _name in _SCHEMAS:
-        _library.impl(_name, _reference_on_cuda(_name), "CUDA")
+if cuda_kernels():
+    hold_back(("cuda",), _enable_cuda)
+    if os.environ.get("DVAE_FAST_CHECK") == "0":
+        trust_all_kernels()
+elif library_loaded() and torch.version.cuda is not None:
+    _gate = Gate(("cuda",), _no_kernels)

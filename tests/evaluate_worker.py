@@ -17,6 +17,7 @@ import torch
 from linear_gaussian import draw_data, linear_gaussian
 from torch import Tensor
 
+from dvae_fast import batching
 from dvae_fast.corruptions import AdditiveGaussian
 from dvae_fast.distributed import DistributedError, World, join
 from dvae_fast.evaluation import estimate_log_likelihood
@@ -55,13 +56,22 @@ def data(n: int) -> Tensor:
     return x
 
 
+#: how each is planned: as on a CPU, or from memory, of which the processes have unlike amounts
+PLANS = ("cpu", "gpu")
+
+
 def run(world: World, folder: Path) -> None:
-    for name, (n, options) in CASES.items():
-        estimate = estimate_log_likelihood(
-            model(), data(n), **{"k": K, "seed": SEED, "world": world, **options}
-        )
-        arrays = {field: getattr(estimate, field).numpy() for field in FIELDS}
-        np.savez(folder / f"{name}.{world.rank}.npz", **arrays)
+    of_cpu = batching.free_memory
+    for plan in PLANS:
+        if plan == "gpu":
+            batching.free_memory = lambda device: 20_000 * (world.rank + 1)
+        for name, (n, options) in CASES.items():
+            estimate = estimate_log_likelihood(
+                model(), data(n), **{"k": K, "seed": SEED, "world": world, **options}
+            )
+            arrays = {field: getattr(estimate, field).numpy() for field in FIELDS}
+            np.savez(folder / f"{name}, {plan}.{world.rank}.npz", **arrays)
+    batching.free_memory = of_cpu
     shares: list[EvaluationProgress] = []
     path = folder / "partial.npz"
     estimate_log_likelihood(

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from operator_cases import DENSITY_TERMS
 from scipy import special, stats
 
 from dvae_fast import likelihoods, noise, ops, reference
+from dvae_fast.checking.terms import DENSITY_TERMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

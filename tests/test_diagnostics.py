@@ -58,7 +58,7 @@ def test_a_tail_kept_for_more_samples_is_that_of_those_drawn() -> None:
     tail = ParetoTail(5000, N, "cpu")
     tail.add(log_w)
     torch.testing.assert_close(tail.shape(), _tail(log_w))
-    torch.testing.assert_close(tail.row(3).shape(), _tail(log_w)[3:4])
+    torch.testing.assert_close(tail.take(slice(3, 4)).shape(), _tail(log_w)[3:4])
 
 
 def test_extreme_tails() -> None:
@@ -96,7 +96,7 @@ def test_bounds_are_means_over_disjoint_groups(chunks: tuple[int, ...]) -> None:
         curve.add(part)
     expected = torch.stack([_expected(log_w, k) for k in ks], 1)
     torch.testing.assert_close(curve.bounds(), expected, equal_nan=True)
-    torch.testing.assert_close(curve.row(2).bounds(), expected[2:3], equal_nan=True)
+    torch.testing.assert_close(curve.take(slice(2, 3)).bounds(), expected[2:3], equal_nan=True)
 
 
 def test_no_weight_at_all_is_minus_infinity_in_its_example_alone() -> None:

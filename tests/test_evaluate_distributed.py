@@ -45,14 +45,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.parametrize("plan", worker.PLANS)
 @pytest.mark.parametrize("case", worker.CASES)
-def test_two_processes_are_one(case: str, folder: Path) -> None:
+def test_two_processes_are_one(case: str, plan: str, folder: Path) -> None:
     n, options = worker.CASES[case]
     expected = estimate_log_likelihood(
         worker.model(), worker.data(n), **{"k": worker.K, "seed": worker.SEED, **options}
     )
     for rank in range(2):
-        found = np.load(folder / f"{case}.{rank}.npz")
+        found = np.load(folder / f"{case}, {plan}.{rank}.npz")
         for field in worker.FIELDS:
             np.testing.assert_allclose(
                 found[field], getattr(expected, field).numpy(), rtol=1e-9, atol=1e-9, err_msg=field
@@ -71,7 +72,7 @@ def test_each_does_its_share_and_keeps_it(folder: Path) -> None:
         worker.model(), worker.data(worker.N), worker.K, partial=folder / "partial.npz",
         progress=lambda _: pytest.fail("judged again"),
     )  # fmt: skip
-    found = np.load(folder / "examples.0.npz")
+    found = np.load(folder / "examples, cpu.0.npz")
     np.testing.assert_allclose(found["log_likelihood"], again.log_likelihood)
 
 

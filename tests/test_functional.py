@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from operator_cases import DEVICES, DTYPES
+from operator_cases import DEVICES
 from torch import Tensor
 
 import dvae_fast
 from dvae_fast import corruptions, likelihoods
 from dvae_fast._dtypes import accumulation_dtype
+from dvae_fast.checking.operands import DTYPES
 
 M, B, K, Z, D, H = 2, 3, 7, 5, 65, 6
 

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from operator_cases import DEVICES, absolute_terms, arrange, assert_accurate, naming
+from operator_cases import DEVICES, assert_accurate, naming
 from torch import Tensor
 from torch.autograd import gradcheck
 
 import dvae_fast
 from dvae_fast import corruptions, functional, reference
+from dvae_fast.checking.operands import arrange
+from dvae_fast.checking.terms import absolute_terms
 
 if TYPE_CHECKING:
     from collections.abc import Callable

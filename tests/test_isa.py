@@ -12,7 +12,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # With compiled kernels there is nothing to warn of, and without them nothing to test here.
 with warnings.catch_warnings():
@@ -21,20 +21,21 @@ with warnings.catch_warnings():
 
 import pytest
 import torch
-from operator_cases import (
+from operator_cases import assert_accurate
+from torch import Tensor
+
+from dvae_fast import reference
+from dvae_fast.checking.cases import (
     OPERATORS,
-    Sample,
-    absolute_terms,
-    assert_accurate,
-    rounded_intermediates,
     run_operator,
     run_reference,
     sample_inputs,
     upcast,
 )
-from torch import Tensor
+from dvae_fast.checking.terms import absolute_terms, rounded_intermediates
 
-from dvae_fast import reference
+if TYPE_CHECKING:
+    from dvae_fast.checking.operands import Sample
 
 LEVELS = ("base", "avx2", "avx512")
 _PARTS = ("M2-B3-K7-Z50-D785", "M4-B3-K2-Z1-D63", "M3-B4-K50-Z2-D65", "M1-B3-K2-Z513-D1985")

@@ -1,8 +1,8 @@
 """Likelihoods of discrete data: the discretised logistic of grey levels, the negative binomial.
 
-The table in operator_cases.py holds their operators to the reference; here the reference, and the
-operators beyond the table's ranges, are held to scipy, to sums over the support, and to limits.
-Densities of single elements come from N = 1 sample of D = 1 dimension.
+The table in dvae_fast/checking/cases.py holds their operators to the reference; here the
+reference, and the operators beyond the table's ranges, are held to scipy, to sums over the support,
+and to limits. Densities of single elements come from N = 1 sample of D = 1 dimension.
 """
 
 from __future__ import annotations

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from operator_cases import DEVICES
+from operator_cases import (
+    DEVICES,
+    absolute_terms,
+    assert_accurate,
+    run_operator,
+    run_reference,
+    upcast,
+)
 from torch import Tensor
 
 import dvae_fast
@@ -87,3 +96,29 @@ def test_mixture_of_equal_components(components: int, k: int, size: int, device:
         ),
     ):
         assert ((actual.double().cpu() - value.cpu()).abs().max() / of.cpu()).item() <= TOLERANCE
+
+
+def _table_sizes() -> dict[str, tuple[str, tuple[Any, ...]]]:
+    """Operands as the benchmarks', of fewer examples, values of a trained decoder's."""
+    torch.manual_seed(0)
+    out: dict[str, tuple[str, tuple[Any, ...]]] = {}
+    for k in (1, 5, 50):
+        logits = torch.randn(10, k, 784).mul_(2 / 28).add_(2 * torch.randn(10, 1, 784))
+        data = ((torch.rand(10, 784) < 0.2).float(), torch.randn(10, k), "bernoulli")
+        out[f"iwae K={k}"] = "iwae", (logits, None, *data, -0.1)
+        out[f"log_weights K={k}"] = "log_weights", (logits, None, *data)
+    posterior = (torch.randn(1, 10, 50), torch.randn(1, 10, 50))
+    out["sample_latent"] = "sample_latent", (*posterior, 50, torch.tensor([5]), 0, 0)
+    layer = (torch.randn(3, 500, 200), torch.randn(784, 200) / 14, torch.randn(784))
+    data = ((torch.rand(3, 784) < 0.2).float(), torch.randn(3, 500), "bernoulli")
+    out["linear_log_weights"] = "linear_log_weights", (*layer, None, *data)
+    return out
+
+
+def test_sizes_of_the_benchmarks_are_accurate() -> None:
+    for name, (op, args) in _table_sizes().items():
+        args64 = upcast(args)
+        terms_of = absolute_terms(op, args64)  # first: some operators change their arguments
+        results = zip(run_operator(op, args), run_reference(op, args64), terms_of, strict=True)
+        for actual, expected, terms in results:
+            assert_accurate(name, actual, expected, terms, torch.float32)

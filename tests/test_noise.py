@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from operator_cases import DEVICES, DTYPES
+from operator_cases import DEVICES
 from scipy import stats
 from torch import Tensor
 
 import dvae_fast
 from dvae_fast import corruptions
+from dvae_fast.checking.operands import DTYPES
 from dvae_fast.noise import philox, uniform_bits
 
 op: Any = torch.ops.dvae_fast

@@ -8,30 +8,27 @@ from typing import Any
 
 import pytest
 import torch
-from operator_cases import (
-    DEVICES,
-    DTYPES,
-    LOW_PRECISION,
+from operator_cases import DEVICES, assert_accurate, naming
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
+
+import dvae_fast
+from dvae_fast import corruptions, reference
+from dvae_fast._dtypes import accumulation_dtype
+from dvae_fast.checking.cases import (
     MUTATING,
     OPERATORS,
-    RELATIVE,
-    Sample,
-    absolute_terms,
-    assert_accurate,
     clone,
-    naming,
-    rounded_intermediates,
+    map_tensors,
     run_operator,
     run_reference,
     sample_inputs,
     upcast,
 )
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-
-import dvae_fast
-from dvae_fast import corruptions, reference
-from dvae_fast._dtypes import accumulation_dtype
+from dvae_fast.checking.limits import RELATIVE
+from dvae_fast.checking.operands import DTYPES, LOW_PRECISION, Sample
+from dvae_fast.checking.terms import absolute_terms, rounded_intermediates
 
 op: Any = torch.ops.dvae_fast
 INF = math.inf
@@ -117,9 +114,7 @@ def test_discrete_corruption_is_the_same_bits_as_the_reference(sample: Sample) -
 def test_fake_kernel_tells_shape_dtype_device_and_strides(sample: Sample) -> None:
     args = sample.args()
     with FakeTensorMode() as mode:
-        fake = run_operator(
-            sample.op, tuple(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args)
-        )
+        fake = run_operator(sample.op, map_tensors(mode.from_tensor, args))
     real = run_operator(sample.op, args)
     for i, (f, r) in enumerate(zip(fake, real, strict=True)):
         assert f.shape == r.shape, f"output {i}: fake shape {f.shape}, real {r.shape}"
@@ -138,7 +133,8 @@ def test_inputs_are_left_alone(sample: Sample) -> None:
     before = clone(args)
     out = run_operator(sample.op, args)
     unchanged = slice(1, None) if sample.op in MUTATING else slice(None)
-    for i, (a, b) in enumerate(zip(args[unchanged], before[unchanged], strict=True)):
+    given, kept = (tree_leaves(list(t[unchanged])) for t in (args, before))
+    for i, (a, b) in enumerate(zip(given, kept, strict=True)):
         if not isinstance(a, Tensor):
             continue
         assert torch.equal(a, b), f"tensor argument {i} was changed"

@@ -47,8 +47,14 @@ struct Bernoulli : LikelihoodDefaults {
   // 1 + e <= 2: four merged pairs stay below 2¹²⁰.
   static constexpr int kMaxPush = 30;
 
-  template <class A>
+  // kCoarse: of a 16-bit logit, for which device code takes the coarse e.
+  template <bool kCoarse = false, class A>
   DVAE_HD static A push(A& a, A& b, A logit, A x) {
+#if defined(__CUDA_ARCH__)
+    if constexpr (sizeof(A) == 4) {
+      return ChipTerms<SpecialFunctions, kCoarse>(logit, x).push(a, b);
+    }
+#endif
     const A magnitude = abs(logit);
     const A e = exp_nonpositive(-magnitude);
     const A c = logit > A(0) ? A(1) - x : x;
@@ -60,15 +66,48 @@ struct Bernoulli : LikelihoodDefaults {
     return e;
   }
   // The same, and d log p / d l = x − σ(l).
-  template <class A>
+  template <bool kCoarse = false, class A>
   DVAE_HD static A push_with_derivative(A& a, A& b, A logit, A x) {
+#if defined(__CUDA_ARCH__)
+    if constexpr (sizeof(A) == 4) {
+      const ChipTerms<SpecialFunctions, kCoarse> terms(logit, x);
+      terms.push(a, b);
+      return terms.derivative();
+    }
+#endif
     const A e = push(a, b, logit, x);
     return x - sigmoid_from(logit, e);
   }
-  template <class A>
+  template <bool kCoarse = false, class A>
   DVAE_HD static A derivative(A logit, A x) {
+#if defined(__CUDA_ARCH__)
+    if constexpr (sizeof(A) == 4) {
+      return ChipTerms<SpecialFunctions, kCoarse>(logit, x).derivative();
+    }
+#endif
     return x - sigmoid(logit);
   }
+  // The same without a choice to make, for device_math.h's chip. With s = 1 if l > 0 else 0 and
+  // d = x − s, c |l| is −d l, and x − σ(l) is d ± σ(−|l|): + for l > 0.
+  template <class Chip, bool kCoarse>
+  struct ChipTerms {
+    float logit, step, d, e;
+
+    DVAE_HD ChipTerms(float logit_in, float x)
+        : logit(logit_in),
+          step(Chip::is_positive(logit_in)),
+          d(x - step),
+          e(exp_minus_magnitude<Chip, kCoarse>(logit_in)) {}
+    DVAE_HD float push(float& a, float& b) const {
+      a = Chip::add_product(a, d, -logit);
+      b = ::fmaf(e, 1.0f + b, b);
+      return e;
+    }
+    DVAE_HD float derivative() const {
+      const float sign = ::fmaf(step, 2.0f, -1.0f);
+      return ::fmaf(e * Chip::reciprocal(1.0f + e), sign, d);
+    }
+  };
   template <class A>
   DVAE_HD static void merge(A& a, A& b, A a2, A b2) {
     a = a + a2;

@@ -4,11 +4,12 @@
 // Errors, checked in tests/cpp: exp, log, log1p, log1p_unit and softplus 2 ulp, one_minus_exp,
 // sigmoid and sincos 3, log_uniform 3.5, tanh 4. The double versions are libm's: float64 is for
 // oracles, not for speed. In device code exp_nonpositive and reciprocal take the special-function
-// unit, which adds some 2 ulp.
+// unit (device_math.h), which adds some 3 ulp.
 #pragma once
 
 #include <cmath>
 
+#include "device_math.h"
 #include "macros.h"
 
 DVAE_BEGIN_CORE
@@ -73,19 +74,13 @@ DVAE_HD float split_mantissa(float x, float& e) {
 // e^x for x <= 0 or NaN; results below the smallest normal float are 0.
 DVAE_HD float exp_nonpositive(float x) {
 #if defined(__CUDA_ARCH__)
-  // 2^t, t = x log2 e, and what rounding took from t put back: half the instructions of the
-  // polynomial, which alone would hold a kernel below the memory's speed.
-  const float t = x * 1.44269502f;
-  const float rest = ::fmaf(x, 1.44269502f, -t) + x * 1.92596303e-8f;
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(t));
-  y = ::fmaf(y, rest * 0.693147181f, y);
+  return exp_minus_magnitude<SpecialFunctions, false>(x);
 #else
   int32_t n;
   const float r = detail::reduce_exp(x, n);
   const float y = detail::exp_reduced(r) * detail::power_of_two(n);
-#endif
   return x < -87.33654f ? 0.0f : y;
+#endif
 }
 DVAE_HD double exp_nonpositive(double x) { return ::exp(x); }
 
@@ -129,7 +124,13 @@ DVAE_HD double log1p(double x) { return ::log1p(x); }
 DVAE_HD float sqrt(float x) { return ::sqrtf(x); }
 DVAE_HD double sqrt(double x) { return ::sqrt(x); }
 
-DVAE_HD float abs(float x) { return bit_cast<float>(bit_cast<uint32_t>(x) & 0x7FFFFFFFu); }
+DVAE_HD float abs(float x) {
+#if defined(__CUDA_ARCH__)
+  return ::fabsf(x);  // part of most instructions that take the result
+#else
+  return bit_cast<float>(bit_cast<uint32_t>(x) & 0x7FFFFFFFu);
+#endif
+}
 DVAE_HD double abs(double x) { return ::fabs(x); }
 
 // 1 − e^−y, y >= 0; σ(x) where y = softplus(x). For small y by the series, where the difference
@@ -156,9 +157,7 @@ DVAE_HD A tanh(A x) {
 // 1/y for y in [1, 3] or NaN; an IEEE division costs device code a call.
 DVAE_HD float reciprocal(float y) {
 #if defined(__CUDA_ARCH__)
-  float r;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(y));
-  return r;
+  return SpecialFunctions::reciprocal(y);
 #else
   return 1.0f / y;
 #endif

@@ -50,11 +50,15 @@ DVAE_HD int32_t threshold(float p) {
 
 // Box–Muller: (√(−2 log u) cos θ, √(−2 log u) sin θ), u = (w0 + ½)/2³², θ = 2π w1/2³².
 DVAE_HD void normal_pair(uint32_t w0, uint32_t w1, float& n0, float& n1) {
+#if defined(__CUDA_ARCH__)
+  box_muller<SpecialFunctions>(w0, w1, n0, n1);
+#else
   const float radius = sqrt(-2.0f * log_uniform(w0));
   float s, c;
   sincos_turn(w1, s, c);
   n0 = radius * c;
   n1 = radius * s;
+#endif
 }
 DVAE_HD void normal_pair(uint32_t w0, uint32_t w1, double& n0, double& n1) {
   const double radius = ::sqrt(-2.0 * ::log((static_cast<double>(w0) + 0.5) * 0x1p-32));

@@ -51,6 +51,10 @@ struct SharedElements {
   }
 };
 
+// Whether logits are coarse enough for the shorter formulas.
+template <class T>
+constexpr bool kCoarse = sizeof(T) == 2;
+
 // The thread's part of the log-densities of kRows rows of one example: over its columns in
 // [first, end), the first of which is `first` itself. Loads kAhead steps before it uses them.
 // keep(base, params, scales, derivatives) is called with each step of each row; derivatives (of
@@ -117,9 +121,9 @@ DVAE_DEVICE void add_density(const Example<T>& example, const T* const (&params)
             if constexpr (L::kHasScale) {
               L::template push<kScale>(ai, bi, param, shared.scale_of(held_scale.get(i), i), x);
             } else if constexpr (kDerivative) {
-              derivative.set(i, L::push_with_derivative(ai, bi, param, x));
+              derivative.set(i, L::template push_with_derivative<kCoarse<T>>(ai, bi, param, x));
             } else {
-              L::push(ai, bi, param, x);
+              L::template push<kCoarse<T>>(ai, bi, param, x);
             }
           }
           keep(from, raw[u][r], held_scale, derivative);
@@ -148,7 +152,7 @@ DVAE_DEVICE A density_constant(const LogWeights& p, ScaleKind kind) {
 
 // d log p / d params of one element, times the row's weight; and that of the scale. A weight of 0
 // stops a non-finite derivative: 0 · inf would be NaN.
-template <class L, ScaleKind kScale, class A>
+template <class L, class T, ScaleKind kScale, class A>
 DVAE_DEVICE A weighted_derivative(A weight, A param, [[maybe_unused]] A scale, A x,
                                   [[maybe_unused]] A& d_scale) {
   A d;
@@ -156,7 +160,7 @@ DVAE_DEVICE A weighted_derivative(A weight, A param, [[maybe_unused]] A scale, A
     L::template derivative<kScale>(param, scale, x, d, d_scale);
     d_scale = weight == A(0) ? A(0) : weight * d_scale;
   } else {
-    d = L::derivative(param, x);
+    d = L::template derivative<kCoarse<T>>(param, x);
   }
   return weight == A(0) ? A(0) : weight * d;
 }

@@ -118,8 +118,8 @@ __global__ void __launch_bounds__(kFusedWarps<L, T>* kWarp, 1)
             const A scale = L::kHasScale ? shared.scale_of(full.get(i), i) : A(1);
             A d_scale = 0;
             set(out, i,
-                weighted_derivative<L, kScale>(weight, load(raw.get(i)), scale, shared.x.get(i),
-                                               d_scale));
+                weighted_derivative<L, T, kScale>(weight, load(raw.get(i)), scale, shared.x.get(i),
+                                                  d_scale));
             if constexpr (kFull) set(out_scale, i, d_scale);
           }
           if constexpr (kFull) C::store(at<T>(p.grad_scale, row), base, end, out_scale);

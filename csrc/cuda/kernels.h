@@ -2,7 +2,9 @@
 // returns what the launch returned. B, N, K, M, D or Z of 0 are fine: nothing is launched, or what
 // an empty sum is gets written.
 //
-// Sums are made in an order fixed by the sizes and, where said, by the number of parts: no atomics.
+// Sums are made in an order fixed by the sizes, the device and, where said, the number of parts: no
+// atomics, so the same call gives the same bits. A row may be rounded otherwise in a larger batch,
+// where log_weights shares out rows in another way.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -2,9 +2,9 @@
 // latent_log_ratio: the same log_ratio for z from elsewhere.
 //
 // Bytes an element of z: sizeof(T), plus 2/K · sizeof(T) for mean and log_var. Sampling is bound
-// by arithmetic: about 85 instructions an element, for a quarter of a Philox call, half a
-// Box–Muller and the ratio, and 110 at Z = 50, for which a block of 64 is made: of a Hopper chip,
-// what passes while 9 and 11 bytes do. Registers (sm_90a, float32): 60 sampling, 52 not.
+// by arithmetic: 47 instructions an element (docs/instructions.md), for a quarter of a Philox call,
+// half a Box–Muller and the ratio, and 60 at Z = 50, for which a block of 64 is made.
+// Registers (sm_90a, float32): 58 sampling, 52 not.
 #include "latent.cuh"
 
 namespace dvae::cuda {
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kThreads, 1) latent_kernel(const Latent p, con
     // A chunk may be shorter than another team's of this warp.
     for (int k = 0; k < l.chunk; ++k) {
       const bool write = own && k < count;
-      const int64_t to = (first_row + (k < count ? k : 0)) * p.size;
+      T* const z = at<T>(p.z, (first_row + (k < count ? k : 0)) * p.size);
       A ratio = 0;
       for (uint32_t u = lane; u < units; u += kTeam) {
         const LatentUnit unit(u);
@@ -47,19 +47,23 @@ __global__ void __launch_bounds__(kThreads, 1) latent_kernel(const Latent p, con
         held = u;
         [[maybe_unused]] A n[kGroups][1];
         if constexpr (kSampled) noise.normals(unit, k0 + k, p.size, n);
-        const int64_t j = unit.element(0);
-        const auto left = static_cast<int>(minimum(p.size - j, kBlock));
+        T* to = z + unit.element(0);
+        const auto left = static_cast<int>(minimum(p.size - unit.element(0), kBlock));
+        // A choice of what to add, not of what to do: branches would be two instructions an
+        // element.
         DVAE_UNROLL
         for (int g = 0; g < kGroups; ++g) {
-          if (g * kLanes >= left) continue;
+          const bool inside = g * kLanes < left;
+          A term;
           if constexpr (kSampled) {
-            const A z = e.mean[g] + e.factor[g] * n[g][0];
-            if (write) store(at<T>(p.z, to + j)[g * kLanes], z);
-            ratio = ratio + DiagonalNormal::log_ratio(n[g][0], z, e.log_var[g]);
+            const A made = e.mean[g] + e.factor[g] * n[g][0];
+            if (inside && write) store(to[g * kLanes], made);
+            term = DiagonalNormal::log_ratio(n[g][0], made, e.log_var[g]);
           } else {
-            const A z = load(at<T>(static_cast<const void*>(p.z), to + j)[g * kLanes]);
-            ratio = ratio + DiagonalNormal::log_ratio_at(z, e.mean[g], e.factor[g], e.log_var[g]);
+            const A given = inside ? load(to[g * kLanes]) : A(0);
+            term = DiagonalNormal::log_ratio_at(given, e.mean[g], e.factor[g], e.log_var[g]);
           }
+          ratio = inside ? ratio + term : ratio;
         }
       }
       ratio = team_sum(ratio, kTeam);

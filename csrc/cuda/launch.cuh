@@ -42,10 +42,25 @@ inline int64_t blocks_for(const Device& device, int64_t items, int64_t per_block
   return std::min<int64_t>(divide_up(items, per_block), device.max_grid);
 }
 
+// While it lives, the calling thread may do in a stream capture what a capture otherwise forbids:
+// a kernel's first use loads it, which may allocate, and that first use may be in a capture. Of no
+// effect outside a capture, and on other threads.
+class LoadingAllowed {
+ public:
+  LoadingAllowed() { (void)cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~LoadingAllowed() { (void)cudaThreadExchangeStreamCaptureMode(&mode_); }
+  LoadingAllowed(const LoadingAllowed&) = delete;
+  LoadingAllowed& operator=(const LoadingAllowed&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;  // then the one that was
+};
+
 template <class... P, class... A>
 cudaError_t launch(void (*kernel)(P...), dim3 grid, int threads, int64_t shared,
                    cudaStream_t stream, A&&... args) {
   constexpr int64_t kAlwaysAllowed = 48 << 10;
+  const LoadingAllowed loading_allowed;
   if (shared > kAlwaysAllowed) {
     // Always the device's most, not what this launch needs: the attribute is the kernel's, and
     // another thread may be about to launch it with more.

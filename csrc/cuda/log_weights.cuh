@@ -85,7 +85,9 @@ cudaError_t launch_log_weights(const LogWeights& p, cudaStream_t stream) {
   if constexpr (sizeof(T) < 8) {
     // Eight lanes for four rows: x is read once for the four, hardly a lane idles at a row's end,
     // and four loads are under way. Where that leaves the device idle, or chunks of samples
-    // half empty, a warp a row.
+    // half empty, a warp a row. The two add up a row in different orders: to choose by K and D
+    // alone, so that a row's bits were the same in any batch, would leave most of a large device
+    // idle on a few thousand rows.
     constexpr int kTeam = 8, kRows = 4;
     const int64_t padded = divide_up(p.samples, kRows) * kRows;
     const bool full = padded - p.samples <= p.samples / 8;

@@ -69,8 +69,8 @@ __global__ void __launch_bounds__(kThreads, 1)
           const A raw_param = load(raw[r].get(i));
           const A param = kSums ? raw_param + load(bias.get(i)) : raw_param;
           const A scale = L::kHasScale ? shared.scale_of(full[kFull ? r : 0].get(i), i) : A(1);
-          d_param[i] =
-              weighted_derivative<L, kScale>(weight[r], param, scale, shared.x.get(i), d_scale[i]);
+          d_param[i] = weighted_derivative<L, T, kScale>(weight[r], param, scale, shared.x.get(i),
+                                                         d_scale[i]);
           if constexpr (kData)
             d_scale[i] = weight[r] == A(0) ? A(0) : d_scale[i] + weight[r] * data[i];
           set(out, i, d_param[i]);

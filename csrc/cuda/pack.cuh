@@ -32,12 +32,16 @@ struct Pack<T, V, true> {
   }
 };
 
-// The i-th element from its accumulation type, in order of i.
+// The i-th element from its accumulation type, in order of i. Two of 16 bits are converted at once:
+// the first of them waits as it is in the place of both.
 template <class T, int V, bool kPairs>
 DVAE_DEVICE void set(Pack<T, V, kPairs>& pack, int i, accumulate_t<T> value) {
-  T to;
-  store(to, value);
-  pack.set(i, to);
+  if constexpr (kPairs) {
+    uint32_t& both = pack.v[i / 2];
+    both = i % 2 == 0 ? bit_cast<uint32_t>(value) : store_pair<T>(bit_cast<float>(both), value);
+  } else {
+    store(pack.v[i], value);
+  }
 }
 
 // A whole pack from an address that is a multiple of 16 bytes, or of its size if that is less.

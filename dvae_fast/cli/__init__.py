@@ -1,4 +1,4 @@
-"""The command line: ``dvae-fast train | evaluate | sample | reproduce | info``.
+"""The command line: ``dvae-fast train | evaluate | sample | reproduce | info | check``.
 
 Exit codes: 0 done; 1 something is missing, damaged or cannot be written; 2 an option is wrong;
 128 + the signal's number (130 for Ctrl-C) interrupted.
@@ -12,14 +12,15 @@ from __future__ import annotations
 from dvae_fast._extras import INSTALL
 
 try:
-    import rich  # noqa: F401  (the commands' files need it)
     import typer
+    from rich import console as _console  # noqa: F401  (for the commands' files)
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"dvae-fast: the command line needs the package {error.name}, which is not installed: "
         f"{INSTALL}"
     ) from None
 
+from dvae_fast.checking.cli import check_command
 from dvae_fast.cli.evaluate import evaluate_command
 from dvae_fast.cli.info import info_command
 from dvae_fast.cli.reproduce import reproduce_command
@@ -39,6 +40,7 @@ app.command("evaluate")(evaluate_command)
 app.command("sample")(sample_command)
 app.command("reproduce")(reproduce_command)
 app.command("info")(info_command)
+app.command("check")(check_command)
 
 
 def main() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 import warnings
+from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import torch
 from torch import Tensor, distributed
@@ -17,11 +18,13 @@ from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast._seeds import seed_tensor
 from dvae_fast.corruptions import describe_corruption
 from dvae_fast.distributed import patience
+from dvae_fast.evaluation import batching
 from dvae_fast.evaluation.annealed import annealed_importance_sampling
+from dvae_fast.evaluation.batching import Fetch, Limits, fitting, moved
 from dvae_fast.evaluation.partial import PartialResults, fingerprint, read_settings
 from dvae_fast.evaluation.proposals import Proposal
 from dvae_fast.evaluation.results import LikelihoodEstimate, Meter
-from dvae_fast.evaluation.statistics import Statistics, above_tolerance
+from dvae_fast.evaluation.statistics import PENDING, PENDING_CHUNKS, Statistics, above_tolerance
 from dvae_fast.evaluation.target import Judged, has_bfloat16, precision
 
 if TYPE_CHECKING:
@@ -47,22 +50,56 @@ CURVE = (1, 5, 50, 500, 5000)
 _K = {"importance": 5000, "ais": 16}
 
 
+def _at(rows: list[int], device: torch.device) -> slice | Tensor:
+    """An index of those rows."""
+    return slice(rows[0], rows[0] + 1) if len(rows) == 1 else torch.tensor(rows, device=device)
+
+
+class _Launched:
+    """A batch on its way: its numbers are on the host, in one transfer, when asked for.
+
+    Args:
+        parts: statistics of some of its examples, and which of its rows these are.
+    """
+
+    def __init__(self, parts: list[tuple[Statistics, list[int]]]) -> None:
+        packed = [statistics.packed() for statistics, _ in parts]
+        self._parts, self._fetch = parts, Fetch(packed[0] if len(parts) == 1 else torch.cat(packed))
+
+    def fields(self) -> dict[str, Tensor]:
+        """The fields of `LikelihoodEstimate` for the batch."""
+        sections = self._fetch.get().split([len(rows) for _, rows in self._parts])
+        done = [s.fields(section) for (s, _), section in zip(self._parts, sections, strict=True)]
+        if len(done) == 1:
+            return done[0]
+        back = torch.tensor([row for _, rows in self._parts for row in rows]).argsort()
+        return {name: torch.cat([part[name] for part in done])[back] for name in done[0]}
+
+
 # --- drawing --------------------------------------------------------------------------------------
 
 
 def _log_weights(
     judged: Judged,
-    drawer: Drawer,
+    drawers: Sequence[Drawer],
     x: Tensor,
     k: int,
     first_sample: int,
     dtype: torch.dtype | None,
 ) -> Tensor:
-    z, log_ratio = drawer.draw(k, first_sample)
-    if judged.log_ratio_above is not None:
-        log_ratio = log_ratio + judged.log_ratio_above(
-            z, drawer.key, first_example=drawer.first_example, first_sample=first_sample
-        )
+    """(B, k) of the samples first_sample, first_sample + 1, … of what each of `drawers` draws."""
+    drawn = []
+    for drawer in drawers:
+        z, log_ratio = drawer.draw(k, first_sample)
+        if judged.log_ratio_above is not None:
+            log_ratio = log_ratio + judged.log_ratio_above(
+                z, drawer.key, first_example=drawer.first_example, first_sample=first_sample
+            )
+        drawn.append((z, log_ratio))
+    if len(drawn) == 1:
+        ((z, log_ratio),) = drawn
+    else:
+        z, log_ratio = (torch.cat(parts) for parts in zip(*drawn, strict=True))
     with precision(x.device, dtype):
         return judged.log_weights(z, x, log_ratio)
 
@@ -74,40 +111,21 @@ class _Share:
         self.rank, self.size, self.group = rank, size, group
 
     def log_weights(
-        self,
-        judged: Judged,
-        drawer: Drawer,
-        x: Tensor,
-        k: int,
-        first_sample: int,
-        dtype: torch.dtype | None,
+        self, draw: Callable[[int, int], Tensor], x: Tensor, k: int, first_sample: int
     ) -> Tensor:
-        """(B, k) of the samples first_sample, first_sample + 1, …, the same on all of the group."""
+        """(B, k) of the samples first_sample, first_sample + 1, …, the same on all of the group;
+        draw(k, first_sample) makes those of this process."""
         edges = [i * k // self.size for i in range(self.size + 1)]
         begin, end = edges[self.rank], edges[self.rank + 1]
         if self.size == 1:
-            return _log_weights(judged, drawer, x, k, first_sample, dtype)
+            return draw(k, first_sample)
         widest = -(-k // self.size)
         mine = x.new_zeros(len(x), widest, dtype=accumulation_dtype(x.dtype))
         if end > begin:
-            mine[:, : end - begin] = _log_weights(
-                judged, drawer, x, end - begin, first_sample + begin, dtype
-            )
+            mine[:, : end - begin] = draw(end - begin, first_sample + begin)
         parts = [torch.empty_like(mine) for _ in range(self.size)]
         distributed.all_gather(parts, mine, group=self.group)
         return torch.cat([parts[i][:, : edges[i + 1] - edges[i]] for i in range(self.size)], 1)
-
-
-def _until_sure(
-    statistics: Statistics,
-    draw: Callable[[int, int], Iterator[Tensor]],
-    tolerance: float,
-    max_k: int,
-) -> None:
-    """As many samples again, and again, of one example."""
-    while statistics.count < max_k and above_tolerance(statistics, tolerance):
-        for log_w in draw(statistics.count, min(2 * statistics.count, max_k)):
-            statistics.add(log_w)
 
 
 @dataclass(frozen=True)
@@ -125,30 +143,68 @@ class _Evaluation:
     alone: int  # samples at once of an example that is unsure
     dtype: torch.dtype | None
     share: _Share
+    limits: Limits
+    large: bool  # as a GPU wants it: what is launched pays, not what it holds
 
-    def batch(self, x: Tensor, first_example: int) -> dict[str, Tensor]:
-        """The fields of `LikelihoodEstimate` for x, (B, D)."""
+    def batch(self, x: Tensor, first_example: int) -> _Launched:
+        """x, (B, D), evaluated; without a tolerance nothing is waited for."""
         drawer = self.proposal.encode(self.judged, x, self.key, first_example)
-        statistics = Statistics(len(x), self.max_k, self.ks, x.device)
-        for log_w in self._draw(drawer, x, self.chunk, 0, self.k):
+        pending = max(PENDING, PENDING_CHUNKS * self.chunk) if self.large else PENDING
+        statistics = Statistics(len(x), self.max_k, self.ks, x.device, pending)
+        for log_w in self._draw([drawer], x, self.chunk, 0, self.k):
             statistics.add(log_w)
+        rows = list(range(len(x)))
         unsure = [] if self.tolerance is None else above_tolerance(statistics, self.tolerance)
-        if self.tolerance is None or not unsure:
-            return statistics.result()
-        parts = [statistics.row(i) for i in range(len(x))]
-        for i in unsure:
-            draw = functools.partial(self._draw, drawer.row(i), x[i : i + 1], self.alone)
-            _until_sure(parts[i], draw, self.tolerance, self.max_k)
-        results = [part.result() for part in parts]
-        return {name: torch.cat([result[name] for result in results]) for name in results[0]}
+        if not unsure:
+            return _Launched([(statistics, rows)])
+        groups = [unsure] if self.large else [[i] for i in unsure]
+        sure = sorted({*rows} - {*unsure})
+        parts = [(statistics.take(_at(sure, x.device)), sure)] if sure else []
+        for group in groups:
+            at = _at(group, x.device)
+            parts += self._until_sure(
+                statistics.take(at), [drawer.row(i) for i in group], x[at], group
+            )
+        return _Launched(parts)
+
+    def _until_sure(
+        self, statistics: Statistics, drawers: list[Drawer], x: Tensor, rows: list[int]
+    ) -> Iterator[tuple[Statistics, list[int]]]:
+        """As many samples again, and again, of those of `rows` that are not sure yet."""
+        while rows and statistics.count < self.max_k:
+            most = max(1, self.alone // len(rows))
+            stop = min(2 * statistics.count, self.max_k)
+            for log_w in self._draw(drawers, x, most, statistics.count, stop):
+                statistics.add(log_w)
+            unsure = above_tolerance(statistics, cast("float", self.tolerance))
+            if len(unsure) == len(rows):
+                continue
+            sure = [i for i in range(len(rows)) if i not in {*unsure}]
+            yield statistics.take(_at(sure, x.device)), [rows[i] for i in sure]
+            if unsure:
+                at = _at(unsure, x.device)
+                statistics, x = statistics.take(at), x[at]
+            rows, drawers = [rows[i] for i in unsure], [drawers[i] for i in unsure]
+        if rows:
+            yield statistics, rows
 
     def _draw(
-        self, drawer: Drawer, x: Tensor, most: int, start: int, stop: int
+        self, drawers: list[Drawer], x: Tensor, most: int, start: int, stop: int
     ) -> Iterator[Tensor]:
         """Log-weights of samples [start, stop), at most `most` at once in a process."""
+
+        def mine(k: int, first_sample: int) -> Tensor:
+            return self.limits.in_parts(
+                lambda n, first: _log_weights(
+                    self.judged, drawers, x, n, first_sample + first, self.dtype
+                ),
+                len(x),
+                k,
+            )
+
         for sample in range(start, stop, most * self.share.size):
             n = min(most * self.share.size, stop - sample)
-            yield self.share.log_weights(self.judged, drawer, x, n, sample, self.dtype)
+            yield self.share.log_weights(mine, x, n, sample)
 
 
 def _split(k: int, batch_size: int | None, chunk: int | None, rows: int) -> tuple[int, int]:
@@ -160,6 +216,35 @@ def _split(k: int, batch_size: int | None, chunk: int | None, rows: int) -> tupl
         chunk = max(1, min(k, rows // (batch_size or 10)))
     chunk = min(chunk, k)
     return batch_size or max(1, rows // chunk), chunk
+
+
+def _memory(
+    judged: Judged,
+    proposal: Proposal,
+    x: Tensor,
+    key: Tensor,
+    dtype: torch.dtype | None,
+    limits: Limits,
+) -> tuple[int, int]:
+    """Bytes that an example holds, and a sample of it, as x, (1, D), tells."""
+
+    def look() -> tuple[int, int]:
+        drawers: list[Drawer] = []
+        example = (
+            batching.held(lambda: drawers.append(proposal.encode(judged, x, key, 0)))
+            + x.numel() * x.element_size()
+        )
+        z, _ = drawers[0].draw(1, 0)
+        row = batching.memory_of(
+            lambda n: _log_weights(judged, drawers, x, n, 0, dtype), z.shape[-1], x.device, limits
+        )
+        return example, row
+
+    with judged.evaluating():
+        found = limits.attempt(look)
+    if found is None:
+        limits.fewer_examples(1)
+    return cast("tuple[int, int]", found)
 
 
 # --- several processes ----------------------------------------------------------------------------
@@ -182,6 +267,15 @@ def _divide(world: World | None, examples: int) -> tuple[int, int, _Share]:
         group = distributed.new_group(ranks, timeout=patience())
         mine = group if part == world.rank // size else mine
     return world.rank // size, parts, _Share(world.rank % size, size, mine)
+
+
+def _smallest(world: World | None, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Those of all processes, which must divide the work alike: their GPUs may not be."""
+    if world is None or world.size == 1:
+        return sizes
+    everyone: list[Any] = [None] * world.size
+    distributed.all_gather_object(everyone, sizes)
+    return tuple(min(one) for one in zip(*everyone, strict=True))
 
 
 def _exchange(results: PartialResults, world: World | None) -> None:
@@ -299,16 +393,21 @@ def estimate_log_likelihood(
             early for some; see `pareto_k`.
         max_k: >= k. Default with a tolerance: 20 k.
         curve: the k at which to report the bound too, each >= 1.
-        batch_size, chunk: examples and samples at once. Default: about 2,500 rows together on a
-            CPU (10 examples by 250 samples at k = 5,000), 65,536 on a GPU, so that the decoder's
-            activations stay in cache.
+        batch_size, chunk: examples and samples at once. Default on a CPU: about 2,500 rows
+            together (10 examples by 250 samples at k = 5,000), so that the decoder's activations
+            stay in cache; 8,000 where those are not held. On a CUDA GPU: about a million rows (500
+            examples by 1,667 samples), or as many as half of the free memory takes, told from what
+            a trial of the model holds. Where memory runs out all the same, half of that, and half
+            again, for the rest of the evaluation: the results do not change. Sizes that are given
+            are kept as long as they fit; it warns where they do not.
         dtype: of the decoder's matrix products, "bfloat16" or "float16" by autocast; sums stay in
             float32. Pays on GPUs and on CPUs with instructions for it. Default: the model's.
         compile: run the decoder through ``torch.compile``, which takes up to a minute at first and
             pays for a decoder of many small operations.
         seed: int, int64 tensor of one element, or None to draw one from torch's generator; the
             result tells which.
-        progress: called with an `EvaluationProgress` after each batch.
+        progress: called with an `EvaluationProgress` after each batch; on a GPU, when the next
+            one is under way.
         partial: a file to keep finished examples in, written every 10 seconds and when
             interrupted. Found there, they are not judged again.
         world: the processes that share the work, of `dvae_fast.distributed.join`. Each calls this
@@ -321,6 +420,7 @@ def estimate_log_likelihood(
     Raises:
         TypeError, ValueError: naming the argument, the rule and the value.
         CheckpointError: if `partial` cannot be read or written.
+        OutOfMemoryError: torch's, if not one sample of one example fits.
 
     Source: Burda, Grosse, Salakhutdinov (arXiv 1509.00519), section 5; Rezende, Mohamed, Wierstra
     (arXiv 1401.4082), appendix E; for the mixture, Im et al. (arXiv 1511.06406), section 3.
@@ -370,8 +470,6 @@ def estimate_log_likelihood(
     if seed is None and world is not None and world.size > 1:
         raise ValueError("seed must be given where several processes share the work, got None")
     key = seed_tensor(seed, like.device)
-    rows = judged.rows_at_once(like, held=compile or matrices is not None)
-    batch_size, step = _split(k, batch_size, chunk, rows)
     ks = tuple(sorted({one for one in curve if one <= max_k}))
 
     examples = x.shape[0]
@@ -390,23 +488,54 @@ def estimate_log_likelihood(
     results = PartialResults(examples, partial, settings, process)
     # Before any of them writes: all must agree on what is left, whatever files each one sees.
     _exchange(results, world)
+    left = max(1, -(-int((~results.done).sum()) // parts))  # for each process
+    given = {"batch_size": batch_size, "chunk": chunk}
+    words = ", ".join(f"{name} = {value}" for name, value in given.items() if value is not None)
+    limits = Limits(words, whole=share.size > 1)
+    free = None if bool(results.done.all()) else batching.free_memory(like.device)
+    if free is None:
+        rows = judged.rows_at_once(like, held=compile or matrices is not None)
+        batch_size, step = _split(k, batch_size, chunk, rows)
+    else:
+        example, row = _memory(judged, how, moved(x[:1], like), key, matrices, limits)
+        batch_size, step, rows = batching.plan(
+            left, k, row=row, example=example, free=free, several=batching.several(like.device),
+            **given,
+        )  # fmt: skip
+    batch_size, step, rows = _smallest(world, (batch_size, step, rows))
     if compile:
         judged.compile()
     evaluation = _Evaluation(
-        judged, how, key, k, max_k, tolerance, ks, step, chunk or rows, matrices, share
-    )
-    left = int((~results.done).sum())
-    batches = results.batches(min(batch_size, max(1, -(-left // parts))))[part::parts]
+        judged, how, key, k, max_k, tolerance, ks, step, chunk or rows, matrices, share, limits,
+        large=free is not None,
+    )  # fmt: skip
+    batches = results.batches(min(batch_size, left))[part::parts]
     meter = Meter(sum(stop - first for first, stop in batches), progress)
+    launched: deque[tuple[int, _Launched]] = deque()
+
+    def take(*, tell: bool) -> None:
+        first, batch = launched.popleft()
+        fields = batch.fields()
+        results.put(first, fields)
+        if tell:
+            samples = int(fields["spent"].sum())
+            meter.advance(fields["log_likelihood"], fields["standard_error"], samples)
+
     try:
         with judged.evaluating():
-            for first, stop in batches:
-                fields = evaluation.batch(x[first:stop].to(like.device, like.dtype), first)
-                results.put(first, fields)
-                meter.advance(
-                    fields["log_likelihood"], fields["standard_error"], int(fields["spent"].sum())
-                )
+            for one in fitting(
+                batches, limits, lambda i, j: evaluation.batch(moved(x[i:j], like), i)
+            ):
+                launched.append(one)
+                if len(launched) > evaluation.large:  # a GPU has the next one to work on
+                    take(tell=True)
+            while launched:
+                take(tell=True)
     finally:
+        # Of an interrupt, or an error of a later batch; where the GPU is lost, so are these.
+        with suppress(RuntimeError):
+            while launched:
+                take(tell=False)
         if share.rank == 0:
             results.save()
         if share.group is not None:

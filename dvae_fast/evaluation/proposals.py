@@ -79,7 +79,7 @@ class Proposal:
             return _Posterior(judged.draw, judged.posterior(x), key, first_example)
         if judged.discrete:
             raise ValueError(f"proposal must be posterior for binary latents, got {self.name!r}")
-        corruption = self.corruption.to(x.device)
+        corruption = self.corruption = self.corruption.to(x.device)  # once, not at every batch
         if self.name == "corrupted":
             return _Corrupted(judged, x, corruption, key, first_example)
         noisy = corrupt(x, corruption, self.copies, key, first_example=first_example)
@@ -148,15 +148,18 @@ class _Mixture:
     def __init__(self, mean: Tensor, spread: Tensor, key: Tensor, first_example: int) -> None:
         self.mean, self.spread = mean, spread  # (M, B, Z); (M, B, Z, Z) if full
         self.key, self.first_example = key, first_example
+        b, device = mean.shape[1], mean.device
+        example = torch.arange(first_example, first_example + b, device=device)
+        zero = torch.zeros_like(example)
+        self.u = noise.uniform_bits(
+            zero + noise.STREAM_COMPONENT, example, zero, 1, key.to(device)
+        )  # (B, 1)
 
     def draw(self, k: int, first_sample: int) -> tuple[Tensor, Tensor]:
         m, b, _ = self.mean.shape
         device = self.mean.device
-        example = torch.arange(self.first_example, self.first_example + b, device=device)
         sample = torch.arange(first_sample, first_sample + k, device=device)
-        zero = torch.zeros_like(example)
-        u = noise.uniform_bits(zero + noise.STREAM_COMPONENT, example, zero, 1, self.key.to(device))
-        which = (sample + u) % m  # (B, k)
+        which = (sample + self.u) % m  # (B, k)
         at = torch.arange(b, device=device)[:, None]
         mean, spread = self.mean[which, at], self.spread[which, at]  # (B, k, Z)
         epsilon = _noise(b, k, mean, self.key, self.first_example, first_sample)
@@ -166,8 +169,10 @@ class _Mixture:
         return z, functional.mixture_log_ratio(z, self.mean, self.spread)
 
     def row(self, i: int) -> _Mixture:
-        one = slice(i, i + 1)
-        return _Mixture(self.mean[:, one], self.spread[:, one], self.key, self.first_example + i)
+        one, other = slice(i, i + 1), copy.copy(self)
+        other.mean, other.spread = self.mean[:, one], self.spread[:, one]
+        other.u, other.first_example = self.u[one], self.first_example + i
+        return other
 
 
 def _mixture_log_ratio(z: Tensor, mean: Tensor, spread: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ __all__ = [
     "MAX_PARETO_K",
     "MIN_ESS",
     "MIN_TAIL",
+    "PENDING",
+    "PENDING_CHUNKS",
     "BoundCurve",
     "ParetoTail",
     "Statistics",
@@ -38,10 +40,11 @@ MIN_TAIL = 21  # samples, of which five are the tail
 
 _op: Any = torch.ops.dvae_fast
 
-# Elements of an intermediate: they stay in cache.
-_PIECE = 1 << 14
-# Samples of an example that are kept before the diagnostics take them in, all together.
-_PENDING = 2048
+# Elements of an intermediate: on a CPU they stay in cache; a GPU wants few operators.
+_PIECE, _PIECE_GPU = 1 << 14, 1 << 23
+# Samples of an example that are kept before the diagnostics take them in, all together; on a GPU,
+# as many chunks of a batch.
+PENDING, PENDING_CHUNKS = 2048, 4
 
 
 # --- the bound against k ----------------------------------------------------------------------
@@ -56,10 +59,10 @@ class _Groups:
     def __init__(self, k: int, unit: int, examples: int, device: torch.device | str) -> None:
         self.k, self.size = k, k // unit
         self.filled, self.groups = 0, 0
-        self.total = torch.zeros(examples, dtype=torch.float64, device=device)
+        self.total = zero = torch.zeros(examples, dtype=torch.float64, device=device)
         # Σ (l − c) and Σ (l − c)² of the groups' l, about the first one: no cancellation.
         self.centre = torch.full_like(self.total, math.nan)
-        self.shifted, self.squares = torch.zeros_like(self.total), torch.zeros_like(self.total)
+        self.shifted = self.squares = zero  # none is written to
         # log Σ w of the group in progress
         self.open = torch.full((examples,), -math.inf, dtype=torch.float64, device=device)
 
@@ -97,10 +100,10 @@ class _Groups:
         self.groups += log_sums.shape[1]
         return log_sums
 
-    def row(self, i: int) -> _Groups:
+    def take(self, rows: slice | Tensor) -> _Groups:
         other = copy.copy(self)
         for name in ("open", "total", "centre", "shifted", "squares"):
-            setattr(other, name, getattr(self, name)[i : i + 1])
+            setattr(other, name, getattr(self, name)[rows])
         return other
 
     def mean(self) -> Tensor:
@@ -148,11 +151,11 @@ class BoundCurve:
         for groups, source in zip(self._groups, self._from, strict=True):
             sums.append(groups.add(log_w if source < 0 else sums[source]))
 
-    def row(self, i: int) -> BoundCurve:
-        """That of the i-th example alone, to go on with by itself."""
+    def take(self, rows: slice | Tensor) -> BoundCurve:
+        """That of some examples, to go on with by itself."""
         other = copy.copy(self)
-        other._groups = [groups.row(i) for groups in self._groups]
-        other._none = self._none[i : i + 1]
+        other._groups = [groups.take(rows) for groups in self._groups]
+        other._none = self._none[rows]
         return other
 
     def bounds(self) -> Tensor:
@@ -197,7 +200,8 @@ def pareto_shape(tail: Tensor) -> Tensor:
     theta = (1 - torch.sqrt(guesses / (i - 0.5))) / (prior_b * quartile[:, None])
     theta = theta + 1 / largest[:, None]
     # −k of each θ; a few θ at a time, in place: all would take more memory than the evaluation.
-    some = max(1, _PIECE // max(1, tail.numel()))
+    piece = _PIECE if tail.device.type == "cpu" else _PIECE_GPU
+    some = max(1, piece // max(1, tail.numel()))
     shape = torch.cat(
         [(-t[:, :, None] * tail[:, None, :]).log1p_().mean(-1) for t in theta.split(some, 1)], 1
     )
@@ -234,10 +238,10 @@ class ParetoTail:
         # One more than the tail: its threshold.
         self._top = both.topk(min(self._most + 1, both.shape[1]), 1).values
 
-    def row(self, i: int) -> ParetoTail:
-        """That of the i-th example alone, to go on with by itself."""
+    def take(self, rows: slice | Tensor) -> ParetoTail:
+        """That of some examples, to go on with by itself."""
         other = copy.copy(self)
-        other._top, other._bad = self._top[i : i + 1], self._bad[i : i + 1]
+        other._top, other._bad = self._top[rows], self._bad[rows]
         return other
 
     def shape(self) -> Tensor:
@@ -278,8 +282,14 @@ class Statistics:
     """All that is kept of the log-weights of some examples, whatever their number."""
 
     def __init__(
-        self, examples: int, most: int, ks: Sequence[int], device: torch.device | str
+        self,
+        examples: int,
+        most: int,
+        ks: Sequence[int],
+        device: torch.device | str,
+        pending: int = PENDING,
     ) -> None:
+        self.most_pending = pending
         self.state = reference.lse_init(examples, device)
         self.curve = BoundCurve(ks, examples, device)
         self.tail = ParetoTail(most, examples, device)
@@ -291,39 +301,45 @@ class Statistics:
         self.state = _op.lse_update(self.state, log_w)
         self.count += log_w.shape[1]
         self._pending.append(log_w)
-        if sum(t.shape[1] for t in self._pending) >= _PENDING:
+        if sum(t.shape[1] for t in self._pending) >= self.most_pending:
             self.settle()
 
     def settle(self) -> None:
         if self._pending:
-            log_w = torch.cat(self._pending, 1)
+            log_w = torch.cat(self._pending, 1) if len(self._pending) > 1 else self._pending[0]
             self._pending = []
             self.curve.add(log_w)
             self.tail.add(log_w)
 
-    def row(self, i: int) -> Statistics:
-        """Those of the i-th example alone, to go on with by itself."""
+    def take(self, rows: slice | Tensor) -> Statistics:
+        """Those of some examples, to go on with by themselves."""
         self.settle()
         other = copy.copy(self)
         other._pending = []
-        other.state = self.state[i : i + 1].clone()
-        other.curve, other.tail = self.curve.row(i), self.tail.row(i)
+        other.state = self.state[rows].clone()
+        other.curve, other.tail = self.curve.take(rows), self.tail.take(rows)
         return other
 
-    def result(self) -> dict[str, Tensor]:
-        """On the CPU: the fields of `LikelihoodEstimate` that have a number an example."""
+    def packed(self) -> Tensor:
+        """All that `fields` needs, on the device: (N, 6 + 2 · number of ks), float64."""
         self.settle()
-        fields = from_state(self.state.cpu())
-        errors = self.curve.standard_errors().cpu()
+        tail = self.tail.shape()[:, None]
+        return torch.cat((self.state, tail, self.curve.bounds(), self.curve.standard_errors()), 1)
+
+    def fields(self, packed: Tensor) -> dict[str, Tensor]:
+        """The fields of `LikelihoodEstimate` that have a number an example, of `packed` rows that
+        are on the CPU."""
+        state, tail, bounds, errors = packed.split((5, 1, *[len(self.curve.ks)] * 2), 1)
+        fields = from_state(state)
         # A single group of k of the n samples: their error, times √(n/k).
         single = errors.isnan() & torch.tensor(self.curve.groups()).eq(1)
         ratio = torch.tensor([math.sqrt(self.count / k) for k in self.curve.ks])
         alone = fields["standard_error"][:, None] * ratio
         return {
             **fields,
-            "pareto_k": self.tail.shape().cpu(),
-            "spent": torch.full((len(self.state),), self.count, dtype=torch.int64),
-            "curve": self.curve.bounds().cpu(),
+            "pareto_k": tail[:, 0],
+            "spent": torch.full((len(packed),), self.count, dtype=torch.int64),
+            "curve": bounds,
             "curve_standard_error": torch.where(single, alone, errors),
         }
 
@@ -333,4 +349,4 @@ def above_tolerance(statistics: Statistics, tolerance: float) -> list[int]:
     _, s1, s2, _, _ = statistics.state.unbind(1)
     sure = (standard_error(statistics.state) <= tolerance) & (s1.square() / s2 >= MIN_ESS)
     sure = sure | s1.isnan()  # no sample will change that
-    return cast("list[int]", (~sure).nonzero().flatten().tolist())
+    return [i for i, one in enumerate(cast("list[bool]", sure.tolist())) if not one]

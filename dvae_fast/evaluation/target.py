@@ -28,7 +28,8 @@ __all__ = ["EncoderDecoder", "Judged", "Model", "has_bfloat16", "precision", "ro
 
 # A row of the usual network holds some 2 kB of latents and hidden activations: on a CPU a few
 # thousand rows stay in a shared cache of 8 MB, and make the cost of launching the dozen operators
-# (about 0.1 ms of 10 ms) vanish; a GPU wants more.
+# (about 0.1 ms of 10 ms) vanish. A GPU wants more: this, and importance sampling still more, see
+# `dvae_fast.batching`.
 _ROWS_CPU = 2500
 # Where hidden activations are never held a row is 200 bytes of latents.
 _ROWS_DENSE = 8000

@@ -42,7 +42,9 @@ def needs_grad(*tensors: Tensor | None) -> bool:
 def autocast_dtype(t: Tensor) -> torch.dtype | None:
     """autocast's dtype for `t`'s device, if autocast is on and would touch `t`."""
     device = t.device.type
-    if not torch.is_autocast_enabled(device) or t.dtype == torch.float64:
+    if t.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return None  # "meta" has no autocast, and says so with an error when asked for it
+    if not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
 

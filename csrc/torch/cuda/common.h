@@ -12,7 +12,7 @@ namespace dvae::glue {
 // Makes the device of a tensor the current one, in its scope; work goes to its current stream.
 class OnDevice {
  public:
-  explicit OnDevice(const Tensor& t) : guard_(t.get_device_index()) {
+  explicit OnDevice(const Tensor& t) : guard_(cuda_index(t)) {
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
@@ -20,6 +20,15 @@ class OnDevice {
   cudaStream_t stream() const { return stream_; }
 
  private:
+  // A tensor of the CPU comes here beside one of a GPU, which is what chose this kernel; its index
+  // is −1, for the guard and the stream an index like any other.
+  static int32_t cuda_index(const Tensor& t) {
+    STD_TORCH_CHECK(t.is_cuda(), "all tensors must be on one GPU, got ",
+                    t.is_cpu() ? "one on the CPU" : "one on a device that is not CUDA's",
+                    ", of shape ", shape_of(t));
+    return t.get_device_index();
+  }
+
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_ = nullptr;
 };

@@ -65,6 +65,11 @@ enum cudaDeviceAttr {
   cudaDevAttrReservedSharedMemoryPerBlock = 111,
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum cudaStreamCaptureMode {
+  cudaStreamCaptureModeGlobal = 0,
+  cudaStreamCaptureModeThreadLocal = 1,
+  cudaStreamCaptureModeRelaxed = 2,
+};
 
 struct cudaLaunchAttribute;
 struct cudaLaunchConfig_t {
@@ -106,6 +111,9 @@ struct Counts {
   unsigned threads = 0;  // of a block of the last launch
 };
 inline Counts counts;
+
+// What the calling thread may do while a stream captures.
+inline thread_local cudaStreamCaptureMode capture_mode = cudaStreamCaptureModeGlobal;
 
 unsigned char* shared_bytes();
 void barrier(int line);
@@ -173,6 +181,11 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
       return cudaSuccess;
   }
   return cudaErrorInvalidValue;
+}
+
+inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  std::swap(*mode, emulator::capture_mode);
+  return cudaSuccess;
 }
 
 inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {

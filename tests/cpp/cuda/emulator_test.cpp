@@ -109,5 +109,21 @@ TEST(Emulator, RefusesWhatADeviceWould) {
   EXPECT_EQ(cudaLaunchKernelEx(&config, &read_shared, nullptr), cudaErrorInvalidConfiguration);
 }
 
+// A kernel's first use, which loads it, may be in a capture: that is forbidden in any other mode.
+TEST(Launch, IsInRelaxedCaptureModeAndLeavesTheModeAsItWas) {
+  const auto tell = +[](cudaStreamCaptureMode* mode) { *mode = emulator::capture_mode; };
+  for (const auto before : {cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal}) {
+    emulator::capture_mode = before;
+    cudaStreamCaptureMode during = before;
+    EXPECT_EQ(launch(tell, grid_of(1), 1, 0, nullptr, &during), cudaSuccess);
+    EXPECT_EQ(during, cudaStreamCaptureModeRelaxed);
+    EXPECT_EQ(emulator::capture_mode, before);
+    EXPECT_NE(launch(tell, grid_of(0), 1, 0, nullptr, &during), cudaSuccess);
+    EXPECT_NE(launch(tell, grid_of(1), 1, 1 << 30, nullptr, &during), cudaSuccess);
+    EXPECT_EQ(emulator::capture_mode, before);
+  }
+  emulator::capture_mode = cudaStreamCaptureModeGlobal;
+}
+
 }  // namespace
 }  // namespace dvae::test

@@ -1,6 +1,6 @@
 """Signal-to-noise of the encoder's gradient against K, for each estimator, as a PNG.
 
-python benchmarks/estimator_snr.py [--output FILE] [--draws N] [--groups M]
+python docs/estimator_snr.py [--output FILE] [--draws N] [--groups M]
 
 The model is linear and Gaussian, its posterior near but not at the best one, with parameters of its
 own for every draw. For IWAE's bound the standard

@@ -1,0 +1,138 @@
+"""What a benchmark is made of: a case and its rivals, and the model and data that several share."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import rivals
+import torch
+from torch import Tensor, nn
+
+from dvae_fast.corruptions import SaltAndPepper
+from dvae_fast.models import DIWAE
+from dvae_fast.reference import accumulation_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+# 784-200-200-50-200-200-784, salt and pepper, batches of 100.
+B, D, Z, HIDDEN = 100, 784, 50, (200, 200)
+RATE, SALT = 0.1, 0.5
+NETWORK = "784-200-200-50-200-200-784"
+PLAIN = ("ours", "eager", "compile")
+
+
+@dataclass
+class Rival:
+    """One way to do a case's work: `call` is timed, `prepare` runs before each call, untimed."""
+
+    call: Callable[[], Any]
+    prepare: Callable[[], None] | None = None
+    variant: str = ""
+    threads: int = THREADS
+    #: the case whose work this is, where the sizes of one group are its rivals
+    case: Case | None = None
+    #: what the table of such a group needs: operator, axis, value, …
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Case:
+    """Inputs and rivals of one group. `elements`, `bytes` and `flops` are the work of one call."""
+
+    group = ""
+    elements = bytes = flops = 0
+    prepare: Callable[[], None] | None = None
+    #: how many times as long as others each way to write plain code is tried
+    patience = 1.0
+
+    def ways(self, rival: str) -> dict[str, Callable[[], Any]]:
+        """The calls that do `rival`'s work, by the name of their formula."""
+        raise NotImplementedError
+
+    def check(self, rival: str, result: Any) -> None:
+        """Fail if `result` is not what the case asks for."""
+        raise NotImplementedError
+
+    def build(self, rival: str) -> Rival:
+        """The rival called `rival` by its fastest way, compiled."""
+        calls = self.ways(rival)
+        variant = rivals.fastest(calls, self.prepare, self.patience)
+        return Rival(calls[variant], self.prepare, variant)
+
+    def verify(self, rival: str, built: Rival) -> None:
+        """Check the result of one call."""
+        if built.prepare is not None:
+            built.prepare()
+        self.check(rival, built.call())
+
+
+def close(name: str, actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
+    """Relative to the largest value: loose enough for any order of summation, no looser."""
+    expected = expected.detach().double()
+    torch.testing.assert_close(
+        actual.detach().double(),
+        expected,
+        rtol=tolerance,
+        atol=tolerance * expected.abs().max().item(),
+        msg=lambda message: f"{name}: {message}",
+    )
+
+
+def no_grad(call: Callable[[], Any]) -> Callable[[], Any]:
+    """`call` under torch.no_grad, the context a part of its time."""
+
+    def wrapped() -> Any:
+        with torch.no_grad():
+            return call()
+
+    return wrapped
+
+
+def make_data(b: int, d: int = D) -> Tensor:
+    """Binary images of which a fifth is white."""
+    return (torch.rand(b, d) < 0.2).float()
+
+
+def decoder_output(
+    b: int, k: int, d: int = D, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(logits, x, log_ratio): binary data and logits of a trained decoder's size.
+
+    Samples of one example differ by a few nats, so that the weights are neither flat nor one-hot.
+    """
+    logits = torch.randn(b, k, d).mul_(2 / math.sqrt(d)).add_(2 * torch.randn(b, 1, d))
+    log_ratio = torch.randn(b, k)
+    return logits.to(dtype), make_data(b, d).to(dtype), log_ratio.to(accumulation_dtype(dtype))
+
+
+def make_model(k: int, d: int = D, z: int = Z, m: int = 1, **options: Any) -> DIWAE:
+    """The package's own, with its default activation, softplus."""
+    return DIWAE(d, z, HIDDEN, corruption=SaltAndPepper(RATE, SALT), samples=k, copies=m, **options)
+
+
+def make_rival(model: DIWAE) -> rivals.DIWAE:
+    """The same network in plain PyTorch, with the same parameters."""
+    sizes = (model.data_size, model.latent_size, HIDDEN)
+    rival = rivals.DIWAE(*sizes, nn.Softplus, model.samples, RATE, SALT, model.copies)
+    rival.copy_parameters(model)
+    return rival
+
+
+class Step:
+    """A training step with fused Adam, at a rate of zero: it costs what any other does, and leaves
+    the model where it started, so that every rival does the same work however often it is called.
+    """
+
+    def __init__(
+        self, model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        self.model, self.loss = model, loss or model.loss
+        self.step = rivals.training_step(self.loss, rivals.adam(model, rate=0.0), x)
+
+    def __call__(self) -> None:
+        self.step()

@@ -1,0 +1,111 @@
+// Formulas made for a chip with a special-function unit: fewer instructions than math.h's, the
+// errors of the unit in them.
+//
+// `Chip` is that unit. SpecialFunctions is NVIDIA's, in device code alone; tests put in its place a
+// model whose results are as far off as the CUDA C++ Programming Guide allows them to be.
+#pragma once
+
+#include <cmath>
+
+#include "macros.h"
+
+DVAE_BEGIN_CORE
+
+#if defined(__CUDA_ARCH__)
+struct SpecialFunctions {
+  static DVAE_HD float exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+  }
+  static DVAE_HD float reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+  }
+  static DVAE_HD float log2(float x) {
+    float y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+  }
+  static DVAE_HD float sqrt(float x) {
+    float y;
+    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+  }
+  static DVAE_HD float sine(float x) {
+    float y;
+    asm("sin.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+  }
+  static DVAE_HD float cosine(float x) {
+    float y;
+    asm("cos.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+  }
+  // min(|x|, most), or NaN.
+  static DVAE_HD float capped_magnitude(float x, float most) {
+    float y;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(::fabsf(x)), "f"(most));
+    return y;
+  }
+  // x > 0 ? 1 : 0
+  static DVAE_HD float is_positive(float x) {
+    float y;
+    asm("set.gt.f32.f32 %0, %1, 0f00000000;" : "=f"(y) : "f"(x));
+    return y;
+  }
+  // sum + u · v, but for u = 0, when v may be infinite, the sum.
+  static DVAE_HD float add_product(float sum, float u, float v) {
+    asm("{\n"
+        " .reg .pred p;\n"
+        " setp.neu.f32 p, %1, 0f00000000;\n"
+        " @p fma.rn.f32 %0, %1, %2, %0;\n"
+        "}"
+        : "+f"(sum)
+        : "f"(u), "f"(v));
+    return sum;
+  }
+};
+#endif
+
+// e^−|x|; results below the smallest normal float are 0. 5 ulp. Coarse, 4.2e-6 of it, for the
+// product x log2 e is rounded: 2e-6 of one above 1e-9, below which it is lost in any sum it is part
+// of.
+template <class Chip, bool kCoarse>
+DVAE_HD float exp_minus_magnitude(float x) {
+  if constexpr (kCoarse) return Chip::exp2(::fabsf(x) * -1.44269502f);
+  // At most 2¹²⁶: of an infinite one the rest would be inf − inf.
+  const float m = Chip::capped_magnitude(x, 0x1p126f);
+  // 2^t, and what rounding took from t put back.
+  const float t = m * -1.44269502f;
+  const float rest = ::fmaf(t, -0.693147182f, -m);
+  const float y = Chip::exp2(t);
+  return ::fmaf(y, rest, y);
+}
+
+// Box–Muller of two words, noise.h's normal_pair: u = (w0 + ½)/2³², θ = 2π w1/2³². Right to 9e-7 of
+// its radius √(−2 log u): less than half the operators' tolerance, for log_ratio takes the square.
+template <class Chip>
+DVAE_HD void box_muller(uint32_t w0, uint32_t w1, float& n0, float& n1) {
+  const float u = ::fmaf(static_cast<float>(w0), 0x1p-32f, 0x1p-33f);
+  const float f = ::fmaf(static_cast<float>(~w0), 0x1p-32f, 0x1p-33f);  // 1 − u
+  // The chip's logarithm errs by 2⁻²² in [½, 1], where it goes to 0: there the series of
+  // −2 log(1 − f)/f in f, to 1.5e-7.
+  float p = 2.36986306f;
+  p = ::fmaf(p, f, -2.16308053f);
+  p = ::fmaf(p, f, 1.57086216f);
+  p = ::fmaf(p, f, 0.0760360894f);
+  p = ::fmaf(p, f, 0.544501083f);
+  p = ::fmaf(p, f, 0.663725239f);
+  p = ::fmaf(p, f, 1.00007309f);
+  p = ::fmaf(p, f, 1.9999997f);
+  const float by_chip = Chip::log2(u) * -1.38629436f;
+  const float square = static_cast<int32_t>(w0) < 0 ? p * f : by_chip;
+  const float radius = Chip::sqrt(square);
+  const float angle = static_cast<float>(static_cast<int32_t>(w1)) * 1.46291807926715968e-9f;
+  n0 = radius * Chip::cosine(angle);
+  n1 = radius * Chip::sine(angle);
+}
+
+DVAE_END_CORE

@@ -1,0 +1,481 @@
+"""The one table of sample inputs for every operator.
+
+`sample_inputs(op, dtype, device)` drives `dvae_fast.check` and the tests of correctness,
+contiguity, opcheck and ISA levels; how large an error may be is in `terms` and `limits`. Sizes are
+B examples, M corruptions, K samples, Z latent and D data dimensions, all different in every case.
+Adding an operator means adding an entry to `_BUILDERS` here and one to the table of `terms`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import dvae_fast  # noqa: F401  (registers the operators)
+from dvae_fast import reference
+from dvae_fast.checking.operands import (
+    LARGE,
+    LAYOUTS,
+    LOW_PRECISION,
+    MANY_SAMPLES,
+    NO_EXAMPLES,
+    SIZES,
+    TINY_LATENT,
+    Maker,
+    Sample,
+    Sizes,
+    arrange,
+    named,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_Build = tuple[str, str, "Callable[[Maker], tuple[Any, ...]]"]  # label, layout, arguments
+
+# Every size in plain layout; every layout at one size whose rows are not whole blocks.
+_SIZES_AND_LAYOUTS = [
+    *((s, "contiguous") for s in SIZES),
+    *((TINY_LATENT, layout) for layout in LAYOUTS[1:]),
+]
+
+_KINDS = ("identity", "masking", "salt_and_pepper", "bit_flip", "gaussian")
+
+
+def _label(s: Sizes, layout: str, *more: str) -> str:
+    return "-".join([named(s), *([] if layout == "contiguous" else [layout]), *more])
+
+
+def _level(make: Maker, kind: str, shape: tuple[int, ...]) -> Tensor:
+    """Rates are float32 whatever the data is; a standard deviation has the dtype of sums."""
+    if kind == "gaussian":
+        return make.uniform(*shape, low=0.1, high=2.0, dtype=make.sums)
+    return make.uniform(*shape, low=0.1, high=0.6, dtype=torch.float32)
+
+
+def _salt(make: Maker, kind: str, shape: tuple[int, ...]) -> Tensor | None:
+    if kind != "salt_and_pepper":
+        return None
+    return make.uniform(*shape, low=0.1, high=0.9, dtype=torch.float32)
+
+
+def _corruption_cases() -> Iterator[tuple[Sizes, str, str, tuple[int, ...]]]:
+    """(sizes, layout, kind, shape of rate or standard deviation)."""
+    for i, (s, layout) in enumerate(_SIZES_AND_LAYOUTS):
+        # Every kind at two sizes and in one layout or more; every parameter shape with each.
+        for j, kind in enumerate(_KINDS):
+            if s in (LARGE, NO_EXAMPLES) or layout != "contiguous" or (i + j) % 3 == 0:
+                yield s, layout, kind, ((), (s.d,), (1,))[(i + j) % 3]
+    yield MANY_SAMPLES, "contiguous", "gaussian", (5, 13)  # as an image: D = 65 elements
+
+
+def _corrupt(backward: bool) -> Iterator[_Build]:
+    for s, layout, kind, shape in _corruption_cases():
+
+        def build(
+            make: Maker, s: Sizes = s, kind: str = kind, shape: tuple[int, ...] = shape
+        ) -> tuple[Any, ...]:
+            noise = (_level(make, kind, shape), _salt(make, kind, shape), make.seed(-3, 1))
+            if backward:
+                return (make.normal(s.m, s.b, s.d), kind, *noise, 5, 2)
+            return (make.uniform(s.b, s.d), kind, *noise, s.m, 5, 2)
+
+        size = "scalar" if math.prod(shape) == 1 else "per-pixel"
+        yield _label(s, layout, kind, size), layout, build
+
+
+def _corrupt_backward_std() -> Iterator[_Build]:
+    for i, (s, layout) in enumerate(_SIZES_AND_LAYOUTS):
+        shape = ((), (s.d,), (1,))[i % 3]
+
+        def build(make: Maker, s: Sizes = s, shape: tuple[int, ...] = shape) -> tuple[Any, ...]:
+            std = _level(make, "gaussian", shape)
+            return (make.normal(s.m, s.b, s.d), std, make.seed(2**40 + 7, 1), 5, 2)
+
+        yield _label(s, layout, "scalar" if math.prod(shape) == 1 else "per-pixel"), layout, build
+
+
+def _posterior(make: Maker, *shape: int) -> tuple[Tensor, Tensor]:
+    return make.normal(*shape), make.normal(*shape)
+
+
+def _sample_latent() -> Iterator[_Build]:
+    for s, layout in _SIZES_AND_LAYOUTS:
+
+        def build(make: Maker, s: Sizes = s) -> tuple[Any, ...]:
+            return (*_posterior(make, s.m, s.b, s.z), s.k, make.seed(11), 5, 3)
+
+        yield _label(s, layout), layout, build
+
+
+def _sample_latent_backward() -> Iterator[_Build]:
+    for i, (s, layout) in enumerate(_SIZES_AND_LAYOUTS):
+        # Autograd leaves out the gradient of an output nobody used.
+        with_z, with_ratio = i % 3 != 1, i % 3 != 2
+
+        def build(
+            make: Maker, s: Sizes = s, with_z: bool = with_z, with_ratio: bool = with_ratio
+        ) -> tuple[Any, ...]:
+            grad_z = make.normal(s.m, s.b, s.k, s.z) if with_z else None
+            grad_ratio = make.normal(s.m, s.b, s.k, dtype=make.sums) if with_ratio else None
+            posterior = _posterior(make, s.m, s.b, s.z)
+            return (grad_z, grad_ratio, *posterior, s.k, make.seed(11, 1), 5, 3)
+
+        parts = [*(["z"] if with_z else []), *(["ratio"] if with_ratio else [])]
+        yield _label(s, layout, *parts), layout, build
+
+
+def _latent_log_ratio(backward: bool) -> Iterator[_Build]:
+    for s, layout in _SIZES_AND_LAYOUTS:
+
+        def build(make: Maker, s: Sizes = s) -> tuple[Any, ...]:
+            n = s.m * s.b
+            args = (make.normal(n, s.k, s.z), *_posterior(make, n, s.z))
+            return (make.normal(n, s.k, dtype=make.sums), *args) if backward else args
+
+        yield _label(s, layout), layout, build
+
+
+def _mixture(make: Maker, s: Sizes) -> tuple[Tensor, Tensor, Tensor]:
+    """(z, mean, log_var) whose components differ by a few nats at any Z, so that several count."""
+    scale = 1 / math.sqrt(s.z)
+    mean, log_var = (
+        make.put(make.raw(1, s.b, s.z) + scale * make.raw(s.m, s.b, s.z)) for _ in range(2)
+    )
+    return make.normal(s.b, s.k, s.z), mean, log_var
+
+
+def _mixture_log_ratio(backward: bool) -> Iterator[_Build]:
+    for s, layout in _SIZES_AND_LAYOUTS:
+
+        def build(make: Maker, s: Sizes = s) -> tuple[Any, ...]:
+            args = _mixture(make, s)
+            if not backward:
+                return args
+            weights = make.put(torch.softmax(make.raw(s.b, s.k, s.m), -1), make.sums)
+            return (make.normal(s.b, s.k, dtype=make.sums), weights, *args)
+
+        yield _label(s, layout), layout, build
+
+
+class _Row(NamedTuple):
+    """Where the operands of a likelihood lie: made of standard normals and of uniforms."""
+
+    #: N(0, 1)-like → mean or logits
+    params: Callable[[Tensor], Tensor]
+    #: in [0.3, 2] → scale; None: has none
+    scale: Callable[[Tensor], Tensor] | None
+    #: in [0, 1], with exact zeros and ones → x
+    data: Callable[[Tensor], Tensor]
+
+
+#: Every likelihood: one row here, and one in `DENSITY_TERMS`.
+LIKELIHOODS: dict[str, _Row] = {
+    "bernoulli": _Row(lambda n: 4 * n, None, lambda u: u),
+    "gaussian": _Row(lambda n: n, lambda u: u, lambda u: u),
+    # Not so narrow that e^−|x − mean|/scale leaves float32: see test_likelihoods.py for that.
+    "discretised_logistic": _Row(
+        lambda n: 0.5 + 0.3 * n, lambda u: 0.1 * u, lambda u: (255 * u).round() / 255
+    ),
+    # Dispersions from 7e-4 to 64, on both sides of where Stirling's series begins.
+    "negative_binomial": _Row(
+        lambda n: torch.exp(1.5 * n), lambda u: u**6, lambda u: (40 * u**4).round()
+    ),
+}
+
+
+def _scale(make: Maker, s: Sizes, likelihood: str, kind: str) -> Tensor | None:
+    of_uniform = LIKELIHOODS[likelihood].scale
+    if of_uniform is None:
+        return None
+    shape = {"full": (s.m * s.b, s.k, s.d), "scalar": (), "per-pixel": (s.d,)}[kind]
+    t = torch.rand(shape, generator=make.generator, dtype=torch.float64)
+    return make.put(of_uniform(0.3 + 1.7 * t), make.dtype if kind == "full" else make.sums)
+
+
+def _target(make: Maker, s: Sizes, likelihood: str) -> Tensor:
+    u = torch.rand(s.b, s.d, generator=make.generator, dtype=torch.float64)
+    return make.put(LIKELIHOODS[likelihood].data((2 * u - 0.5).clamp(0, 1)), make.sums)
+
+
+def _decoder(make: Maker, s: Sizes, likelihood: str, kind: str) -> tuple[Any, ...]:
+    """(params, scale, x, log_ratio) of log_weights and iwae."""
+    n = s.m * s.b
+    # Samples differ by a few nats at any D, so that no one of them takes all the weight.
+    near = 0.5 if likelihood == "bernoulli" else 0.05 if likelihood in _DISCRETE else 1.0
+    base, difference = make.raw(n, 1, s.d), make.raw(n, s.k, s.d) / math.sqrt(s.d)
+    params = make.put(LIKELIHOODS[likelihood].params(base + near * difference))
+    log_ratio = make.normal(n, s.k, std=2.0, dtype=make.sums)
+    scale = _scale(make, s, likelihood, kind)
+    return params, scale, _target(make, s, likelihood), log_ratio
+
+
+_DISCRETE = ("discretised_logistic", "negative_binomial")
+
+
+def _decoder_cases() -> Iterator[tuple[Sizes, str, str, str]]:
+    """(sizes, layout, likelihood, kind of scale)."""
+    for i, (s, layout) in enumerate(_SIZES_AND_LAYOUTS):
+        scales = ("scalar", "per-pixel", "full")
+        for j, (likelihood, row) in enumerate(LIKELIHOODS.items()):
+            if row.scale is None:
+                yield s, layout, likelihood, "no-scale"
+            elif s in (LARGE, NO_EXAMPLES):
+                yield from ((s, layout, likelihood, kind) for kind in scales)
+            else:
+                yield s, layout, likelihood, scales[(i + j) % 3]
+
+
+def _log_weights(backward: bool) -> Iterator[_Build]:
+    for s, layout, *of in _decoder_cases():
+
+        def build(make: Maker, s: Sizes = s, of: list[str] = of) -> tuple[Any, ...]:
+            params, scale, x, log_ratio = _decoder(make, s, *of)
+            if backward:
+                return log_ratio, params, scale, x, of[0]
+            return params, scale, x, log_ratio, of[0]
+
+        yield _label(s, layout, *of), layout, build
+
+
+def _softplus(backward: bool) -> Iterator[_Build]:
+    for s, layout in _SIZES_AND_LAYOUTS:
+
+        def build(make: Maker, s: Sizes = s) -> tuple[Any, ...]:
+            x = make.normal(s.m, s.b, s.z, std=4.0)
+            if not backward:
+                return (x,)
+            return make.normal(s.m, s.b, s.z), arrange(reference.softplus(x), make.layout)
+
+        yield _label(s, layout), layout, build
+
+
+def _logmeanexp(backward: bool) -> Iterator[_Build]:
+    for s, layout in _SIZES_AND_LAYOUTS:
+
+        def build(make: Maker, s: Sizes = s) -> tuple[Any, ...]:
+            log_w = make.normal(s.m * s.b, s.k, std=5.0, dtype=make.sums)
+            if not backward:
+                return (log_w,)
+            return make.normal(s.m * s.b, dtype=make.sums), log_w
+
+        yield _label(s, layout), layout, build
+
+
+def _iwae(in_place: bool) -> Iterator[_Build]:
+    for s, layout, *of in _decoder_cases():
+        # What is written to must not share memory between its elements.
+        if in_place and layout == "expanded":
+            continue
+
+        def build(make: Maker, s: Sizes = s, of: list[str] = of) -> tuple[Any, ...]:
+            return (*_decoder(make, s, *of), of[0], -1.0 / 6)
+
+        yield _label(s, layout, *of), layout, build
+
+
+def _rescale() -> Iterator[_Build]:
+    for s, layout in _SIZES_AND_LAYOUTS:
+        if layout == "expanded":
+            continue
+        for per_row in (False, True):
+
+            def build(make: Maker, s: Sizes = s, per_row: bool = per_row) -> tuple[Any, ...]:
+                grad = make.normal(s.m * s.b, s.k, s.d)
+                factor = make.normal(*((s.m * s.b,) if per_row else ()), dtype=make.sums)
+                return grad, factor
+
+            yield _label(s, layout, "per-row" if per_row else "scalar"), layout, build
+
+    def by_one(make: Maker) -> tuple[Any, ...]:
+        return make.normal(3, 2, 5), make.put(torch.ones(1), make.sums)
+
+    yield "factor-1", "contiguous", by_one
+
+
+def _state(make: Maker, s: Sizes) -> Tensor:
+    """A streaming state that has seen three samples of each example."""
+    w = make.normal(s.b, 3, std=5.0, dtype=torch.float64)
+    return reference.lse_update(reference.lse_init(s.b, make.device), w)
+
+
+def _lse_update() -> Iterator[_Build]:
+    for s, layout in _SIZES_AND_LAYOUTS:
+        for fresh in (False, True):
+
+            def build(make: Maker, s: Sizes = s, fresh: bool = fresh) -> tuple[Any, ...]:
+                state = reference.lse_init(s.b, make.device) if fresh else _state(make, s)
+                log_w = make.normal(s.b, s.k, std=5.0, dtype=make.sums)
+                return arrange(state, make.layout), log_w
+
+            yield _label(s, layout, *(["fresh"] if fresh else [])), layout, build
+
+
+def _lse_merge() -> Iterator[_Build]:
+    for s, layout in _SIZES_AND_LAYOUTS:
+        for fresh in (False, True):
+
+            def build(make: Maker, s: Sizes = s, fresh: bool = fresh) -> tuple[Any, ...]:
+                a = reference.lse_init(s.b, make.device) if fresh else _state(make, s)
+                return arrange(a, make.layout), arrange(_state(make, s), make.layout)
+
+            yield _label(s, layout, *(["fresh"] if fresh else [])), layout, build
+
+
+def _linear_log_weights(backward: bool) -> Iterator[_Build]:
+    for i, (s, layout, likelihood, kind) in enumerate(_decoder_cases()):
+        kind = "per-pixel" if kind == "full" else kind  # a full scale cannot be had from tiles
+        has_bias = i % 3 != 1
+
+        def build(
+            make: Maker,
+            s: Sizes = s,
+            likelihood: str = likelihood,
+            kind: str = kind,
+            has_bias: bool = has_bias,
+        ) -> tuple[Any, ...]:
+            n, h = s.m * s.b, s.z
+            layer = [make.raw(n, s.k, h), make.raw(s.d, h) * h**-0.5, make.raw(s.d)]
+            if likelihood == "negative_binomial":  # means are positive
+                layer = [t.abs() for t in layer]
+            elif likelihood == "discretised_logistic":
+                layer[1:] = [0.3 * t for t in layer[1:]]
+            hidden, weight, bias = (make.put(t) for t in layer)
+            rest = (_scale(make, s, likelihood, kind), _target(make, s, likelihood))
+            per_row = make.normal(n, s.k, dtype=make.sums)
+            operands = (hidden, weight, bias if has_bias else None, *rest)
+            return (
+                (per_row, *operands, likelihood) if backward else (*operands, per_row, likelihood)
+            )
+
+        bias = [] if has_bias else ["no-bias"]
+        yield _label(s, layout, likelihood, kind, *bias, f"{i}"), layout, build
+
+
+def _mlp_log_weights() -> Iterator[_Build]:
+    """Two or three layers; all biases, or the first layer without."""
+    for i, (s, layout, likelihood, kind) in enumerate(_decoder_cases()):
+        kind = "per-pixel" if kind == "full" else kind
+        activation = ("softplus", "relu", "tanh")[i % 3]
+        widths = (s.z, *((s.k + 9,) if i % 2 else (66, 21)), s.d)
+        has_bias = i % 4 != 1
+
+        def build(
+            make: Maker,
+            s: Sizes = s,
+            of: tuple[str, str, str] = (likelihood, kind, activation),
+            widths: tuple[int, ...] = widths,
+            has_bias: bool = has_bias,
+        ) -> tuple[Any, ...]:
+            (likelihood, kind, activation), n = of, s.m * s.b
+            weights = [make.raw(o, i) * i**-0.5 for i, o in itertools.pairwise(widths)]
+            biases = [0.5 * make.raw(o) for o in widths[1:]]
+            z = make.normal(n, s.k, s.z)
+            if likelihood == "negative_binomial":  # means are positive
+                z, weights[:] = z.abs(), [w.abs() for w in weights]
+                biases = [1 + b.abs() for b in biases]
+            elif likelihood == "discretised_logistic":
+                weights[-1], biases[-1] = 0.2 * weights[-1], 0.2 * biases[-1]
+            if not has_bias:
+                biases[0] = biases[0][:0]
+            return (
+                z,
+                [make.put(w) for w in weights],
+                [make.put(b) for b in biases],
+                activation,
+                _scale(make, s, likelihood, kind),
+                _target(make, s, likelihood),
+                make.normal(n, s.k, dtype=make.sums),
+                likelihood,
+            )
+
+        yield _label(s, layout, likelihood, kind, activation, f"{i}"), layout, build
+
+
+_BUILDERS: dict[str, Callable[[], Iterator[_Build]]] = {
+    "corrupt": lambda: _corrupt(backward=False),
+    "corrupt_backward": lambda: _corrupt(backward=True),
+    "corrupt_backward_std": _corrupt_backward_std,
+    "sample_latent": _sample_latent,
+    "sample_latent_backward": _sample_latent_backward,
+    "latent_log_ratio": lambda: _latent_log_ratio(backward=False),
+    "latent_log_ratio_backward": lambda: _latent_log_ratio(backward=True),
+    "mixture_log_ratio": lambda: _mixture_log_ratio(backward=False),
+    "mixture_log_ratio_backward": lambda: _mixture_log_ratio(backward=True),
+    "log_weights": lambda: _log_weights(backward=False),
+    "log_weights_backward": lambda: _log_weights(backward=True),
+    "softplus": lambda: _softplus(backward=False),
+    "softplus_backward": lambda: _softplus(backward=True),
+    "logmeanexp": lambda: _logmeanexp(backward=False),
+    "logmeanexp_backward": lambda: _logmeanexp(backward=True),
+    "iwae": lambda: _iwae(in_place=False),
+    "iwae_": lambda: _iwae(in_place=True),
+    "rescale_": _rescale,
+    "lse_update": _lse_update,
+    "lse_merge": _lse_merge,
+    "linear_log_weights": lambda: _linear_log_weights(backward=False),
+    "linear_log_weights_backward": lambda: _linear_log_weights(backward=True),
+    "mlp_log_weights": _mlp_log_weights,
+}
+
+OPERATORS = tuple(_BUILDERS)
+MUTATING = ("iwae_", "rescale_")
+
+# Without a low-precision form: their inputs are sums already, or the public function never calls
+# them in it.
+_SUMS_ONLY = (
+    "logmeanexp",
+    "logmeanexp_backward",
+    "lse_update",
+    "lse_merge",
+    "mlp_log_weights",
+)
+
+
+def sample_inputs(op: str, dtype: torch.dtype, device: str) -> list[Sample]:
+    """Every case of `op`; none for a dtype it does not take."""
+    if dtype in LOW_PRECISION and op in _SUMS_ONLY:
+        return []
+    return [
+        Sample(op, label, dtype, device, layout, build) for label, layout, build in _BUILDERS[op]()
+    ]
+
+
+def map_tensors(f: Callable[[Tensor], Tensor], args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """`args` with `f` of every tensor, those in lists too."""
+
+    def one(a: Any) -> Any:
+        if isinstance(a, list):
+            return [one(b) for b in a]
+        return f(a) if isinstance(a, Tensor) else a
+
+    return tuple(one(a) for a in args)
+
+
+def upcast(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same values in float64."""
+    return map_tensors(
+        lambda t: t.to(torch.float64, copy=True) if t.is_floating_point() else t, args
+    )
+
+
+def clone(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return map_tensors(torch.clone, args)
+
+
+def results(op: str, out: Any, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """All results of a call: what it returned, and what it changed, last."""
+    out = () if out is None else out if isinstance(out, tuple) else (out,)
+    return (*out, args[0]) if op in MUTATING else tuple(out)
+
+
+def run_operator(op: str, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    return results(op, getattr(torch.ops.dvae_fast, op)(*args), args)
+
+
+def run_reference(op: str, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    return results(op, getattr(reference, op)(*args), args)

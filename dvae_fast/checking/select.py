@@ -1,0 +1,103 @@
+"""Which cases of the table a check runs: as many as fit into some seconds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dvae_fast.checking.cases import OPERATORS, sample_inputs
+from dvae_fast.checking.operands import (
+    DTYPES,
+    LARGE,
+    NO_EXAMPLES,
+    TINY_LATENT,
+    Maker,
+    Sample,
+    named,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+#: Operators without a kernel on GPUs, where the public function never calls them.
+CPU_ONLY = ("mlp_log_weights",)
+
+_KINDS = ("masking", "bit_flip", "salt_and_pepper")
+
+
+def samples(
+    device: str, *, small: bool = False, operators: Iterable[str] = OPERATORS
+) -> list[Sample]:
+    """float32 has the whole table; the other dtypes a large size, no examples, and a small size in
+    three layouts.
+
+    `small`: float32 and bfloat16, a small size, no examples and one layout.
+    """
+    out = []
+    for op in operators:
+        if op in CPU_ONLY and torch.device(device).type != "cpu":
+            continue
+        for dtype in (torch.float32, torch.bfloat16) if small else DTYPES:
+            every = sample_inputs(op, dtype, device)
+            if small:
+                keep = [
+                    s
+                    for s in every
+                    if s.layout in ("contiguous", "strided")
+                    and s.label.startswith((named(TINY_LATENT), named(NO_EXAMPLES)))
+                ]
+            elif dtype == torch.float32:
+                keep = every
+            else:
+                names = tuple(map(named, (LARGE, TINY_LATENT, NO_EXAMPLES)))
+                layouts = ("contiguous", "strided", "transposed")
+                keep = [s for s in every if s.label.startswith(names) and s.layout in layouts]
+            out += keep
+        if op == "corrupt":
+            out += list(_masks(device, small))
+    return out
+
+
+def _masks(device: str, small: bool) -> Iterable[Sample]:
+    """Every discrete corruption at many sizes: the noise's own bits, through thresholds."""
+    for d in (1, 65) if small else (1, 15, 16, 63, 64, 65, 785):
+        for kind in _KINDS:
+            for seed in (-1,) if small else (0, -1, 2**40 + 3):
+
+                def build(
+                    make: Maker, d: int = d, kind: str = kind, seed: int = seed
+                ) -> tuple[Any, ...]:
+                    rate = torch.linspace(0.001, 0.999, d).to(make.device)
+                    salt = torch.linspace(0.9, 0.1, d).to(make.device)
+                    return (
+                        torch.full((5, d), 0.25, device=make.device),
+                        kind,
+                        rate,
+                        salt if kind == "salt_and_pepper" else None,
+                        make.seed(seed, 1),
+                        3,
+                        2,
+                        1,
+                    )
+
+                label = f"{kind}-D{d}-seed{seed}"
+                yield Sample("corrupt", label, torch.float32, device, "contiguous", build)
+
+
+def for_graphs(every: Iterable[Sample]) -> list[Sample]:
+    """One case of each operator and dtype, of each likelihood or kind of corruption, that has
+    elements and lies in order."""
+    chosen: dict[tuple[Any, ...], Sample] = {}
+    for sample in every:
+        if sample.layout != "contiguous" or sample.label.startswith(named(NO_EXAMPLES)):
+            continue
+        words = tuple(a for a in sample.args() if isinstance(a, str))
+        chosen.setdefault((sample.op, sample.dtype, words), sample)
+    return list(chosen.values())
+
+
+def with_other_values(sample: Sample) -> Sample:
+    """The same shapes, other numbers."""
+    return replace(sample, label=f"{sample.label}-again")

@@ -1,0 +1,336 @@
+"""Which kernels may run on the GPUs of this process: checked once, by a process, and remembered.
+
+The first use of a GPU asks for `verdict`. It comes from the user's cache, where a report lies for
+each kind of GPU, driver, torch and library; where there is none, `dvae_fast.checking` runs in a
+process of its own, because a kernel that is wrong may break the context it runs in. Nothing here
+touches this process's GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dvae_fast._version import __version__
+from dvae_fast.checking.machine import CheckError, Kind, cuda_kinds, driver_version, library_hash
+from dvae_fast.checking.process import ended, environment, signal_name
+from dvae_fast.checking.report import CheckReport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_FORMAT = 1
+#: a crash or time-out is tried again after so many seconds
+_RETRY = 86_400.0
+_SKIP = "DVAE_FAST_CHECK=0 uses the kernels unchecked"
+
+
+def _worker() -> list[str]:
+    if not sys.executable:
+        raise CheckError("sys.executable is not set, so no process can be started")
+    return [sys.executable, "-m", "dvae_fast.checking"]
+
+
+@dataclass
+class Backend:
+    """The devices that kernels are checked on, and the command that checks them."""
+
+    kinds: Callable[[], list[Kind]] = cuda_kinds
+    driver: Callable[[], str] = driver_version
+    library: Callable[[], str] = library_hash
+    worker: Callable[[], list[str]] = _worker
+    #: seconds a check may take, and those spent at most in waiting for another process's
+    limit: float = 120.0
+    wait: float = 180.0
+
+
+BACKEND = Backend()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What may run: every operator but the failed ones, or none."""
+
+    trusted: bool
+    failed: tuple[str, ...] = ()
+    #: why nothing is trusted
+    reason: str = ""
+    #: one sentence for the user; "" where all is well and remembered
+    warning: str = ""
+
+
+@dataclass
+class Entry:
+    """A check that was made, as it is remembered."""
+
+    #: report, crash, timeout, or device: the check could not be made, which says nothing of kernels
+    outcome: str
+    reason: str = ""
+    #: the file with the report or the log
+    path: str = ""
+    report: CheckReport | None = None
+    time: float = field(default_factory=time.time)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it stands: for good, or for a day."""
+        return self.outcome == "report" or 0 <= time.time() - self.time < _RETRY
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME or ~/.cache, dvae_fast/checks. Raises OSError where there is no home."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(base):  # as the standard has it, a relative one is ignored
+        return Path(base) / "dvae_fast" / "checks"
+    try:
+        return Path.home() / ".cache" / "dvae_fast" / "checks"
+    except RuntimeError as error:
+        raise OSError(str(error)) from None
+
+
+def _key(kind: Kind) -> str:
+    parts = [
+        str(_FORMAT), __version__, BACKEND.library(), kind.name, kind.capability,
+        BACKEND.driver(), torch.__version__,
+    ]  # fmt: skip
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def verdict() -> Verdict:
+    """Which operators may run on every kind of GPU this process sees."""
+    failed: set[str] = set()
+    reports, notes = [], []
+    for kind in BACKEND.kinds():
+        entry, note = _obtain(kind)
+        if note:
+            notes.append(note)
+        if entry.report is None:
+            log = f"; see {entry.path}" if entry.path else ""
+            again = "" if entry.outcome == "device" else (
+                ". It is tried again after a day, or at once with: dvae-fast check"
+            )  # fmt: skip
+            what = f"the CUDA kernels could not be checked on {kind.name}: {entry.reason}{log}"
+            tail = "".join(f". {n}" for n in notes)
+            text = f"dvae_fast: {what}. The slower PyTorch reference runs instead{again}{tail}"
+            return Verdict(False, (), entry.reason, text)
+        if entry.report.failed_operators:
+            failed.update(entry.report.failed_operators)
+            reports.append(f"{kind.name}: {entry.path or 'dvae-fast check shows it'}")
+    sentences = []
+    if failed:
+        sentences.append(
+            f"the CUDA kernels of {', '.join(sorted(failed))} failed the check on this machine; "
+            f"they run the slower PyTorch reference. Report: {'; '.join(reports)}"
+        )
+    sentences += notes
+    warning = f"dvae_fast: {'. '.join(sentences)}" if sentences else ""
+    return Verdict(True, tuple(sorted(failed)), "", warning)
+
+
+def remembered() -> Verdict | None:
+    """The verdict if it can be had without a check."""
+    failed: set[str] = set()
+    try:
+        kinds = BACKEND.kinds()
+    except RuntimeError:  # the driver is of no use
+        return None
+    for kind in kinds:
+        try:
+            entry = _read(cache_folder() / f"{_key(kind)}.json")
+        except OSError:
+            return None
+        if entry is None or not entry.fresh:
+            return None
+        if entry.report is None:
+            return Verdict(False, (), entry.reason)
+        failed.update(entry.report.failed_operators)
+    return Verdict(True, tuple(sorted(failed)))
+
+
+def renew(device: str, *, small: bool = False) -> CheckReport:
+    """Check `device` now, in a process of its own, and remember what it found.
+
+    Raises:
+        CheckError: where the check did not come to an end.
+    """
+    index = torch.device(device).index or 0
+    p = torch.cuda.get_device_properties(index)
+    kind = Kind(p.name, f"{p.major}.{p.minor}", device)
+    folder = None
+    with contextlib.suppress(OSError):
+        folder = _writable(cache_folder())
+    if folder is None or small:
+        with tempfile.TemporaryDirectory(prefix="dvae_fast_check_") as temporary:
+            entry = _run(kind, Path(temporary), _key(kind), small)
+            entry.path = ""
+    else:
+        entry = _run(kind, folder, _key(kind), small)
+        _remember(folder / f"{_key(kind)}.json", entry)
+    if entry.report is None:
+        raise CheckError(entry.reason + (f"; see {entry.path}" if entry.path else ""))
+    return entry.report
+
+
+# --- the cache --------------------------------------------------------------------------------
+
+
+def _writable(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+    return folder
+
+
+def _obtain(kind: Kind) -> tuple[Entry, str]:
+    """The entry for `kind`, remembered or made now, and a note for the user."""
+    key = _key(kind)
+    try:
+        folder = cache_folder()
+        path = folder / f"{key}.json"
+        entry = _read(path)
+        if entry is not None and entry.fresh:
+            return entry, ""
+        _writable(folder)
+        lock = folder / f"{key}.lock"
+        lock.open("ab").close()
+    except OSError as error:
+        note = (
+            f"The check cannot be remembered ({error.strerror or error}"
+            f"{f': {error.filename}' if error.filename else ''}) and runs at each start: "
+            f"let XDG_CACHE_HOME name a folder that can be written; {_SKIP}"
+        )
+        with tempfile.TemporaryDirectory(prefix="dvae_fast_check_") as temporary:
+            entry = _run(kind, Path(temporary), key)
+            entry.path = ""
+            return entry, note
+    with _locked(lock) as held:
+        if held is None:
+            reason = f"another process has been at it for more than {BACKEND.wait:g} s"
+            return Entry("device", reason), ""
+        entry = _read(path)  # whoever held the lock may have made it
+        if entry is not None and entry.fresh:
+            return entry, ""
+        entry = _run(kind, folder, key)
+        if entry.outcome == "device":
+            return entry, ""
+        return entry, _remember(path, entry)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[bool | None]:
+    """Holds the lock: True; False where the file system has none; None if it was never free."""
+    deadline = time.monotonic() + BACKEND.wait
+    with path.open("wb") as file:
+        held: bool | None = None
+        while held is None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = True
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    break
+                time.sleep(0.1)
+            except OSError:
+                held = False
+        yield held  # closing the file gives the lock back
+
+
+def _read(path: Path) -> Entry | None:
+    """What is remembered; None where there is nothing, or nothing that can be read."""
+    try:
+        values = json.loads(path.read_text())
+        if values["format"] != _FORMAT:
+            return None
+        report = values["report"]
+        return Entry(
+            outcome=str(values["outcome"]),
+            reason=str(values["reason"]),
+            path=str(path) if report is not None else str(values["path"]),
+            report=None if report is None else CheckReport.from_dict(report),
+            time=float(values["time"]),
+        )
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _remember(path: Path, entry: Entry) -> str:
+    """Writes it; a note for the user where that fails."""
+    from dvae_fast.files import CheckpointError, write_json
+
+    values: dict[str, Any] = {
+        "format": _FORMAT,
+        "outcome": entry.outcome,
+        "reason": entry.reason,
+        "path": entry.path,
+        "time": entry.time,
+        "report": None if entry.report is None else entry.report.to_dict(),
+    }
+    try:
+        write_json(path, values)
+    except CheckpointError as error:
+        return f"The check cannot be remembered and runs at each start: {error}; {_SKIP}"
+    if entry.report is not None:
+        entry.path = str(path)
+    return ""
+
+
+# --- the process ------------------------------------------------------------------------------
+
+
+def _run(kind: Kind, folder: Path, key: str, small: bool = False) -> Entry:
+    """One check of `kind`, its log in `folder`; never raises for what the process does."""
+    log_path = folder / f"{key}.log"
+    try:
+        command = [*BACKEND.worker(), "--here", "--device", kind.device]
+    except CheckError as error:
+        return Entry("device", str(error))
+    with tempfile.TemporaryDirectory(prefix="dvae_fast_check_") as temporary:
+        out = Path(temporary) / "report.json"
+        command += ["--json", str(out), *(["--small"] if small else [])]
+        try:
+            with log_path.open("wb") as log:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=temporary,
+                    env=environment(),
+                    start_new_session=True,
+                )
+                code = ended(process, time.monotonic() + BACKEND.limit)
+        except OSError as error:
+            return Entry("device", f"no process could be started: {error}")
+        return _classify(code, out, log_path)
+
+
+def _classify(code: int | None, out: Path, log: Path) -> Entry:
+    lines = log.read_text(errors="replace").splitlines()
+    at = next((f" in {line[2:]}" for line in reversed(lines) if line.startswith("> ")), "")
+    if code is None:
+        return Entry("timeout", f"the check took more than {BACKEND.limit:g} s{at}", str(log))
+    if code < 0:
+        return Entry("crash", f"the check ended with {signal_name(code)}{at}", str(log))
+    if code == 2 and not out.exists():
+        last = next((line for line in reversed(lines) if line.strip()), "it cannot be made")
+        return Entry("device", last.removeprefix("dvae-fast check: "), str(log))
+    try:
+        report = CheckReport.from_dict(json.loads(out.read_text()))
+    except (OSError, ValueError, KeyError, TypeError):
+        last = next((line for line in reversed(lines) if line.strip()), "nothing was written")
+        return Entry("crash", f"the check left no report (exit code {code}): {last}", str(log))
+    if report.incomplete:
+        return Entry(report.incomplete_kind, report.incomplete + at, str(log))
+    return Entry("report", "", str(out), report)

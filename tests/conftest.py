@@ -1,0 +1,98 @@
+"""For machines that are had for minutes: a sample of the tests, in the time there is.
+
+`DVAE_FAST_SAMPLE=n` runs every n-th case of a test that has many, those in float64 and float16
+last. It prints each failure at once, for the run may be killed; and a process of pytest-xdist whose
+GPU takes no more work, as after an illegal access, makes way for a new one.
+
+`DVAE_FAST_SAMPLE_UNTIL` is the time, in seconds as of `time.time()`, after which tests are skipped.
+Without either nothing changes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+#: cases up to which a test is run whole
+WHOLE = 24
+
+NO_TIME = "no time is left for it"
+
+
+def _sample() -> int:
+    text = os.environ.get("DVAE_FAST_SAMPLE", "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise pytest.UsageError(f"DVAE_FAST_SAMPLE must be an integer >= 1, got {text!r}")
+    return int(text)
+
+
+def _is_late(item: Any) -> bool:
+    return "float64" in item.name or "float16" in item.name.replace("bfloat16", "")
+
+
+def _test(item: Any) -> tuple[str, str]:
+    """The function that it is a case of."""
+    return item.nodeid.partition("::")[0], getattr(item, "originalname", item.name)
+
+
+@pytest.hookimpl(trylast=True)  # of what -k has selected
+def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
+    every = _sample()
+    if every == 1:
+        return
+    counts: dict[Any, int] = {}
+    for item in items:
+        counts[_test(item)] = counts.get(_test(item), 0) + 1
+    kept, left_out, seen = [], [], dict.fromkeys(counts, 0)
+    for item in items:
+        number, seen[_test(item)] = seen[_test(item)], seen[_test(item)] + 1
+        whole = counts[_test(item)] <= WHOLE
+        (kept if whole or number % every == 0 else left_out).append(item)
+    items[:] = sorted(kept, key=_is_late)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    if time.time() > float(os.environ.get("DVAE_FAST_SAMPLE_UNTIL", "inf")):
+        pytest.skip(NO_TIME)
+
+
+def _failed(report: Any) -> str:
+    said = str(report.longrepr).strip().splitlines() or [""]
+    return f"\nFAILED {report.nodeid}: {said[-1]}\n"
+
+
+def pytest_runtest_logreport(report: Any) -> None:
+    # Of pytest-xdist's processes the first one alone prints.
+    if report.failed and _sample() > 1 and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(_failed(report), end="", flush=True)
+
+
+def _gpu_is_lost() -> bool:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except Exception:
+        return True
+    return False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, Any, Any]:
+    report = yield
+    if report.failed and _sample() > 1 and "PYTEST_XDIST_WORKER" in os.environ and _gpu_is_lost():
+        # All that follow would fail. pytest-xdist says that this test was running.
+        os.write(2, _failed(report).encode())
+        os._exit(1)
+    return report

@@ -193,7 +193,7 @@ def test_large_batches_are_small_ones(
         model = _model(covariance="full")
     elif kind == "two layers":
         torch.manual_seed(0)
-        model = TwoLayerModel(D, (Z, 2), (8,), (6, 5)).double()
+        model = TwoLayerModel(D, Z, (8,), upper_latent_size=2, upper_hidden_sizes=(6, 5)).double()
     else:
         model = _model()
         model = (model.encode, model.decode) if kind == "callables" else model

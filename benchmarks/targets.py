@@ -197,6 +197,6 @@ def likelihood_rows(run: Path) -> list[list[str]]:
     config, evaluation = metrics["config"], metrics["evaluation"]
     nll, error = -evaluation["log_likelihood"], evaluation["standard_error"]
     data = f"{config['binarise']} {config['data'].upper()}, {config['epochs']} epochs"
-    what = f"{config['model'].upper()} K={config['K']}, {data}"
+    what = f"{config['model'].upper()} K={config['samples']}, {data}"
     against = f"test NLL in nats, k = {evaluation['k']}, all {evaluation['examples']:,}"
     return [row(what, against, f"≤ {NLL}", nll <= NLL, f"{nll:.2f} ± {error:.3f}")]

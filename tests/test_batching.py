@@ -190,10 +190,10 @@ def test_large_batches_are_small_ones(
 ) -> None:
     model: Any
     if kind == "full":
-        model = _model(posterior="full")
+        model = _model(covariance="full")
     elif kind == "two layers":
         torch.manual_seed(0)
-        model = TwoLayerModel(D, (Z, 2), (8,), (6, 5)).double()
+        model = TwoLayerModel(D, Z, (8,), upper_latent_size=2, upper_hidden_sizes=(6, 5)).double()
     else:
         model = _model()
         model = (model.encode, model.decode) if kind == "callables" else model
@@ -436,7 +436,7 @@ def test_nothing_waits_inside_a_batch(
     """
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(importance, "Fetch", lambda t: t)
-    model = make_model("iwae", 784, 50, (200, 200), posterior=covariance).to("meta")
+    model = make_model("iwae", 784, 50, (200, 200), covariance=covariance).to("meta")
     how = Proposal(proposal, None if proposal == "posterior" else Masking(0.3), 10)
     x = torch.empty(500, 784, device="meta")
     key = torch.empty(1, dtype=torch.int64, device="meta")

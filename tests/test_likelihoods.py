@@ -459,7 +459,7 @@ def _train_data(kind: str) -> Tensor:
 def test_the_bound_of_a_model_rises(kind: str, name: str) -> None:
     torch.manual_seed(0)
     x = _train_data(kind)
-    model = make_model(name, D, 2, (8,), likelihood=kind, K=4, data_mean=x.mean(0))
+    model = make_model(name, D, 2, (8,), likelihood=kind, samples=4, data_mean=x.mean(0))
     # Beyond what the mean of the data gives, which is where the model starts.
     constant = model.bound(x, 3).mean().item()
     optimiser = torch.optim.Adam(model.parameters(), lr=0.02)

@@ -15,7 +15,7 @@ from dvae_fast import functional
 from dvae_fast._checks import check_float
 from dvae_fast.evaluation.partial import fingerprint
 from dvae_fast.likelihoods import Bernoulli, Likelihood, get_likelihood
-from dvae_fast.models import MLP, Autoencoder, LatentVariableModel, Softplus
+from dvae_fast.models import MLP, Autoencoder, BernoulliLatentModel, Softplus, sample_gaussian
 from dvae_fast.models.layers import evaluating, hooked
 from dvae_fast.models.posterior import is_full
 
@@ -56,7 +56,7 @@ class EncoderDecoder(Protocol):
 
 
 #: what can be evaluated: one of ours, an object with encode and decode, or a pair of functions
-Model = LatentVariableModel | EncoderDecoder | tuple[Callable[..., Any], Callable[..., Any]]
+Model = Autoencoder | EncoderDecoder | tuple[Callable[..., Any], Callable[..., Any]]
 
 
 class Judged:
@@ -117,8 +117,15 @@ class Judged:
             self._trunk, self._output = self.decode[:-1], self.decode[-1]
         if self._trunk is not None:
             self._dense = _dense_layers(self._trunk, self._output)
-        #: what a second layer of latents adds to the log-ratio of the first, if there is one
-        self.log_ratio_above: Callable[..., Tensor] | None = getattr(model, "log_ratio_above", None)
+        #: what a prior of one's own, or a second layer of latents, adds to the log-ratio, if any
+        self.log_ratio_above: Callable[..., Tensor] | None = (
+            None
+            if self.own is not None and self.own.prior_is_fused
+            else getattr(model, "log_ratio_above", None)
+        )
+        #: draws from what `posterior` returns; that of binary latents is the model's
+        self.discrete = isinstance(model, BernoulliLatentModel)
+        self.draw = model.draw_posterior if self.discrete else sample_gaussian
         self.modules = _modules_behind((model, self.encode, self.decode))
 
     @contextmanager
@@ -156,9 +163,12 @@ class Judged:
             )
         return size
 
-    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """q(z|x), encoded once: (B, D) → mean (B, Z), and log_var (B, Z) or L (B, Z, Z)."""
+    def posterior(self, x: Tensor) -> tuple[Tensor, ...]:
+        """q(z|x), encoded once: (B, D) → mean (B, Z), and log_var (B, Z) or L (B, Z, Z); of binary
+        latents, logits (B, Z) only."""
         result = self.encode(x)
+        if self.discrete:
+            return (result,)
         pair = isinstance(result, (tuple, list)) and len(result) == 2
         if not pair or not all(isinstance(part, Tensor) for part in result):
             got = f"{len(result)} values" if isinstance(result, (tuple, list)) else type(result)
@@ -178,10 +188,10 @@ class Judged:
         states = [(m, name, t) for m in self.modules for name, t in m.state_dict().items()]
         like = self.like(x)
         with self.evaluating():
-            mean, spread = self.posterior(x[:1].to(like.device, like.dtype))
-            params = self.decode(mean.unsqueeze(1))
+            parts = self.posterior(x[:1].to(like.device, like.dtype))
+            params = self.decode(parts[0].unsqueeze(1))
         first = params if isinstance(params, Tensor) else params[0]
-        numbers = [t.double().flatten()[:8].cpu() for t in (mean, spread, first)]
+        numbers = [t.double().flatten()[:8].cpu() for t in (*parts, first)]
         numbers.append(first.double().mean().cpu().reshape(1))
         return {
             "parameters": fingerprint(

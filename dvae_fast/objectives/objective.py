@@ -138,6 +138,11 @@ class Objective:
     # --- the formulas ---
 
     @property
+    def analytic(self) -> bool:
+        """Whether log p(z) − log q(z|x̃) is replaced by minus the divergence, from N(0, I)."""
+        return self.name == "elbo-kl"
+
+    @property
     def _generative(self) -> tuple[Term, ...]:
         """The bound, whose gradient the generative network has."""
         if self.name == "ciwae":

@@ -180,7 +180,7 @@ _PUBLISHED = {
 _KINDS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "gru": (
         "a GRU reads the rows",
-        {"inference": "gru"},
+        {"encoder": "gru"},
         ("the encoder's sizes and order",),
     ),
     "pixel": (
@@ -188,10 +188,10 @@ _KINDS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
         {"per_pixel": True},
         ("how rates follow the mean image",),
     ),
-    "copies": ("two corruptions of each image", {"M": 2}, ()),
+    "copies": ("two corruptions of each image", {"copies": 2}, ()),
     "learnt": (
         "the rate learnt from there on (score function, M = 2)",
-        {"learn_level": "score", "M": 2},
+        {"gradient": "score", "copies": 2},
         ("how the rate is learnt, which the paper leaves open",),
     ),
     "released": (
@@ -213,7 +213,7 @@ def _mnist_row(
     """A row of MNIST; `level` in per cent, `kind` one of `_KINDS` or none."""
     name = "-".join(part for part in (model, kind, f"k{K}", f"{level or ''}") if part)
     about = f"{model.upper()}, K = {K}" + f", {level} % noise" * bool(level)
-    settings = {**_MNIST, "model": model, "K": K} | ({"level": level / 100} if level else {})
+    settings = {**_MNIST, "model": model, "samples": K} | ({"level": level / 100} if level else {})
     guesses: tuple[str, ...] = ()
     if kind:
         words, changes, unsaid = _KINDS[kind]
@@ -245,7 +245,7 @@ def _mnist_rows() -> Iterator[Row]:
 def _burda_rows() -> Iterator[Row]:
     for K in (1, 5, 50):
         name, about = f"burda-k{K}", f"IWAE, K = {K}, one stochastic layer"
-        yield Row(name, about, "burda", {**_BURDA, "K": K}, _PUBLISHED[name])
+        yield Row(name, about, "burda", {**_BURDA, "samples": K}, _PUBLISHED[name])
 
 
 def _frey_rows() -> Iterator[Row]:

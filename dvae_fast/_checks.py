@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = [
     "check_choice",
@@ -20,6 +24,7 @@ __all__ = [
     "check_shape",
     "check_size",
     "check_sizes",
+    "nearest_choice",
     "set_validation",
     "values_are_checked",
 ]
@@ -99,9 +104,19 @@ def check_sizes(name: str, values: Any) -> tuple[int, ...]:
     return tuple(check_size(f"{name}[{i}]", value) for i, value in enumerate(values))
 
 
-def check_choice(name: str, value: Any, choices: Any) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raise ValueError unless `value` is one of the names in `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(nearest_choice(name, value, choices))
+
+
+def nearest_choice(name: str, value: Any, choices: Iterable[str]) -> str:
+    """What to say of a wrong name: the valid ones, nearest first."""
+    valid = list(choices)
+    near = difflib.get_close_matches(str(value), valid, n=max(len(valid), 1))
+    names = ", ".join([*near, *(choice for choice in valid if choice not in near)])
+    guess = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{name} must be one of {names}; got {value!r}{guess}"
 
 
 def check_device(name: str, value: Any, *, here: bool = True) -> None:

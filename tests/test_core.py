@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from dvae_fast import likelihoods, noise, ops, reference
-from dvae_fast.checking.terms import DENSITY_TERMS
+from dvae_fast.checking.likelihoods import LIKELIHOODS as ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -359,7 +359,7 @@ class _Density(NamedTuple):
 SHAPE = (7, 65)
 
 #: Every likelihood. A density or derivative may be off by `roundings` · ε of each of its terms,
-#: in DENSITY_TERMS: 4 or 5 for an exp and a log of 2 ulp each and the arithmetic around them.
+#: in the table of the check: 4 or 5 for an exp and a log of 2 ulp each and the arithmetic around.
 _DENSITIES: dict[str, _Density] = {
     "bernoulli": _Density(
         lambda g: (g.uniform(-30, 30, SHAPE), np.clip(g.uniform(-0.5, 1.5, SHAPE), 0, 1)), 4
@@ -398,32 +398,21 @@ def test_densities_and_derivatives(kind: str, dtype: Any) -> None:
     *params, x = (torch.from_numpy(a).double() for a in arrays)
     scale = params[1] if len(params) == 2 else None
     expected = (
-        reference._DENSITIES[kind](*params, x),
-        *reference._DERIVATIVES[kind](*params, x),
+        likelihoods.LIKELIHOODS[kind].log_prob(tuple(params), x),
+        *likelihoods.LIKELIHOODS[kind].derivatives(tuple(params), x),
     )
-    terms = DENSITY_TERMS[kind](params[0], scale, x)[: len(expected)]
+    terms = ROWS[kind].terms(params[0], scale, x)[: len(expected)]
     for a, e, t in zip(got, expected, terms, strict=True):
         assert a.dtype == dtype
         error = np.abs(a - e.numpy()) / (np.finfo(dtype).eps * t.numpy())
         assert error.max() <= roundings
 
 
-@pytest.mark.parametrize("kind", likelihoods.LIKELIHOODS)
-def test_derivatives_of_the_reference_are_autograds(kind: str) -> None:
-    operands = _DENSITIES[kind].operands(np.random.default_rng(10))
-    *params, x = (torch.from_numpy(a) for a in operands)
-    closed = reference._DERIVATIVES[kind](*params, x)
-    leaves = [p.requires_grad_() for p in params]
-    density = reference._DENSITIES[kind](*leaves, x)
-    for mine, its in zip(closed, torch.autograd.grad(density.sum(), leaves), strict=True):
-        torch.testing.assert_close(mine, its, rtol=1e-11, atol=1e-11)
-
-
 def test_gaussian_density_is_scipys() -> None:
     operands, roundings = _DENSITIES["gaussian"]
     mean, scale, x = operands(np.random.default_rng(8))
     density, _, _ = _core.gaussian(mean, scale, x)
-    terms, _, _ = DENSITY_TERMS["gaussian"](*map(torch.from_numpy, (mean, scale, x)))
+    terms, _, _ = ROWS["gaussian"].terms(*map(torch.from_numpy, (mean, scale, x)))
     error = np.abs(density - stats.norm.logpdf(x, mean, scale))
     assert (error <= roundings * np.finfo(np.float64).eps * terms.numpy()).all()
 

@@ -10,13 +10,7 @@ corruption), K samples, Z latent and D data dimensions.
 
 from dvae_fast.models.base import Autoencoder
 from dvae_fast.models.bernoulli import BernoulliLatentModel, sample_bernoulli_latents
-from dvae_fast.models.decoders import (
-    DECODERS,
-    BernoulliDecoder,
-    DiscretisedLogisticDecoder,
-    GaussianDecoder,
-    NegativeBinomialDecoder,
-)
+from dvae_fast.models.decoders import Decoder
 from dvae_fast.models.encoders import (
     INFERENCES,
     POOLINGS,
@@ -41,7 +35,6 @@ from dvae_fast.models.two_layer import TwoLayerModel
 
 __all__ = [
     "ACTIVATIONS",
-    "DECODERS",
     "DIWAE",
     "DVAE",
     "INFERENCES",
@@ -52,15 +45,12 @@ __all__ = [
     "POSTERIORS",
     "VAE",
     "Autoencoder",
-    "BernoulliDecoder",
     "BernoulliLatentModel",
     "ConvEncoder",
-    "DiscretisedLogisticDecoder",
+    "Decoder",
     "GRUEncoder",
-    "GaussianDecoder",
     "GaussianEncoder",
     "LatentVariableModel",
-    "NegativeBinomialDecoder",
     "Softplus",
     "TwoLayerModel",
     "gaussian_log_ratio",

@@ -19,14 +19,14 @@ from dvae_fast.corruptions import (
     score_function_surrogate,
 )
 from dvae_fast.likelihoods import get_likelihood
-from dvae_fast.models.decoders import DECODERS, splits
+from dvae_fast.models.decoders import Decoder, splits
 from dvae_fast.objectives.objective import check_score_objective
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dvae_fast.corruptions import CorruptionFunction
-    from dvae_fast.models.decoders import BernoulliDecoder
+    from dvae_fast.likelihoods import Likelihood
     from dvae_fast.objectives import Latents, Objective
 
 __all__ = ["Autoencoder", "groups_of"]
@@ -49,7 +49,7 @@ class Autoencoder(nn.Module):
         hidden_sizes: Sequence[int],
         *,
         activation: str,
-        likelihood: str,
+        likelihood: str | Likelihood,
         corruption: Corruption | CorruptionFunction | None,
         M: int,
         K: int,
@@ -79,8 +79,13 @@ class Autoencoder(nn.Module):
                 check_score_objective(objective)
         # Typed as modules, not as the classes made here: both may be replaced.
         self.encoder: nn.Module = self._make_encoder()
-        self.decoder: nn.Module = DECODERS[self.likelihood.kind](
-            latent_size, self.decoder_hidden_sizes, data_size, activation, data_mean
+        self.decoder: nn.Module = Decoder(
+            latent_size,
+            self.decoder_hidden_sizes,
+            data_size,
+            self.likelihood,
+            activation,
+            data_mean,
         )
 
     # --- the parts ----------------------------------------------------------------------------
@@ -130,7 +135,7 @@ class Autoencoder(nn.Module):
         """z and log_ratio for the objective: M corruptions encoded once, K samples of each."""
         raise NotImplementedError
 
-    def split_decoder(self) -> BernoulliDecoder | None:
+    def split_decoder(self) -> Decoder | None:
         """The decoder, if trunk and then a linear output are all that calling `decode` does."""
         plain = type(self).decode is Autoencoder.decode and "decode" not in self.__dict__
         decoder = self.decoder

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dvae_fast.corruptions import Corruption
+    from dvae_fast.likelihoods import Likelihood
 
 __all__ = ["BernoulliLatentModel", "draw_bernoulli", "sample_bernoulli_latents"]
 
@@ -52,7 +53,7 @@ class BernoulliLatentModel(Autoencoder):
         hidden_sizes: Sequence[int] = (200, 200),
         *,
         activation: str = "softplus",
-        likelihood: str = "bernoulli",
+        likelihood: str | Likelihood = "bernoulli",
         corruption: Corruption | None = None,
         M: int = 1,
         K: int = 5,

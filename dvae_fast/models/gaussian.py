@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from dvae_fast.corruptions import CorruptionFunction
+    from dvae_fast.likelihoods import Likelihood
 
 __all__ = ["DIWAE", "DVAE", "IWAE", "MODELS", "VAE", "LatentVariableModel", "make_model"]
 
@@ -58,7 +59,7 @@ class LatentVariableModel(Autoencoder):
         inference: str,
         image_shape: Sequence[int] | None,
         posterior: str,
-        likelihood: str,
+        likelihood: str | Likelihood,
         corruption: Corruption | CorruptionFunction | None,
         M: int,
         K: int,
@@ -314,7 +315,7 @@ class _Plain(LatentVariableModel):
         inference: str = "mlp",
         image_shape: Sequence[int] | None = None,
         posterior: str = "diagonal",
-        likelihood: str = "bernoulli",
+        likelihood: str | Likelihood = "bernoulli",
         M: int = 1,
         K: int | None = None,
         data_mean: Tensor | None = None,
@@ -356,7 +357,7 @@ class _Denoising(LatentVariableModel):
         inference: str = "mlp",
         image_shape: Sequence[int] | None = None,
         posterior: str = "diagonal",
-        likelihood: str = "bernoulli",
+        likelihood: str | Likelihood = "bernoulli",
         corruption: Corruption | CorruptionFunction | None = None,
         M: int = 1,
         K: int | None = None,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dvae_fast.corruptions import Corruption, CorruptionFunction
+    from dvae_fast.likelihoods import Likelihood
 
 __all__ = ["TwoLayerModel"]
 
@@ -56,7 +57,7 @@ class TwoLayerModel(Autoencoder):
         upper_hidden_sizes: Sequence[int] = (100, 100),
         *,
         activation: str = "tanh",
-        likelihood: str = "bernoulli",
+        likelihood: str | Likelihood = "bernoulli",
         corruption: Corruption | CorruptionFunction | None = None,
         M: int = 1,
         K: int = 5,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Operand = Callable[[Tensor], Tensor]
 
-__all__ = ["LIKELIHOODS", "Row", "scale_of", "target_of"]
+__all__ = ["LIKELIHOODS", "Row", "elements", "scale_of", "target_of"]
 
 
 class Row(NamedTuple):
@@ -34,6 +34,9 @@ class Row(NamedTuple):
     #: params, scale and x → absolute terms of log p, of ∂/∂params and of ∂/∂scale; no more than the
     #: first two if it has no scale
     terms: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    #: how many ε of its terms a density or derivative may be off: 4 or 5 for an exp and a log of 2
+    #: ulp each and the arithmetic around
+    roundings: int = 5
     #: how far samples differ, in units of `params`' argument, so that no one takes all the weight
     spread: float = 1.0
     #: what multiplies the last linear layer of a decoder, so that its outputs are of `params`' size
@@ -79,7 +82,7 @@ def _terms_negative_binomial(mean: Tensor, t: Tensor, x: Tensor) -> tuple[Tensor
 
 
 LIKELIHOODS: dict[str, Row] = {
-    "bernoulli": Row(lambda n: 4 * n, None, lambda u: u, _terms_bernoulli, spread=0.5),
+    "bernoulli": Row(lambda n: 4 * n, None, lambda u: u, _terms_bernoulli, roundings=4, spread=0.5),
     "gaussian": Row(lambda n: n, lambda u: u, lambda u: u, _terms_gaussian),
     # Not so narrow that e^−|x − mean|/scale leaves float32: see test_likelihoods.py for that.
     "discretised_logistic": Row(
@@ -96,10 +99,20 @@ LIKELIHOODS: dict[str, Row] = {
         lambda u: u**6,
         lambda u: (40 * u**4).round(),
         _terms_negative_binomial,
+        roundings=20,  # a ratio of Γ is ten factors and twice eight terms of Stirling's series
         spread=0.05,
         positive=True,
     ),
 }
+
+
+def elements(likelihood: str, n: int, seed: int) -> tuple[Tensor, ...]:
+    """Parameters and x of n elements, (n,) each, in float64."""
+    row, g = LIKELIHOODS[likelihood], torch.Generator().manual_seed(seed)
+    normal = torch.randn(n, generator=g, dtype=torch.float64)
+    u, v = torch.rand(2, n, generator=g, dtype=torch.float64)
+    params = [row.params(normal)] + ([] if row.scale is None else [row.scale(0.3 + 1.7 * u)])
+    return (*params, row.data((2 * v - 0.5).clamp(0, 1)))
 
 
 def scale_of(make: Maker, likelihood: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

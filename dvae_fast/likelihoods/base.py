@@ -76,6 +76,11 @@ class Likelihood:
         """How messages and files name it."""
         return self.kernel or repr(self)
 
+    @property
+    def is_density(self) -> bool:
+        """Whether log p is of a density, and so depends on the unit of x, or of a probability."""
+        return not self.discrete
+
     def unpack(self, params: Any) -> tuple[Any, ...]:
         """The parameters as a tuple in the order of `params`, from what a decoder returned.
 

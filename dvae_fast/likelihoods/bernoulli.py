@@ -28,6 +28,8 @@ class Bernoulli(Likelihood):
     params: ClassVar[Links] = {"logits": identity}
     interval = (0.0, 1.0)
 
+    is_density = False
+
     def __init__(self, probabilities: bool = False) -> None:
         if not isinstance(probabilities, bool):
             raise TypeError(f"probabilities must be a bool, got {type(probabilities).__name__}")

@@ -28,7 +28,7 @@ from dvae_fast.data import (
     load_dataset,
 )
 from dvae_fast.files import CheckpointError, read_json
-from dvae_fast.likelihoods import LIKELIHOODS
+from dvae_fast.likelihoods import LIKELIHOODS, Bernoulli
 from dvae_fast.models import (
     ACTIVATIONS,
     INFERENCES,
@@ -193,16 +193,15 @@ class TrainConfig:
             )
 
     def _check_support(self) -> None:
-        if self.likelihood == "negative_binomial":
+        step = LIKELIHOODS[self.likelihood].step
+        if step == 1:
             raise ValueError(
-                f"likelihood must not be negative_binomial for {self.data}: it is of counts, and "
+                f"likelihood must not be {self.likelihood} for {self.data}: it is of counts, and "
                 "the values of images lie in [0, 1]"
             )
-        if self.likelihood == "discretised_logistic" and (
-            self.binarise != "none" or self.data not in GREY_LEVEL_DATASETS
-        ):
+        if step > 0 and (self.binarise != "none" or self.data not in GREY_LEVEL_DATASETS):
             raise ValueError(
-                "likelihood must not be discretised_logistic unless the data has 256 grey levels: "
+                f"likelihood must not be {self.likelihood} unless the data has 256 grey levels: "
                 f"{', '.join(GREY_LEVEL_DATASETS)} with binarise none; "
                 f"got {self.data} with {self.binarise}"
             )
@@ -318,7 +317,7 @@ def default_config(model: str = "diwae", data: str = "digits", **given: Any) -> 
     values.setdefault("epochs", DEFAULT_EPOCHS[data])
     values.setdefault("learning_rate", DEFAULT_LEARNING_RATES[data])
     if MODELS[model].denoising:
-        binary = values["likelihood"] == "bernoulli"
+        binary = isinstance(LIKELIHOODS.get(values["likelihood"]), Bernoulli)
         values.setdefault("corruption", "salt-and-pepper" if binary else "gaussian")
     else:
         values.setdefault("corruption", "identity")

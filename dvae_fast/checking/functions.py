@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dvae_fast
 from dvae_fast import corruptions, functional, reference
+from dvae_fast.checking.likelihoods import LIKELIHOODS, scale_of, target_of
 from dvae_fast.checking.operands import Maker
 from dvae_fast.checking.outcomes import Expected, Tally, attempt
 
@@ -154,35 +156,15 @@ def _corruption_cases() -> Iterator[Case]:
     )
 
 
-def _data(make: Maker, likelihood: str, d: int) -> Tensor:
-    u = torch.rand(_B, d, generator=make.generator, dtype=torch.float64)
-    if likelihood == "discretised_logistic":
-        u = (255 * u).round() / 255
-    elif likelihood == "negative_binomial":
-        u = (20 * u).floor()
-    return make.put(u, make.sums)
-
-
 def _decoder(make: Maker, likelihood: str, scale: str, d: int) -> tuple[list[Tensor], list[Tensor]]:
-    params = make.raw(2, _B, _K, d)
-    if likelihood == "negative_binomial":
-        params = params.exp()
+    params = LIKELIHOODS[likelihood].params(make.raw(2, _B, _K, d))
     ratio = make.normal(2, _B, _K, dtype=make.sums)
     operands = [make.put(params), ratio]
     if scale != "none":
         shape = {"full": (2, _B, _K, d), "per-pixel": (d,), "scalar": (1,)}[scale]
-        width = 0.3 if likelihood == "discretised_logistic" else 1.0
         dtype = make.dtype if scale == "full" else make.sums
-        operands.append(make.uniform(*shape, low=0.5 * width, high=2 * width, dtype=dtype))
-    return operands, [_data(make, likelihood, d)]
-
-
-_LIKELIHOODS = {
-    "bernoulli": ("none",),
-    "gaussian": ("full", "per-pixel", "scalar"),
-    "discretised_logistic": ("full", "per-pixel"),
-    "negative_binomial": ("full", "per-pixel"),
-}
+        operands.append(scale_of(make, likelihood, shape, dtype))
+    return operands, [target_of(make, likelihood, _B, d)]
 
 
 def _split(tensors: tuple[Tensor, ...]) -> tuple[Any, Tensor, Tensor]:
@@ -193,8 +175,8 @@ def _split(tensors: tuple[Tensor, ...]) -> tuple[Any, Tensor, Tensor]:
 
 
 def _weight_cases(small: bool) -> Iterator[Case]:
-    for likelihood, scales in _LIKELIHOODS.items():
-        for scale in scales:
+    for likelihood, row in LIKELIHOODS.items():
+        for scale in ("full", "per-pixel", "scalar") if row.scale else ("none",):
             for d in (1, 65) if small else (1, 65, 784):
 
                 def make(
@@ -252,22 +234,26 @@ def _overwriting(likelihood: str) -> Callable[..., Tensor]:
 
 def _layer_cases() -> Iterator[Case]:
     d = 65
-    for likelihood, with_bias in (("bernoulli", True), ("bernoulli", False), ("gaussian", True)):
+    for likelihood, with_bias in itertools.product(LIKELIHOODS, (True, False)):
 
         def make(
             make: Maker, likelihood: str = likelihood, with_bias: bool = with_bias
         ) -> tuple[list[Tensor], list[Tensor]]:
-            layers = [make.normal(2, _B, _K, 9), make.normal(d, 9, std=1 / 3)]
-            bias = [make.normal(d)] if with_bias else []
+            row = LIKELIHOODS[likelihood]
+            raw = [make.raw(2, _B, _K, 9), make.raw(d, 9) / 3, make.raw(d)]
+            if row.positive:
+                raw = [t.abs() for t in raw]
+            raw[1:] = [row.layer * t for t in raw[1:]]
+            *layers, last = (make.put(t) for t in raw)
+            bias = [last] if with_bias else []
             ratio = make.normal(2, _B, _K, dtype=make.sums)
-            scale = [make.uniform(d, low=0.5, high=2.0, dtype=make.sums)]
-            scale = scale if likelihood == "gaussian" else []
-            return [*layers, ratio, *bias, *scale], [_data(make, likelihood, d)]
+            scale = [scale_of(make, likelihood, (d,), make.sums)] if row.scale else []
+            return [*layers, ratio, *bias, *scale], [target_of(make, likelihood, _B, d)]
 
         def call(*t: Tensor, likelihood: str = likelihood, with_bias: bool = with_bias) -> Tensor:
             hidden, weight, ratio, *more, x = t
             bias = more[0] if with_bias else None
-            scale = more[-1] if likelihood == "gaussian" else None
+            scale = more[-1] if LIKELIHOODS[likelihood].scale else None
             return dvae_fast.linear_log_weights(
                 hidden, weight, bias, x, ratio, likelihood, scale=scale
             )
@@ -295,7 +281,7 @@ def _long_cases() -> Iterator[Case]:
         params = make.put(make.raw(_B, 300, 784) / math.sqrt(784))
         scale = make.uniform(784, low=0.5, high=2.0, dtype=make.sums)
         ratio = make.normal(_B, 300, dtype=make.sums)
-        return [params, ratio, scale], [_data(make, "gaussian", 784)]
+        return [params, ratio, scale], [target_of(make, "gaussian", _B, 784)]
 
     yield Case(
         "iwae_loss",

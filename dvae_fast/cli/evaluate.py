@@ -41,6 +41,7 @@ from dvae_fast.evaluation import (
 )
 from dvae_fast.evaluation.partial import PARTIAL, partial_exists, remove_partial
 from dvae_fast.files import write_atomically, write_json
+from dvae_fast.likelihoods import get_likelihood
 from dvae_fast.models import load_model
 from dvae_fast.training import load_config
 from dvae_fast.training.loop import cpu_threads
@@ -333,7 +334,8 @@ def evaluation_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         samples = f"k = {report['k']:,}"
     else:
         samples = f"k = {report['samples'] / report['examples']:,.0f} on average"
-    density = ", of a density on [0, 1]" if report["likelihood"] == "gaussian" else ""
+    is_density = get_likelihood(report["likelihood"]).is_density
+    density = ", of a density on [0, 1]" if is_density else ""
     rows = [
         (
             "log p(x)",

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import dvae_fast
 from dvae_fast import corruptions, functional, reference
 from dvae_fast.checking.operands import Maker
-from dvae_fast.checking.outcomes import Expected, Tally, attempt, one_thread
+from dvae_fast.checking.outcomes import Expected, Tally, attempt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,7 +69,7 @@ def _expected(case: Case, operands: list[Tensor], rest: list[Tensor], tolerance:
     def double(tensors: list[Tensor]) -> list[Tensor]:
         return [t.cpu().double() if t.is_floating_point() else t.cpu() for t in tensors]
 
-    with one_thread(), _OnReference():
+    with _OnReference():
         values = _values_and_gradients(case, double(operands), double(rest))
     allowed = [
         torch.full(v.shape, tolerance * (v.abs().max().item() if v.numel() else 0) + 1e-30)

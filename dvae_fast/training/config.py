@@ -29,7 +29,7 @@ from dvae_fast.data import (
     load_dataset,
 )
 from dvae_fast.files import CheckpointError, read_json
-from dvae_fast.likelihoods import LIKELIHOODS, Bernoulli
+from dvae_fast.likelihoods import LIKELIHOODS, Bernoulli, get_likelihood
 from dvae_fast.models import MODELS, Autoencoder, ModelConfig, make_model
 from dvae_fast.models.config import default_samples, option, options_of
 from dvae_fast.models.encoders import check_encoder
@@ -187,7 +187,7 @@ class TrainConfig(ModelConfig):
                 )
 
     def _check_support(self) -> None:
-        step = LIKELIHOODS[self.likelihood].step
+        step = get_likelihood(self.likelihood).step
         if step == 1:
             raise ValueError(
                 f"likelihood must not be {self.likelihood} for {self.data}: it is of counts, and "

@@ -306,9 +306,9 @@ def model_of(likelihood: Likelihood, kind: Any = DIWAE, **options: Any) -> Any:
 @pytest.mark.parametrize("kind", [DIWAE, DVAE, TwoLayerModel, BernoulliLatentModel])
 def test_models(likelihood: Likelihood, kind: Any) -> None:
     torch.manual_seed(0)
-    sizes = ((3, 2), (6,), (4,)) if kind is TwoLayerModel else (Z, (6,))
+    upper = {"upper_latent_size": 2, "upper_hidden_sizes": (4,)} if kind is TwoLayerModel else {}
     x = drawn(likelihood, 8, K, D)[-1]
-    model = kind(D, *sizes, likelihood=likelihood, data_mean=x.mean(0)).double()
+    model = kind(D, 3, (6,), likelihood=likelihood, data_mean=x.mean(0), **upper).double()
     assert model.likelihood is likelihood
     loss = model.loss(x, 1)
     loss.backward()
@@ -322,7 +322,7 @@ def test_models(likelihood: Likelihood, kind: Any) -> None:
 
 @each_own
 def test_a_models_bound_is_that_of_torch(likelihood: Likelihood) -> None:
-    model = model_of(likelihood, DVAE, K=3)
+    model = model_of(likelihood, DVAE, samples=3)
     x = drawn(likelihood, 8, K, D)[-1]
     z, log_ratio, _ = model._sample_posterior(x, torch.tensor([1]), 0)
     params = likelihood.unpack(model.decode(z))
@@ -359,7 +359,7 @@ def test_a_model_learns(likelihood: Likelihood) -> None:
     g = torch.Generator().manual_seed(1)
     centre = torch.rand(2, D, generator=g)[torch.arange(60) % 2]
     x = (centre + 0.05 * torch.randn(60, D, generator=g)).clamp(0.01, 0.99).double()
-    model = model_of(likelihood, K=4)
+    model = model_of(likelihood, samples=4)
     before = model.bound(x, 3).mean().item()
     optimiser = torch.optim.Adam(model.parameters(), lr=0.02)
     for step in range(60):

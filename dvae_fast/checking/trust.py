@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -308,6 +309,7 @@ def _remember(path: Path, entry: Entry) -> str:
 
 def _run(kind: Kind, folder: Path, key: str, small: bool = False) -> Entry:
     """One check of `kind`, its log in `folder`; never raises for what the process does."""
+    logging.getLogger("dvae_fast").info("checking the kernels on %s, once", kind.name)
     log_path = folder / f"{key}.log"
     try:
         command = [*BACKEND.worker(), "--here", "--device", kind.device]

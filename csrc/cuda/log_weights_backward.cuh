@@ -3,7 +3,7 @@
 // Bytes an element: 2 · sizeof(T), read and written (4 with a full scale). A thread keeps its
 // columns and walks over rows, so x is read once an example, and sums over rows (of a bias' or a
 // shared scale's gradient) are made in registers in the same pass.
-// Registers (sm_90a, float32 and bfloat16 in packs): Bernoulli 72 and 80, with sums 86 and 121;
+// Registers (sm_90a, float32 and bfloat16 in packs): Bernoulli 72 and 71, with sums 86 and 109;
 // Gaussian with sums 104 and 156, with a full scale 80 and 94.
 #pragma once
 
@@ -16,12 +16,8 @@ namespace dvae::cuda {
 // Rows loaded before the first is used.
 constexpr int kRowsAhead = 4;
 
-// Blocks of a multiprocessor, at least: three take 80 registers a thread, and just fit.
-template <class L, class T, bool kSums>
-constexpr int kColumnBlocks = L::kHasScale || kSums || sizeof(T) != 2 ? 1 : 3;
-
 template <class L, class T, ScaleKind kScale, bool kSums, bool kVector>
-__global__ void __launch_bounds__(kThreads, kColumnBlocks<L, T, kSums>)
+__global__ void __launch_bounds__(kThreads, 1)
     log_weights_backward_kernel(const LogWeights p, const ColumnLayout layout) {
   using A = accumulate_t<T>;
   constexpr int V = kVector ? kPack<T> : 1;

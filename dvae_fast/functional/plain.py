@@ -15,7 +15,7 @@ from dvae_fast.functional._rows import check_rows
 if TYPE_CHECKING:
     from dvae_fast.likelihoods import Likelihood
 
-__all__ = ["plain_log_weights"]
+__all__ = ["check_no_gradient", "plain_log_weights"]
 
 
 def plain_log_weights(params: Any, x: Any, log_ratio: Any, likelihood: Likelihood) -> Tensor:
@@ -30,7 +30,8 @@ def plain_log_weights(params: Any, x: Any, log_ratio: Any, likelihood: Likelihoo
     rows, ratio = check_rows(x, log_ratio, shape[:-1], shape[-1], like, "params")
     # (B, D) is shared by leading dimensions.
     data = rows.unsqueeze(-2) if rows.shape[0] == shape[-3] else rows.view(*shape[:-2], 1, -1)
-    check_x(likelihood, data)
+    if likelihood.discrete:
+        check_no_gradient(likelihood, data)
     if values_are_checked():
         likelihood.check_support(data)
         likelihood.check_values(tuple(operands))
@@ -49,8 +50,9 @@ def plain_log_weights(params: Any, x: Any, log_ratio: Any, likelihood: Likelihoo
     return total + ratio.view(shape[:-1])
 
 
-def check_x(likelihood: Likelihood, x: Tensor) -> None:
-    if likelihood.discrete and needs_grad(x):
+def check_no_gradient(likelihood: Likelihood, x: Tensor) -> None:
+    """Raise ValueError if a gradient of discrete data is asked for."""
+    if needs_grad(x):
         raise ValueError(
             f"x must not require a gradient: the {likelihood.kind} likelihood has none for it, "
             "its data being discrete"

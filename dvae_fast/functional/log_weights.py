@@ -18,9 +18,8 @@ from dvae_fast.functional._autograd import (
     needs_grad,
 )
 from dvae_fast.functional._rows import check_rows
-from dvae_fast.functional.plain import check_no_gradient, plain_log_weights
+from dvae_fast.functional.plain import check_no_gradient, gradient_in_x, plain_log_weights
 from dvae_fast.likelihoods import Likelihood, get_likelihood
-from dvae_fast.reference import log_weights_backward_x
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -59,7 +58,7 @@ class _LogWeights(torch.autograd.Function):
         if need[0] or need[1]:
             grad_params, grad_scale = _op.log_weights_backward(grad, params, scale, x, ctx.kind)
         if need[2]:
-            grad_x = log_weights_backward_x(grad, params, scale, x, ctx.kind)
+            grad_x = gradient_in_x(grad, params, scale, x, get_likelihood(ctx.kind))
         return grad_params, grad_scale if scale is not None else None, grad_x, grad, None
 
 

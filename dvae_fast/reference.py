@@ -275,17 +275,6 @@ def log_weights_backward(
     return grad_params, grad_scale.reshape(scale.shape).to(scale.dtype)
 
 
-def log_weights_backward_x(
-    grad: Tensor, params: Tensor, scale: Tensor | None, x: Tensor, likelihood: str
-) -> Tensor:
-    """grad times the derivative in x, summed over samples and corruptions: (B, D)."""
-    *parameters, data = _operands(params, scale, x)
-    derivative = get_likelihood(likelihood).derivative_in_x(tuple(parameters), data)
-    per_row = _weighted(grad.to(data.dtype).unsqueeze(-1), derivative).sum(1)
-    copies = per_row.shape[0] // max(x.shape[0], 1)
-    return per_row.view(copies, *x.shape).sum(0).to(x.dtype)
-
-
 def _weighted(weight: Tensor, value: Tensor) -> Tensor:
     return torch.where(weight == 0, torch.zeros_like(value), weight * value)
 

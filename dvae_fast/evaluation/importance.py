@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from dvae_fast.evaluation.proposals import Drawer
     from dvae_fast.evaluation.results import EvaluationProgress
     from dvae_fast.evaluation.target import Model
+    from dvae_fast.functional.linear import Scale
     from dvae_fast.likelihoods import Likelihood
 
 __all__ = ["CURVE", "DTYPES", "estimate_log_likelihood"]
@@ -275,7 +276,7 @@ def estimate_log_likelihood(
     k: int = 5000,
     *,
     likelihood: str | Likelihood | None = None,
-    scale: Tensor | float | None = None,
+    scale: Scale | None = None,
     proposal: str = "posterior",
     corruption: Corruption | None = None,
     copies: int = 10,
@@ -310,7 +311,7 @@ def estimate_log_likelihood(
         likelihood: as for `dvae_fast.log_weights`. Default: the model's ``likelihood``
             if it has one, else "bernoulli".
         scale: a Gaussian's, where `decode` returns the mean alone: a number, or a tensor of 1 or D
-            elements.
+            elements; of a likelihood of more than two parameters, a tuple of all but the first.
         proposal: what z is drawn from: "posterior", q(z|x) on the clean input; "corrupted",
             q(z|x̃) with a fresh x̃ for each sample, encoded as often; or "mixture",
             1/M Σ_m q(z|x̃_m) with that whole density in the weights.
@@ -394,7 +395,7 @@ def estimate_log_likelihood(
             "seed": int(key), "k": k, "max_k": max_k, "tolerance": tolerance, "proposal": proposal,
             "copies": copies if proposal == "mixture" else None, "curve": list(ks),
             "corruption": None if proposal == "posterior" else _described(how.corruption),
-            "likelihood": judged.likelihood.kind, "scale": fingerprint([scale]),
+            "likelihood": judged.likelihood.kind, "scale": fingerprint(judged.scales),
             "dtype": str(matrices), "data": fingerprint([x]),
             **judged.identity(x),
         }  # fmt: skip

@@ -23,7 +23,9 @@ from dvae_fast.models.posterior import is_full
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    Params = Tensor | tuple[Tensor, Tensor]
+    from dvae_fast.functional.linear import Scale
+
+    Params = Tensor | tuple[Tensor, ...]
 
 __all__ = ["EncoderDecoder", "Judged", "Model", "has_bfloat16", "precision", "rows_at_once"]
 
@@ -84,7 +86,8 @@ class Judged:
         model: an `Autoencoder`, an `EncoderDecoder` or a pair of callables
             (encode, decode).
         likelihood: None for the model's own, "bernoulli" if it has none.
-        scale: for a likelihood of two parameters whose decoder returns the first alone.
+        scale: for a likelihood of two parameters whose decoder returns the first alone; of more, a
+            tuple of the others.
 
     Raises:
         TypeError, ValueError: if the model has neither, or another likelihood.
@@ -94,7 +97,7 @@ class Judged:
         self,
         model: Any,
         likelihood: str | Likelihood | None = None,
-        scale: Tensor | float | None = None,
+        scale: Scale | None = None,
     ) -> None:
         self.own = model if isinstance(model, Autoencoder) else None
         if isinstance(model, tuple):
@@ -110,6 +113,8 @@ class Judged:
             )
         self.likelihood = _likelihood_of(model, likelihood)
         self.scale = scale
+        #: the parameters that the decoder does not return
+        self.scales = tuple(scale) if isinstance(scale, (tuple, list)) else (scale,)
         if scale is not None and (len(self.likelihood.params) < 2 or self.own is not None):
             raise ValueError(
                 "scale must be left out for a model of this package, or a likelihood without one "
@@ -139,7 +144,7 @@ class Judged:
         #: draws from what `posterior` returns; that of binary latents is the model's
         self.discrete = isinstance(model, BernoulliLatentModel)
         self.draw = model.draw_posterior if self.discrete else sample_gaussian
-        self.modules = _modules_behind((model, self.encode, self.decode))
+        self.modules = _modules_behind((model, self.encode, self.decode, self.likelihood))
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -18,9 +18,13 @@ from dvae_fast.functional._autograd import (
     needs_grad,
 )
 from dvae_fast.functional._rows import check_rows
-from dvae_fast.functional.plain import check_x, plain_log_weights
+from dvae_fast.functional.plain import check_no_gradient, gradient_in_x, plain_log_weights
 from dvae_fast.likelihoods import Likelihood, get_likelihood
-from dvae_fast.reference import log_weights_backward_x
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    Params = Tensor | Sequence[Tensor | float] | Mapping[str, Tensor | float]
 
 __all__ = [
     "check_scale",
@@ -54,7 +58,7 @@ class _LogWeights(torch.autograd.Function):
         if need[0] or need[1]:
             grad_params, grad_scale = _op.log_weights_backward(grad, params, scale, x, ctx.kind)
         if need[2]:
-            grad_x = log_weights_backward_x(grad, params, scale, x, ctx.kind)
+            grad_x = gradient_in_x(grad, params, scale, x, get_likelihood(ctx.kind))
         return grad_params, grad_scale if scale is not None else None, grad_x, grad, None
 
 
@@ -95,16 +99,19 @@ def _check_params(
     params: Any, x: Tensor, log_ratio: Tensor, lik: Likelihood
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, tuple[int, ...]]:
     """Operands of `log_weights` and `iwae_loss` in the operators' shapes, checked; (*L, B, K)."""
-    params, *rest = lik.unpack(params)
-    scale: Any = rest[0] if rest else None
-    if rest and scale is None:
-        raise TypeError("scale must be a number or a tensor, got NoneType")
+    scale: Any = None
+    if not isinstance(params, Tensor) or len(lik.params) > 1:
+        params, *rest = lik.unpack(params)
+        scale = rest[0] if rest else None
+        if rest and scale is None:
+            raise TypeError("scale must be a number or a tensor, got NoneType")
     check_float("params", params)
     shape = tuple(params.shape)
     if len(shape) < 3:
         raise ValueError(f"params must have shape (*L, B, K, D), got {shape}")
     x, log_ratio = check_rows(x, log_ratio, shape[:-1], shape[-1], params, "params")
-    check_x(lik, x)
+    if lik.discrete:
+        check_no_gradient(lik, x)
     if scale is not None:
         scale = check_scale(scale, params, shape)
         if scale.dim() == 3 and scale.dtype != params.dtype:
@@ -121,7 +128,7 @@ def _check_params(
 
 
 def log_weights(
-    params: Tensor | tuple[Tensor, Tensor | float],
+    params: Params,
     x: Tensor,
     log_ratio: Tensor,
     likelihood: str | Likelihood = "bernoulli",
@@ -129,17 +136,20 @@ def log_weights(
     """log w = log p(x|z) + log_ratio, the log-density summed over the data dimensions.
 
     Args:
-        params: decoder outputs: logits (*L, B, K, D) of a Bernoulli, or (mean, scale) of any other
-            likelihood, the scale a number, one per dimension (D,), or anything that broadcasts to
-            mean's shape.
+        params: decoder outputs, (*L, B, K, D): a tensor where the likelihood has one parameter
+            (logits of a Bernoulli), else a tuple in the order of its `params`, or a mapping. A
+            scale is a number, one per dimension (D,), or anything that broadcasts to mean's shape;
+            of a likelihood of one's own each parameter may be.
         x: the clean data, (B, D) (shared by leading dimensions) or (*L, B, D). For a Bernoulli
             any values in [0, 1]; see `dvae_fast.likelihoods` for the others.
         log_ratio: log p(z) − log q(z|x̃), (*L, B, K), as `sample_latent` returns it.
-        likelihood: one of `dvae_fast.likelihoods.LIKELIHOODS` by its name, or a `Likelihood`.
+        likelihood: one of `dvae_fast.likelihoods.LIKELIHOODS` by its name, or a `Likelihood`; one
+            of your own is computed by its `log_prob`.
 
     Returns:
         (*L, B, K) in nats, float32 (float64 for float64 params); differentiable in all tensors
-        (in x for a Bernoulli and a Gaussian alone). Logits of ±inf give their limits, 0 or −inf.
+        (a discrete likelihood refuses an x that requires a gradient). Logits of ±inf give their
+        limits, 0 or −inf.
 
     Raises:
         TypeError, ValueError: naming the argument, the rule and the value.
@@ -277,7 +287,7 @@ class _IWAELoss(torch.autograd.Function):
 
 
 def iwae_loss(
-    params: Tensor | tuple[Tensor, Tensor | float],
+    params: Params,
     x: Tensor,
     log_ratio: Tensor,
     likelihood: str | Likelihood = "bernoulli",
@@ -310,7 +320,7 @@ def iwae_loss(
 
 
 def iwae_loss_and_weights(
-    params: Tensor | tuple[Tensor, Tensor | float],
+    params: Params,
     x: Tensor,
     log_ratio: Tensor,
     likelihood: str | Likelihood,

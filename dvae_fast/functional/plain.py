@@ -1,4 +1,4 @@
-"""Log-weights of a likelihood that has no kernel: its own `log_prob`, in PyTorch."""
+"""What has no kernel: log-weights by a likelihood's own `log_prob`, and the gradient in x."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dvae_fast.functional._rows import check_rows
 if TYPE_CHECKING:
     from dvae_fast.likelihoods import Likelihood
 
-__all__ = ["plain_log_weights"]
+__all__ = ["check_no_gradient", "gradient_in_x", "plain_log_weights"]
 
 
 def plain_log_weights(params: Any, x: Any, log_ratio: Any, likelihood: Likelihood) -> Tensor:
@@ -30,7 +30,8 @@ def plain_log_weights(params: Any, x: Any, log_ratio: Any, likelihood: Likelihoo
     rows, ratio = check_rows(x, log_ratio, shape[:-1], shape[-1], like, "params")
     # (B, D) is shared by leading dimensions.
     data = rows.unsqueeze(-2) if rows.shape[0] == shape[-3] else rows.view(*shape[:-2], 1, -1)
-    check_x(likelihood, data)
+    if likelihood.discrete:
+        check_no_gradient(likelihood, data)
     if values_are_checked():
         likelihood.check_support(data)
         likelihood.check_values(tuple(operands))
@@ -49,12 +50,29 @@ def plain_log_weights(params: Any, x: Any, log_ratio: Any, likelihood: Likelihoo
     return total + ratio.view(shape[:-1])
 
 
-def check_x(likelihood: Likelihood, x: Tensor) -> None:
-    if likelihood.discrete and needs_grad(x):
+def check_no_gradient(likelihood: Likelihood, x: Tensor) -> None:
+    """Raise ValueError if a gradient of discrete data is asked for."""
+    if needs_grad(x):
         raise ValueError(
             f"x must not require a gradient: the {likelihood.kind} likelihood has none for it, "
             "its data being discrete"
         )
+
+
+def gradient_in_x(
+    grad: Tensor, params: Tensor, scale: Tensor | None, x: Tensor, likelihood: Likelihood
+) -> Tensor:
+    """grad (N, K) times the likelihood's derivative in x, summed over samples and over the rows
+    that share it: the operators' params (N, K, D) and scale, x (B, D) → (B, D)."""
+    copies = params.shape[0] // max(x.shape[0], 1)
+    operands = [params.to(x.dtype)]
+    if scale is not None:  # of N·K·D, D or one element
+        operands.append(scale.to(x.dtype))
+    derivative = likelihood.derivative_in_x(tuple(operands), x.repeat(copies, 1).unsqueeze(1))
+    g = grad.to(x.dtype).unsqueeze(-1)
+    # A weight of zero stops a non-finite derivative: 0 · inf would be NaN.
+    each = torch.where(g == 0, 0.0, g * derivative)
+    return each.sum(1).view(copies, *x.shape).sum(0)
 
 
 def _operands(likelihood: Likelihood, params: Any) -> list[Tensor]:

@@ -59,7 +59,7 @@ class Likelihood:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         own = cls.__dict__
-        if "params" in own:
+        if "params" in own and not isinstance(own["params"], property):
             _check_links(cls.__name__, own["params"])
         if "log_prob" in own:
             if "kernel" not in own:

@@ -22,6 +22,7 @@ from dvae_fast.checking.likelihoods import scale_of, target_of
 from dvae_fast.checking.operands import Maker
 from dvae_fast.likelihoods import LIKELIHOODS, Bernoulli, Gaussian, Likelihood
 from dvae_fast.models import DIWAE, Decoder
+from dvae_fast.objectives import OBJECTIVES
 
 M, B, K, D = 2, 3, 4, 5
 each_name = pytest.mark.parametrize("name", LIKELIHOODS)
@@ -67,6 +68,69 @@ def test_the_kernel_is_the_density(name: str) -> None:
     params, x, ratio = drawn(name)
     expected = likelihood.log_prob(params, x.unsqueeze(1)).sum(-1) + ratio
     torch.testing.assert_close(dvae_fast.log_weights(params, x, ratio, name), expected)
+
+
+# --- the same without a kernel ----------------------------------------------------------------
+
+
+def twin(name: str) -> Likelihood:
+    """That likelihood, computed by its own `log_prob`."""
+    own = type(LIKELIHOODS[name])
+    found: Likelihood = type(f"Plain{own.__name__}", (own,), {"kernel": None})()
+    assert found.kernel is None
+    return found
+
+
+def model_of(likelihood: str | Likelihood, **options: Any) -> DIWAE:
+    torch.manual_seed(0)
+    return DIWAE(D, 2, (4,), likelihood=likelihood, **options).double()
+
+
+@each_name
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_operators_without_a_kernel(name: str, dtype: torch.dtype) -> None:
+    params, x, ratio = drawn(name)
+    operands = [p.to(dtype).requires_grad_() for p in LIKELIHOODS[name].unpack(params)]
+    given = operands[0] if len(operands) == 1 else tuple(operands)
+    for f in (dvae_fast.log_weights, dvae_fast.iwae_loss):
+        got, expected = (f(given, x, ratio, lik) for lik in (twin(name), name))
+        few = {} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-3}
+        torch.testing.assert_close(got, expected, **few)
+        grads = (torch.autograd.grad(t.sum(), operands) for t in (got, expected))
+        for mine, its in zip(*grads, strict=True):
+            torch.testing.assert_close(mine, its, **few)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_objectives_without_a_kernel(name: str, objective: str) -> None:
+    """Value and gradients, with every estimator of the objective."""
+    x = drawn(name)[1].repeat(3, 1)
+    options: Any = {"M": 2, "K": 3, "objective": objective}
+    for estimator in OBJECTIVES[objective]:
+        models = [model_of(lik, estimator=estimator, **options) for lik in (twin(name), name)]
+        for model in models:
+            model.loss(x, 3).backward()
+        torch.testing.assert_close(*(model.loss(x, 3) for model in models))
+        for mine, its in zip(*(model.parameters() for model in models), strict=True):
+            torch.testing.assert_close(mine.grad, its.grad)
+
+
+@each_name
+def test_evaluation_without_a_kernel(name: str) -> None:
+    x = drawn(name)[1]
+    models = [model_of(lik) for lik in (twin(name), name)]
+    for estimate in (
+        lambda m: dvae_fast.estimate_log_likelihood(m, x, 30, chunk=7, seed=2),
+        lambda m: dvae_fast.annealed_importance_sampling(
+            m, x, chains=2, temperatures=5, leapfrog=2, seed=2
+        ),
+        lambda m: (
+            dvae_fast.bidirectional(m, 2, chains=2, temperatures=5, leapfrog=2, seed=2).forward
+        ),
+    ):
+        mine, its = (estimate(m) for m in models)
+        torch.testing.assert_close(mine.log_likelihood, its.log_likelihood)
 
 
 # --- gradients in x ---------------------------------------------------------------------------

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -259,6 +260,30 @@ def test_a_parameter_of_the_likelihood_gets_its_gradient() -> None:
     torch.testing.assert_close(shift.grad, q.grad.sum())
 
 
+def test_a_likelihood_that_is_a_module_is_trained_and_saved() -> None:
+    class SharedScale(Likelihood, nn.Module):
+        params = {"mean": identity}
+
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+            self.log_scale = nn.Parameter(torch.zeros(D, dtype=torch.float64))
+
+        def log_prob(self, params: Any, x: Tensor) -> Tensor:
+            return Laplace().log_prob((params[0], self.log_scale.exp()), x)
+
+    likelihood = SharedScale()
+    model = model_of(likelihood)
+    x = drawn(Laplace(), 8, K, D)[-1]
+    model.loss(x, 1).backward()
+    assert likelihood.log_scale.grad is not None
+    assert bool(likelihood.log_scale.grad.any())
+    assert "likelihood.log_scale" in model.state_dict()
+    with torch.no_grad():
+        mean = model.decode(torch.zeros(4, Z).double())
+        fixed = Laplace().log_prob((mean, likelihood.log_scale.exp().expand(4, D)), x[:4])
+        torch.testing.assert_close(likelihood.log_prob(mean, x[:4]), fixed)
+
+
 # --- the layers before it ---------------------------------------------------------------------
 
 
@@ -437,6 +462,24 @@ def test_the_evaluator_of_a_sequential_that_gives_the_first_parameter() -> None:
     torch.testing.assert_close(one.log_likelihood, other.log_likelihood)
 
 
+def test_the_evaluator_with_all_but_the_first_parameter(tmp_path: Any) -> None:
+    model = model_of(Laplace())
+    x = drawn(Laplace(), B, K, D)[-1]
+    rest = (0.5, torch.full((D,), 3.0).double())
+
+    def decode(z: Tensor) -> Tensor:
+        mean: Tensor = model.decode(z)[0]
+        return mean
+
+    options: Any = {"seed": 3, "likelihood": StudentT(), "partial": tmp_path / "partial"}
+    got = dvae_fast.estimate_log_likelihood((model.encode, decode), x, 20, scale=rest, **options)
+    options["partial"] = None
+    expected = dvae_fast.estimate_log_likelihood(
+        (model.encode, lambda z: (decode(z), *rest)), x, 20, **options
+    )
+    torch.testing.assert_close(got.log_likelihood, expected.log_likelihood)
+
+
 @each_own
 def test_partial_results_know_the_likelihood(likelihood: Likelihood, tmp_path: Any) -> None:
     model = model_of(likelihood)
@@ -527,6 +570,21 @@ def test_another_density_has_no_kernel() -> None:
         strict=True,
     ):
         torch.testing.assert_close(mine, 2 * its)
+
+
+def test_the_documentation() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "likelihoods.md").read_text()
+    names: dict[str, Any] = {}
+    exec(text.split("```python")[1].split("```")[0], names)
+    names["loss"].backward()
+    assert names["mean"].grad is not None
+    names["model"].loss(names["x"], 0).backward()
+    assert names["model"].sample(2, 0, draw=True).shape == (2, 784)
+    *params, x = drawn(Laplace(), B, K, D)
+    torch.testing.assert_close(
+        names["Laplace"]().log_prob(params, x.unsqueeze(1)),
+        Laplace().log_prob(params, x.unsqueeze(1)),
+    )
 
 
 # --- errors -----------------------------------------------------------------------------------

@@ -127,9 +127,6 @@ app = typer.Typer(
 )
 
 
-app.command("check")(check_command)
-
-
 def main() -> None:
     """Entry point of ``dvae-fast`` and ``python -m dvae_fast``."""
     app(prog_name="dvae-fast")
@@ -1215,6 +1212,9 @@ def info_command() -> None:
         console.print(f"• {sentence}", soft_wrap=True, markup=False)
     if not missing:
         console.print("Nothing is missing.")
+
+
+app.command("check")(check_command)
 
 
 #: optional packages beyond the two this module needs: what imports, what installs, what for

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -164,24 +165,34 @@ def renew(device: str, *, small: bool = False) -> CheckReport:
     """Check `device` now, in a process of its own, and remember what it found.
 
     Raises:
-        CheckError: where the check did not come to an end.
+        CheckError: where the check could not be made.
     """
-    index = torch.device(device).index or 0
-    p = torch.cuda.get_device_properties(index)
+    p = torch.cuda.get_device_properties(torch.device(device))
     kind = Kind(p.name, f"{p.major}.{p.minor}", device)
-    folder = None
+    start, key, folder = time.monotonic(), _key(kind), None
     with contextlib.suppress(OSError):
         folder = _writable(cache_folder())
     if folder is None or small:
         with tempfile.TemporaryDirectory(prefix="dvae_fast_check_") as temporary:
-            entry = _run(kind, Path(temporary), _key(kind), small)
+            entry = _run(kind, Path(temporary), key, small)
             entry.path = ""
     else:
-        entry = _run(kind, folder, _key(kind), small)
-        _remember(folder / f"{_key(kind)}.json", entry)
-    if entry.report is None:
-        raise CheckError(entry.reason + (f"; see {entry.path}" if entry.path else ""))
-    return entry.report
+        entry = _run(kind, folder, key)
+        if entry.outcome != "device":
+            _remember(folder / f"{key}.json", entry)
+    if entry.report is not None:
+        return entry.report
+    reason = entry.reason + (f"; see {entry.path}" if entry.path else "")
+    if entry.outcome == "device":
+        raise CheckError(reason)
+    return CheckReport(
+        machine={"device": device, "name": kind.name, "capability": kind.capability},
+        rows=(),
+        seconds=time.monotonic() - start,
+        small=small,
+        incomplete=reason,
+        incomplete_kind=entry.outcome,
+    )
 
 
 def _not_right(report: CheckReport) -> set[str]:
@@ -298,6 +309,7 @@ def _remember(path: Path, entry: Entry) -> str:
 
 def _run(kind: Kind, folder: Path, key: str, small: bool = False) -> Entry:
     """One check of `kind`, its log in `folder`; never raises for what the process does."""
+    logging.getLogger("dvae_fast").info("checking the kernels on %s, once", kind.name)
     log_path = folder / f"{key}.log"
     try:
         command = [*BACKEND.worker(), "--here", "--device", kind.device]

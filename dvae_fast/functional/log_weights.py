@@ -255,9 +255,7 @@ class _IWAELoss(torch.autograd.Function):
         ctx.grads = (grad_params, grad_scale if scale is not None else None, weights)
         ctx.mark_non_differentiable(weights)
         ctx.set_materialize_grads(False)
-        if reduction == "none":
-            return bound.neg(), weights
-        return (bound.mean() if reduction == "mean" else bound.sum()).neg_(), weights
+        return _reduced(bound, reduction), weights
 
     @staticmethod
     @differentiable_once
@@ -356,6 +354,8 @@ def iwae_loss_and_weights(
 
 
 def _reduced(bound: Tensor, reduction: str) -> Tensor:
+    # Not neg_: torch 2.11's compiler returns a forward pass's intermediates too, and of a tensor
+    # returned twice it loses the gradient.
     if reduction == "none":
         return -bound
     return -(bound.mean() if reduction == "mean" else bound.sum())

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from dvae_fast import cli
 from dvae_fast.corruptions import rates_from_mean
-from dvae_fast.evaluation import estimate_log_likelihood
+from dvae_fast.evaluation import annealed_importance_sampling, estimate_log_likelihood
 from dvae_fast.evaluation.importance import _Evaluation
 from dvae_fast.evaluation.partial import PARTIAL
 from dvae_fast.files import CHECKPOINT, CheckpointError, load_tensors, save_tensors
@@ -471,8 +471,8 @@ def test_evaluate_annealed(run_dir: Path) -> None:
     with np.load(run_dir / "evaluation.npz", allow_pickle=False) as arrays:
         assert arrays["acceptance"].shape == (4,)
     x = load_config(run_dir).load_data().evaluation("test")[:4]
-    expected = estimate_log_likelihood(
-        load_model(run_dir), x, 3, method="ais", temperatures=5, leapfrog=2, seed=0
+    expected = annealed_importance_sampling(
+        load_model(run_dir), x, chains=3, temperatures=5, leapfrog=2, seed=0
     )
     assert report["log_likelihood"] == pytest.approx(expected.mean, rel=1e-5)
 

@@ -19,10 +19,13 @@ from dvae_fast import ops
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from dvae_fast.evaluation.statistics import Statistics
+
     T = TypeVar("T")
 
 __all__ = [
     "Fetch",
+    "Launched",
     "Limits",
     "fitting",
     "free_memory",
@@ -303,3 +306,24 @@ class Fetch:
         if self._event is not None:
             self._event.synchronize()
         return self._from.cpu()
+
+
+class Launched:
+    """A batch on its way: its numbers are on the host, in one transfer, when asked for.
+
+    Args:
+        parts: statistics of some of its examples, and which of its rows these are.
+    """
+
+    def __init__(self, parts: list[tuple[Statistics, list[int]]]) -> None:
+        packed = [statistics.packed() for statistics, _ in parts]
+        self._parts, self._fetch = parts, Fetch(packed[0] if len(parts) == 1 else torch.cat(packed))
+
+    def fields(self) -> dict[str, Tensor]:
+        """The fields of `LikelihoodEstimate` for the batch."""
+        sections = self._fetch.get().split([len(rows) for _, rows in self._parts])
+        done = [s.fields(section) for (s, _), section in zip(self._parts, sections, strict=True)]
+        if len(done) == 1:
+            return done[0]
+        back = torch.tensor([row for _, rows in self._parts for row in rows]).argsort()
+        return {name: torch.cat([part[name] for part in done])[back] for name in done[0]}

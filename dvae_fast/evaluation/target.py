@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dvae_fast import functional
 from dvae_fast._checks import check_float
 from dvae_fast.evaluation.partial import fingerprint
+from dvae_fast.functional.linear import with_scale
 from dvae_fast.likelihoods import Bernoulli, Likelihood, get_likelihood
 from dvae_fast.models import MLP, Autoencoder, BernoulliLatentModel, Softplus, sample_gaussian
 from dvae_fast.models.layers import evaluating, hooked
@@ -22,7 +23,9 @@ from dvae_fast.models.posterior import is_full
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    Params = Tensor | tuple[Tensor, Tensor]
+    from dvae_fast.functional.linear import Scale
+
+    Params = Tensor | tuple[Tensor, ...]
 
 __all__ = ["EncoderDecoder", "Judged", "Model", "has_bfloat16", "precision", "rows_at_once"]
 
@@ -59,6 +62,23 @@ class EncoderDecoder(Protocol):
 Model = Autoencoder | EncoderDecoder | tuple[Callable[..., Any], Callable[..., Any]]
 
 
+def _likelihood_of(model: Any, given: str | Likelihood | None) -> Likelihood:
+    """What was given, or else the model's own, or else a Bernoulli."""
+    own = getattr(model, "likelihood", None)
+    if given is None:
+        if own is None:
+            return Bernoulli()
+        return get_likelihood(own, "model.likelihood")
+    likelihood = get_likelihood(given)
+    if isinstance(model, Autoencoder):
+        same = likelihood.kernel is not None and likelihood.kernel == model.likelihood.kernel
+        if not same and likelihood is not model.likelihood:
+            raise ValueError(
+                f"likelihood must be the model's, {model.likelihood.kind}, got {likelihood.kind}"
+            )
+    return likelihood
+
+
 class Judged:
     """Encoder, decoder and likelihood of a model of any kind.
 
@@ -66,7 +86,8 @@ class Judged:
         model: an `Autoencoder`, an `EncoderDecoder` or a pair of callables
             (encode, decode).
         likelihood: None for the model's own, "bernoulli" if it has none.
-        scale: for a likelihood of two parameters whose decoder returns the first alone.
+        scale: for a likelihood of two parameters whose decoder returns the first alone; of more, a
+            tuple of the others.
 
     Raises:
         TypeError, ValueError: if the model has neither, or another likelihood.
@@ -76,7 +97,7 @@ class Judged:
         self,
         model: Any,
         likelihood: str | Likelihood | None = None,
-        scale: Tensor | float | None = None,
+        scale: Scale | None = None,
     ) -> None:
         self.own = model if isinstance(model, Autoencoder) else None
         if isinstance(model, tuple):
@@ -90,16 +111,10 @@ class Judged:
                 "model must have methods encode and decode, or be a pair of callables "
                 f"(encode, decode); got {type(model).__name__}"
             )
-        own = getattr(model, "likelihood", None)
-        if likelihood is None:
-            likelihood = own if isinstance(own, (str, Likelihood)) else "bernoulli"
-        elif self.own is not None and get_likelihood(likelihood).kind != self.own.likelihood.kind:
-            raise ValueError(
-                f"likelihood must be the model's, {self.own.likelihood.kind}, "
-                f"got {get_likelihood(likelihood).kind}"
-            )
-        self.likelihood = get_likelihood(likelihood)
+        self.likelihood = _likelihood_of(model, likelihood)
         self.scale = scale
+        #: the parameters that the decoder does not return
+        self.scales = tuple(scale) if isinstance(scale, (tuple, list)) else (scale,)
         if scale is not None and (len(self.likelihood.params) < 2 or self.own is not None):
             raise ValueError(
                 "scale must be left out for a model of this package, or a likelihood without one "
@@ -109,10 +124,13 @@ class Judged:
         # where nothing but plain layers come before it, all of them and their activation.
         self._dense: tuple[list[nn.Linear], str] | None = None
         self._trunk: Callable[[Tensor], Tensor] | None = None
-        if self.own is not None and (decoder := self.own.split_decoder()) is not None:
+        fused = self.likelihood.kernel is not None
+        if fused and self.own is not None and (decoder := self.own.split_decoder()) is not None:
             self._trunk, self._output = decoder.trunk, decoder.output
-        elif (isinstance(self.likelihood, Bernoulli) or scale is not None) and _ends_in_linear(
-            self.decode
+        elif (
+            fused
+            and (len(self.likelihood.params) == 1 or scale is not None)
+            and _ends_in_linear(self.decode)
         ):
             self._trunk, self._output = self.decode[:-1], self.decode[-1]
         if self._trunk is not None:
@@ -126,7 +144,7 @@ class Judged:
         #: draws from what `posterior` returns; that of binary latents is the model's
         self.discrete = isinstance(model, BernoulliLatentModel)
         self.draw = model.draw_posterior if self.discrete else sample_gaussian
-        self.modules = _modules_behind((model, self.encode, self.decode))
+        self.modules = _modules_behind((model, self.encode, self.decode, self.likelihood))
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -190,7 +208,7 @@ class Judged:
         with self.evaluating():
             parts = self.posterior(x[:1].to(like.device, like.dtype))
             params = self.decode(parts[0].unsqueeze(1))
-        first = params if isinstance(params, Tensor) else params[0]
+        first = self.likelihood.unpack(with_scale(params, self.scale))[0]
         numbers = [t.double().flatten()[:8].cpu() for t in (*parts, first)]
         numbers.append(first.double().mean().cpu().reshape(1))
         return {
@@ -215,9 +233,7 @@ class Judged:
         linear layer, and hidden activations neither where all its layers are plain.
         """
         if self._trunk is None:
-            params = self.decode(z)
-            if self.scale is not None:
-                params = (params, self.scale)
+            params = with_scale(self.decode(z), self.scale)
             return functional.log_weights(params, x, log_ratio, self.likelihood)
         if self._dense is not None:
             layers, activation = self._dense

@@ -11,13 +11,7 @@ corruption), K samples, Z latent and D data dimensions.
 from dvae_fast.models.base import Autoencoder
 from dvae_fast.models.bernoulli import BernoulliLatentModel, sample_bernoulli_latents
 from dvae_fast.models.config import MODELS, ModelConfig, make_model
-from dvae_fast.models.decoders import (
-    DECODERS,
-    BernoulliDecoder,
-    DiscretisedLogisticDecoder,
-    GaussianDecoder,
-    NegativeBinomialDecoder,
-)
+from dvae_fast.models.decoders import Decoder
 from dvae_fast.models.encoders import (
     ENCODERS,
     POOLINGS,
@@ -36,7 +30,6 @@ from dvae_fast.models.two_layer import TwoLayerModel
 __all__ = [
     "ACTIVATIONS",
     "COVARIANCES",
-    "DECODERS",
     "DIWAE",
     "DVAE",
     "ENCODERS",
@@ -47,16 +40,13 @@ __all__ = [
     "PRIORS",
     "VAE",
     "Autoencoder",
-    "BernoulliDecoder",
     "BernoulliLatentModel",
     "ConvEncoder",
-    "DiscretisedLogisticDecoder",
+    "Decoder",
     "GRUEncoder",
-    "GaussianDecoder",
     "GaussianEncoder",
     "LatentVariableModel",
     "ModelConfig",
-    "NegativeBinomialDecoder",
     "Prior",
     "Softplus",
     "StandardNormal",

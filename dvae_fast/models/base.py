@@ -30,7 +30,7 @@ from dvae_fast.models.config import (
     option_from,
     options_of,
 )
-from dvae_fast.models.decoders import DECODERS, splits
+from dvae_fast.models.decoders import Decoder, splits
 from dvae_fast.models.encoders import check_image_shape, make_encoder
 from dvae_fast.models.priors import (
     PRIORS,
@@ -44,7 +44,6 @@ from dvae_fast.objectives.objective import check_score_objective
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dvae_fast.models.decoders import BernoulliDecoder
     from dvae_fast.models.priors import Prior
     from dvae_fast.objectives import Latents, Objective
 
@@ -138,9 +137,9 @@ class Autoencoder(nn.Module):
             if name == "prior":
                 return self._make_prior(part)
             hidden = chosen.decoder_hidden_sizes
-            return DECODERS[self.likelihood.kind](
+            return Decoder(
                 self.latent_size, chosen.hidden_sizes[::-1] if hidden is None else hidden,
-                self.data_size, chosen.activation, data_mean,
+                self.data_size, self.likelihood, chosen.activation, data_mean,
             )  # fmt: skip
         if name == "prior":
             check_prior(part)
@@ -280,7 +279,7 @@ class Autoencoder(nn.Module):
         """z and log_ratio for the objective: M corruptions encoded once, K samples of each."""
         raise NotImplementedError
 
-    def split_decoder(self) -> BernoulliDecoder | None:
+    def split_decoder(self) -> Decoder | None:
         """The decoder, if trunk and then a linear output are all that calling `decode` does."""
         plain = type(self).decode is Autoencoder.decode and "decode" not in self.__dict__
         decoder = self.decoder

@@ -29,6 +29,7 @@ from dvae_fast.data import (
     load_dataset,
 )
 from dvae_fast.files import CheckpointError, read_json
+from dvae_fast.likelihoods import LIKELIHOODS, Bernoulli, get_likelihood
 from dvae_fast.models import MODELS, Autoencoder, ModelConfig, make_model
 from dvae_fast.models.config import default_samples, option, options_of
 from dvae_fast.models.encoders import check_encoder
@@ -186,16 +187,15 @@ class TrainConfig(ModelConfig):
                 )
 
     def _check_support(self) -> None:
-        if self.likelihood == "negative_binomial":
+        step = get_likelihood(self.likelihood).step
+        if step == 1:
             raise ValueError(
-                f"likelihood must not be negative_binomial for {self.data}: it is of counts, and "
+                f"likelihood must not be {self.likelihood} for {self.data}: it is of counts, and "
                 "the values of images lie in [0, 1]"
             )
-        if self.likelihood == "discretised_logistic" and (
-            self.binarise != "none" or self.data not in GREY_LEVEL_DATASETS
-        ):
+        if step > 0 and (self.binarise != "none" or self.data not in GREY_LEVEL_DATASETS):
             raise ValueError(
-                "likelihood must not be discretised_logistic unless the data has 256 grey levels: "
+                f"likelihood must not be {self.likelihood} unless the data has 256 grey levels: "
                 f"{', '.join(GREY_LEVEL_DATASETS)} with binarise none; "
                 f"got {self.data} with {self.binarise}"
             )
@@ -306,7 +306,7 @@ def default_config(model: str = "diwae", data: str = "digits", **given: Any) -> 
     values.setdefault("epochs", DEFAULT_EPOCHS[data])
     values.setdefault("learning_rate", DEFAULT_LEARNING_RATES[data])
     if MODELS[model].denoising:
-        binary = values["likelihood"] == "bernoulli"
+        binary = isinstance(LIKELIHOODS.get(values["likelihood"]), Bernoulli)
         values.setdefault("corruption", _BINARY_CORRUPTION if binary else "gaussian")
     else:
         values.setdefault("corruption", "identity")

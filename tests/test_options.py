@@ -9,6 +9,7 @@ import pydoc
 import re
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 import typer
@@ -290,3 +291,22 @@ def test_help_shows_every_option_with_its_choices() -> None:
         for choice in field.metadata["choices"] or ():
             assert choice in result.output
     assert "200 for bernoulli" in result.output
+
+
+def test_what_is_changed_later_is_kept() -> None:
+    model = DIWAE(D, Z, (6,))
+    model.samples, model.copies, model.corruption = 9, 4, Masking(0.75)
+    model.objective = Objective("vr", "stl", alpha=0.25)
+    config = model.config()
+    assert (config["samples"], config["copies"], config["estimator"]) == (9, 4, "stl")
+    again = Autoencoder.from_config(config)
+    assert (again.samples, again.copies, again.objective) == (9, 4, model.objective)
+    assert repr(again.corruption) == repr(Masking(0.75))
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    model = VAE(np.int64(D), np.int32(Z), np.array([6, 5]), samples=np.int64(K))
+    assert json.loads(json.dumps(model.config()))["hidden_sizes"] == [6, 5]
+    assert type(model.samples) is int
+    with pytest.raises(TypeError, match="samples must be an int, got float64"):
+        VAE(D, samples=np.float64(3))

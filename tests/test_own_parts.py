@@ -16,6 +16,7 @@ from torch.distributions import MultivariateNormal
 from dvae_fast import annealed_importance_sampling, estimate_log_likelihood
 from dvae_fast.corruptions import Masking, corrupt
 from dvae_fast.files import CheckpointError
+from dvae_fast.likelihoods import Likelihood, identity, positive
 from dvae_fast.models import (
     DIWAE,
     IWAE,
@@ -389,6 +390,25 @@ def test_parts_made_by_name_are_made_again(name: str, tmp_path: Path) -> None:
     assert torch.equal(again.bound(x, SEED), model.bound(x, SEED))
     with pytest.raises(CheckpointError, match="decoder must be left out: the model's is made by"):
         load_model(path, decoder=Decoder())
+
+
+class Laplace(Likelihood):
+    params = {"mean": identity, "scale": positive}  # noqa: RUF012  (as the documentation has it)
+
+    def log_prob(self, params: tuple[Tensor, ...], x: Tensor) -> Tensor:
+        mean, scale = params
+        return -(x - mean).abs() / scale - (2 * scale).log()
+
+
+def test_a_likelihood_of_ones_own_is_put_in_again(tmp_path: Path) -> None:
+    path, x = tmp_path / "m.safetensors", _data()
+    model = DIWAE(D, Z, (8,), likelihood=Laplace(), copies=M, samples=K)
+    with pytest.warns(UserWarning, match=r"likelihood \(.*Laplace\) cannot be built again by name"):
+        save_model(path, model)
+    again = load_model(path, likelihood=Laplace())
+    assert torch.equal(again.bound(x, SEED), model.bound(x, SEED))
+    with pytest.raises(CheckpointError, match="likelihood must be given"):
+        load_model(path)
 
 
 # --- refusals ------------------------------------------------------------------------------------

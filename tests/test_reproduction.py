@@ -547,3 +547,11 @@ def test_a_commit_is_told_where_the_package_is_tracked() -> None:
     commit = _commit()
     assert commit is not None
     assert commit.removesuffix("-dirty") == head.stdout.strip()
+
+
+def test_the_results_kept_are_of_the_rows_as_they_are() -> None:
+    """Read under the names and options of now: none of them is run again, and none refused."""
+    folder = Path(__file__).parent.parent / "docs" / "reproduction" / "small"
+    runs = plan(ROWS.values(), SCALES["small"])
+    kept = {path.stem for path in folder.glob("*.json")}
+    assert kept == {run.name for run in runs} - {run.name for run in unfinished(runs, folder)}

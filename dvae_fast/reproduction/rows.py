@@ -130,14 +130,21 @@ class Scale:
 # --- the rows -----------------------------------------------------------------------------------
 
 
+def _sizes(latent: int, hidden: int) -> dict[str, Any]:
+    """Two hidden layers from the data to the latents, and one back."""
+    return {
+        "latent_size": latent,
+        "hidden_sizes": (hidden, hidden),
+        "decoder_hidden_sizes": (hidden,),
+    }
+
+
 _RELEASED = {"batch_size": 100, "activation": "softplus"}
 _MNIST = {
     **_RELEASED,
     "data": "mnist",
     "binarise": "fixed",
-    "latent_size": 50,
-    "hidden_sizes": (200, 200),
-    "decoder_hidden_sizes": (200,),
+    **_sizes(50, 200),
     "learning_rate": 1e-3,
     "lr_schedule": "stepwise",
     "epochs": 5000,
@@ -145,9 +152,7 @@ _MNIST = {
 _FREY = {
     **_RELEASED,
     "data": "frey",
-    "latent_size": 10,
-    "hidden_sizes": (100, 100),
-    "decoder_hidden_sizes": (100,),
+    **_sizes(10, 100),
     "learning_rate": 2e-3,
     "epochs": 3000,
 }

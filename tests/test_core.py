@@ -353,7 +353,7 @@ def test_rounding_is_numpys_and_torchs() -> None:
 @pytest.mark.parametrize("kind", likelihoods.LIKELIHOODS)
 def test_densities_and_derivatives(kind: str, dtype: Any) -> None:
     """Against the class: its derivatives are tested in tests/likelihoods, its densities against
-    scipy below and in test_likelihoods.py."""
+    scipy below and in test_discrete_likelihoods.py."""
     arrays = [a.numpy().astype(dtype) for a in elements(kind, 455, 7)]
     got = getattr(_core, kind)(*arrays)
     *params, x = (torch.from_numpy(a).double() for a in arrays)

@@ -84,7 +84,7 @@ def _terms_negative_binomial(mean: Tensor, t: Tensor, x: Tensor) -> tuple[Tensor
 LIKELIHOODS: dict[str, Row] = {
     "bernoulli": Row(lambda n: 4 * n, None, lambda u: u, _terms_bernoulli, roundings=4, spread=0.5),
     "gaussian": Row(lambda n: n, lambda u: u, lambda u: u, _terms_gaussian),
-    # Not so narrow that e^−|x − mean|/scale leaves float32: see test_likelihoods.py for that.
+    # Not so narrow that e^−|x − mean|/scale leaves float32: see test_discrete_likelihoods.py.
     "discretised_logistic": Row(
         lambda n: 0.5 + 0.3 * n,
         lambda u: 0.1 * u,

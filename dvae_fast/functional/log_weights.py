@@ -325,13 +325,15 @@ def iwae_loss_and_weights(
     reduction: str,
     overwrite_params: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """`iwae_loss` and, where the fused pass made them, the normalised weights (N, K)."""
+    """`iwae_loss` and, where they are to be had in one pass, the normalised weights (N, K)."""
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
     lik = get_likelihood(likelihood)
     if lik.kernel is None:
-        bound = logmeanexp(plain_log_weights(params, x, log_ratio, lik))
-        return _reduced(bound, reduction), None
+        log_w = plain_log_weights(params, x, log_ratio, lik)
+        rows = log_w.detach().reshape(-1, log_w.shape[-1])
+        weights = _op.logmeanexp_backward(torch.ones_like(rows[:, 0]), rows)
+        return _reduced(logmeanexp(log_w), reduction), weights
     p, scale, x, log_ratio, leading = _check_params(params, x, log_ratio, lik)
     per_row_scale = scale is not None and scale.dim() != 3 and reduction == "none"
     # The fused pass stores the gradient before the upstream one is known: float16 would lose what

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["derived_key", "seed_tensor"]
+__all__ = ["derived_key", "generator_seed", "seed_tensor"]
 
 _INT64 = (-(2**63), 2**63 - 1)
 
@@ -42,3 +42,15 @@ def derived_key(key: Tensor, index: int) -> Tensor:
     For draws of one (stream, example, copy) more than one; nothing is read on the host.
     """
     return key ^ ((index * _GOLDEN + 2**63) % 2**64 - 2**63)
+
+
+def generator_seed(key: Tensor, example: int, copy: int) -> int:
+    """A seed for torch's generators, read on the host: of (seed, first example, copy).
+
+    A CPU's generator looks at the low 32 bits only, so all bits of the seed are folded into them;
+    there, the copies of one batch have different seeds.
+    """
+    seed = int(key) % 2**64
+    seed = (seed ^ seed >> 32) * _GOLDEN % 2**64
+    seed ^= seed >> 32
+    return (seed + example * 0x9E3779B9 + copy * 0x85EBCA77C2B2AE63) % 2**63

@@ -8,7 +8,7 @@ data dimensions; N = M·B rows, of which row n belongs to example n % B.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,6 +44,22 @@ def _hits(
     return hit, bits < threshold(rate * salt)
 
 
+class _Hit(NamedTuple):
+    """What a hit makes of x, given where it becomes one, and of a gradient on its way back."""
+
+    value: Callable[[Tensor, Tensor], Tensor]
+    gradient: Callable[[Tensor], Tensor]
+
+
+_HITS = {
+    "masking": _Hit(lambda x, one: torch.zeros_like(x), torch.zeros_like),
+    "bit_flip": _Hit(lambda x, one: 1 - x, torch.neg),
+    "salt_and_pepper": _Hit(lambda x, one: one.to(x.dtype), torch.zeros_like),
+}
+#: the others: how often the parameter times a normal number is added
+_ADDED = {"identity": 0, "gaussian": 1}
+
+
 def corrupt(
     x: Tensor,
     kind: str,
@@ -56,16 +72,15 @@ def corrupt(
 ) -> Tensor:
     """x (B, D) → x̃ (M, B, D); `rate` (the standard deviation, if Gaussian) has 1 or D elements."""
     shape = torch.Size((copies, *x.shape))
-    if kind == "identity":
-        return x.expand(shape).clone(memory_format=torch.contiguous_format)
-    if kind == "gaussian":
+    if kind in _ADDED:
+        if not _ADDED[kind]:
+            return x.expand(shape).clone(memory_format=torch.contiguous_format)
         dtype = accumulation_dtype(x.dtype)
         index = corruption_index(copies, x.shape[0], seed, first_example, first_copy)
         noise = standard_normal(*index, x.shape[1], seed, dtype)
         return (x.to(dtype) + rate.reshape(-1).to(dtype) * noise).to(x.dtype)
     hit, one = _hits(kind, rate.reshape(-1), _flat(salt), shape, seed, first_example, first_copy)
-    changed = 1 - x if kind == "bit_flip" else one.to(x.dtype)
-    return torch.where(hit, changed, x)
+    return torch.where(hit, _HITS[kind].value(x, one), x)
 
 
 def corrupt_backward(
@@ -78,10 +93,10 @@ def corrupt_backward(
     first_copy: int,
 ) -> Tensor:
     """∂/∂x: (M, B, D) → (B, D); a hit element passes nothing (bit flip: −1)."""
-    if kind in ("identity", "gaussian"):
+    if kind in _ADDED:
         return _sum_copies(grad)
     hit, _ = _hits(kind, rate.reshape(-1), _flat(salt), grad.shape, seed, first_example, first_copy)
-    return _sum_copies(torch.where(hit, -grad if kind == "bit_flip" else grad.new_zeros(()), grad))
+    return _sum_copies(torch.where(hit, _HITS[kind].gradient(grad), grad))
 
 
 def corrupt_backward_std(

@@ -27,9 +27,9 @@ def plain_bound(o: Objective, log_w: Tensor) -> Tensor:
         power = torch.logsumexp((1 - o.alpha) * log_w, 2) - math.log(k)
         return (power / (1 - o.alpha)).mean(0)
     return {
-        "elbo": elbo, "elbo-kl": elbo, "mixture-elbo": elbo, "iwae": nested,
-        "iwae-joint": joint, "piwae": joint, "mixture": joint,
-        "vr-max": log_w.amax(2).mean(0),
+        "elbo": elbo, "elbo_kl": elbo, "mixture_elbo": elbo, "iwae": nested,
+        "iwae_joint": joint, "piwae": joint, "mixture": joint,
+        "vr_max": log_w.amax(2).mean(0),
     }[o.name]  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def doubly_reparameterised(o: Objective, log_w: Tensor, weight: float) -> Tensor
         w = ((1 - o.alpha) * log_w).softmax(2)
         mixed = o.alpha * w + (1 - o.alpha) * w**2
         return (weight * mixed + (1 - weight) * w) / m
-    return doubled(joint) if o.name == "iwae-joint" else doubled(nested) / m
+    return doubled(joint) if o.name == "iwae_joint" else doubled(nested) / m
 
 
 def learning_signal(o: Objective, log_w: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def learning_signal(o: Objective, log_w: Tensor) -> Tensor:
     m, _, k = log_w.shape
     for i, j in itertools.product(range(m), range(k)):
         without = log_w.clone()
-        if o.name == "iwae-joint":
+        if o.name == "iwae_joint":
             others = [log_w[a, :, b] for a, b in itertools.product(range(m), range(k))]
             del others[i * k + j]
         else:

@@ -123,7 +123,7 @@ def test_the_decoder_and_the_data_may_be_smaller() -> None:
 def test_rates_may_follow_the_mean_image() -> None:
     output = ok("train", *TINY, "--epochs", "1", "--evaluate-k", "5", "--per-pixel",
                 "--level", "0.125", "--no-tensorboard", "--run-dir", "r")  # fmt: skip
-    assert "salt-and-pepper 0.125 by pixel" in output
+    assert "salt_and_pepper 0.125 by pixel" in output
     config = load_config("r")
     assert config.per_pixel
     rates = load_model("r").config()["corruption"]["level"]
@@ -139,7 +139,7 @@ def test_rates_may_follow_the_mean_image() -> None:
 def test_the_level_may_be_learnt() -> None:
     output = ok("train", *TINY, "--epochs", "1", "--evaluate-k", "5", "--gradient", "score",
                 "--no-tensorboard", "--run-dir", "r")  # fmt: skip
-    assert "salt-and-pepper 0.05, learnt" in output
+    assert "salt_and_pepper 0.05, learnt" in output
     level = json.loads(Path("r/metrics.json").read_text())["learnt_level"]
     assert level != pytest.approx(0.05, abs=1e-6)
     assert f"{level:.4g}, from 0.05" in output
@@ -148,7 +148,7 @@ def test_the_level_may_be_learnt() -> None:
     ok("train", "--resume", "--run-dir", "r", "--epochs", "2", "--evaluate-k", "0", "-q")
     wrong = run("train", "--gradient", "score", "-M", "1")
     assert wrong.exit_code == 2
-    assert "gradient does not fit salt-and-pepper 0.05: M must be >= 2" in wrong.output
+    assert "gradient does not fit salt_and_pepper 0.05: M must be >= 2" in wrong.output
 
 
 def test_quiet_prints_nothing(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_quiet_prints_nothing(tmp_path: Path) -> None:
     [
         ("vae", {"corruption": "identity", "copies": 1, "samples": 1}),
         ("iwae", {"corruption": "identity", "copies": 1, "samples": 5}),
-        ("dvae", {"corruption": "salt-and-pepper", "level": 0.05, "copies": 1, "samples": 1}),
+        ("dvae", {"corruption": "salt_and_pepper", "level": 0.05, "copies": 1, "samples": 1}),
     ],
 )
 def test_each_model_has_its_defaults(model: str, options: dict[str, Any]) -> None:
@@ -205,17 +205,17 @@ def test_an_objective_is_one_option_away() -> None:
         (["--data", "cifar"], "data must be one of digits, mnist, frey; got 'cifar'"),
         (["--binarise", "x"], "binarise must be one of dynamic, once, fixed, none; got 'x'"),
         (["--binarise", "fixed"], "dynamic, once, none for digits (fixed exists for mnist only)"),
-        (["--corruption", "x"], "corruption must be one of identity, masking, salt-and-pepper"),
-        (["--level", "2"], "level does not fit salt-and-pepper: rate must be in [0, 1], got 2"),
+        (["--corruption", "x"], "corruption must be one of identity, masking, salt_and_pepper"),
+        (["--level", "2"], "level does not fit salt_and_pepper: rate must be in [0, 1], got 2"),
         (["--model", "vae", "--corruption", "masking"], "corruption must be identity for vae"),
         (["-K", "0"], "samples must be >= 1, got 0"),
-        (["--objective", "x"], "objective must be one of elbo, elbo-kl, iwae"),
+        (["--objective", "x"], "objective must be one of elbo, elbo_kl, iwae"),
         (["--estimator", "x"], "estimator must be one of standard, stl, dreg, vimco; got 'x'"),
-        (["--objective", "vr-max", "--estimator", "dreg"], "one of standard, stl for vr-max"),
+        (["--objective", "vr_max", "--estimator", "dreg"], "one of standard, stl for vr_max"),
         (["--beta", "0.5"], "beta must be None unless the objective is ciwae; got 0.5 for iwae"),
         (["--objective", "vr", "--alpha", "nan"], "alpha must be a number, finite; got nan"),
         (["--kl-warmup", "-1"], "kl_warmup must be an integer >= 0, got -1"),
-        (["--free-bits", "0.1"], "free_bits must be 0 unless the objective is elbo-kl"),
+        (["--free-bits", "0.1"], "free_bits must be 0 unless the objective is elbo_kl"),
         (
             ["--hidden-sizes", "a,b"],
             "--hidden-sizes must be sizes separated by commas, such as 200,200",

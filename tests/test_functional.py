@@ -124,7 +124,7 @@ def test_corruption_objects() -> None:
         assert type(moved) is type(made)
         assert moved.parameter.device.type == "meta"
         assert moved.salt is None or moved.salt.device.type == "meta"
-    released = corruptions.make_corruption("salt-and-pepper-released", 0.25)
+    released = corruptions.make_corruption("salt_and_pepper_released", 0.25)
     assert released.salt is not None
     assert float(released.salt) == 0.25
 

@@ -112,9 +112,9 @@ def _log_normal(value: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
 def _by_groups(t: Tensor, objective: str, m: int) -> Tensor:
     """What `sample_latents` lays out for the objective, dimensions after z's samples as they are:
     (M, B, K, ...)."""
-    if objective in ("iwae-joint", "mixture"):
+    if objective in ("iwae_joint", "mixture"):
         return t.unflatten(1, (m, K)).transpose(0, 1)
-    if objective == "mixture-elbo":
+    if objective == "mixture_elbo":
         return t.squeeze(2).unflatten(0, (m, K)).transpose(1, 2)
     return t.squeeze(3).transpose(1, 2) if objective == "elbo" else t
 
@@ -122,7 +122,7 @@ def _by_groups(t: Tensor, objective: str, m: int) -> Tensor:
 @pytest.mark.parametrize("m", [1, M])
 @pytest.mark.parametrize(
     "objective",
-    ["elbo", "iwae", "iwae-joint", "ciwae", "vr", "vr-max", "mixture", "mixture-elbo"],
+    ["elbo", "iwae", "iwae_joint", "ciwae", "vr", "vr_max", "mixture", "mixture_elbo"],
 )
 def test_loss_and_gradient_are_those_of_the_formula(objective: str, m: int) -> None:
     """log p(x|z₁) + log p(z₁|z₂) + log p(z₂) − log q(z₁|x̃) − log q(z₂|z₁), by torch's densities,
@@ -201,8 +201,8 @@ def test_samples_and_reconstructions() -> None:
         ({"latent_size": 0}, "latent_size must be >= 1, got 0"),
         ({"upper_latent_size": 0}, "upper_latent_size must be >= 1, got 0"),
         ({"upper_hidden_sizes": (3, 0)}, r"upper_hidden_sizes\[1\] must be >= 1, got 0"),
-        ({"objective": "elbo-kl"}, "objective must be any but elbo-kl and piwae, with the stand"),
-        ({"objective": "piwae"}, "objective must be any but elbo-kl and piwae"),
+        ({"objective": "elbo_kl"}, "objective must be any but elbo_kl and piwae, with the stand"),
+        ({"objective": "piwae"}, "objective must be any but elbo_kl and piwae"),
         ({"objective": objectives.Objective("iwae", "dreg")}, "objective must be any but"),
     ],
 )

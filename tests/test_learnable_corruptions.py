@@ -56,7 +56,7 @@ def _outcomes(corruption: Learnable) -> list[tuple[Tensor, Tensor]]:
 
     Hits are counted, not values: an x̃ that comes about in two ways is there twice.
     """
-    kind, salt = corruption.level_kind, corruption.salt
+    kind, salt = corruption.start.kind, corruption.salt
     rates = corruption.level.expand(D)
     salts = torch.full((D,), 0.5) if salt is None else salt.double().expand(D)
     ways: list[list[tuple[Tensor, float]]] = []
@@ -106,7 +106,7 @@ def test_log_prob_sums_the_ways_that_lead_there(name: str) -> None:
         key = tuple(noisy.tolist())
         found[key] = found.get(key, torch.zeros(())) + probability
     values = torch.tensor(list(found), dtype=torch.float64)[:, None]  # (ways, 1, D)
-    log_prob = corruption.log_prob(X[None], values)
+    log_prob = corruption.log_prob(values, X[None])
     assert log_prob.shape == (len(found), 1)
     expected = torch.stack(list(found.values()))
     torch.testing.assert_close(log_prob.exp()[:, 0], expected)
@@ -118,7 +118,7 @@ def test_log_prob_sums_the_ways_that_lead_there(name: str) -> None:
         ]
         torch.testing.assert_close(*grads)
     never = torch.full((1, 1, D), 0.7, dtype=torch.float64)
-    assert float(corruption.log_prob(X[None], never).detach()) == -math.inf
+    assert float(corruption.log_prob(never, X[None]).detach()) == -math.inf
 
 
 @pytest.mark.parametrize("kind", [Masking, SaltAndPepper, BitFlip])
@@ -128,7 +128,7 @@ def test_log_prob_is_finite_at_extreme_rates(kind: type[Corruption]) -> None:
         with torch.no_grad():
             corruption.unconstrained.fill_(a)
         x = torch.rand(B, D).round()
-        log_prob = corruption.log_prob(x, corruption.draw(x, M, torch.tensor([1]), 0, 0))
+        log_prob = corruption.log_prob(corruption.draw(x, M, torch.tensor([1]), 0, 0), x)
         (grad,) = torch.autograd.grad(log_prob.sum(), corruption.unconstrained)
         assert bool(log_prob.isfinite().all())
         assert float(grad.abs()) < 1e-20
@@ -146,7 +146,7 @@ def test_score_function_is_unbiased(name: str) -> None:
     grads = []
     for seed in range(500):
         noisy = corruptions.corrupt(x, corruption, M, seed)
-        surrogate = score_function_surrogate(_curved(noisy), corruption.log_prob(x, noisy))
+        surrogate = score_function_surrogate(_curved(noisy), corruption.log_prob(noisy, x))
         assert float(surrogate.detach()) == 0
         grads.append(torch.autograd.grad(surrogate, corruption.unconstrained)[0])
     grad = torch.stack(grads)
@@ -353,7 +353,7 @@ def test_score_term_is_the_formula() -> None:
         each = -(
             torch.logsumexp(log_w, -1) - math.log(K) if name == "diwae" else log_w.mean((1, 3))
         )
-        surrogate = score_function_surrogate(each, corruption.log_prob(x, noisy))
+        surrogate = score_function_surrogate(each, corruption.log_prob(noisy, x))
         torch.testing.assert_close(
             torch.autograd.grad(model.loss(x, SEED), corruption.unconstrained),
             torch.autograd.grad(surrogate, corruption.unconstrained),
@@ -524,7 +524,7 @@ def test_starts_where_it_is_told_to() -> None:
         (
             lambda: Learnable(Masking(0.1)).log_prob(torch.ones(B, D), torch.ones(B, D)),
             ValueError,
-            rf"x must have shape \(B, D\) and noisy \(M, B, D\), got \({B}, {D}\) and \({B}, {D}\)",
+            rf"noisy must have shape \(M, B, D\) and x \(B, D\), got \({B}, {D}\) and \({B}, {D}\)",
         ),
         (
             lambda: corruptions.corrupt(torch.ones(B, D), Learnable(Masking(0.1), size=D + 1)),

@@ -561,21 +561,21 @@ def test_defaults() -> None:
     [
         (corruptions.Identity(), {"name": "identity", "level": 0.0}),
         (corruptions.Masking(0.1), {"name": "masking", "level": 0.1}),
-        (corruptions.SaltAndPepper(0.1), {"name": "salt-and-pepper", "level": 0.1}),
-        (corruptions.SaltAndPepper(0.5, 0.5), {"name": "salt-and-pepper", "level": 0.5}),
+        (corruptions.SaltAndPepper(0.1), {"name": "salt_and_pepper", "level": 0.1}),
+        (corruptions.SaltAndPepper(0.5, 0.5), {"name": "salt_and_pepper", "level": 0.5}),
         (
             corruptions.SaltAndPepper.as_released(0.15),
-            {"name": "salt-and-pepper-released", "level": 0.15},
+            {"name": "salt_and_pepper_released", "level": 0.15},
         ),
         (
             corruptions.SaltAndPepper(0.1, 0.3),
-            {"name": "salt-and-pepper", "level": 0.1, "salt": 0.3},
+            {"name": "salt_and_pepper", "level": 0.1, "salt": 0.3},
         ),
         (
             corruptions.SaltAndPepper(0.1, torch.tensor([0.25, 0.3])),
-            {"name": "salt-and-pepper", "level": [0.1, 0.1], "salt": [0.25, 0.3]},
+            {"name": "salt_and_pepper", "level": [0.1, 0.1], "salt": [0.25, 0.3]},
         ),
-        (corruptions.BitFlip(0.05), {"name": "bit-flip", "level": 0.05}),
+        (corruptions.BitFlip(0.05), {"name": "bit_flip", "level": 0.05}),
         (corruptions.AdditiveGaussian(0.3), {"name": "gaussian", "level": 0.3}),
         (
             corruptions.AdditiveGaussian(torch.tensor([0.1, 0.7])),
@@ -638,14 +638,14 @@ def test_configuration_without_corruption(name: str) -> None:
 @pytest.mark.parametrize(
     ("objective", "described"),
     [
-        ("iwae-joint", {"name": "iwae-joint"}),
+        ("iwae_joint", {"name": "iwae_joint"}),
         (Objective("iwae", "dreg"), {"name": "iwae", "estimator": "dreg"}),
         (
             Objective("ciwae", "stl", beta=0.25),
             {"name": "ciwae", "estimator": "stl", "beta": 0.25},
         ),
         (Objective("vr", alpha=-2.0), {"name": "vr", "alpha": -2.0}),
-        (Objective("elbo-kl", free_bits=0.3), {"name": "elbo-kl", "free_bits": 0.3}),
+        (Objective("elbo_kl", free_bits=0.3), {"name": "elbo_kl", "free_bits": 0.3}),
     ],
     ids=str,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 
 import dvae_fast
 from dvae_fast import objectives
+from dvae_fast.models import DIWAE
 from dvae_fast.noise import latent_noise
+from dvae_fast.objectives.objective import Term
 
 M, B, K, Z, D = 3, 5, 7, 2, 11
 
@@ -126,11 +129,20 @@ def test_loss_of_a_gaussian() -> None:
 def test_wrong_arguments() -> None:
     log_w = _normal(B, K)
     with pytest.raises(
-        ValueError, match=r"objective must be one of elbo, elbo-kl, .*; got 'miwae'"
+        ValueError,
+        match=r"objective must be one of iwae, .*elbo.*; got 'miwae'; did you mean 'iwae'\?",
     ):
         objectives.bound(log_w, "miwae")
-    with pytest.raises(ValueError, match=r"objective must be one of elbo, elbo-kl, .*; got 'vae'"):
-        objectives.loss(_normal(B, K, D), _normal(B, D), log_w, "bernoulli", "vae")
+    with pytest.raises(ValueError, match=r"objective must be one of elbo, elbo_kl, .*; got 'gan'"):
+        objectives.loss(_normal(B, K, D), _normal(B, D), log_w, "bernoulli", "gan")
+    with pytest.raises(
+        ValueError, match=r"one of elbo_kl, .*; got 'elbo-kl'; did you mean 'elbo_k"
+    ):
+        objectives.Objective("elbo-kl")
+    with pytest.raises(
+        ValueError, match=r"estimator must be one of vimco, .*; got 'vimc'; did you"
+    ):
+        objectives.Objective("iwae", "vimc")
     with pytest.raises(
         ValueError, match=r"log_w must have shape \(\*L, B, K\) with K >= 1, got \(5,\)"
     ):
@@ -155,3 +167,37 @@ def test_wrong_arguments_are_named() -> None:
         objectives.sample_latents(torch.zeros(4), torch.zeros(4), 3, "elbo")
     with pytest.raises(TypeError, match="mean must be"):
         objectives.sample_latents([1.0], torch.zeros(4), 3, "elbo")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("estimator", ["standard", "stl", "dreg", "vimco"])
+def test_a_new_bound_is_one_row(estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third of the ELBO and the rest of the IWAE's bound, which CIWAE is with that β."""
+    terms = (Term(1 / 3, 0.0), Term(2 / 3, 1.0))
+    monkeypatch.setitem(objectives.OBJECTIVES, "mine", objectives.Bound(terms, by_copy=True))
+    x = (_normal(B, D) > 0).double()
+    results = []
+    for objective in (
+        objectives.Objective("mine", estimator),
+        objectives.Objective("ciwae", estimator, beta=1 / 3),
+    ):
+        torch.manual_seed(0)
+        model = DIWAE(D, Z, (6,), M=2, K=K, objective=objective).double()
+        loss = model.loss(x, 7)
+        results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("estimator", ["standard", "stl", "dreg", "vimco"])
+def test_renyi_of_alpha_0_is_the_importance_weighted_bound(estimator: str) -> None:
+    x = (_normal(B, D) > 0).double()
+    results = []
+    cases: tuple[tuple[str, dict[str, Any]], ...] = (("iwae", {}), ("vr", {"alpha": 0.0}))
+    for name, options in cases:
+        torch.manual_seed(0)
+        objective = objectives.Objective(name, estimator, **options)
+        model = DIWAE(D, Z, (6,), M=2, K=K, objective=objective).double()
+        loss = model.loss(x, 7)
+        results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)

@@ -100,7 +100,7 @@ def test_rows_are_those_of_the_tables() -> None:
         "diwae",
         5,
         1,
-        "salt-and-pepper",
+        "salt_and_pepper",
         0.1,
     )
     assert (c.encoder, c.binarise, c.batch_size, c.epochs) == ("gru", "fixed", 100, 5000)
@@ -110,7 +110,7 @@ def test_rows_are_those_of_the_tables() -> None:
     c = config("dvae-learnt-k1-5")
     assert (c.gradient, c.copies, c.level) == ("score", 2, 0.05)
     assert replace(c, gradient=None) == config(str(ROWS["dvae-learnt-k1-5"].baseline))
-    assert config("dvae-released-k1-5").corruption == "salt-and-pepper-released"
+    assert config("dvae-released-k1-5").corruption == "salt_and_pepper_released"
     assert config("vae-augmented-k1").binarise == "dynamic"
     assert ROWS["vae-augmented-k1"].judged_on == "fixed"
     c = config("burda-k50")

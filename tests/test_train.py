@@ -99,7 +99,7 @@ def test_defaults_suit_the_model_and_the_data() -> None:
     assert (c.model, c.data, c.binarise, c.likelihood) == (
         "diwae", "digits", "dynamic", "bernoulli",
     )  # fmt: skip
-    assert (c.corruption, c.level, c.copies, c.samples) == ("salt-and-pepper", 0.05, 1, 5)
+    assert (c.corruption, c.level, c.copies, c.samples) == ("salt_and_pepper", 0.05, 1, 5)
     assert default_config() == TrainConfig()
     assert default_config("dvae").samples == 1
     c = default_config("vae", "mnist")
@@ -113,7 +113,7 @@ def test_defaults_suit_the_model_and_the_data() -> None:
     assert [default_config(data=d).learning_rate for d in ("digits", "mnist")] == [3e-3, 1e-3]
     assert default_config(level=None, samples=None) == TrainConfig()
     assert default_config("dvae", objective="ciwae").samples == 5
-    assert default_config("iwae", objective="elbo-kl").samples == 1
+    assert default_config("iwae", objective="elbo_kl").samples == 1
     assert default_config("vae", estimator="vimco").samples == 5
 
 
@@ -125,8 +125,8 @@ def test_defaults_suit_the_model_and_the_data() -> None:
         ({"data": "cifar"}, "data must be one of digits, mnist, frey; got 'cifar'"),
         ({"binarise": "x"}, "binarise must be one of dynamic, once, fixed, none; got 'x'"),
         ({"binarise": "fixed"}, "binarise must be one of dynamic, once, none for digits"),
-        ({"corruption": "blur"}, "corruption must be one of identity, masking, salt-and-pepper"),
-        ({"level": 1.5}, "level does not fit salt-and-pepper: rate must be in [0, 1], got 1.5"),
+        ({"corruption": "blur"}, "corruption must be one of identity, masking, salt_and_pepper"),
+        ({"level": 1.5}, "level does not fit salt_and_pepper: rate must be in [0, 1], got 1.5"),
         ({"corruption": "gaussian", "level": -1.0}, "level does not fit gaussian: std must be"),
         ({"model": "vae", "corruption": "masking"}, "corruption must be identity for vae (only "
                                                     "bernoulli, dvae, diwae, two_layer"),
@@ -134,22 +134,22 @@ def test_defaults_suit_the_model_and_the_data() -> None:
          "objective must be a mean over corruptions for a level learnt by the score function, one"),
         ({"covariance": "full", "objective": "vr"}, "objective must be elbo or iwae with the"),
         ({"gradient": "magic"}, "gradient must be one of pathwise, score, relaxed; got"),
-        ({"gradient": "pathwise"}, "gradient does not fit salt-and-pepper 0.05: estimator"),
-        ({"gradient": "score"}, "gradient does not fit salt-and-pepper 0.05: M must be >= 2"),
-        ({"gradient": "relaxed", "level": 1.0}, "salt-and-pepper 1: rate must be in (0, 1)"),
+        ({"gradient": "pathwise"}, "gradient does not fit salt_and_pepper 0.05: estimator"),
+        ({"gradient": "score"}, "gradient does not fit salt_and_pepper 0.05: M must be >= 2"),
+        ({"gradient": "relaxed", "level": 1.0}, "salt_and_pepper 1: rate must be in (0, 1)"),
         ({"model": "vae", "gradient": "score"}, "gradient does not fit identity 0:"),
         ({"copies": 0}, "copies must be >= 1, got 0"),
         ({"samples": 0}, "samples must be >= 1, got 0"),
         ({"samples": True}, "samples must be an int, got bool"),
-        ({"objective": "gan"}, "objective must be one of elbo, elbo-kl, iwae"),
-        ({"objective": "vr-max", "estimator": "dreg"}, "estimator must be one of standard, stl for "
-                                                       "vr-max"),
+        ({"objective": "gan"}, "objective must be one of elbo, elbo_kl, iwae"),
+        ({"objective": "vr_max", "estimator": "dreg"}, "estimator must be one of standard, stl for "
+                                                       "vr_max"),
         ({"estimator": "reinforce"}, "estimator must be one of standard, stl, dreg, vimco"),
         ({"estimator": "vimco", "samples": 1}, "K must be >= 2 for vimco"),
         ({"beta": 0.5}, "beta must be None unless the objective is ciwae; got 0.5 for iwae"),
         ({"model": "vae", "alpha": 0.5}, "alpha must be None unless the objective is vr"),
         ({"objective": "ciwae", "beta": 2.0}, "beta must be a number, in [0, 1]; got 2.0"),
-        ({"free_bits": 0.1}, "free_bits must be 0 unless the objective is elbo-kl"),
+        ({"free_bits": 0.1}, "free_bits must be 0 unless the objective is elbo_kl"),
         ({"kl_warmup": -1}, "kl_warmup must be an integer >= 0, got -1"),
         ({"epochs": 0}, "epochs must be an integer >= 1, got 0"),
         ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
@@ -252,7 +252,7 @@ def test_bounds_are_reported_without_the_weight(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options, shown",
     [
-        ({"objective": "elbo-kl", "free_bits": 0.2}, "elbo-kl (free_bits 0.2)"),
+        ({"objective": "elbo_kl", "free_bits": 0.2}, "elbo_kl (free_bits 0.2)"),
         (
             {"objective": "vr", "alpha": -1.0, "estimator": "dreg"},
             "vr (estimator dreg, alpha -1.0)",
@@ -289,7 +289,7 @@ def test_an_objective_is_trained_and_kept(
         ),  # after an epoch's last step, before its validation
         ({"model": "iwae", "copies": 1, "activation": "relu"}, [2, STEPS, 5, 1]),  # again and again
         ({"likelihood": "gaussian", "binarise": "none", "corruption": "gaussian"}, [2 * STEPS + 2]),
-        ({"objective": "iwae-joint", "estimator": "dreg", "kl_warmup": 3}, [STEPS + 2]),
+        ({"objective": "iwae_joint", "estimator": "dreg", "kl_warmup": 3}, [STEPS + 2]),
         ({"gradient": "score", "encoder": "gru", "covariance": "full"}, [STEPS + 1]),
     ],
 )

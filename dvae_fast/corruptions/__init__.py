@@ -1,23 +1,23 @@
 """Corruption distributions p(x̃|x)."""
 
+from dvae_fast.corruptions.base import (
+    Corruption,
+    CorruptionFunction,
+    FunctionCorruption,
+    as_corruption,
+)
 from dvae_fast.corruptions.basic import (
     CORRUPTIONS,
     AdditiveGaussian,
     BitFlip,
-    Corruption,
-    DrawnCorruption,
+    FusedCorruption,
     Identity,
     Masking,
     SaltAndPepper,
     make_corruption,
     rates_from_mean,
 )
-from dvae_fast.corruptions.compose import (
-    Compose,
-    CorruptionFunction,
-    FunctionCorruption,
-    as_corruption,
-)
+from dvae_fast.corruptions.compose import Compose
 from dvae_fast.corruptions.config import corruption_from, describe_corruption
 from dvae_fast.corruptions.draw import corrupt
 from dvae_fast.corruptions.learnable import LEVEL_ESTIMATORS, Learnable, score_function_surrogate
@@ -30,8 +30,8 @@ __all__ = [
     "Compose",
     "Corruption",
     "CorruptionFunction",
-    "DrawnCorruption",
     "FunctionCorruption",
+    "FusedCorruption",
     "Identity",
     "Learnable",
     "Masking",

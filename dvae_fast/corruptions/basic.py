@@ -9,33 +9,45 @@ Variational Auto-Encoding Framework" (arXiv 1511.06406), section 2.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
+from dvae_fast._checks import check_choice
+from dvae_fast._dtypes import accumulation_dtype
+from dvae_fast.corruptions.base import Corruption
+from dvae_fast.functional._autograd import differentiable_once, needs_grad
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
 
-    Rate = TypeVar("Rate", bound="_RateCorruption")
+    Fused = TypeVar("Fused", bound="FusedCorruption")
+    Rate = TypeVar("Rate", bound="RateCorruption")
 
 __all__ = [
     "CORRUPTIONS",
     "AdditiveGaussian",
     "BitFlip",
-    "Corruption",
-    "DrawnCorruption",
+    "FusedCorruption",
     "Identity",
     "Masking",
+    "RateCorruption",
     "SaltAndPepper",
     "make_corruption",
     "rates_from_mean",
 ]
 
 
-def _parameter(name: str, value: float | torch.Tensor, lower: float, upper: float) -> torch.Tensor:
+_op: Any = torch.ops.dvae_fast
+
+
+def _parameter(name: str, value: float | Tensor, lower: float, upper: float) -> Tensor:
     """``value`` as a floating tensor after checking that it lies in [lower, upper]."""
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Tensor):
         if not value.is_floating_point():
             raise TypeError(f"{name} must be a float or a floating-point tensor, got {value.dtype}")
         tensor = value
@@ -56,61 +68,128 @@ def _parameter(name: str, value: float | torch.Tensor, lower: float, upper: floa
     return tensor
 
 
-class Corruption:
-    """Base of all corruptions. ``kind`` selects the kernel's formula.
+class _Corrupt(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        parameter: Tensor,
+        salt: Tensor | None,
+        seed: Tensor,
+        kind: str,
+        copies: int,
+        first_example: int,
+        first_copy: int,
+        additive: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(parameter, salt, seed)
+        ctx.kind, ctx.first, ctx.additive = kind, (first_example, first_copy), additive
+        return cast("Tensor", _op.corrupt(x, kind, parameter, salt, seed, copies, *ctx.first))
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        parameter, salt, seed = ctx.saved_tensors
+        grad_x = grad_parameter = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _op.corrupt_backward(grad, ctx.kind, parameter, salt, seed, *ctx.first)
+        if ctx.needs_input_grad[1] and ctx.additive:
+            grad_parameter = _op.corrupt_backward_std(grad, parameter, seed, *ctx.first)
+        return grad_x, grad_parameter, *(None,) * 7
+
+
+class FusedCorruption(Corruption):
+    """Base of the corruptions that a kernel draws. ``kind`` selects its formula.
 
     ``parameter`` is the rate (a probability per element) or the standard deviation, with one
-    element or one per data dimension; ``salt`` is used by salt-and-pepper alone.
+    element or one per data dimension; ``salt`` is only used by salt and pepper.
     """
 
-    kind: str = ""
-    parameter: torch.Tensor
-    salt: torch.Tensor | None = None
+    kind: ClassVar[str] = ""
+    parameter: Tensor
+    salt: Tensor | None = None
+    #: how `Learnable` may learn the parameter, the first by default; what the parameter is called,
+    #: and where it must lie for that
+    estimators: ClassVar[tuple[str, ...]] = ()
+    level_name: ClassVar[str]
+    level_rule: ClassVar[str]
+    level_limit: ClassVar[float]
+    #: whether it adds noise times the parameter, which then has a gradient
+    _additive: ClassVar[bool] = False
+    _moved: FusedCorruption | None = None
 
-    def to(self, device: torch.device | str) -> Corruption:
+    @staticmethod
+    def constrained(free: Tensor) -> Tensor:
+        """The parameter that `Learnable` makes of a number without limits."""
+        raise NotImplementedError
+
+    @staticmethod
+    def unconstrained(level: Tensor) -> Tensor:
+        """The number that gives a parameter."""
+        raise NotImplementedError
+
+    def to(self, device: torch.device | str) -> FusedCorruption:
         """The same corruption with its parameters on ``device``."""
         if self.parameter.device == torch.device(device):
             return self
-        other = object.__new__(type(self))
-        other.parameter = self.parameter.to(device)
-        other.salt = None if self.salt is None else self.salt.to(device)
-        return other
+        salt = None if self.salt is None else self.salt.to(device)
+        return self.at(self.parameter.to(device), salt)
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Parameter and salt there, moved once and not at every draw."""
+        here: FusedCorruption = self
+        if self.parameter.device != device:
+            if self._moved is None or self._moved.parameter.device != device:
+                self._moved = self.to(device)
+            here = self._moved
+            if self.parameter.requires_grad:  # its owner will change the original
+                self._moved = None
+        return here.parameter, here.salt
+
+    @classmethod
+    def at(cls: type[Fused], parameter: Tensor, salt: Tensor | None = None) -> Fused:
+        """With a parameter known to be in range: checking would read it on the host."""
+        made = object.__new__(cls)
+        made.parameter, made.salt = parameter, salt
+        return made
+
+    def check(self, x: Tensor) -> None:
+        size = math.prod(x.shape[1:])
+        for name, value in (("parameter", self.parameter), ("salt", self.salt)):
+            if value is not None and value.numel() not in (1, size):
+                raise ValueError(
+                    f"corruption's {name} must have 1 element or one per data dimension ({size}), "
+                    f"got shape {tuple(value.shape)}"
+                )
+
+    def draw(
+        self, x: Tensor, copies: int, key: Tensor, first_example: int, first_copy: int
+    ) -> Tensor:
+        """x (B, ...) → x̃ (M, B, ...); see `Corruption`."""
+        parameter, salt = self._on(x.device)
+        flat = x if x.dim() == 2 else x.reshape(x.shape[0], math.prod(x.shape[1:]))
+        if self._additive and parameter.dtype != accumulation_dtype(x.dtype):
+            parameter = parameter.to(accumulation_dtype(x.dtype))
+        where = (copies, first_example, first_copy)
+        if needs_grad(flat, parameter):
+            out = _Corrupt.apply(flat, parameter, salt, key, self.kind, *where, self._additive)
+        else:
+            out = _op.corrupt(flat, self.kind, parameter, salt, key, *where)
+        return cast("Tensor", out.view(copies, *x.shape))
 
     def __repr__(self) -> str:
-        def show(t: torch.Tensor) -> str:
+        def show(t: Tensor) -> str:
             if t.numel() == 1:
                 return f"{t.item():.6g}"
             return f"<tensor {tuple(t.shape)}, mean {t.detach().mean().item():.4g}>"
 
-        parts = [] if self.kind == "identity" else [show(self.parameter)]
+        parts = [show(self.parameter)]
         if self.salt is not None:
             parts.append(f"salt={show(self.salt)}")
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
-class DrawnCorruption(Corruption):
-    """Base of the corruptions that are no one kernel's: they draw for themselves.
-
-    `parameter` stands for none, unless a subclass has one.
-    """
-
-    kind = "drawn"
-    parameter = torch.zeros(())
-
-    def draw(
-        self,
-        x: torch.Tensor,
-        copies: int,
-        key: torch.Tensor,
-        first_example: int,
-        first_copy: int,
-    ) -> torch.Tensor:
-        """x (B, D) → x̃ (M, B, D), out of place; arguments as `dvae_fast.corrupt` has checked
-        them, `key` the seed as an int64 tensor."""
-        raise NotImplementedError
-
-
-class Identity(Corruption):
+class Identity(FusedCorruption):
     """x̃ = x: turns DVAE into VAE and DIWAE into IWAE."""
 
     kind = "identity"
@@ -118,8 +197,11 @@ class Identity(Corruption):
     def __init__(self) -> None:
         self.parameter = torch.zeros(())
 
+    def __repr__(self) -> str:
+        return "Identity()"
 
-def rates_from_mean(mean_image: torch.Tensor, rate: float) -> torch.Tensor:
+
+def rates_from_mean(mean_image: Tensor, rate: float) -> Tensor:
     """A rate for each pixel, proportional to the mean image, whose mean is `rate`.
 
     r_i = min(1, c · mean_i), with the one c for which the mean of r is `rate`: where a multiple
@@ -139,7 +221,7 @@ def rates_from_mean(mean_image: torch.Tensor, rate: float) -> torch.Tensor:
 
     Source: arXiv 1511.06406, whose noise levels follow the mean image.
     """
-    if not isinstance(mean_image, torch.Tensor):
+    if not isinstance(mean_image, Tensor):
         raise TypeError(
             f"mean_image must be a floating-point tensor, got {type(mean_image).__name__}"
         )
@@ -166,18 +248,42 @@ def rates_from_mean(mean_image: torch.Tensor, rate: float) -> torch.Tensor:
     return torch.where(mean > 0, (mean * chosen).clamp(max=1.0), 0.0).float()
 
 
-class _RateCorruption(Corruption):
-    def __init__(self, rate: float | torch.Tensor) -> None:
+class RateCorruption(FusedCorruption):
+    estimators = ("score", "relaxed")
+    level_name, level_rule, level_limit = "rate", "in (0, 1)", 1.0
+
+    @staticmethod
+    def constrained(free: Tensor) -> Tensor:
+        return torch.sigmoid(free)
+
+    @staticmethod
+    def unconstrained(level: Tensor) -> Tensor:
+        return torch.logit(level)
+
+    def __init__(self, rate: float | Tensor) -> None:
         # Masks are decided in float32 whatever the data's dtype, so that they are the same bits.
         self.parameter = _parameter("rate", rate, 0.0, 1.0).to(torch.float32)
 
     @classmethod
-    def from_mean(cls: type[Rate], data_mean: torch.Tensor, rate: float, **options: Any) -> Rate:
+    def at(cls: type[Fused], parameter: Tensor, salt: Tensor | None = None) -> Fused:
+        """As of any; in float32."""
+        return super().at(parameter.float(), None if salt is None else salt.float())
+
+    @classmethod
+    def from_mean(cls: type[Rate], data_mean: Tensor, rate: float, **options: Any) -> Rate:
         """With the rates of `rates_from_mean`; options and errors as the constructor's too."""
         return cls(rates_from_mean(data_mean, rate), **options)
 
+    def hit(self, x: Tensor, copies: int, key: Tensor, *first: int) -> Tensor:
+        """What a hit makes of x (B, D), as broadcasts to (M, B, D)."""
+        raise NotImplementedError
 
-class Masking(_RateCorruption):
+    def hit_probability(self, noisy: Tensor, x: Tensor) -> Tensor:
+        """P(x̃|x, hit) per element."""
+        raise NotImplementedError
+
+
+class Masking(RateCorruption):
     """x̃ = 0 with probability ``rate``, else x.
 
     Args:
@@ -190,14 +296,26 @@ class Masking(_RateCorruption):
 
     kind = "masking"
 
+    def hit(self, x: Tensor, copies: int, key: Tensor, *first: int) -> Tensor:
+        return torch.zeros_like(x)
 
-class BitFlip(_RateCorruption):
+    def hit_probability(self, noisy: Tensor, x: Tensor) -> Tensor:
+        return noisy == 0
+
+
+class BitFlip(RateCorruption):
     """x̃ = 1 − x with probability ``rate``, else x. Arguments and errors as :class:`Masking`."""
 
     kind = "bit_flip"
 
+    def hit(self, x: Tensor, copies: int, key: Tensor, *first: int) -> Tensor:
+        return 1 - x
 
-class SaltAndPepper(_RateCorruption):
+    def hit_probability(self, noisy: Tensor, x: Tensor) -> Tensor:
+        return noisy == 1 - x
+
+
+class SaltAndPepper(RateCorruption):
     """With probability ``rate`` x̃ is 1 (with probability ``salt``) or 0, else x.
 
     Args:
@@ -211,14 +329,14 @@ class SaltAndPepper(_RateCorruption):
 
     kind = "salt_and_pepper"
 
-    def __init__(self, rate: float | torch.Tensor, salt: float | torch.Tensor = 0.5) -> None:
+    def __init__(self, rate: float | Tensor, salt: float | Tensor = 0.5) -> None:
         super().__init__(rate)
         self.salt = _parameter("salt", salt, 0.0, 1.0).to(torch.float32).to(self.parameter.device)
         if self.salt.numel() != 1 and self.parameter.numel() == 1:
             self.parameter = self.parameter.reshape(1).expand(self.salt.numel()).contiguous()
 
     @classmethod
-    def as_released(cls, rate: float | torch.Tensor) -> SaltAndPepper:
+    def as_released(cls, rate: float | Tensor) -> SaltAndPepper:
         """The variant in the paper's released code: P(1) = rate², P(0) = rate·(1 − rate).
 
         The code reuses one probability for both decisions, so its salt probability is the rate
@@ -226,8 +344,17 @@ class SaltAndPepper(_RateCorruption):
         """
         return cls(rate, salt=rate)
 
+    def hit(self, x: Tensor, copies: int, key: Tensor, *first: int) -> Tensor:
+        salt = cast("Tensor", self.salt)
+        certain = self.at(torch.ones_like(salt), salt)
+        return certain.draw(torch.zeros_like(x), copies, key, *first)
 
-class AdditiveGaussian(Corruption):
+    def hit_probability(self, noisy: Tensor, x: Tensor) -> Tensor:
+        salt = cast("Tensor", self.salt).to(accumulation_dtype(noisy.dtype))
+        return torch.where(noisy == 1, salt, torch.where(noisy == 0, 1 - salt, 0.0))
+
+
+class AdditiveGaussian(FusedCorruption):
     """x̃ = x + std · n, n ~ N(0, 1). Differentiable in x and in ``std``.
 
     Args:
@@ -239,33 +366,43 @@ class AdditiveGaussian(Corruption):
     """
 
     kind = "gaussian"
+    estimators = ("pathwise",)
+    level_name, level_rule, level_limit = "std", "> 0", math.inf
+    _additive = True
 
-    def __init__(self, std: float | torch.Tensor) -> None:
+    @staticmethod
+    def constrained(free: Tensor) -> Tensor:
+        return F.softplus(free)
+
+    @staticmethod
+    def unconstrained(level: Tensor) -> Tensor:
+        return level + torch.log(-torch.expm1(-level))
+
+    def __init__(self, std: float | Tensor) -> None:
         self.parameter = _parameter("std", std, 0.0, math.inf)
 
     @property
-    def std(self) -> torch.Tensor:
+    def std(self) -> Tensor:
         """The standard deviation, the tensor given if one was given."""
         return self.parameter
 
 
 #: Constructors by the name used on the command line; each takes the level (rate or std).
-CORRUPTIONS: dict[str, Callable[[float | torch.Tensor], Corruption]] = {
+CORRUPTIONS: dict[str, Callable[[float | Tensor], Corruption]] = {
     "identity": lambda level: Identity(),
     "masking": Masking,
-    "salt-and-pepper": SaltAndPepper,
-    "salt-and-pepper-released": SaltAndPepper.as_released,
-    "bit-flip": BitFlip,
+    "salt_and_pepper": SaltAndPepper,
+    "salt_and_pepper_released": SaltAndPepper.as_released,
+    "bit_flip": BitFlip,
     "gaussian": AdditiveGaussian,
 }
 
 
-def make_corruption(name: str, level: float | torch.Tensor) -> Corruption:
+def make_corruption(name: str, level: float | Tensor) -> Corruption:
     """The corruption called ``name`` at rate or standard deviation ``level``, one or one a pixel.
 
     Raises:
         ValueError: if ``name`` is not one of :data:`CORRUPTIONS` or the level is out of range.
     """
-    if name not in CORRUPTIONS:
-        raise ValueError(f"corruption must be one of {', '.join(CORRUPTIONS)}; got {name!r}")
+    check_choice("corruption", name, CORRUPTIONS)
     return CORRUPTIONS[name](level)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dvae_fast.corruptions.basic import Corruption, SaltAndPepper, make_corruption
+from dvae_fast.corruptions.base import Corruption
+from dvae_fast.corruptions.basic import FusedCorruption, SaltAndPepper, make_corruption
 from dvae_fast.corruptions.compose import Compose
 from dvae_fast.corruptions.learnable import Learnable
 
@@ -19,15 +20,6 @@ def _plain(t: Tensor) -> float | list[float]:
     t = t.detach().cpu().reshape(-1)
     values = [float(str(v)) for v in (t if t.dtype == torch.float64 else t.float()).numpy()]
     return values[0] if len(values) == 1 else values
-
-
-_CORRUPTION_NAMES = {
-    "identity": "identity",
-    "masking": "masking",
-    "salt_and_pepper": "salt-and-pepper",
-    "bit_flip": "bit-flip",
-    "gaussian": "gaussian",
-}
 
 
 def describe_corruption(corruption: Corruption) -> dict[str, Any]:
@@ -43,19 +35,19 @@ def describe_corruption(corruption: Corruption) -> dict[str, Any]:
     if isinstance(corruption, Learnable):
         how = {"estimator": corruption.estimator, "temperature": corruption.temperature}
         return describe_corruption(corruption.start) | {"learnable": how}
-    if corruption.kind not in _CORRUPTION_NAMES:
+    if not isinstance(corruption, FusedCorruption):
         raise ValueError(
             "corruption must be one of dvae_fast's own for a configuration to hold it, "
             f"got {corruption}"
         )
     config: dict[str, Any] = {
-        "name": _CORRUPTION_NAMES[corruption.kind],
+        "name": corruption.kind,
         "level": _plain(corruption.parameter),
     }
     if corruption.salt is not None and not bool((corruption.salt == 0.5).all()):
         salt = _plain(corruption.salt)
         if salt == config["level"]:
-            config["name"] = "salt-and-pepper-released"
+            config["name"] = "salt_and_pepper_released"
         else:
             config["salt"] = salt
     return config

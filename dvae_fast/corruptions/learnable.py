@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from dvae_fast._checks import check_count
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast._seeds import derived_key
-from dvae_fast.corruptions.basic import AdditiveGaussian, Corruption, DrawnCorruption, SaltAndPepper
-from dvae_fast.corruptions.draw import corrupt
+from dvae_fast.corruptions.base import Corruption, check_baseline
+from dvae_fast.corruptions.basic import AdditiveGaussian, FusedCorruption, RateCorruption
 
 __all__ = ["LEVEL_ESTIMATORS", "Learnable", "score_function_surrogate"]
 
@@ -20,7 +20,6 @@ __all__ = ["LEVEL_ESTIMATORS", "Learnable", "score_function_surrogate"]
 #: "relaxed": hits between 0 and 1, which a rate moves; biased.
 LEVEL_ESTIMATORS = ("pathwise", "score", "relaxed")
 
-_RATES = ("masking", "salt_and_pepper", "bit_flip")
 _SALT_KEY = -1  # its index among a seed's keys
 
 
@@ -49,29 +48,14 @@ def score_function_surrogate(per_copy_loss: Tensor, log_prob: Tensor) -> Tensor:
             f"{tuple(per_copy_loss.shape)} and {tuple(log_prob.shape)}"
         )
     copies = per_copy_loss.shape[0]
-    _check_copies(copies)
+    check_baseline(copies)
     loss = per_copy_loss.detach()
     advantage = (loss - loss.mean(0)) * (copies / (copies - 1))
     advantage = torch.where(advantage.isfinite(), advantage, 0.0)
     return (advantage * (log_prob - log_prob.detach())).mean()
 
 
-def _check_copies(copies: int) -> None:
-    if copies < 2:
-        raise ValueError(
-            "M must be >= 2 for a rate learnt by the score function, whose baseline is made of "
-            f"the other copies; got {copies}"
-        )
-
-
-def _plain(kind: type[Corruption], level: Tensor, salt: Tensor | None = None) -> Corruption:
-    """A corruption of levels known to be in range: checking would read them on the host."""
-    plain = object.__new__(kind)
-    plain.parameter, plain.salt = level, salt
-    return plain
-
-
-class Learnable(nn.Module, DrawnCorruption):
+class Learnable(nn.Module, Corruption):
     """A corruption whose rate or standard deviation is a parameter, kept in range.
 
     A model that is given one has the parameter among its own. The rate is σ(a), the standard
@@ -92,7 +76,7 @@ class Learnable(nn.Module, DrawnCorruption):
             between x and what a hit would make of it, the same numbers as without only as the
             temperature tends to 0; in evaluation mode hits are whole.
         size: D, to make of one level at the start one for each dimension.
-        temperature: > 0, of "relaxed" alone.
+        temperature: > 0, only of "relaxed".
 
     Raises:
         TypeError, ValueError: naming the argument, the rule and the value.
@@ -107,19 +91,17 @@ class Learnable(nn.Module, DrawnCorruption):
         temperature: float = 0.5,
     ) -> None:
         super().__init__()
-        if not isinstance(corruption, Corruption) or corruption.kind not in (*_RATES, "gaussian"):
+        if not isinstance(corruption, FusedCorruption) or not corruption.estimators:
             got = corruption if isinstance(corruption, Corruption) else type(corruption).__name__
             raise TypeError(
                 "corruption must be a Masking, SaltAndPepper, BitFlip or AdditiveGaussian, "
                 f"got {got}"
             )
-        gaussian = corruption.kind == "gaussian"
         if estimator is None:
-            estimator = "pathwise" if gaussian else "score"
-        fitting = ("pathwise",) if gaussian else ("score", "relaxed")
-        if estimator not in fitting:
+            estimator = corruption.estimators[0]
+        if estimator not in corruption.estimators:
             raise ValueError(
-                f"estimator must be one of {', '.join(fitting)} for "
+                f"estimator must be one of {', '.join(corruption.estimators)} for "
                 f"{type(corruption).__name__}; got {estimator!r}"
             )
         if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
@@ -135,20 +117,16 @@ class Learnable(nn.Module, DrawnCorruption):
                 )
             level = level.expand(size)
         level = level.reshape(() if level.numel() == 1 else (-1,)).clone()
-        if not bool(((level > 0) & ((level < 1) | gaussian)).all()):
-            name, rule = ("std", "> 0") if gaussian else ("rate", "in (0, 1)")
+        if not bool(((level > 0) & (level < corruption.level_limit)).all()):
             raise ValueError(
-                f"{name} must be {rule} to be learnt, got values from {level.min().item():g} to "
-                f"{level.max().item():g}"
+                f"{corruption.level_name} must be {corruption.level_rule} to be learnt, got values "
+                f"from {level.min().item():g} to {level.max().item():g}"
             )
         #: the corruption it starts from
-        self.start = _plain(type(corruption), level, corruption.salt)
-        self.level_kind = corruption.kind
+        self.start = corruption.at(level, corruption.salt)
         self.estimator = estimator
         self.temperature = float(temperature)
-        self.unconstrained = nn.Parameter(
-            level + torch.log(-torch.expm1(-level)) if gaussian else torch.logit(level)
-        )
+        self.unconstrained = nn.Parameter(corruption.unconstrained(level))
         self._salt: Tensor | None
         self.register_buffer("_salt", corruption.salt, persistent=False)
 
@@ -157,18 +135,11 @@ class Learnable(nn.Module, DrawnCorruption):
     @property
     def level(self) -> Tensor:
         """The rate or standard deviation, differentiable: of one element or (D,)."""
-        if self.level_kind == "gaussian":
-            return F.softplus(self.unconstrained)
-        return torch.sigmoid(self.unconstrained)
+        return self.start.constrained(self.unconstrained)
 
     @property
-    def parameter(self) -> Tensor:  # type: ignore[override]
-        """The level."""
-        return self.level
-
-    @property
-    def salt(self) -> Tensor | None:  # type: ignore[override]
-        """The salt probability, of salt-and-pepper alone."""
+    def salt(self) -> Tensor | None:
+        """The salt probability, of salt and pepper only."""
         return self._salt
 
     @property
@@ -176,79 +147,60 @@ class Learnable(nn.Module, DrawnCorruption):
         """Whether the loss must add `score_function_surrogate`."""
         return self.estimator == "score"
 
-    def check_copies(self, copies: int) -> None:
-        """Raise ValueError unless so many copies are enough for the estimator."""
-        if self.scores:
-            _check_copies(copies)
-
-    def fixed(self) -> Corruption:
+    def fixed(self) -> FusedCorruption:
         """The corruption at the present level, to be learnt no more."""
         return self._at(self.level.detach().clone())
 
-    def _at(self, level: Tensor) -> Corruption:
-        # Masks are decided in float32 whatever the model's dtype.
-        if self.level_kind != "gaussian":
-            level = level.float()
-        return _plain(type(self.start), level, None if self._salt is None else self._salt.float())
+    def _at(self, level: Tensor) -> FusedCorruption:
+        return self.start.at(level, self._salt)
+
+    def check(self, x: Tensor) -> None:
+        self.start.check(x)
 
     # --- drawing ------------------------------------------------------------------------------
 
     def draw(
         self, x: Tensor, copies: int, key: Tensor, first_example: int, first_copy: int
     ) -> Tensor:
-        """x (B, D) → x̃ (M, B, D); see `DrawnCorruption.draw`."""
-        first = {"first_example": first_example, "first_copy": first_copy}
+        """x (B, ...) → x̃ (M, B, ...); see `Corruption`."""
+        first = (first_example, first_copy)
         if self.estimator == "relaxed" and self.training:
-            return self._relaxed(x, copies, key, first)
+            return self._relaxed(x.flatten(1), copies, key, first).view(copies, *x.shape)
         level = self.level if self.estimator == "pathwise" else self.level.detach()
-        return corrupt(x, self._at(level), copies, key, **first)
+        return self._at(level).draw(x, copies, key, *first)
 
-    def _relaxed(self, x: Tensor, copies: int, key: Tensor, first: dict[str, int]) -> Tensor:
-        dtype = accumulation_dtype(x.dtype)
-        zero = torch.zeros_like(x, dtype=dtype, requires_grad=False)
-        unit = _plain(AdditiveGaussian, zero.new_ones(()))
-        normal = corrupt(zero, unit, copies, key, **first)
+    def _relaxed(self, x: Tensor, copies: int, key: Tensor, first: tuple[int, int]) -> Tensor:
+        clean = x.to(accumulation_dtype(x.dtype))
+        zero = torch.zeros_like(clean, requires_grad=False)
+        normal = AdditiveGaussian.at(zero.new_ones(())).draw(zero, copies, key, *first)
         # logit Φ(n), from the tails: a logistic number.
         logistic = torch.special.log_ndtr(normal) - torch.special.log_ndtr(-normal)
         hit = torch.sigmoid((self.unconstrained + logistic) / self.temperature)
-        clean = x.to(dtype)
-        if self.level_kind == "masking":
-            struck: Tensor = zero
-        elif self.level_kind == "bit_flip":
-            struck = 1 - clean
-        else:
-            salt = cast("Tensor", self._salt).float()
-            certain = _plain(SaltAndPepper, torch.ones_like(salt), salt)
-            own = derived_key(key, _SALT_KEY)
-            struck = corrupt(zero, certain, copies, own, **first)
+        plain = cast("RateCorruption", self._at(self.level.detach()))
+        struck = plain.hit(clean, copies, derived_key(key, _SALT_KEY), *first)
         return torch.lerp(clean.expand_as(hit), struck.expand_as(hit), hit).to(x.dtype)
 
     # --- the density --------------------------------------------------------------------------
 
-    def log_prob(self, x: Tensor, noisy: Tensor) -> Tensor:
-        """log p(x̃|x) of whole hits: (B, D) and (M, B, D) → (M, B); differentiable in the rate.
+    def log_prob(self, noisy: Tensor, x: Tensor) -> Tensor:
+        """log p(x̃|x) of whole hits: (M, B, D) and (B, D) → (M, B); differentiable in the rate.
 
         Where being hit or not gives the same x̃, both count: masking has P(0|0) = 1, and
-        salt-and-pepper P(1|1) = 1 − rate · (1 − salt).
+        salt and pepper P(1|1) = 1 − rate · (1 − salt).
 
         Raises:
             ValueError: for a Gaussian, or if the shapes do not fit.
         """
-        if self.level_kind not in _RATES:
+        plain = self._at(self.level.detach())
+        if not isinstance(plain, RateCorruption):
             raise ValueError(f"log_prob must be asked of a rate, got {self}")
         if noisy.dim() != 3 or noisy.shape[1:] != x.shape:
             raise ValueError(
-                "x must have shape (B, D) and noisy (M, B, D), got "
-                f"{tuple(x.shape)} and {tuple(noisy.shape)}"
+                "noisy must have shape (M, B, D) and x (B, D), got "
+                f"{tuple(noisy.shape)} and {tuple(x.shape)}"
             )
         a = self.unconstrained
-        if self.level_kind == "masking":
-            struck = (noisy == 0).to(a.dtype)
-        elif self.level_kind == "bit_flip":
-            struck = (noisy == 1 - x).to(a.dtype)
-        else:
-            salt = cast("Tensor", self._salt)
-            struck = torch.where(noisy == 1, salt, torch.where(noisy == 0, 1 - salt, 0.0))
+        struck = plain.hit_probability(noisy, x).to(a.dtype)
         kept = (noisy == x).to(a.dtype)
         # log(rate · P(x̃|hit) + (1 − rate) · P(x̃|kept)), where rate or 1 − rate may be tiny.
         each = torch.logaddexp(F.logsigmoid(a) + struck.log(), F.logsigmoid(-a) + kept.log())

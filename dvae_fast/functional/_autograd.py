@@ -40,7 +40,7 @@ def needs_grad(*tensors: Tensor | None) -> bool:
 
 
 # A constant to torch.compile, which before 2.12 cannot trace the query.
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _has_autocast(device: str) -> bool:
     return torch.amp.is_autocast_available(device)
 

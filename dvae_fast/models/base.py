@@ -14,7 +14,6 @@ from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast._seeds import derived_key, seed_tensor
 from dvae_fast.corruptions import (
     Identity,
-    Learnable,
     as_corruption,
     corrupt,
     score_function_surrogate,
@@ -44,6 +43,7 @@ from dvae_fast.objectives.objective import check_score_objective
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from dvae_fast.corruptions import Corruption
     from dvae_fast.models.priors import Prior
     from dvae_fast.objectives import Latents, Objective
 
@@ -97,7 +97,7 @@ class Autoencoder(nn.Module):
         self.corruption = None if chosen.corruption is None else as_corruption(chosen.corruption)
         self.objective.check_samples(self.copies, self.samples)
         self.check_options(chosen, self.objective)
-        if isinstance(self.corruption, Learnable):
+        if self.corruption is not None:
             self.corruption.check_copies(self.copies)
             if self.corruption.scores:
                 check_score_objective(self.objective)
@@ -112,7 +112,7 @@ class Autoencoder(nn.Module):
     @classmethod
     def check_options(cls, options: ModelConfig, objective: Objective) -> None:
         """Raise ValueError unless the model has the objective with these options."""
-        if objective.analytic and not isinstance(options.prior, str):
+        if objective.bound.analytic and not isinstance(options.prior, str):
             raise ValueError(
                 f"objective must not be {objective.name} with a prior of one's own: its divergence "
                 "is that from the standard normal"
@@ -260,10 +260,6 @@ class Autoencoder(nn.Module):
         corruption = self.corruption
         if corruption is None or isinstance(corruption, Identity):
             return x  # M copies of it would be encoded M times
-        if not isinstance(corruption, nn.Module) and corruption.parameter.device != x.device:
-            corruption = corruption.to(x.device)
-            if not corruption.parameter.requires_grad:  # else its owner will change the original
-                self.corruption = corruption  # once, not at every step
         return corrupt(x, corruption, copies, key, first_example=first_example)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -331,13 +327,13 @@ class Autoencoder(nn.Module):
             kl_weight=self.kl_weight,
             overwrite_params=self.split_decoder() is not None,
         )
-        if isinstance(self.corruption, Learnable) and self.corruption.scores:
+        if self.corruption is not None and self.corruption.scores:
             loss = loss + self._score_term(self.corruption, x, key, first_example, latents)
         return loss
 
     def _score_term(
         self,
-        corruption: Learnable,
+        corruption: Corruption,
         x: Tensor,
         key: Tensor,
         first_example: int,
@@ -351,7 +347,7 @@ class Autoencoder(nn.Module):
             log_w = self._log_weights(latents.z, x, latents.log_ratio)  # (M, ..., B, K)
             bounds = torch.stack([objectives.bound(copy, self.objective) for copy in log_w])
         noisy = self._corrupt(x, key, self.copies, first_example)  # the same numbers again
-        return score_function_surrogate(-bounds, corruption.log_prob(x, noisy))
+        return score_function_surrogate(-bounds, corruption.log_prob(noisy, x))
 
     def forward(
         self, x: Tensor, seed: int | Tensor | None = None, *, first_example: int = 0

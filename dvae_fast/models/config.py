@@ -29,7 +29,7 @@ from dvae_fast.models.encoders import ENCODERS
 from dvae_fast.models.layers import ACTIVATIONS
 from dvae_fast.models.posterior import COVARIANCES
 from dvae_fast.models.priors import PRIORS, Prior
-from dvae_fast.objectives import ESTIMATORS, OBJECTIVES, OUTSIDE, Objective
+from dvae_fast.objectives import ESTIMATORS, OBJECTIVES, Objective
 
 if TYPE_CHECKING:
     from dvae_fast.models.base import Autoencoder
@@ -276,7 +276,7 @@ def register(model: _M) -> _M:
 
 def default_samples(objective: Objective) -> int:
     """K where none is given: 5 inside the logarithm, or for a baseline made of the others."""
-    return 1 if objective.name in OUTSIDE and objective.estimator != "vimco" else 5
+    return 1 if objective.bound.outside and not objective.gradient.score_function else 5
 
 
 def make_model(name: str, data_size: int, *sizes: Any, **options: Any) -> Autoencoder:

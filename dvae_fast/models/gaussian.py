@@ -74,7 +74,7 @@ class LatentVariableModel(Autoencoder):
     ) -> Latents:
         check_posterior_objective(self.objective)
         k = self.samples
-        if self.objective.name == "elbo" and k > 1:  # outside, as `sample_latents` does
+        if self.objective.bound.outside and k > 1:  # outside, as `sample_latents` does
             mean, spread, k = _repeated(mean, -3, k), _repeated(spread, -4, k), 1
         return Latents(*sample_gaussian(mean, spread, k, key, first_example=first_example))
 

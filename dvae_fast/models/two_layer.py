@@ -26,7 +26,7 @@ _LAYER = 2
 
 def _fits(objective: Objective) -> bool:
     # piwae gives an inference net a gradient of its own, through z₁'s sampling alone.
-    return not objective.analytic and not objective._rescales
+    return not objective.bound.analytic and not objective.splits
 
 
 @register
@@ -55,7 +55,7 @@ class TwoLayerModel(LatentVariableModel):
     def check_options(cls, options: ModelConfig, objective: Objective) -> None:
         """Raise ValueError unless the model has the objective with these options."""
         super().check_options(options, objective)
-        if not _fits(objective) or objective.estimator != "standard":
+        if not _fits(objective) or not objective.plain:
             others = [name for name in OBJECTIVES if not _fits(Objective(name))]
             raise ValueError(
                 f"objective must be any but {' and '.join(others)}, with the standard estimator, "

@@ -13,23 +13,23 @@ objective        the bound                                    source
 ================ ============================================ =====================================
 ``elbo``         T_0; the (denoising) variational bound       Kingma and Welling 2013 (1312.6114),
                                                               eq. 3; Im et al. 2015 (1511.06406)
-``elbo-kl``      mean log p(x|z) − KL(q || p), KL analytic    the same
+``elbo_kl``      mean log p(x|z) − KL(q || p), KL analytic    the same
 ``iwae``         T_1, nested: the (denoising)                 Burda et al. 2015 (1509.00519), eq. 8;
                  importance-weighted bound; with M groups     Im et al. 2015, section 3.1;
                  and no corruption it is MIWAE(M, K)          Rainforth et al. 2018 (1802.04537)
-``iwae-joint``   T_1, joint: tighter, and still a bound,      Burda et al. 2015, eq. 8
+``iwae_joint``   T_1, joint: tighter, and still a bound,      Burda et al. 2015, eq. 8
                  each w having its own q(z|x̃) below
 ``ciwae``        β T_0 + (1 − β) T_1, nested                  Rainforth et al. 2018
 ``piwae``        T_1, joint, for the generative net; the      Rainforth et al. 2018
                  inference net ascends T_1 nested (MIWAE)
 ``vr``           T_(1−α), nested: α = 0 is iwae, 1 is elbo    Li and Turner 2016 (1602.02311)
-``vr-max``       T_∞, nested: α → −∞                          Li and Turner 2016
+``vr_max``       T_∞, nested: α → −∞                          Li and Turner 2016
 ``mixture``      T_1, joint, with 1/M Σ_m q(z|x̃_m) below,     Im et al. 2015: the posterior that
                  the density that z is drawn from             corruption makes of q
-``mixture-elbo`` T_0, joint, with the same below              the same
+``mixture_elbo`` T_0, joint, with the same below              the same
 ================ ============================================ =====================================
 
-All are below log p(x) in expectation but ``vr`` for α < 0 and ``vr-max``, which are above the
+All are below log p(x) in expectation but ``vr`` for α < 0 and ``vr_max``, which are above the
 importance-weighted bound and may be above log p(x).
 
 Gradient estimators of the inference network φ; the generative network always has the bound's
@@ -37,7 +37,7 @@ own gradient, coefficients c = ∂bound/∂log w, w̃ = w / Σ w where the bound
 
 - ``standard``: the reparameterised gradient.
 - ``stl``: sticking the landing (Roeder et al. 2017, 1703.09194): log q's explicit dependence on φ
-  is dropped. Unbiased where c is constant, ``elbo`` and ``mixture-elbo``; biased for every bound
+  is dropped. Unbiased where c is constant, ``elbo`` and ``mixture_elbo``; biased for every bound
   with K inside the logarithm, since the dropped score function is there correlated with c.
 - ``dreg``: doubly reparameterised (Tucker et al. 2018, 1810.04152): c − ∂c/∂log w in the place of
   c, w̃² for ``iwae``, on the path through z alone. Unbiased; for ``elbo`` it is ``stl``.
@@ -50,12 +50,12 @@ Numbers in brackets are arXiv's.
 from dvae_fast.objectives.bound import bound
 from dvae_fast.objectives.latents import Latents, sample_latents
 from dvae_fast.objectives.loss import loss
-from dvae_fast.objectives.objective import ESTIMATORS, OBJECTIVES, OUTSIDE, Objective, as_objective
+from dvae_fast.objectives.objective import ESTIMATORS, OBJECTIVES, Bound, Objective, as_objective
 
 __all__ = [
     "ESTIMATORS",
     "OBJECTIVES",
-    "OUTSIDE",
+    "Bound",
     "Latents",
     "Objective",
     "as_objective",

@@ -56,7 +56,7 @@ def bound(log_w: Tensor, objective: str | Objective) -> Tensor:
     grouped = log_w.reshape(-1, *log_w.shape[-2:])
     terms = [
         _log_mean(rows_of(grouped, joint), t).mean(0) * share
-        for share, t, joint in objective._generative
+        for share, t, joint in objective.generative
         if share != 0
     ]
     return sum(terms[1:], start=terms[0])

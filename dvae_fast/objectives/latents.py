@@ -122,11 +122,11 @@ def sample_latents(
 
     Returns:
         `Latents`, z and log_ratio of shapes (*L, B, K, Z) and (*L, B, K), but for
-        "elbo" and "elbo-kl" with K > 1 (*L, K, B, 1, Z) and (*L, K, B, 1): samples go outside the
+        "elbo" and "elbo_kl" with K > 1 (*L, K, B, 1, Z) and (*L, K, B, 1): samples go outside the
         logarithm, as if they were corruptions;
-        "iwae-joint" and "mixture" with M groups (B, M·K, Z) and (B, M·K);
-        "mixture-elbo" (M·K, B, 1, Z) and (M·K, B, 1).
-        For "elbo-kl" log_ratio is −KL(q || p).
+        "iwae_joint" and "mixture" with M groups (B, M·K, Z) and (B, M·K);
+        "mixture_elbo" (M·K, B, 1, Z) and (M·K, B, 1).
+        For "elbo_kl" log_ratio is −KL(q || p).
 
     Raises:
         TypeError, ValueError: as `dvae_fast.sample_latent`, or if the objective is wrong.
@@ -135,31 +135,31 @@ def sample_latents(
     check_mean_and_log_var(mean, log_var)
     check_count("k", k, 1)
     objective.check_samples(math.prod(mean.shape[:-2]), k)
-    if objective._mixed:
+    if objective.bound.mixture:
         return _sample_mixture(mean, log_var, k, objective, seed, first_example)
-    if objective.name == "elbo-kl":
+    if objective.bound.analytic:
         return _sample_analytic(mean, log_var, k, objective.free_bits, seed, first_example)
-    if objective.estimator == "vimco":
+    if objective.gradient.score_function:
         with torch.no_grad():
             z, _ = functional.sample_latent(mean, log_var, k, seed, first_example=first_example)
         log_ratio = functional.latent_log_ratio(z, mean, log_var)
         return Latents(z, log_ratio.detach(), -log_ratio)
-    if objective.name == "elbo":
+    if objective.bound.outside:
         mean, log_var, k = *_outside(mean, log_var, k), 1
     carrier = None
-    if objective.estimator == "standard" and not objective._rescales:
+    drop_score, rescales = objective.gradient.drops_score, objective.rescales
+    if not drop_score and not rescales:
         z, log_ratio = functional.sample_latent(mean, log_var, k, seed, first_example=first_example)
     else:
         shape, mean, log_var = sampled_rows(mean, log_var, k, first_example)
         key = seed_tensor(seed, mean.device)
-        drop_score, rescales = objective.estimator != "standard", objective._rescales
         z, log_ratio, carrier = _PathSample.apply(
             mean, log_var, key, k, first_example, drop_score, rescales
         )
         z = z.view(*shape[:-1], k, shape[-1])
         log_ratio = log_ratio.view(*shape[:-1], k)
         carrier = carrier.view(log_ratio.shape) if rescales else None
-    if objective.name == "iwae-joint" and z.dim() > 3:
+    if objective.bound.joint and not objective.splits and z.dim() > 3:
         z, log_ratio = joined(z, 2), joined(log_ratio, 1)
         carrier = None if carrier is None else joined(carrier, 1)
     return Latents(z, log_ratio, carrier)
@@ -214,10 +214,10 @@ def _sample_mixture(
     z = joined(z, 2)
     if z.dtype != mean.dtype:
         mean, log_var = mean.to(z.dtype), log_var.to(z.dtype)
-    if objective.estimator == "stl":
+    if objective.gradient.drops_score:
         mean, log_var = mean.detach(), log_var.detach()
     log_ratio = functional.mixture_log_ratio(z, mean, log_var)
-    if objective.name == "mixture-elbo":
+    if objective.bound.outside:
         z = z.transpose(0, 1).reshape(groups * k, examples, 1, size)
         log_ratio = log_ratio.transpose(0, 1).unsqueeze(-1)
     return Latents(z, log_ratio)

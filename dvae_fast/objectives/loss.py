@@ -13,7 +13,7 @@ from dvae_fast.functional._autograd import differentiable_once
 from dvae_fast.functional.log_weights import iwae_loss_and_weights
 from dvae_fast.objectives.bound import bound, rows_of
 from dvae_fast.objectives.latents import Scaled
-from dvae_fast.objectives.objective import OUTSIDE, Objective, Term, as_objective
+from dvae_fast.objectives.objective import Estimator, Objective, Term, as_objective
 
 if TYPE_CHECKING:
     from dvae_fast.likelihoods import Likelihood
@@ -63,7 +63,7 @@ class _Deliver(torch.autograd.Function):
 
 
 def _coefficients(
-    log_w: Tensor, terms: tuple[Term, ...], estimator: str, kl_weight: Tensor | float
+    log_w: Tensor, terms: tuple[Term, ...], estimator: Estimator, kl_weight: Tensor | float
 ) -> Tensor:
     """What multiplies each sample's gradient, (M, B, K).
 
@@ -76,9 +76,9 @@ def _coefficients(
             continue
         rows = rows_of(log_w, joint)
         c = _log_mean_gradient(rows, t)
-        if estimator == "dreg":
+        if estimator.doubly:
             c = c * (1 - kl_weight * t * (1 - c))  # ∂c/∂log w = t c (1 − c)
-        elif estimator == "vimco":
+        elif estimator.score_function:
             c = _left_out(rows, t) - kl_weight * c
         c = c * (share / rows.shape[0])
         if joint:
@@ -151,23 +151,23 @@ def loss(
         objective: a name or an `Objective`.
         inference: what `sample_latents` returned with log_ratio.
         kl_weight: in [0, 1], multiplies log p(z) − log q(z|x̃) (the negative divergence, for
-            "elbo-kl") in what the gradient is that of; a tensor may change under a CUDA graph.
+            "elbo_kl") in what the gradient is that of; a tensor may change under a CUDA graph.
 
     Raises:
         TypeError, ValueError: naming the argument, the rule and the value.
     """
     objective = as_objective(objective)
-    vimco = objective.estimator == "vimco"
-    if (inference is None) == (vimco or objective._rescales):
+    by_score = objective.gradient.score_function
+    if (inference is None) == (by_score or objective.rescales):
         rule = "be what sample_latents returned" if inference is None else "be None"
         raise ValueError(
             f"inference must {rule} for {objective.name} with the estimator "
             f"{objective.estimator}, got {'None' if inference is None else 'a tensor'}"
         )
-    if objective.name == "piwae" and not vimco and _dtype(params) == torch.float16:
+    if objective.splits and not by_score and _dtype(params) == torch.float16:
         raise TypeError(
-            "params must not be float16 for piwae without vimco, which needs the range of a wider "
-            "dtype; bfloat16 has it"
+            f"params must not be float16 for {objective.name} without vimco, which needs the range "
+            "of a wider dtype; bfloat16 has it"
         )
     weighted = isinstance(kl_weight, Tensor) or kl_weight != 1
     ratio: Tensor | None = None
@@ -191,14 +191,14 @@ def loss(
         values = values + (kl_weight - 1) * log_ratio.detach()
     values = values.reshape(-1, *shape[-2:])
     factor = -1.0 / max(shape[-2], 1)
-    c = _coefficients(values, objective._generative, "standard", kl_weight)
+    c = _coefficients(values, objective.generative, Estimator(), kl_weight)
     if inference is not None:
-        of_z = _coefficients(values, objective._inference, objective.estimator, kl_weight)
-        if vimco:
+        of_z = _coefficients(values, objective.inference, objective.gradient, kl_weight)
+        if by_score:
             dq = (factor * of_z).view(shape)
             dw = (factor * c).view(shape)
             return cast("Tensor", _WithGradients.apply(total, log_w, dw, inference, dq))
-        if objective.name == "piwae":
+        if objective.splits:
             c = c.clamp_min(_LEAST)
         ratio = (of_z / torch.where(c == 0, 1.0, c)).view(inference.shape)
     total = _WithGradients.apply(total, log_w, (factor * c).view(shape), None, None)
@@ -214,10 +214,10 @@ def _dtype(params: Any) -> torch.dtype | None:
 
 def _is_one_pass(objective: Objective, log_ratio: Tensor, weighted: bool) -> bool:
     """Whether the bound is a mean of log-mean-weights over the last dimension, as laid out."""
-    if objective.estimator == "vimco" or objective.name == "piwae":
+    if objective.gradient.score_function or objective.splits:
         return False
-    if objective.name in OUTSIDE:
+    if objective.bound.outside:
         return log_ratio.shape[-1] == 1
-    if objective.name == "iwae":
-        return not weighted
-    return objective.name in ("iwae-joint", "mixture") and log_ratio.dim() == 2 and not weighted
+    if weighted or objective.generative != (Term(1.0, 1.0, objective.bound.joint),):
+        return False
+    return not objective.bound.joint or log_ratio.dim() == 2

@@ -5,39 +5,27 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from dvae_fast._checks import check_choice
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = [
     "ESTIMATORS",
     "OBJECTIVES",
-    "OUTSIDE",
+    "Bound",
+    "Estimator",
     "Objective",
+    "Parameter",
     "Term",
     "as_objective",
     "check_discrete",
     "check_posterior_objective",
     "check_score_objective",
+    "names_of",
 ]
-
-ESTIMATORS = ("standard", "stl", "dreg", "vimco")
-#: The objectives, and the estimators that each is defined with.
-OBJECTIVES: dict[str, tuple[str, ...]] = {
-    "elbo": ESTIMATORS,
-    "elbo-kl": ("standard",),
-    "iwae": ESTIMATORS,
-    "iwae-joint": ESTIMATORS,
-    "ciwae": ESTIMATORS,
-    "piwae": ESTIMATORS,
-    "vr": ESTIMATORS,
-    "vr-max": ("standard", "stl"),
-    "mixture": ("standard", "stl"),
-    "mixture-elbo": ("standard", "stl"),
-}
-
-#: Objectives whose K samples are outside the logarithm.
-OUTSIDE = ("elbo", "elbo-kl", "mixture-elbo")
-#: objectives whose log-weights keep the corruptions apart: a mean of one bound a copy
-_BY_COPY = ("elbo", "iwae", "ciwae", "vr")
 
 
 class Term(NamedTuple):
@@ -48,16 +36,108 @@ class Term(NamedTuple):
     joint: bool = False
 
 
+class Estimator(NamedTuple):
+    """How the inference network's gradient is estimated; see `dvae_fast.objectives`.
+
+    Attributes:
+        drops_score: log q's explicit dependence on φ is dropped.
+        doubly: the path's coefficients are c − ∂c/∂log w, where that is not c.
+        score_function: through log q with a baseline of the other samples, and no path.
+    """
+
+    drops_score: bool = False
+    doubly: bool = False
+    score_function: bool = False
+
+
+ESTIMATORS = {
+    "standard": Estimator(),
+    "stl": Estimator(drops_score=True),
+    "dreg": Estimator(drops_score=True, doubly=True),
+    "vimco": Estimator(score_function=True),
+}
+
+
+class Parameter(NamedTuple):
+    """A bound's own argument of `Objective`: its name, where it must lie, and its default."""
+
+    name: str
+    lower: float
+    upper: float
+    default: float = 0.5
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A row of `OBJECTIVES`: what a bound is made of, and what goes with it.
+
+    Attributes:
+        terms: (share, temperature) of each log-mean; a function of the parameter, if it has one.
+        joint: the log-means are over all M·K samples and not over each group's K.
+        outside: the K samples are outside the logarithm.
+        mixture: the density below is that of the mixture over corruptions.
+        analytic: the divergence is exact, and known for each latent dimension.
+        parameter: its own argument, if any.
+        estimators: those that it is defined with.
+        inference: terms that the inference network ascends, nested, where they are its own.
+        by_copy: a mean of one bound a corruption, so that a rate can be learnt from their
+            differences.
+        full_covariance: defined for posteriors of full covariance.
+    """
+
+    terms: tuple[Term, ...] | Callable[[float], tuple[Term, ...]]
+    joint: bool = False
+    outside: bool = False
+    mixture: bool = False
+    analytic: bool = False
+    parameter: Parameter | None = None
+    estimators: tuple[str, ...] = tuple(ESTIMATORS)
+    inference: tuple[Term, ...] | None = None
+    by_copy: bool = False
+    full_covariance: bool = False
+
+
+_MEAN, _LOG_MEAN, _MAX = ((Term(1.0, t),) for t in (0.0, 1.0, math.inf))
+_PATH = ("standard", "stl")
+
+#: The bounds by name. A new one is a row here, and what it computes beside it.
+OBJECTIVES: dict[str, Bound] = {
+    "elbo": Bound(_MEAN, outside=True, by_copy=True, full_covariance=True),
+    "elbo_kl": Bound(_MEAN, outside=True, analytic=True, estimators=("standard",)),
+    "iwae": Bound(_LOG_MEAN, by_copy=True, full_covariance=True),
+    "iwae_joint": Bound(_LOG_MEAN, joint=True),
+    "ciwae": Bound(
+        lambda beta: (Term(beta, 0.0), Term(1 - beta, 1.0)),
+        parameter=Parameter("beta", 0.0, 1.0),
+        by_copy=True,
+    ),
+    "piwae": Bound(_LOG_MEAN, joint=True, inference=_LOG_MEAN),
+    "vr": Bound(
+        lambda alpha: (Term(1.0, 1 - alpha),),
+        parameter=Parameter("alpha", -math.inf, math.inf),
+        by_copy=True,
+    ),
+    "vr_max": Bound(_MAX, estimators=_PATH),
+    "mixture": Bound(_LOG_MEAN, joint=True, mixture=True, estimators=_PATH),
+    "mixture_elbo": Bound(_MEAN, joint=True, outside=True, mixture=True, estimators=_PATH),
+}
+
+
+def names_of(has: Callable[[Bound], Any]) -> str:
+    """The names of the bounds of which that is so, for a message."""
+    return ", ".join(name for name, bound in OBJECTIVES.items() if has(bound))
+
+
 @dataclass(frozen=True)
 class Objective:
     """What is maximised, and how the inference network's gradient is estimated.
 
     Args:
         name: one of `OBJECTIVES`.
-        estimator: one of `ESTIMATORS`, and of those that `OBJECTIVES` lists for the name.
-        beta: of "ciwae" alone, in [0, 1]: 0 is the IWAE's bound, 1 the ELBO. Default 0.5.
-        alpha: of "vr" alone, finite: 0 is the IWAE's bound, 1 the ELBO. Default 0.5.
-        free_bits: of "elbo-kl" alone: λ >= 0 nats a latent dimension. The loss's gradient is that
+        estimator: one of `ESTIMATORS`, and of those that the bound's row lists.
+        beta: only of "ciwae", in [0, 1]: 0 is the IWAE's bound, 1 the ELBO. Default 0.5.
+        alpha: only of "vr", finite: 0 is the IWAE's bound, 1 the ELBO. Default 0.5.
+        free_bits: only of "elbo_kl": λ >= 0 nats a latent dimension. The loss's gradient is that
             of Σ_j max(λ, KL_j), KL_j the mean over the batch given (Kingma et al. 2016, arXiv
             1606.04934); its value stays the bound's.
 
@@ -72,31 +152,30 @@ class Objective:
     free_bits: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.name not in OBJECTIVES:
-            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {self.name!r}")
-        if self.estimator not in ESTIMATORS:
-            raise ValueError(
-                f"estimator must be one of {', '.join(ESTIMATORS)}; got {self.estimator!r}"
-            )
-        if self.estimator not in (known := OBJECTIVES[self.name]):
-            others = [name for name, of in OBJECTIVES.items() if self.estimator in of]
+        check_choice("objective", self.name, OBJECTIVES)
+        check_choice("estimator", self.estimator, ESTIMATORS)
+        if self.estimator not in (known := self.bound.estimators):
+            others = names_of(lambda bound: self.estimator in bound.estimators)
             raise ValueError(
                 f"estimator must be one of {', '.join(known)} for {self.name} ({self.estimator} "
-                f"is defined for {', '.join(others)}); got {self.estimator!r}"
+                f"is defined for {others}); got {self.estimator!r}"
             )
-        self._check_parameter("beta", "ciwae", 0.0, 1.0)
-        self._check_parameter("alpha", "vr", -math.inf, math.inf)
+        for name, bound in OBJECTIVES.items():
+            if bound.parameter is not None:
+                self._check_parameter(bound.parameter, name)
         if not _is_number(self.free_bits) or not 0 <= self.free_bits < math.inf:
             raise ValueError(
                 f"free_bits must be a finite number >= 0, in nats; got {self.free_bits!r}"
             )
-        if self.free_bits and self.name != "elbo-kl":
+        if self.free_bits and not self.bound.analytic:
             raise ValueError(
-                "free_bits must be 0 unless the objective is elbo-kl, which alone has a "
-                f"divergence for each latent dimension; got {self.free_bits!r} for {self.name}"
+                "free_bits must be 0 unless the objective is "
+                f"{names_of(lambda bound: bound.analytic)}, which alone has a divergence for each "
+                f"latent dimension; got {self.free_bits!r} for {self.name}"
             )
 
-    def _check_parameter(self, argument: str, owner: str, lower: float, upper: float) -> None:
+    def _check_parameter(self, parameter: Parameter, owner: str) -> None:
+        argument, lower, upper, default = parameter
         value = getattr(self, argument)
         if self.name != owner:
             if value is not None:
@@ -105,23 +184,23 @@ class Objective:
                     f"got {value!r} for {self.name}"
                 )
         elif value is None:
-            object.__setattr__(self, argument, 0.5)
+            object.__setattr__(self, argument, default)
         elif not _is_number(value) or not lower <= value <= upper or math.isinf(value):
             rule = "finite" if math.isinf(lower) else f"in [{lower:g}, {upper:g}]"
             raise ValueError(f"{argument} must be a number, {rule}; got {value!r}")
 
     def check_samples(self, groups: int, samples: int) -> None:
         """Raise ValueError unless M = `groups` and K = `samples` are enough for the estimator."""
-        if self.estimator != "vimco":
+        if not self.gradient.score_function:
             return
-        if self.name == "iwae-joint":
+        if self.inference[0].joint:
             name, count = "M·K", groups * samples
         else:
             name, count = "K", samples
         if count < 2:
             raise ValueError(
-                f"{name} must be >= 2 for vimco, whose baseline is made of the other samples; "
-                f"got {count}"
+                f"{name} must be >= 2 for {self.estimator}, whose baseline is made of the other "
+                f"samples; got {count}"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -138,37 +217,42 @@ class Objective:
     # --- the formulas ---
 
     @property
-    def analytic(self) -> bool:
-        """Whether log p(z) − log q(z|x̃) is replaced by minus the divergence, from N(0, I)."""
-        return self.name == "elbo-kl"
+    def bound(self) -> Bound:
+        """Its row of `OBJECTIVES`."""
+        return OBJECTIVES[self.name]
 
     @property
-    def _generative(self) -> tuple[Term, ...]:
+    def gradient(self) -> Estimator:
+        """Its estimator's row of `ESTIMATORS`."""
+        return ESTIMATORS[self.estimator]
+
+    @property
+    def plain(self) -> bool:
+        """Whether its estimator is the reparameterised gradient, as it is."""
+        return self.gradient == Estimator()
+
+    @property
+    def generative(self) -> tuple[Term, ...]:
         """The bound, whose gradient the generative network has."""
-        if self.name == "ciwae":
-            beta = cast("float", self.beta)
-            return Term(beta, 0.0), Term(1 - beta, 1.0)
-        if self.name == "vr":
-            return (Term(1.0, 1 - cast("float", self.alpha)),)
-        if self.name == "vr-max":
-            return (Term(1.0, math.inf),)
-        joint = self.name in ("iwae-joint", "piwae", "mixture", "mixture-elbo")
-        return (Term(1.0, 0.0 if self.name in OUTSIDE else 1.0, joint),)
+        terms, parameter = self.bound.terms, self.bound.parameter
+        if callable(terms):
+            terms = terms(getattr(self, cast("Parameter", parameter).name))
+        return tuple(term._replace(joint=self.bound.joint) for term in terms)
 
     @property
-    def _inference(self) -> tuple[Term, ...]:
+    def inference(self) -> tuple[Term, ...]:
         """What the inference network ascends."""
-        return (Term(1.0, 1.0),) if self.name == "piwae" else self._generative
+        return self.generative if self.bound.inference is None else self.bound.inference
 
     @property
-    def _mixed(self) -> bool:
-        """Whether the density below is that of the mixture over corruptions."""
-        return self.name.startswith("mixture")
+    def splits(self) -> bool:
+        """Whether the two networks ascend different bounds."""
+        return self.bound.inference is not None
 
     @property
-    def _rescales(self) -> bool:
+    def rescales(self) -> bool:
         """Whether z's gradient has coefficients other than the generative network's."""
-        return self.name == "piwae" or (self.estimator == "dreg" and self.name not in OUTSIDE)
+        return self.splits or (self.gradient.doubly and not self.bound.outside)
 
 
 def _is_number(value: Any) -> bool:
@@ -192,27 +276,29 @@ def as_objective(objective: str | Objective, estimator: str | None = None) -> Ob
 
 def check_discrete(objective: Objective) -> None:
     """Raise ValueError unless the objective needs no reparameterisation of z."""
-    if objective.estimator != "vimco":
-        others = [name for name, of in OBJECTIVES.items() if "vimco" in of]
+    if not objective.gradient.score_function:
+        known = [name for name, one in ESTIMATORS.items() if one.score_function]
+        others = names_of(lambda bound: set(known) & set(bound.estimators))
         raise ValueError(
-            "estimator must be vimco for Bernoulli latents, which have no reparameterisation "
-            f"(with one of {', '.join(others)}); got {objective.estimator!r}"
+            f"estimator must be {' or '.join(known)} for Bernoulli latents, which have no "
+            f"reparameterisation (with one of {others}); got {objective.estimator!r}"
         )
 
 
 def check_posterior_objective(objective: Objective) -> None:
     """Raise ValueError unless the objective is defined for a full covariance."""
-    if objective.name not in ("elbo", "iwae") or objective.estimator != "standard":
+    if not objective.bound.full_covariance or not objective.plain:
+        known = names_of(lambda bound: bound.full_covariance).replace(", ", " or ")
         raise ValueError(
-            "objective must be elbo or iwae with the standard estimator for a full covariance; "
+            f"objective must be {known} with the standard estimator for a full covariance; "
             f"got {objective}"
         )
 
 
 def check_score_objective(objective: Objective) -> None:
     """Raise ValueError unless the objective is a mean over corruptions, each with its own bound."""
-    if objective.name not in _BY_COPY:
+    if not objective.bound.by_copy:
         raise ValueError(
             "objective must be a mean over corruptions for a level learnt by the score function, "
-            f"one of {', '.join(_BY_COPY)}; got {objective.name}"
+            f"one of {names_of(lambda bound: bound.by_copy)}; got {objective.name}"
         )

@@ -201,7 +201,7 @@ _KINDS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     ),
     "released": (
         "P(1) = p², P(0) = p(1 − p)",
-        {"corruption": "salt-and-pepper-released"},
+        {"corruption": "salt_and_pepper_released"},
         (),
     ),
     "augmented": (

@@ -375,11 +375,10 @@ class LinearLogWeightsCase(Case):
 
         def tiled(name: str, tile: int) -> Callable[[], Tensor]:
             density = rivals.densities(rival)[name]
-            call = functools.partial(rivals.linear_log_weights, density=density)
-            if rival == "compile":
-                step = rivals.compiled(rivals.linear_step(density))
-                call = functools.partial(rivals.linear_tiled, step=step)
-            return no_grad(functools.partial(call, *self.layer, *self.data, tile=tile))
+            step = rivals.compiled(rivals.linear_step(density)) if rival == "compile" else None
+            options = {"density": density, "tile": tile, "step": step}
+            call = functools.partial(rivals.linear_log_weights, *self.layer, *self.data, **options)
+            return no_grad(call)
 
         tiles = [t for t in (100, 250, 500, 1000, 2500, 5000) if t <= k and k % t == 0] or [k]
         return rivals.by_chunk(tiled, rivals.densities(rival), tiles, "rows")

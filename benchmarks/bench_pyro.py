@@ -82,7 +82,7 @@ class PyroCase(Case):
         pytest.importorskip("pyro", reason="Pyro is not installed")
         self.group = f"IWAE step against Pyro, {NETWORK}, B={B} K={k}"
         self.k, self.x = k, make_data(B)
-        self.model = IWAE(D, Z, HIDDEN, K=k)
+        self.model = IWAE(D, Z, HIDDEN, samples=k)
         self.elements = B * k * D
 
     def ways(self, rival: str) -> dict[str, Callable[[], None]]:

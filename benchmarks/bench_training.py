@@ -106,7 +106,7 @@ class TrainingCase(Case):
     def _check_formula(self) -> None:
         """The plain model is ours: the same loss and gradient from the same noise."""
         seed = torch.tensor([7])
-        m, k, z = self.model.M, self.model.K, self.model.latent_size
+        m, k, z = self.model.copies, self.model.samples, self.model.latent_size
         copies = m if m > 1 else None
         corrupted = dvae_fast.corrupt(self.x, SaltAndPepper(RATE, SALT), copies, seed)
         corrupted = corrupted.view(-1, self.x.shape[1])
@@ -155,7 +155,7 @@ class EstimatorCase(Case):
     def ways(self, rival: str) -> dict[str, Callable[[], None]]:
         if rival == self.BERNOULLI:
             corruption = SaltAndPepper(RATE, SALT)
-            discrete = BernoulliLatentModel(D, Z, HIDDEN, corruption=corruption, K=self.k)
+            discrete = BernoulliLatentModel(D, Z, HIDDEN, corruption=corruption, samples=self.k)
             return {"": Step(discrete, self.x)}
         model = make_model(self.k, estimator="standard" if rival == "ours" else rival)
         model.load_state_dict(self.model.state_dict())

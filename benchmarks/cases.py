@@ -112,13 +112,13 @@ def decoder_output(
 
 def make_model(k: int, d: int = D, z: int = Z, m: int = 1, **options: Any) -> DIWAE:
     """The package's own, with its default activation, softplus."""
-    return DIWAE(d, z, HIDDEN, corruption=SaltAndPepper(RATE, SALT), K=k, M=m, **options)
+    return DIWAE(d, z, HIDDEN, corruption=SaltAndPepper(RATE, SALT), samples=k, copies=m, **options)
 
 
 def make_rival(model: DIWAE) -> rivals.DIWAE:
     """The same network in plain PyTorch, with the same parameters."""
     sizes = (model.data_size, model.latent_size, HIDDEN)
-    rival = rivals.DIWAE(*sizes, nn.Softplus, model.K, RATE, SALT, model.M)
+    rival = rivals.DIWAE(*sizes, nn.Softplus, model.samples, RATE, SALT, model.copies)
     rival.copy_parameters(model)
     return rival
 

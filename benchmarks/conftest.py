@@ -76,10 +76,10 @@ class Timer:
         def call() -> None:
             rival.call()
 
+        # Planning calls it at least thrice, and short calls are warmed further, after the other
+        # rivals have had the caches and the allocator.
         rounds, iterations = self._plan(rival)
-        # Warm again after the other rivals have had the caches and the allocator.
-        warm = max(2, rounds // 10)
-        repeat = {"rounds": rounds, "warmup_rounds": warm, "iterations": iterations}
+        repeat = {"rounds": rounds, "warmup_rounds": rounds // 10, "iterations": iterations}
         benchmark.pedantic(call, setup=rival.prepare, **repeat)
 
     def _plan(self, rival: Rival) -> tuple[int, int]:
@@ -104,6 +104,8 @@ def timer(request: pytest.FixtureRequest) -> Iterator[Timer]:
     # One function is compiled for every size and formula; past its limit dynamo gives up.
     torch._dynamo.config.recompile_limit = 64
     rivals.choosing_seconds = option("--choose")
+    if option("--ahead") is not None:
+        rivals.FIRST_ROUNDS = rivals.LAST_ROUNDS = 1
     yield Timer(option("--seconds"), option("--ahead"))
     torch._dynamo.reset()
 

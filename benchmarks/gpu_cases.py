@@ -255,7 +255,7 @@ def training_step(b: Bench, k: int) -> None:
 
     def ours() -> DIWAE:
         corruption = SaltAndPepper(RATE, SALT)
-        return DIWAE(D, Z, HIDDEN, corruption=corruption, K=k).to(b.device)
+        return DIWAE(D, Z, HIDDEN, corruption=corruption, samples=k).to(b.device)
 
     def in_graph(model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], None]:
         """What `loss` holds is captured when it is first called, which is not timed."""

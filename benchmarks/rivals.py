@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 #: seconds that `fastest` gives each candidate; 0 takes the first one untried
-choosing_seconds = 0.4
+choosing_seconds = 0.15
 
 #: how many times the least time of another a candidate must take to be tried no longer
 FAR = 1.5
-#: rounds before that is judged, and seconds that they must have taken, for short calls vary
-FIRST_ROUNDS, FIRST_SECONDS = 3, 5e-3
+#: rounds before that is judged, and seconds that they must have taken, for short calls vary; and
+#: the least of rounds that follow
+FIRST_ROUNDS, FIRST_SECONDS, LAST_ROUNDS = 2, 5e-3, 3
 
 
 def compiled(function: Callable[..., T], **options: bool) -> Callable[..., T]:
@@ -98,7 +99,7 @@ def fastest(
     names = [name for name in names if least[name] <= FAR * min(least.values())]
     if len(names) > 1:
         slowest = max(least[name] for name in names)
-        for _ in range(max(3, min(200, int(seconds / slowest)))):
+        for _ in range(max(LAST_ROUNDS, min(200, int(seconds / slowest)))):
             round_of(names)
     return min(names, key=lambda name: statistics.median(times[name]))
 
@@ -322,25 +323,6 @@ def iwae_by_hand(logits: Tensor, x: Tensor, log_ratio: Tensor) -> tuple[Tensor, 
 # --- last linear layer and likelihood -----------------------------------------------------------
 
 
-def linear_log_weights(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    x: Tensor,
-    log_ratio: Tensor,
-    density: Density,
-    tile: int,
-) -> Tensor:
-    """Tiles of one example's rows: hidden (B, K, H) → (B, K). The tile's buffer is reused."""
-    buffer = hidden.new_empty(tile, weight.shape[0])
-
-    def step(rows: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-        logits = torch.addmm(bias, rows, weight.t(), out=buffer[: rows.shape[0]])
-        return density(logits.unsqueeze(0), x.unsqueeze(0))[0]
-
-    return linear_tiled(hidden, weight, bias, x, log_ratio, step, tile)
-
-
 def linear_step(density: Density) -> Callable[..., Tensor]:
     """A tile's step for a compiler: one fused pass after the product."""
 
@@ -350,16 +332,27 @@ def linear_step(density: Density) -> Callable[..., Tensor]:
     return step
 
 
-def linear_tiled(
+def linear_log_weights(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor,
     x: Tensor,
     log_ratio: Tensor,
-    step: Callable[..., Tensor],
+    density: Density,
     tile: int,
+    step: Callable[..., Tensor] | None = None,
 ) -> Tensor:
-    """`step(rows, weight, bias, x)` on every tile."""
+    """Tiles of one example's rows: hidden (B, K, H) → (B, K), by a `linear_step` where it is given.
+
+    Else the density follows the product, into a buffer that all tiles use.
+    """
+    if step is None:
+        buffer = hidden.new_empty(tile, weight.shape[0])
+
+        def step(rows: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+            logits = torch.addmm(bias, rows, weight.t(), out=buffer[: rows.shape[0]])
+            return density(logits.unsqueeze(0), x.unsqueeze(0))[0]
+
     out = torch.empty_like(log_ratio)
     for b in range(hidden.shape[0]):
         for k in range(0, hidden.shape[1], tile):

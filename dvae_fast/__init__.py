@@ -24,15 +24,27 @@ from dvae_fast.functional import (
     mixture_log_ratio,
     sample_latent,
 )
+from dvae_fast.likelihoods import (
+    Bernoulli,
+    DiscretisedLogistic,
+    Gaussian,
+    Likelihood,
+    NegativeBinomial,
+)
 
 if TYPE_CHECKING:
     from dvae_fast.checking import check
 
 __all__ = [
     "AISEstimate",
+    "Bernoulli",
     "BidirectionalEstimate",
+    "DiscretisedLogistic",
     "EvaluationProgress",
+    "Gaussian",
+    "Likelihood",
     "LikelihoodEstimate",
+    "NegativeBinomial",
     "__version__",
     "annealed_importance_sampling",
     "bidirectional",

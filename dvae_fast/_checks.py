@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -90,11 +91,11 @@ def values_are_checked() -> bool:
 
 def check_size(name: str, value: Any) -> int:
     """`value` if it is an int >= 1, else TypeError or ValueError naming the argument."""
-    if not isinstance(value, int) or isinstance(value, bool):
+    if isinstance(value, (bool, Tensor)) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < 1:
         raise ValueError(f"{name} must be >= 1, got {value}")
-    return value
+    return operator.index(value)
 
 
 def check_sizes(name: str, values: Any) -> tuple[int, ...]:

@@ -322,7 +322,9 @@ def cuda_architectures() -> list[str]:
 
 
 def _enable_cuda(names: Iterable[str]) -> None:
-    torch.ops.dvae_fast._enable_cuda_kernels(",".join(n for n in names if n not in _CPU_ONLY))
+    wanted = [name for name in names if name not in _CPU_ONLY]
+    if wanted:
+        torch.ops.dvae_fast._enable_cuda_kernels(",".join(wanted))
 
 
 def _no_kernels() -> str:

@@ -14,13 +14,7 @@ import torch
 from torch import Tensor
 
 from dvae_fast._dtypes import accumulation_dtype
-from dvae_fast.likelihoods.bernoulli import derivative_bernoulli, log_density_bernoulli
-from dvae_fast.likelihoods.counts import derivative_negative_binomial, log_density_negative_binomial
-from dvae_fast.likelihoods.discretised import (
-    derivative_discretised_logistic,
-    log_density_discretised_logistic,
-)
-from dvae_fast.likelihoods.gaussian import derivative_gaussian, log_density_gaussian
+from dvae_fast.likelihoods import get_likelihood
 from dvae_fast.noise import corruption_index, latent_noise, standard_normal, threshold, uniform_bits
 
 if TYPE_CHECKING:
@@ -238,24 +232,10 @@ def mixture_log_ratio_backward(
 # --- likelihoods ------------------------------------------------------------------------------
 
 
-# By kind: log p of each element, and its derivatives, from the parameters and then x.
-_DENSITIES: dict[str, Callable[..., Tensor]] = {
-    "bernoulli": log_density_bernoulli,
-    "gaussian": log_density_gaussian,
-    "discretised_logistic": log_density_discretised_logistic,
-    "negative_binomial": log_density_negative_binomial,
-}
-_DERIVATIVES: dict[str, Callable[..., tuple[Tensor, ...]]] = {
-    "bernoulli": derivative_bernoulli,
-    "gaussian": derivative_gaussian,
-    "discretised_logistic": derivative_discretised_logistic,
-    "negative_binomial": derivative_negative_binomial,
-}
-
-
 def log_density(params: Tensor, scale: Tensor | None, x: Tensor, likelihood: str) -> Tensor:
     """log p(x|z) of each element: params (N, K, D), x (B, D) → (N, K, D)."""
-    return _DENSITIES[likelihood](*_operands(params, scale, x))
+    *parameters, data = _operands(params, scale, x)
+    return get_likelihood(likelihood).log_prob(tuple(parameters), data)
 
 
 def _operands(params: Tensor, scale: Tensor | None, x: Tensor) -> tuple[Tensor, ...]:
@@ -294,10 +274,11 @@ def log_weights_backward(
 
     A scale that elements share gets the sum over them.
     """
-    operands = _operands(params, scale, x)
-    g = grad.to(operands[0].dtype).unsqueeze(-1)
+    *parameters, data = _operands(params, scale, x)
+    g = grad.to(data.dtype).unsqueeze(-1)
     # A weight of zero stops a non-finite derivative: 0 · inf would be NaN.
-    grads = [_weighted(g, d) for d in _DERIVATIVES[likelihood](*operands)]
+    derivatives = get_likelihood(likelihood).derivatives(tuple(parameters), data)
+    grads = [_weighted(g, d) for d in derivatives]
     grad_params = grads[0].to(params.dtype)
     if scale is None:
         return grad_params, params.new_empty(0)

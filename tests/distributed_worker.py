@@ -129,8 +129,8 @@ HELPERS = (place, gathering, agreeing, main_alone, shares, waiting, nested)
 
 def tiny(**options: Any) -> TrainConfig:
     """M, K, batch and sizes that all differ; shares that do, 118 and 119; a last batch of 112."""
-    values = {"M": 2, "K": 3, "batch_size": 237, "latent_size": 4, "hidden_sizes": (9, 7),
-              "epochs": 2, "seed": 11}  # fmt: skip
+    values = {"copies": 2, "samples": 3, "batch_size": 237, "latent_size": 4,
+              "hidden_sizes": (9, 7), "epochs": 2, "seed": 11}  # fmt: skip
     return default_config(**(values | options))
 
 
@@ -185,7 +185,7 @@ def steps_of_a_gaussian_dvae(world: distributed.World, folder: Path) -> None:
 
 def steps_of_one_example(world: distributed.World, folder: Path) -> None:
     """Batches smaller than the world: one rank has nothing to do."""
-    as_one({"model": "iwae", "M": 1, "batch_size": 1}, 4, world, folder)
+    as_one({"model": "iwae", "copies": 1, "batch_size": 1}, 4, world, folder)
 
 
 @contextlib.contextmanager
@@ -295,7 +295,7 @@ def refusals(world: distributed.World, folder: Path) -> None:
     with pytest.raises(ValueError, match="run_dir must not hold a run already"):
         train(tiny(), folder / "two", tensorboard=False)
     with pytest.raises(ValueError, match="K must be as in the run to resume, 3; got 4"):
-        train(tiny(K=4), folder / "two", tensorboard=False, resume=True)
+        train(tiny(samples=4), folder / "two", tensorboard=False, resume=True)
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         train(tiny(), folder / "nowhere", tensorboard=False, resume=True)
     (folder / "file").write_text("in the way")
@@ -308,7 +308,7 @@ def command_line(world: distributed.World, folder: Path) -> None:
     """One message, from rank 0, and the same exit code from both."""
 
     def ends(code: int, message: str, *options: str) -> None:
-        command = ["train", "--latent", "4", "--hidden", "9,7", "--batch-size", "237",
+        command = ["train", "--latent-size", "4", "--hidden-sizes", "9,7", "--batch-size", "237",
                    "--no-tensorboard", "--evaluate-k", "0", "-q", *options]  # fmt: skip
         result = CliRunner().invoke(cli.app, command)
         assert result.exit_code == code, result.output
@@ -381,8 +381,8 @@ def gone() -> str:
 
 def program(folder: Path) -> str:
     """``python -m dvae_fast train``, with nothing joined before: what it prints."""
-    sys.argv = ["dvae_fast", "train", "--latent", "4", "--hidden", "9,7", "--batch-size", "237",
-                "--epochs", "2", "--evaluate-k", "7",
+    sys.argv = ["dvae_fast", "train", "--latent-size", "4", "--hidden-sizes", "9,7",
+                "--batch-size", "237", "--epochs", "2", "--evaluate-k", "7",
                 "--run-dir", str(folder / "program")]  # fmt: skip
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):

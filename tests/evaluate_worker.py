@@ -17,10 +17,9 @@ import torch
 from linear_gaussian import draw_data, linear_gaussian
 from torch import Tensor
 
-from dvae_fast import batching
 from dvae_fast.corruptions import AdditiveGaussian
 from dvae_fast.distributed import DistributedError, World, join
-from dvae_fast.evaluation import estimate_log_likelihood
+from dvae_fast.evaluation import batching, estimate_log_likelihood
 
 if TYPE_CHECKING:
     from dvae_fast.evaluation import EvaluationProgress

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dvae_fast import functional
 from dvae_fast.corruptions import Masking
 from dvae_fast.evaluation import batching, estimate_log_likelihood, importance, statistics
 from dvae_fast.evaluation.batching import Fetch, Limits, fitting, held, out_of_memory, plan
@@ -90,6 +91,7 @@ H200 = 139 << 30
         (10_000, 5000, {"chunk": 9999}, H200, (209, 5000)),
         (10_000, 5000, {"batch_size": 7, "chunk": 11}, H200, (7, 11)),
         (10_000, 5000, {}, 1 << 30, (500, 358)),
+        (10_000, 5000, {"several": 1}, H200, (209, 5000)),
         (10_000, 5000, {}, 1 << 20, (55, 1)),
         (10_000, 5000, {}, 0, (1, 1)),
     ],
@@ -188,10 +190,10 @@ def test_large_batches_are_small_ones(
 ) -> None:
     model: Any
     if kind == "full":
-        model = _model(posterior="full")
+        model = _model(covariance="full")
     elif kind == "two layers":
         torch.manual_seed(0)
-        model = TwoLayerModel(D, (Z, 2), (8,), (6, 5)).double()
+        model = TwoLayerModel(D, Z, (8,), upper_latent_size=2, upper_hidden_sizes=(6, 5)).double()
     else:
         model = _model()
         model = (model.encode, model.decode) if kind == "callables" else model
@@ -434,7 +436,7 @@ def test_nothing_waits_inside_a_batch(
     """
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(importance, "Fetch", lambda t: t)
-    model = make_model("iwae", 784, 50, (200, 200), posterior=covariance).to("meta")
+    model = make_model("iwae", 784, 50, (200, 200), covariance=covariance).to("meta")
     how = Proposal(proposal, None if proposal == "posterior" else Masking(0.3), 10)
     x = torch.empty(500, 784, device="meta")
     key = torch.empty(1, dtype=torch.int64, device="meta")
@@ -525,10 +527,11 @@ def test_what_is_launched_is_kept_when_interrupted(
     done = PartialResults(N, path, read_settings(path) or {}).done
     assert done.tolist() == [True] * 8 + [False] * 3
     monkeypatch.setattr(importance._Evaluation, "batch", original)
-    _same(
-        estimate_log_likelihood(_model(), _data(), K, seed=SEED),
-        estimate_log_likelihood(_model(), _data(), K, seed=SEED, partial=path),
-    )
+    whole = estimate_log_likelihood(_model(), _data(), K, seed=SEED, partial=path)
+    _same(estimate_log_likelihood(_model(), _data(), K, seed=SEED), whole)
+    # All of it is done now: not even a trial.
+    monkeypatch.setattr(functional, "sample_latent", lambda *_, **__: pytest.fail("drawn again"))
+    _same(whole, estimate_log_likelihood(_model(), _data(), K, seed=SEED, partial=path))
 
 
 def test_a_lost_gpu_hides_no_error(

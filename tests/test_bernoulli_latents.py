@@ -11,7 +11,7 @@ from plain_objectives import plain_bound, scores
 from torch import Tensor
 from torch.distributions import Bernoulli
 
-from dvae_fast import corruptions, reference
+from dvae_fast import corruptions, estimate_log_likelihood, reference
 from dvae_fast.models import BernoulliLatentModel, bernoulli
 from dvae_fast.objectives import Objective
 
@@ -26,7 +26,7 @@ def _data() -> Tensor:
 
 def _bernoulli_model(**options: Any) -> BernoulliLatentModel:
     torch.manual_seed(0)
-    options = {"K": 3, "learn_prior": True, **options}
+    options = {"samples": 3, "learn_prior": True, **options}
     model = BernoulliLatentModel(D, Z, (6,), **options).double()
     with torch.no_grad():
         for p in model.parameters():
@@ -46,7 +46,7 @@ def _enumerated(model: BernoulliLatentModel, x: Tensor) -> Tensor:
     log_joint = Bernoulli(logits=model.decode(h)).log_prob(x).sum(-1)  # type: ignore[arg-type]
     log_joint = log_joint + Bernoulli(logits=prior).log_prob(h).sum(-1)
     total = torch.zeros((), dtype=torch.float64)
-    for choice in itertools.product(range(len(h)), repeat=model.K):
+    for choice in itertools.product(range(len(h)), repeat=model.samples):
         index = torch.tensor(choice)
         log_w = (log_joint - log_q)[index].view(1, 1, -1)
         total = total + log_q[index].sum().exp() * plain_bound(model.objective, log_w)[0]
@@ -97,7 +97,7 @@ def test_bernoulli_latents_have_their_probabilities() -> None:
 @pytest.mark.parametrize("m", [1, M])
 def test_the_bernoulli_models_bound_is_the_formula(m: int) -> None:
     corruption = corruptions.Masking(0.4)
-    model = _bernoulli_model(K=K, M=m, corruption=corruption, objective="iwae")
+    model = _bernoulli_model(samples=K, copies=m, corruption=corruption, objective="iwae")
     x = _data()
     key = torch.tensor([SEED])
     noisy = reference.corrupt(x, "masking", corruption.parameter, None, key, m, 0, 0)
@@ -116,7 +116,7 @@ def test_the_bernoulli_models_bound_is_the_formula(m: int) -> None:
 
 def test_the_bernoulli_model_learns() -> None:
     torch.manual_seed(0)
-    model = BernoulliLatentModel(D, 8, (16,), K=5, learn_prior=True)
+    model = BernoulliLatentModel(D, 8, (16,), samples=5, learn_prior=True)
     x = (_data().repeat(8, 1) > 0.5).float()
     optimiser = torch.optim.Adam(model.parameters(), 2e-2)
     before = model.bound(x, 1).mean()
@@ -130,3 +130,27 @@ def test_the_bernoulli_model_learns() -> None:
     assert images.shape == (6, D)
     assert torch.equal(images, model.sample(6, 1))
     assert float((model.reconstruct(x) - x).abs().mean()) < 0.15
+
+
+@pytest.mark.parametrize("learn_prior", [True, False])
+def test_the_log_likelihood_is_that_of_all_latents(learn_prior: bool) -> None:
+    """Against Σ_h p(x, h) exactly; 5 standard errors of the mean, and no bias but that of a log."""
+    model, x = _bernoulli_model(learn_prior=learn_prior), (_data().repeat(4, 1) > 0.5).double()
+    h = _all_latents()
+    prior = torch.zeros(Z).double() if model.prior_logits is None else model.prior_logits
+    with torch.no_grad():
+        log_p = Bernoulli(logits=model.decode(h)).log_prob(x.unsqueeze(1)).sum(-1)
+        exact = torch.logsumexp(log_p + Bernoulli(logits=prior).log_prob(h).sum(-1), -1)
+    estimate = estimate_log_likelihood(model, x, 4000, seed=SEED)
+    error = estimate.log_likelihood + 0.5 * estimate.standard_error**2 - exact
+    assert 0 < estimate.mean_standard_error < 0.01
+    assert bool((error.abs() < 5 * estimate.standard_error).all())
+    parts = estimate_log_likelihood(model, x, 4000, seed=SEED, batch_size=3, chunk=700)
+    torch.testing.assert_close(parts.log_likelihood, estimate.log_likelihood)
+    # What is spent on an example alone is of the same noise.
+    sure = estimate_log_likelihood(model, x, 100, seed=SEED, tolerance=1e-9, max_k=4000)
+    torch.testing.assert_close(sure.log_likelihood, estimate.log_likelihood)
+    with pytest.raises(ValueError, match="proposal must be posterior for binary latents"):
+        estimate_log_likelihood(
+            model, x, 9, proposal="mixture", corruption=corruptions.Masking(0.3)
+        )

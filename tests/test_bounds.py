@@ -35,7 +35,7 @@ def _bounds(objective: str | Objective, *, m: int = 1, k: int = K, **options: An
     """Log p(x) less the bound, (N,): of a posterior four times too wide, or of a corrupted one."""
     name = "diwae" if "corruption" in options else "iwae"
     options = {"widen": 4.0, **options}
-    model = linear_gaussian(name, M=m, K=k, objective=objective, **options)
+    model = linear_gaussian(name, copies=m, samples=k, objective=objective, **options)
     x = draw_data(model, N)
     return exact_log_likelihood(model, x) - model.bound(x, SEED)
 
@@ -128,10 +128,10 @@ def test_extreme_weights(name: str) -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_with_the_exact_posterior_every_bound_is_the_likelihood(name: str) -> None:
     """But for elbo_kl, whose divergence is exact while its other half is sampled."""
-    model = linear_gaussian("iwae", orthogonal=True, M=M, K=K, objective=name)
+    model = linear_gaussian("iwae", orthogonal=True, copies=M, samples=K, objective=name)
     x = draw_data(model, B)
     if name == "elbo_kl":
-        model.M, model.K = 1, 20_000
+        model.copies, model.samples = 1, 20_000
         gap = (model.bound(x, SEED) - exact_log_likelihood(model, x)).abs()
         assert bool((gap < 0.04).all())  # 6 standard errors of each: a false alarm in 10⁸
         return
@@ -158,12 +158,12 @@ def test_the_analytic_divergence_has_the_same_mean_and_less_noise() -> None:
     sampled, analytic = _bounds("elbo", k=3), _bounds("elbo_kl", k=3)
     difference = sampled - analytic
     assert abs(float(difference.mean())) < 5 * float(difference.std()) / math.sqrt(N)
-    model = linear_gaussian("vae", K=3)
+    model = linear_gaussian("vae", samples=3)
     x = draw_data(model, 1).expand(N, D)
     spread = {}
     for name in ("elbo", "elbo_kl"):
         # The posterior's own noise cancels that of log p(x|z) near it: not so far from it.
-        model = linear_gaussian("vae", K=3, objective=name, widen=0.1)
+        model = linear_gaussian("vae", samples=3, objective=name, widen=0.1)
         spread[name] = float(model.bound(x, SEED).std())
     assert spread["elbo_kl"] < spread["elbo"]
 
@@ -228,9 +228,9 @@ def test_the_reported_value_is_never_a_surrogate(name: str, estimator: str) -> N
     Σ w̃ log w, reported for a bound, lies above it; with it this fails for iwae.
     """
     free = {"free_bits": 50.0} if name == "elbo_kl" else {}
-    plain = linear_gaussian("iwae", M=M, K=K, objective=name, widen=4.0)
+    plain = linear_gaussian("iwae", copies=M, samples=K, objective=name, widen=4.0)
     other = linear_gaussian(
-        "iwae", M=M, K=K, objective=Objective(name, estimator, **free), widen=4.0
+        "iwae", copies=M, samples=K, objective=Objective(name, estimator, **free), widen=4.0
     )
     x = draw_data(plain, N if name == "elbo" and estimator == "vimco" else B)
     expected = plain.bound(x, SEED)
@@ -248,7 +248,7 @@ def test_the_reported_value_is_never_a_surrogate(name: str, estimator: str) -> N
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_target_is_the_clean_x(name: str) -> None:
     """With everything masked only the target can tell two data sets apart."""
-    options: dict[str, Any] = {"M": M, "K": K, "corruption": corruptions.Masking(1.0)}
+    options: dict[str, Any] = {"copies": M, "samples": K, "corruption": corruptions.Masking(1.0)}
     model = linear_gaussian("diwae", objective=name, **options)
     x = draw_data(model, B)
     before = x.clone()
@@ -259,7 +259,7 @@ def test_the_target_is_the_clean_x(name: str) -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_nan_stays_with_its_example(name: str) -> None:
-    model = linear_gaussian("iwae", M=M, K=K, objective=name)
+    model = linear_gaussian("iwae", copies=M, samples=K, objective=name)
     x = draw_data(model, B)
     clean = model.bound(x, SEED)
     x[2, 4] = math.nan

@@ -198,11 +198,11 @@ def test_missing_safetensors_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_comes_back_from_its_folder_alone(name: str, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"K": 3, "activation": "tanh"}
+    options: dict[str, Any] = {"samples": 3, "activation": "tanh"}
     if MODELS[name].denoising:
-        options |= {"corruption": Masking(0.3), "M": 2}
+        options |= {"corruption": Masking(0.3), "copies": 2}
     model = make_model(name, 11, 4, (7, 5), data_mean=torch.rand(11), **options)
-    save_model(tmp_path / saving.MODEL, model.config(), model.state_dict())
+    save_model(tmp_path / saving.MODEL, model)
     torch.manual_seed(0)
     state = torch.get_rng_state()
     for place in (tmp_path, tmp_path / saving.MODEL):
@@ -216,7 +216,7 @@ def test_a_model_comes_back_from_its_folder_alone(name: str, tmp_path: Path) -> 
 
 def test_a_gaussian_model_comes_back(tmp_path: Path) -> None:
     model = make_model("dvae", 6, 3, (8,), likelihood="gaussian", corruption=AdditiveGaussian(0.25))
-    save_model(tmp_path / saving.MODEL, model.config(), model.state_dict())
+    save_model(tmp_path / saving.MODEL, model)
     x = torch.rand(4, 6)
     assert torch.equal(load_model(tmp_path).bound(x, 7), model.bound(x, 7))
 
@@ -231,10 +231,10 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
 def test_a_model_that_does_not_fit_is_named(tmp_path: Path) -> None:
     model = make_model("iwae", 11, 4, (7,))
     path = tmp_path / saving.MODEL
-    save_model(path, model.config() | {"latent_size": 5}, model.state_dict())
+    save_tensors(path, model.state_dict(), {"model": model.config() | {"latent_size": 5}})
     with pytest.raises(CheckpointError, match="does not hold a model that fits"):
         load_model(tmp_path)
-    save_model(path, model.config() | {"model": "gan"}, model.state_dict())
+    save_tensors(path, model.state_dict(), {"model": model.config() | {"model": "gan"}})
     with pytest.raises(CheckpointError, match=r"does not hold a model that fits.*gan"):
         load_model(tmp_path)
     save_tensors(path, model.state_dict(), {})

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from dvae_fast import cli
 from dvae_fast.corruptions import rates_from_mean
-from dvae_fast.evaluation import estimate_log_likelihood
+from dvae_fast.evaluation import annealed_importance_sampling, estimate_log_likelihood
 from dvae_fast.evaluation.importance import _Evaluation
 from dvae_fast.evaluation.partial import PARTIAL
 from dvae_fast.files import CHECKPOINT, CheckpointError, load_tensors, save_tensors
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from typer.testing import Result
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ["--latent", "4", "--hidden", "9,7", "-M", "2", "-K", "3", "--batch-size", "237",
+TINY = ["--latent-size", "4", "--hidden-sizes", "9,7", "-M", "2", "-K", "3", "--batch-size", "237",
         "--threads", "1"]  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def test_train_leaves_a_complete_run(tmp_path: Path) -> None:
     assert len(metrics["history"]) == 3
     assert list(folder.glob("events.out.tfevents*"))
     c = load_config(folder)
-    assert (c.corruption, c.level, c.M, c.K, c.latent_size, c.hidden_sizes) == (
+    assert (c.corruption, c.level, c.copies, c.samples, c.latent_size, c.hidden_sizes) == (
         "masking", 0.25, 2, 3, 4, (9, 7),
     )  # fmt: skip
     assert load_model(folder).config()["corruption"] == {"name": "masking", "level": 0.25}
@@ -98,20 +98,20 @@ def test_train_leaves_a_complete_run(tmp_path: Path) -> None:
 
 
 def test_the_encoder_is_an_option() -> None:
-    output = ok("train", *TINY, "--epochs", "1", "--evaluate-k", "5", "--inference", "gru",
-                "--posterior", "full", "--no-tensorboard", "--run-dir", "r")  # fmt: skip
+    output = ok("train", *TINY, "--epochs", "1", "--evaluate-k", "5", "--encoder", "gru",
+                "--covariance", "full", "--no-tensorboard", "--run-dir", "r")  # fmt: skip
     assert "gru encoder, full covariance" in output
     config = load_model("r").config()
-    assert (config["inference"], config["image_shape"]) == ("gru", [8, 8])
-    assert config["posterior"] == "full"
-    wrong = run("train", "--inference", "rnn")
+    assert (config["encoder"], config["image_shape"]) == ("gru", [8, 8])
+    assert config["covariance"] == "full"
+    wrong = run("train", "--encoder", "rnn")
     assert wrong.exit_code == 2
-    assert "inference must be one of mlp, gru, gru-2d, conv; got 'rnn'" in wrong.output
+    assert "encoder must be one of mlp, gru, gru_2d, conv; got 'rnn'" in wrong.output
 
 
 def test_the_decoder_and_the_data_may_be_smaller() -> None:
     ok("train", *TINY, "--epochs", "1", "--evaluate-k", "5", "--no-tensorboard", "--run-dir", "r",
-       "--decoder-hidden", "5", "--train-examples", "300", "--valid-examples", "50",
+       "--decoder-hidden-sizes", "5", "--train-examples", "300", "--valid-examples", "50",
        "-q")  # fmt: skip
     assert load_model("r").config()["decoder_hidden_sizes"] == [5]
     config = load_config("r")
@@ -137,7 +137,7 @@ def test_rates_may_follow_the_mean_image() -> None:
 
 
 def test_the_level_may_be_learnt() -> None:
-    output = ok("train", *TINY, "--epochs", "1", "--evaluate-k", "5", "--learn-level", "score",
+    output = ok("train", *TINY, "--epochs", "1", "--evaluate-k", "5", "--gradient", "score",
                 "--no-tensorboard", "--run-dir", "r")  # fmt: skip
     assert "salt_and_pepper 0.05, learnt" in output
     level = json.loads(Path("r/metrics.json").read_text())["learnt_level"]
@@ -146,9 +146,9 @@ def test_the_level_may_be_learnt() -> None:
     state = load_model("r").state_dict()
     assert float(state["corruption.unconstrained"].sigmoid()) == pytest.approx(level)
     ok("train", "--resume", "--run-dir", "r", "--epochs", "2", "--evaluate-k", "0", "-q")
-    wrong = run("train", "--learn-level", "score", "-M", "1")
+    wrong = run("train", "--gradient", "score", "-M", "1")
     assert wrong.exit_code == 2
-    assert "learn_level does not fit salt_and_pepper 0.05: M must be >= 2" in wrong.output
+    assert "gradient does not fit salt_and_pepper 0.05: M must be >= 2" in wrong.output
 
 
 def test_quiet_prints_nothing(tmp_path: Path) -> None:
@@ -164,22 +164,24 @@ def test_quiet_prints_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "model, options",
     [
-        ("vae", {"corruption": "identity", "M": 1, "K": 1}),
-        ("iwae", {"corruption": "identity", "M": 1, "K": 5}),
-        ("dvae", {"corruption": "salt_and_pepper", "level": 0.05, "M": 1, "K": 1}),
+        ("vae", {"corruption": "identity", "copies": 1, "samples": 1}),
+        ("iwae", {"corruption": "identity", "copies": 1, "samples": 5}),
+        ("dvae", {"corruption": "salt_and_pepper", "level": 0.05, "copies": 1, "samples": 1}),
     ],
 )
 def test_each_model_has_its_defaults(model: str, options: dict[str, Any]) -> None:
-    ok("train", "--model", model, "--latent", "3", "--hidden", "5", "--epochs", "1", "-q",
-       "--evaluate-k", "0", "--run-dir", "r", "--batch-size", "500", "--threads", "1")  # fmt: skip
+    ok("train", "--model", model, "--latent-size", "3", "--hidden-sizes", "5", "--epochs", "1",
+       "-q", "--evaluate-k", "0", "--run-dir", "r", "--batch-size", "500",
+       "--threads", "1")  # fmt: skip
     config = load_config("r").to_dict()
     assert {name: config[name] for name in options} == options
     assert is_png(Path("r/reconstructions.png"))
 
 
 def test_two_latents_are_pictured_as_a_plane() -> None:
-    ok("train", "--model", "vae", "--latent", "2", "--hidden", "5", "--epochs", "1", "-q",
-       "--evaluate-k", "0", "--run-dir", "r", "--batch-size", "500", "--threads", "1")  # fmt: skip
+    ok("train", "--model", "vae", "--latent-size", "2", "--hidden-sizes", "5", "--epochs", "1",
+       "-q", "--evaluate-k", "0", "--run-dir", "r", "--batch-size", "500",
+       "--threads", "1")  # fmt: skip
     assert is_png(Path("r/manifold.png"))
 
 
@@ -196,14 +198,17 @@ def test_an_objective_is_one_option_away() -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--model", "gan"], "model must be one of vae, iwae, dvae, diwae; got 'gan'"),
+        (
+            ["--model", "gan"],
+            "model must be one of bernoulli, vae, iwae, dvae, diwae, two_layer; got 'gan'",
+        ),
         (["--data", "cifar"], "data must be one of digits, mnist, frey; got 'cifar'"),
         (["--binarise", "x"], "binarise must be one of dynamic, once, fixed, none; got 'x'"),
-        (["--binarise", "fixed"], "dynamic, once, none for digits (fixed exists for mnist alone)"),
+        (["--binarise", "fixed"], "dynamic, once, none for digits (fixed exists for mnist only)"),
         (["--corruption", "x"], "corruption must be one of identity, masking, salt_and_pepper"),
         (["--level", "2"], "level does not fit salt_and_pepper: rate must be in [0, 1], got 2"),
         (["--model", "vae", "--corruption", "masking"], "corruption must be identity for vae"),
-        (["-K", "0"], "K must be an integer >= 1, got 0"),
+        (["-K", "0"], "samples must be >= 1, got 0"),
         (["--objective", "x"], "objective must be one of elbo, elbo_kl, iwae"),
         (["--estimator", "x"], "estimator must be one of standard, stl, dreg, vimco; got 'x'"),
         (["--objective", "vr_max", "--estimator", "dreg"], "one of standard, stl for vr_max"),
@@ -211,8 +216,14 @@ def test_an_objective_is_one_option_away() -> None:
         (["--objective", "vr", "--alpha", "nan"], "alpha must be a number, finite; got nan"),
         (["--kl-warmup", "-1"], "kl_warmup must be an integer >= 0, got -1"),
         (["--free-bits", "0.1"], "free_bits must be 0 unless the objective is elbo_kl"),
-        (["--hidden", "a,b"], "hidden must be sizes separated by commas, such as 200,200"),
-        (["--decoder-hidden", "a"], "decoder-hidden must be sizes separated by commas"),
+        (
+            ["--hidden-sizes", "a,b"],
+            "--hidden-sizes must be sizes separated by commas, such as 200,200",
+        ),
+        (
+            ["--decoder-hidden-sizes", "a"],
+            "--decoder-hidden-sizes must be sizes separated by commas",
+        ),
         (["--activation", "x"], "activation must be one of softplus, tanh"),
         (
             ["--likelihood", "x"],
@@ -342,7 +353,9 @@ def test_ctrl_c_at_the_end_does_not_start_the_evaluation(
     monkeypatch.setattr(cli.train, "train", train)
     result = run("train", *TINY, "--epochs", "2", "--run-dir", "it")
     assert result.exit_code == 130
-    assert "trained, then interrupted; to judge the model: dvae-fast evaluate it" in result.output
+    assert (
+        "trained, then interrupted; to evaluate the model: dvae-fast evaluate it" in result.output
+    )
     assert "evaluation" not in json.loads((tmp_path / "it" / "metrics.json").read_text())
 
 
@@ -370,12 +383,12 @@ def test_resume_takes_the_options_of_the_run() -> None:
     options = ["-q", "--evaluate-k", "0", "--no-tensorboard"]
     ok("train", *TINY, *options, "--epochs", "1", "--run-dir", "r")
     ok("train", "--resume", "--run-dir", "r", "--epochs", "2", *options)
-    assert load_config("r").K == 3
+    assert load_config("r").samples == 3
     assert len(json.loads(Path("r/metrics.json").read_text())["history"]) == 2
     ok("train", "--resume", "--run-dir", "r", *TINY, *options)  # the same options are no change
     result = run("train", "--resume", "--run-dir", "r", "-K", "4", *options)
     assert result.exit_code == 2
-    assert "K must be as in the run to resume, 3; got 4" in result.output
+    assert "samples must be as in the run to resume, 3; got 4" in result.output
 
 
 def test_resume_finds_the_latest_run() -> None:
@@ -458,8 +471,8 @@ def test_evaluate_annealed(run_dir: Path) -> None:
     with np.load(run_dir / "evaluation.npz", allow_pickle=False) as arrays:
         assert arrays["acceptance"].shape == (4,)
     x = load_config(run_dir).load_data().evaluation("test")[:4]
-    expected = estimate_log_likelihood(
-        load_model(run_dir), x, 3, method="ais", temperatures=5, leapfrog=2, seed=0
+    expected = annealed_importance_sampling(
+        load_model(run_dir), x, chains=3, temperatures=5, leapfrog=2, seed=0
     )
     assert report["log_likelihood"] == pytest.approx(expected.mean, rel=1e-5)
 

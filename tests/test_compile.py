@@ -281,6 +281,25 @@ def test_overwriting_what_another_operation_saved_is_not_done_when_compiled(back
 
 
 @each_device
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_gradient_of_each_reduction(reduction: str, backend: str, device: str) -> None:
+    g = torch.Generator().manual_seed(4)
+    params, x = torch.randn(B, K, D, generator=g).to(device), _x(device)
+    log_ratio = torch.randn(B, K, generator=g).to(device)
+    inputs = (params.requires_grad_(), log_ratio.requires_grad_())
+    upstream = torch.linspace(0.5, 2.5, B, device=device)
+
+    def loss(params: Tensor, log_ratio: Tensor) -> Tensor:
+        out = dvae_fast.iwae_loss(params, x, log_ratio, reduction=reduction)
+        return (out * upstream).sum()
+
+    compiled = torch.compile(loss, backend=backend, fullgraph=True)
+    actual = torch.autograd.grad(compiled(*inputs), inputs)
+    torch.testing.assert_close(actual, torch.autograd.grad(loss(*inputs), inputs))
+
+
+@each_device
 def test_checkpointed_decoder_may_be_overwritten(device: str) -> None:
     """A checkpoint around the decoder alone: the loss writes over what it returns."""
     step, x = Step(corruptions.Masking(0.3), device=device), _x(device)

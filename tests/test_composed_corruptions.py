@@ -180,7 +180,7 @@ def test_learnt_parts_are_the_models_and_have_gradients() -> None:
     corruption = Compose(
         Learnable(AdditiveGaussian(0.3)), Learnable(SaltAndPepper(0.2), "relaxed"), Masking(0.1)
     ).double()
-    model = DIWAE(D, Z, (6,), corruption=corruption, M=M, K=K).double()
+    model = DIWAE(D, Z, (6,), corruption=corruption, copies=M, samples=K).double()
     names = [name for name, _ in model.named_parameters() if name.startswith("corruption")]
     assert names == ["corruption.part0.unconstrained", "corruption.part1.unconstrained"]
     x = torch.rand(B, D, dtype=torch.float64)
@@ -198,7 +198,7 @@ def test_learnt_parts_are_the_models_and_have_gradients() -> None:
 
 def test_composed_configuration_round_trip() -> None:
     corruption = Compose(_mixed(), Learnable(Masking(0.25), "relaxed", temperature=0.1))
-    model = DVAE(D, Z, (6,), corruption=corruption, M=M, K=K)
+    model = DVAE(D, Z, (6,), corruption=corruption, copies=M, samples=K)
     config = json.loads(json.dumps(model.config()))
     again = LatentVariableModel.from_config(config)
     assert again.config() == config
@@ -217,7 +217,7 @@ def fog(x: Tensor, generator: torch.Generator) -> Tensor:
 
 @pytest.mark.parametrize("m", [1, M])
 def test_a_function_corrupts(m: int) -> None:
-    model = DIWAE(D, Z, (6,), corruption=fog, M=m, K=K).double()
+    model = DIWAE(D, Z, (6,), corruption=fog, copies=m, samples=K).double()
     assert repr(model.corruption) == "FunctionCorruption(fog)"
     x = torch.rand(B, D, dtype=torch.float64)
     before = x.clone()
@@ -244,12 +244,12 @@ def test_a_functions_own_parameters_are_the_models() -> None:
         def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
             return x * (1 - self.density * torch.rand(x.shape, generator=generator))
 
-    model = DVAE(D, Z, (6,), corruption=Fog(), M=M)
+    model = DVAE(D, Z, (6,), corruption=Fog(), copies=M)
     model.loss(torch.rand(B, D), SEED).backward()
     density = dict(model.named_parameters())["corruption.function.density"]
     assert density.grad is not None
     assert float(density.grad.abs()) > 0
-    model = DVAE(D, Z, (6,), corruption=Compose(Masking(0.2), Fog()), M=M)
+    model = DVAE(D, Z, (6,), corruption=Compose(Masking(0.2), Fog()), copies=M)
     assert "corruption.part1.function.density" in dict(model.named_parameters())
     model.loss(torch.rand(B, D), SEED).backward()
 

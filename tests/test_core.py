@@ -8,7 +8,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +17,8 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from dvae_fast import likelihoods, noise, ops, reference
-from dvae_fast.checking.terms import DENSITY_TERMS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from dvae_fast.checking.likelihoods import LIKELIHOODS as ROWS
+from dvae_fast.checking.likelihoods import elements
 
 _core = pytest.importorskip(
     "dvae_fast._core",
@@ -351,81 +349,32 @@ def test_rounding_is_numpys_and_torchs() -> None:
 # --- likelihoods ------------------------------------------------------------------------------
 
 
-class _Density(NamedTuple):
-    operands: Callable[[np.random.Generator], tuple[Array, ...]]
-    roundings: int
-
-
-SHAPE = (7, 65)
-
-#: Every likelihood. A density or derivative may be off by `roundings` · ε of each of its terms,
-#: in DENSITY_TERMS: 4 or 5 for an exp and a log of 2 ulp each and the arithmetic around them.
-_DENSITIES: dict[str, _Density] = {
-    "bernoulli": _Density(
-        lambda g: (g.uniform(-30, 30, SHAPE), np.clip(g.uniform(-0.5, 1.5, SHAPE), 0, 1)), 4
-    ),
-    "gaussian": _Density(
-        lambda g: (g.uniform(-2, 2, SHAPE), g.uniform(0.1, 3, SHAPE), g.uniform(0, 1, SHAPE)), 5
-    ),
-    "discretised_logistic": _Density(
-        lambda g: (
-            g.uniform(-0.2, 1.2, SHAPE),
-            np.exp(g.uniform(-3, 2, SHAPE)),
-            g.integers(0, 256, SHAPE) / 255,
-        ),
-        5,
-    ),
-    # A ratio of Γ is ten factors and twice eight terms of Stirling's series.
-    "negative_binomial": _Density(
-        lambda g: (
-            mean := np.exp(g.normal(size=SHAPE)),
-            np.exp(g.uniform(-5, 5, SHAPE)),
-            g.poisson(mean).astype(np.float64),
-        ),
-        20,
-    ),
-}
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("kind", likelihoods.LIKELIHOODS)
 def test_densities_and_derivatives(kind: str, dtype: Any) -> None:
-    """Against the reference: its derivatives are tested below, its densities against scipy below
-    and in test_likelihoods.py."""
-    operands, roundings = _DENSITIES[kind]
-    arrays = [a.astype(dtype) for a in operands(np.random.default_rng(7))]
+    """Against the class: its derivatives are tested in tests/likelihoods, its densities against
+    scipy below and in test_discrete_likelihoods.py."""
+    arrays = [a.numpy().astype(dtype) for a in elements(kind, 455, 7)]
     got = getattr(_core, kind)(*arrays)
     *params, x = (torch.from_numpy(a).double() for a in arrays)
     scale = params[1] if len(params) == 2 else None
     expected = (
-        reference._DENSITIES[kind](*params, x),
-        *reference._DERIVATIVES[kind](*params, x),
+        likelihoods.LIKELIHOODS[kind].log_prob(tuple(params), x),
+        *likelihoods.LIKELIHOODS[kind].derivatives(tuple(params), x),
     )
-    terms = DENSITY_TERMS[kind](params[0], scale, x)[: len(expected)]
+    terms = ROWS[kind].terms(params[0], scale, x)[: len(expected)]
     for a, e, t in zip(got, expected, terms, strict=True):
         assert a.dtype == dtype
         error = np.abs(a - e.numpy()) / (np.finfo(dtype).eps * t.numpy())
-        assert error.max() <= roundings
-
-
-@pytest.mark.parametrize("kind", likelihoods.LIKELIHOODS)
-def test_derivatives_of_the_reference_are_autograds(kind: str) -> None:
-    operands = _DENSITIES[kind].operands(np.random.default_rng(10))
-    *params, x = (torch.from_numpy(a) for a in operands)
-    closed = reference._DERIVATIVES[kind](*params, x)
-    leaves = [p.requires_grad_() for p in params]
-    density = reference._DENSITIES[kind](*leaves, x)
-    for mine, its in zip(closed, torch.autograd.grad(density.sum(), leaves), strict=True):
-        torch.testing.assert_close(mine, its, rtol=1e-11, atol=1e-11)
+        assert error.max() <= ROWS[kind].roundings
 
 
 def test_gaussian_density_is_scipys() -> None:
-    operands, roundings = _DENSITIES["gaussian"]
-    mean, scale, x = operands(np.random.default_rng(8))
+    mean, scale, x = (t.numpy() for t in elements("gaussian", 455, 8))
     density, _, _ = _core.gaussian(mean, scale, x)
-    terms, _, _ = DENSITY_TERMS["gaussian"](*map(torch.from_numpy, (mean, scale, x)))
+    terms, _, _ = ROWS["gaussian"].terms(*map(torch.from_numpy, (mean, scale, x)))
     error = np.abs(density - stats.norm.logpdf(x, mean, scale))
-    assert (error <= roundings * np.finfo(np.float64).eps * terms.numpy()).all()
+    assert (error <= ROWS["gaussian"].roundings * np.finfo(np.float64).eps * terms.numpy()).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -300,7 +300,7 @@ def _rows() -> Iterator[Row]:
             f,
             {"likelihood": likelihoods.Bernoulli},
             TypeError,
-            ("likelihood", "Likelihood", "type"),
+            ("likelihood", "Likelihood", "class Bernoulli"),
         )
 
         f = f"{f}-gaussian"
@@ -402,7 +402,7 @@ def _rows() -> Iterator[Row]:
     yield _meta(f, "log_ratio", "hidden")
     yield Row(f, {"scale": 1.0}, ValueError, ("scale", "None for a Bernoulli", "1.0"))
     yield Row(
-        f, {"likelihood": "gauss"}, ValueError, ("likelihood", "bernoulli, gaussian", "'gauss'")
+        f, {"likelihood": "gauss"}, ValueError, ("likelihood", "gaussian, bernoulli", "'gauss'")
     )
 
     f = "linear_log_weights-gaussian"
@@ -538,7 +538,11 @@ def test_x_outside_the_support(function: str, value: float) -> None:
         _call(function, arguments)
     gaussian = _valid(f"{function}-gaussian")
     gaussian["x"] = arguments["x"]
-    _call(f"{function}-gaussian", gaussian)  # any real number is in a Gaussian's support
+    if math.isfinite(value):
+        _call(f"{function}-gaussian", gaussian)  # any real number is in a Gaussian's support
+        return
+    with pytest.raises(ValueError, match=r"x must lie in the support of the gaussian .* got inf"):
+        _call(f"{function}-gaussian", gaussian)
 
 
 @pytest.mark.usefixtures("validation")

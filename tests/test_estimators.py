@@ -42,7 +42,7 @@ def _objective(name: str, estimator: str = "standard") -> Objective:
 def _model(name: str, estimator: str, **options: Any) -> LatentVariableModel:
     torch.manual_seed(0)
     options = {
-        "M": M, "K": K, "corruption": corruptions.Masking(0.4),
+        "copies": M, "samples": K, "corruption": corruptions.Masking(0.4),
         "objective": _objective(name, estimator), **options,
     }  # fmt: skip
     return make_model("diwae", D, Z, (8, 6), **options).double()
@@ -60,10 +60,10 @@ def _draws(model: LatentVariableModel, x: Tensor) -> tuple[Normal, Tensor]:
     key, name = torch.tensor([SEED]), model.objective.name
     c = model.corruption
     assert c is not None
-    noisy = reference.corrupt(x, c.kind, c.parameter, c.salt, key, model.M, 0, 0)
+    noisy = reference.corrupt(x, c.kind, c.parameter, c.salt, key, model.copies, 0, 0)
     mean, log_var = model.encoder(noisy)
     outside = name == "elbo_kl" or (name == "elbo" and model.objective.estimator != "vimco")
-    m, k = model.M, model.K
+    m, k = model.copies, model.samples
     if outside:
         noise = latent_noise(m * k, B, 1, Z, key, 0, 0, torch.float64)
         noise = noise.view(m, k, B, Z).transpose(1, 2)
@@ -156,9 +156,9 @@ def _check(model: LatentVariableModel, x: Tensor, weight: float = 1.0) -> None:
 @pytest.mark.parametrize(("name", "estimator"), PAIRS)
 def test_value_and_gradients_are_the_papers(name: str, estimator: str) -> None:
     _check(_model(name, estimator), _data())
-    _check(_model(name, estimator, M=1), _data())
+    _check(_model(name, estimator, copies=1), _data())
     if estimator != "vimco":
-        _check(_model(name, estimator, K=1), _data())
+        _check(_model(name, estimator, samples=1), _data())
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3])
@@ -197,7 +197,7 @@ def test_free_bits(free_bits: float) -> None:
 def test_without_corruption_the_groups_are_repetitions(name: str, estimator: str) -> None:
     """MIWAE(M, K): the data are encoded once, and no two groups share samples."""
     torch.manual_seed(0)
-    options: dict[str, Any] = {"M": M, "K": K, "objective": _objective(name, estimator)}
+    options: dict[str, Any] = {"copies": M, "samples": K, "objective": _objective(name, estimator)}
     clean = make_model("iwae", D, Z, (8, 6), **options).double()
     torch.manual_seed(0)
     identity = corruptions.Identity()
@@ -210,7 +210,7 @@ def test_without_corruption_the_groups_are_repetitions(name: str, estimator: str
     torch.testing.assert_close(*losses)
     for model, loss in zip((clean, copied), losses, strict=True):
         loss.backward()
-        assert model.M == M
+        assert model.copies == M
     for p, q in zip(clean.parameters(), copied.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad)
 
@@ -510,11 +510,11 @@ def test_wrong_estimators_say_what_is_possible() -> None:
         (lambda: DIWAE(D, estimator="rws"), "estimator must be one of standard, .*; got 'rws'"),
         (lambda: DIWAE(D, objective="miwae"), "objective must be one of iwae, .*; got 'miwae'"),
         (
-            lambda: DIWAE(D, K=1, estimator="vimco"),
+            lambda: DIWAE(D, samples=1, estimator="vimco"),
             "K must be >= 2 for vimco, whose baseline is made of the other samples; got 1",
         ),
         (
-            lambda: DIWAE(D, K=1, objective="iwae_joint", estimator="vimco"),
+            lambda: DIWAE(D, samples=1, objective="iwae_joint", estimator="vimco"),
             "M·K must be >= 2 for vimco",
         ),
         (
@@ -530,7 +530,7 @@ def test_wrong_estimators_say_what_is_possible() -> None:
             lambda: BernoulliLatentModel(D, objective="mixture"),
             r"estimator must be one of standard, stl for mixture \(vimco is defined for elbo, ",
         ),
-        (lambda: BernoulliLatentModel(D, K=1), "K must be >= 2 for vimco"),
+        (lambda: BernoulliLatentModel(D, samples=1), "K must be >= 2 for vimco"),
     ]
     for call, message in cases:
         with pytest.raises(ValueError, match=message):

@@ -87,7 +87,16 @@ def test_a_process_that_ends_is_an_error(tmp_path: Path) -> None:
 def test_the_command_line(tmp_path: Path) -> None:
     """Two processes: one prints and writes, and the numbers are those of one process."""
     run = tmp_path / "a run"
-    options = ["--epochs", "1", "--hidden", "8", "--latent", "2", "--no-tensorboard", "-q"]
+    options = [
+        "--epochs",
+        "1",
+        "--hidden-sizes",
+        "8",
+        "--latent-size",
+        "2",
+        "--no-tensorboard",
+        "-q",
+    ]
     assert cli(["train", *options, "--evaluate-k", "0", "--run-dir", str(run)]).returncode == 0
     judge = ["evaluate", str(run), "--k", "30", "--limit", "31"]
     one = cli(judge)

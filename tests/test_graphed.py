@@ -23,7 +23,7 @@ B, D = 7, 33
 
 def _model(device: str) -> DIWAE:
     torch.manual_seed(0)
-    return DIWAE(D, 3, (9, 5), corruption=SaltAndPepper(0.2), M=2, K=4).to(device)
+    return DIWAE(D, 3, (9, 5), corruption=SaltAndPepper(0.2), copies=2, samples=4).to(device)
 
 
 def _adam(model: DIWAE, capturable: bool = False) -> torch.optim.Optimizer:

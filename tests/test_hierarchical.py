@@ -26,7 +26,9 @@ B, D, Z1, Z2, M, K, SEED = 7, 6, 3, 2, 4, 5, 9
 
 def _model(**options: Any) -> TwoLayerModel:
     torch.manual_seed(0)
-    return TwoLayerModel(D, (Z1, Z2), (8,), (10, 9), **{"K": K, **options}).double()
+    return TwoLayerModel(
+        D, Z1, (8,), upper_latent_size=Z2, upper_hidden_sizes=(10, 9), **{"samples": K, **options}
+    ).double()
 
 
 def _data(n: int = B) -> Tensor:
@@ -128,7 +130,7 @@ def test_loss_and_gradient_are_those_of_the_formula(objective: str, m: int) -> N
     # Not the defaults of ½, which cannot tell β from 1 − β.
     parameter = {"ciwae": {"beta": 0.3}, "vr": {"alpha": 0.3}}.get(objective, {})
     chosen = objectives.Objective(objective, **parameter)
-    model = _model(objective=chosen, M=m, corruption=Masking(0.3))
+    model = _model(objective=chosen, copies=m, corruption=Masking(0.3))
     x, parameters = _data(), list(model.parameters())
     loss = model.loss(x, SEED)
     gradient = torch.autograd.grad(loss, parameters)
@@ -196,8 +198,9 @@ def test_samples_and_reconstructions() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"latent_sizes": (3,)}, "latent_sizes must be two, of z₁ and z₂; got 1"),
-        ({"latent_sizes": (3, 0)}, r"latent_sizes\[1\] must be >= 1, got 0"),
+        ({"latent_size": 0}, "latent_size must be >= 1, got 0"),
+        ({"upper_latent_size": 0}, "upper_latent_size must be >= 1, got 0"),
+        ({"upper_hidden_sizes": (3, 0)}, r"upper_hidden_sizes\[1\] must be >= 1, got 0"),
         ({"objective": "elbo_kl"}, "objective must be any but elbo_kl and piwae, with the stand"),
         ({"objective": "piwae"}, "objective must be any but elbo_kl and piwae"),
         ({"objective": objectives.Objective("iwae", "dreg")}, "objective must be any but"),

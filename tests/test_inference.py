@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from dvae_fast.corruptions import SaltAndPepper
 from dvae_fast.data import load_dataset
 from dvae_fast.models import (
-    INFERENCES,
+    ENCODERS,
     MODELS,
+    Autoencoder,
     ConvEncoder,
     GRUEncoder,
-    LatentVariableModel,
     make_encoder,
     make_model,
 )
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 M, B, K, Z, HIDDEN = 2, 8, 3, 4, (7, 6)
 SHAPE = (9, 5)
 D = SHAPE[0] * SHAPE[1]
-SEEING = [name for name in INFERENCES if name != "mlp"]
+SEEING = [name for name in ENCODERS if name != "mlp"]
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,7 @@ def test_conv_formula() -> None:
 
 
 @pytest.mark.parametrize("leading", [(), (B,), (M, B), (M, K, B), (0,), (M, 0)])
-@pytest.mark.parametrize("inference", INFERENCES)
+@pytest.mark.parametrize("inference", ENCODERS)
 def test_leading_dimensions(inference: str, leading: tuple[int, ...]) -> None:
     encoder = _encoder(inference)
     x = torch.rand(*leading, D, dtype=torch.float64)
@@ -126,8 +126,8 @@ def test_trains_on_digits(inference: str) -> None:
     """The validation bound of a DIWAE rises above that of the best model without latents."""
     data = load_dataset("digits", binarise="once")
     model = make_model(
-        "diwae", data.size, 10, (40,), inference=inference, image_shape=data.image_shape,
-        corruption=SaltAndPepper(0.05), M=M, K=K, data_mean=data.mean,
+        "diwae", data.size, 10, (40,), encoder=inference, image_shape=data.image_shape,
+        corruption=SaltAndPepper(0.05), copies=M, samples=K, data_mean=data.mean,
     )  # fmt: skip
     mean = data.mean.clamp(1e-3, 1 - 1e-3)
     without = float(torch.distributions.Bernoulli(mean).log_prob(data.valid).sum(1).mean())
@@ -145,11 +145,11 @@ def test_trains_on_digits(inference: str) -> None:
 @pytest.mark.parametrize("inference", SEEING)
 @pytest.mark.parametrize("name", MODELS)
 def test_configuration_round_trip(name: str, inference: str) -> None:
-    model = make_model(name, D, Z, HIDDEN, inference=inference, image_shape=list(SHAPE), K=K)
+    model = make_model(name, D, Z, HIDDEN, encoder=inference, image_shape=list(SHAPE), samples=K)
     config = json.loads(json.dumps(model.config()))
-    assert config["inference"] == inference
+    assert config["encoder"] == inference
     assert config["image_shape"] == list(SHAPE)
-    again = LatentVariableModel.from_config(config)
+    again = Autoencoder.from_config(config)
     assert again.config() == config
     again.load_state_dict(model.state_dict())
     x = torch.rand(B, D)
@@ -158,8 +158,9 @@ def test_configuration_round_trip(name: str, inference: str) -> None:
 
 def test_perceptrons_are_the_default_and_need_no_shape() -> None:
     model = make_model("vae", D, Z, HIDDEN)
-    assert model.inference == "mlp"
-    assert not {"inference", "image_shape"} & model.config().keys()
+    assert model.options.encoder == "mlp"
+    assert model.config()["encoder"] == "mlp"
+    assert "image_shape" not in model.config()
     assert make_model("vae", D, Z, HIDDEN, image_shape=SHAPE).image_shape == SHAPE
 
 
@@ -168,7 +169,7 @@ def test_any_module_may_take_the_encoders_place() -> None:
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             return x[..., :Z], torch.zeros_like(x[..., :Z])
 
-    model = make_model("iwae", D, Z, HIDDEN, inference="gru", image_shape=SHAPE)
+    model = make_model("iwae", D, Z, HIDDEN, encoder="gru", image_shape=SHAPE)
     model.encoder = Own()
     x = torch.rand(B, D)
     assert torch.equal(model.encode(x)[0], x[:, :Z])
@@ -176,33 +177,33 @@ def test_any_module_may_take_the_encoders_place() -> None:
 
 
 def test_run_configuration() -> None:
-    assert default_config().inference == "mlp"
-    config = default_config(inference="gru-2d", data="digits", hidden_sizes=(9, 7), latent_size=4)
+    assert default_config().encoder == "mlp"
+    config = default_config(encoder="gru_2d", data="digits", hidden_sizes=(9, 7), latent_size=4)
     model = config.make_model(config.load_data())
     assert isinstance(model.encoder, GRUEncoder)
     assert model.encoder.image_shape == (8, 8)
     assert TrainConfig.from_dict(config.to_dict()) == config
-    with pytest.raises(ValueError, match=r"inference must be one of mlp, .*; got 'rnn'"):
-        default_config(inference="rnn")
+    with pytest.raises(ValueError, match=r"encoder must be one of mlp, .*; got 'rnn'"):
+        default_config(encoder="rnn")
     with pytest.raises(ValueError, match="hidden_sizes must hold the size of the recurrent layer"):
-        default_config(inference="gru", hidden_sizes=())
+        default_config(encoder="gru", hidden_sizes=())
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
         (
-            lambda: make_model("vae", D, inference="rnn"),
+            lambda: make_model("vae", D, encoder="rnn"),
             ValueError,
-            "inference must be one of mlp, gru, gru-2d, conv; got 'rnn'",
+            "encoder must be one of mlp, gru, gru_2d, conv; got 'rnn'",
         ),
         (
-            lambda: make_model("vae", D, inference="gru"),
+            lambda: make_model("vae", D, encoder="gru"),
             ValueError,
-            r"image_shape must be \(H, W\) for inference 'gru', which reads images; got None",
+            r"image_shape must be \(H, W\) for the encoder 'gru', which reads images; got None",
         ),
         (
-            lambda: make_model("vae", D, inference="conv", image_shape=(4, 11)),
+            lambda: make_model("vae", D, encoder="conv", image_shape=(4, 11)),
             ValueError,
             rf"image_shape must be \(H, W\) with H · W = D = {D}, got \(4, 11\)",
         ),
@@ -212,19 +213,19 @@ def test_run_configuration() -> None:
             rf"image_shape must be \(H, W\) with H · W = D = {D}, got \(1, 2\)",
         ),
         (
-            lambda: make_model("vae", D, inference="conv", image_shape=(9, 5, 1)),
+            lambda: make_model("vae", D, encoder="conv", image_shape=(9, 5, 1)),
             ValueError,
             r"image_shape must be \(H, W\), got \(9, 5, 1\)",
         ),
         (
-            lambda: make_model("vae", D, inference="conv", image_shape=D),
+            lambda: make_model("vae", D, encoder="conv", image_shape=D),
             TypeError,
             f"image_shape must be a sequence of ints, got {D}",
         ),
         (
-            lambda: make_model("vae", D, Z, (), inference="gru", image_shape=SHAPE),
+            lambda: make_model("vae", D, Z, (), encoder="gru", image_shape=SHAPE),
             ValueError,
-            "hidden must hold the size of the recurrent layer at least, got none",
+            "hidden_sizes must hold the size of the recurrent layer for gru, got none",
         ),
         (
             lambda: GRUEncoder(SHAPE, HIDDEN, Z, pooling="max"),

@@ -260,7 +260,9 @@ def test_pathwise_gradient_of_a_deviation(size: int | None) -> None:
 
 
 def _model(name: str, corruption: Corruption, **options: Any) -> LatentVariableModel:
-    return make_model(name, D, Z, (7,), corruption=corruption, **{"M": M, "K": K, **options})
+    return make_model(
+        name, D, Z, (7,), corruption=corruption, **{"copies": M, "samples": K, **options}
+    )
 
 
 class _Certain(nn.Module):
@@ -376,7 +378,7 @@ def test_the_bound_is_highest_without_corruption(estimator: str) -> None:
     """An optimiser finds that out: the level falls, with a model that learns beside it."""
     start = AdditiveGaussian(2.0) if estimator == "pathwise" else Masking(0.5)
     size = 8
-    model = make_model("dvae", size, 2, (16,), corruption=Learnable(start, estimator), M=M)
+    model = make_model("dvae", size, 2, (16,), corruption=Learnable(start, estimator), copies=M)
     corruption = model.corruption
     assert isinstance(corruption, Learnable)
     assert "corruption.unconstrained" in dict(model.named_parameters())
@@ -498,7 +500,7 @@ def test_starts_where_it_is_told_to() -> None:
             "size must be the number of levels given, 2, got 3",
         ),
         (
-            lambda: _model("dvae", Learnable(Masking(0.1)), M=1),
+            lambda: _model("dvae", Learnable(Masking(0.1)), copies=1),
             ValueError,
             "M must be >= 2 for a rate learnt by the score function, .*; got 1",
         ),

@@ -6,17 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from operator_cases import (
-    DEVICES,
-    absolute_terms,
-    assert_accurate,
-    run_operator,
-    run_reference,
-    upcast,
-)
+from operator_cases import DEVICES, assert_accurate
 from torch import Tensor
 
 import dvae_fast
+from dvae_fast.checking.cases import run_operator, run_reference, upcast
+from dvae_fast.checking.terms import absolute_terms
 
 TOLERANCE = 2e-6
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dvae_fast import models
-from dvae_fast.models import MLP, BernoulliDecoder, GaussianDecoder, GaussianEncoder
+from dvae_fast.models import MLP, Decoder, GaussianEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,8 +30,8 @@ def test_shapes(hidden: tuple[int, ...], leading: tuple[int, ...]) -> None:
     mean, log_var = GaussianEncoder(D, hidden, Z)(torch.rand(*leading, D))
     assert mean.shape == log_var.shape == (*leading, Z)
     z = torch.randn(*leading, Z)
-    assert BernoulliDecoder(Z, hidden, D)(z).shape == (*leading, D)
-    mean, scale = GaussianDecoder(Z, hidden, D)(z)
+    assert Decoder(Z, hidden, D)(z).shape == (*leading, D)
+    mean, scale = Decoder(Z, hidden, D, "gaussian")(z)
     assert mean.shape == scale.shape == (*leading, D)
     assert mean.is_contiguous()
     assert scale.is_contiguous()
@@ -67,14 +67,14 @@ def test_encoder_halves_are_mean_then_log_variance() -> None:
 
 
 def test_decoder_is_its_output_of_its_trunk() -> None:
-    decoder = BernoulliDecoder(Z, HIDDEN, D)
+    decoder = Decoder(Z, HIDDEN, D)
     z = torch.randn(4, Z)
     assert isinstance(decoder.output, nn.Linear)
     assert torch.equal(decoder(z), decoder.output(decoder.trunk(z)))
 
 
 def test_gaussian_decoder_formula() -> None:
-    decoder = GaussianDecoder(Z, HIDDEN, D)
+    decoder = Decoder(Z, HIDDEN, D, "gaussian")
     z = 10 * torch.randn(50, Z)
     mean, scale = decoder(z)
     hidden = decoder.trunk(z)
@@ -88,14 +88,14 @@ def test_gaussian_decoder_formula() -> None:
 @pytest.mark.parametrize("layer", ["output", "mean"])
 def test_decoder_starts_at_the_data_mean(layer: str) -> None:
     data_mean = torch.linspace(0, 1, D)
-    make: Callable[..., nn.Module] = BernoulliDecoder if layer == "output" else GaussianDecoder
-    decoder = make(Z, HIDDEN, D, "softplus", data_mean)
+    likelihood = "bernoulli" if layer == "output" else "gaussian"
+    decoder = Decoder(Z, HIDDEN, D, likelihood, "softplus", data_mean)
     start = torch.sigmoid(decoder.get_submodule(layer).bias)
     torch.testing.assert_close(start[1:-1], data_mean[1:-1])
     # Constant pixels start near 0 and 1, at finite logits.
     assert 0 < start[0] < 2e-3
     assert 0 < 1 - start[-1] < 2e-3
-    without = make(Z, HIDDEN, D).get_submodule(layer).bias
+    without = Decoder(Z, HIDDEN, D, likelihood).get_submodule(layer).bias
     assert torch.equal(without, torch.zeros(D))
 
 
@@ -120,30 +120,30 @@ def test_start_of_the_weights() -> None:
         (lambda: MLP((3, 2.5)), TypeError, r"sizes\[1\] must be an int, got float"),
         (lambda: MLP(5), TypeError, "sizes must be a sequence of ints, got 5"),
         (lambda: GaussianEncoder(D, (), 0), ValueError, "latent must be >= 1, got 0"),
-        (lambda: BernoulliDecoder(Z, (), -1), ValueError, "data_size must be >= 1, got -1"),
-        (lambda: GaussianDecoder(Z, (), True), TypeError, "data_size must be an int, got bool"),
+        (lambda: Decoder(Z, (), -1), ValueError, "data_size must be >= 1, got -1"),
+        (lambda: Decoder(Z, (), True, "gaussian"), TypeError, "data_size must be an int, got bool"),
         (
-            lambda: BernoulliDecoder(Z, (), D, "relu", torch.rand(D - 1)),
+            lambda: Decoder(Z, (), D, "bernoulli", "relu", torch.rand(D - 1)),
             ValueError,
             rf"data_mean must have shape \(D,\) = \({D},\), got \({D - 1},\)",
         ),
         (
-            lambda: GaussianDecoder(Z, (), 2, "relu", torch.tensor([0.5, 1.5])),
+            lambda: Decoder(Z, (), 2, "gaussian", "relu", torch.tensor([0.5, 1.5])),
             ValueError,
             r"data_mean must lie in \[0, 1\], got values from 0.5 to 1.5",
         ),
         (
-            lambda: BernoulliDecoder(Z, (), 2, "relu", torch.tensor([0.5, math.nan])),
+            lambda: Decoder(Z, (), 2, "bernoulli", "relu", torch.tensor([0.5, math.nan])),
             ValueError,
             r"data_mean must lie in \[0, 1\], got values from nan",
         ),
         (
-            lambda: BernoulliDecoder(Z, (), 2, "relu", torch.tensor([0, 1])),
+            lambda: Decoder(Z, (), 2, "bernoulli", "relu", torch.tensor([0, 1])),
             TypeError,
             "data_mean must be a floating-point tensor or None, got torch.int64",
         ),
         (
-            lambda: BernoulliDecoder(Z, (), 2, "relu", [0.5, 0.5]),
+            lambda: Decoder(Z, (), 2, "bernoulli", "relu", [0.5, 0.5]),
             TypeError,
             "data_mean must be a floating-point tensor or None, got list",
         ),

@@ -38,7 +38,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "dvae": {"model": "dvae"},
         "plane": {"model": "dvae", "latent_size": 2},
         "narrow": {"model": "vae", "hidden_sizes": (35,)},
-        "gru": {"model": "dvae", "inference": "gru"},
+        "gru": {"model": "dvae", "encoder": "gru"},
     }
     shared = {"epochs": 1, "batch_size": 500, "latent_size": 4, "hidden_sizes": (40,), "threads": 1}
     for name, given in options.items():

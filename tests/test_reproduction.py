@@ -66,8 +66,8 @@ def words(output: str) -> str:
 
 def tiny(seed: int = 0, **options: Any) -> Run:
     """On the digits, whose training takes a second; K, M, sizes and batch that all differ."""
-    values = {"M": 2, "K": 3, "batch_size": 237, "latent_size": 4, "hidden_sizes": (9, 7),
-              "epochs": 3, "seed": seed, "threads": 1}  # fmt: skip
+    values = {"copies": 2, "samples": 3, "batch_size": 237, "latent_size": 4,
+              "hidden_sizes": (9, 7), "epochs": 3, "seed": seed, "threads": 1}  # fmt: skip
     return Run("diwae-k5-5", default_config(**(values | options)), "dynamic", 25, 20)
 
 
@@ -96,19 +96,31 @@ def test_rows_are_those_of_the_tables() -> None:
         return ROWS[name].config(full, 0, None, "cpu")
 
     c = config("diwae-gru-k5-10")
-    assert (c.model, c.K, c.M, c.corruption, c.level) == ("diwae", 5, 1, "salt_and_pepper", 0.1)
-    assert (c.inference, c.binarise, c.batch_size, c.epochs) == ("gru", "fixed", 100, 5000)
+    assert (c.model, c.samples, c.copies, c.corruption, c.level) == (
+        "diwae",
+        5,
+        1,
+        "salt_and_pepper",
+        0.1,
+    )
+    assert (c.encoder, c.binarise, c.batch_size, c.epochs) == ("gru", "fixed", 100, 5000)
     assert (c.hidden_sizes, c.latent_size, c.decoder_hidden_sizes) == ((200, 200), 50, (200,))
     assert (c.activation, c.learning_rate, c.lr_schedule) == ("softplus", 1e-3, "stepwise")
     assert config("dvae-pixel-k1-15").per_pixel
     c = config("dvae-learnt-k1-5")
-    assert (c.learn_level, c.M, c.level) == ("score", 2, 0.05)
-    assert replace(c, learn_level=None) == config(str(ROWS["dvae-learnt-k1-5"].baseline))
+    assert (c.gradient, c.copies, c.level) == ("score", 2, 0.05)
+    assert replace(c, gradient=None) == config(str(ROWS["dvae-learnt-k1-5"].baseline))
     assert config("dvae-released-k1-5").corruption == "salt_and_pepper_released"
     assert config("vae-augmented-k1").binarise == "dynamic"
     assert ROWS["vae-augmented-k1"].judged_on == "fixed"
     c = config("burda-k50")
-    assert (c.model, c.K, c.binarise, c.batch_size, c.epochs) == ("iwae", 50, "dynamic", 20, 3280)
+    assert (c.model, c.samples, c.binarise, c.batch_size, c.epochs) == (
+        "iwae",
+        50,
+        "dynamic",
+        20,
+        3280,
+    )
     assert (c.activation, c.decoder_hidden_sizes) == ("tanh", None)
     c = config("frey-dvae")
     assert (c.likelihood, c.corruption, c.level, c.binarise) == (
@@ -206,7 +218,7 @@ def test_a_long_curve_is_thinned_from_its_end() -> None:
 
 
 def test_the_rate_that_was_learnt_is_kept(tmp_path: Path) -> None:
-    result = run_one(tiny(learn_level="score", epochs=1), tmp_path)
+    result = run_one(tiny(gradient="score", epochs=1), tmp_path)
     level = load_model(tmp_path / "diwae-k5-5-seed0").corruption.level.detach()
     assert result["learnt_level"] == float(level)
     assert result["learnt_level"] != tiny().config.level
@@ -249,7 +261,7 @@ def test_other_settings_are_refused_by_name(finished: tuple[Path, dict[str, Any]
     folder, _ = finished
     for other, message in (
         (tiny(epochs=5), "its epochs is 3, not 5; name another folder"),
-        (tiny(K=4), "its K is 3, not 4"),
+        (tiny(samples=4), "its samples is 3, not 4"),
         (replace(tiny(), k=26), "its k is 25, not 26"),
         (replace(tiny(), judged_on="once"), "its judged_on is 'dynamic', not 'once'"),
     ):
@@ -283,7 +295,7 @@ def numbers(row: str, seed: int, own: float | None, clean: float, nll: float) ->
     """What `run_one` writes, as far as the table reads it."""
     return {
         "row": row, "seed": seed, "best_epoch": 4, "training_seconds": 1800.0, "commit": None,
-        "settings": {"epochs": 3280, "seed": seed, "train_examples": None, "K": 1},
+        "settings": {"epochs": 3280, "seed": seed, "train_examples": None, "samples": 1},
         "versions": {"torch": "2.13.0"}, "curve": [],
         "figures": {"own": own, "clean": clean, "nll": nll},
         "likelihood": {"k": 5000, "examples": 10000, "ess_mean": 40.0 + 10 * seed},
@@ -352,8 +364,10 @@ def test_the_table_says_where_seeds_are_few_and_numbers_are_none() -> None:
 
 def test_numbers_that_do_not_belong_together_are_refused() -> None:
     a, b = numbers("vae-k1", 0, 1, 1, 1), numbers("vae-k1", 1, 1, 1, 1)
-    b["settings"]["K"] = 5
-    with pytest.raises(ValueError, match="vae-k1 was run with different settings: K is 1 with see"):
+    b["settings"]["samples"] = 5
+    with pytest.raises(
+        ValueError, match="vae-k1 was run with different settings: samples is 1 with see"
+    ):
         table.markdown([a, b])
     b = copy.deepcopy(a) | {"row": "gan-k1"}
     with pytest.raises(CheckpointError, match="the numbers of gan-k1, seed 0, are of no row known"):
@@ -533,3 +547,11 @@ def test_a_commit_is_told_where_the_package_is_tracked() -> None:
     commit = _commit()
     assert commit is not None
     assert commit.removesuffix("-dirty") == head.stdout.strip()
+
+
+def test_the_results_kept_are_of_the_rows_as_they_are() -> None:
+    """Read under the names and options of now: none of them is run again, and none refused."""
+    folder = Path(__file__).parent.parent / "docs" / "reproduction" / "small"
+    runs = plan(ROWS.values(), SCALES["small"])
+    kept = {path.stem for path in folder.glob("*.json")}
+    assert kept == {run.name for run in runs} - {run.name for run in unfinished(runs, folder)}

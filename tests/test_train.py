@@ -50,8 +50,8 @@ def _one_thread() -> Iterator[None]:
 
 def tiny(**options: Any) -> TrainConfig:
     """M, K, batch and sizes that all differ; batches that do not divide the data: 5 · 237 + 112."""
-    values = {"M": 2, "K": 3, "batch_size": 237, "latent_size": 4, "hidden_sizes": (9, 7),
-              "epochs": 2, "seed": 11}  # fmt: skip
+    values = {"copies": 2, "samples": 3, "batch_size": 237, "latent_size": 4,
+              "hidden_sizes": (9, 7), "epochs": 2, "seed": 11}  # fmt: skip
     return default_config(**(values | options))
 
 
@@ -99,11 +99,11 @@ def test_defaults_suit_the_model_and_the_data() -> None:
     assert (c.model, c.data, c.binarise, c.likelihood) == (
         "diwae", "digits", "dynamic", "bernoulli",
     )  # fmt: skip
-    assert (c.corruption, c.level, c.M, c.K) == ("salt_and_pepper", 0.05, 1, 5)
+    assert (c.corruption, c.level, c.copies, c.samples) == ("salt_and_pepper", 0.05, 1, 5)
     assert default_config() == TrainConfig()
-    assert default_config("dvae").K == 1
+    assert default_config("dvae").samples == 1
     c = default_config("vae", "mnist")
-    assert (c.corruption, c.level, c.K, c.M) == ("identity", 0.0, 1, 1)
+    assert (c.corruption, c.level, c.samples, c.copies) == ("identity", 0.0, 1, 1)
     c = default_config("diwae", "frey")
     assert (c.binarise, c.likelihood, c.corruption) == ("none", "gaussian", "gaussian")
     assert default_config("diwae", "frey", binarise="once").likelihood == "bernoulli"
@@ -111,16 +111,17 @@ def test_defaults_suit_the_model_and_the_data() -> None:
     assert default_config("diwae", "mnist", **grey).corruption == "gaussian"
     assert default_config("vae", "frey", likelihood="discretised_logistic").binarise == "none"
     assert [default_config(data=d).learning_rate for d in ("digits", "mnist")] == [3e-3, 1e-3]
-    assert default_config(level=None, K=None) == TrainConfig()
-    assert default_config("dvae", objective="ciwae").K == 5
-    assert default_config("iwae", objective="elbo_kl").K == 1
-    assert default_config("vae", estimator="vimco").K == 5
+    assert default_config(level=None, samples=None) == TrainConfig()
+    assert default_config("dvae", objective="ciwae").samples == 5
+    assert default_config("iwae", objective="elbo_kl").samples == 1
+    assert default_config("vae", estimator="vimco").samples == 5
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"model": "gan"}, "model must be one of vae, iwae, dvae, diwae; got 'gan'"),
+        ({"model": "gan"},
+         "model must be one of bernoulli, vae, iwae, dvae, diwae, two_layer; got 'gan'"),
         ({"data": "cifar"}, "data must be one of digits, mnist, frey; got 'cifar'"),
         ({"binarise": "x"}, "binarise must be one of dynamic, once, fixed, none; got 'x'"),
         ({"binarise": "fixed"}, "binarise must be one of dynamic, once, none for digits"),
@@ -128,23 +129,23 @@ def test_defaults_suit_the_model_and_the_data() -> None:
         ({"level": 1.5}, "level does not fit salt_and_pepper: rate must be in [0, 1], got 1.5"),
         ({"corruption": "gaussian", "level": -1.0}, "level does not fit gaussian: std must be"),
         ({"model": "vae", "corruption": "masking"}, "corruption must be identity for vae (only "
-                                                    "dvae, diwae corrupt); got 'masking'"),
-        ({"learn_level": "score", "M": 2, "objective": "mixture"},
+                                                    "bernoulli, dvae, diwae, two_layer"),
+        ({"gradient": "score", "copies": 2, "objective": "mixture"},
          "objective must be a mean over corruptions for a level learnt by the score function, one"),
-        ({"posterior": "full", "objective": "vr"}, "objective must be elbo or iwae with the stand"),
-        ({"learn_level": "magic"}, "learn_level must be one of pathwise, score, relaxed; got"),
-        ({"learn_level": "pathwise"}, "learn_level does not fit salt_and_pepper 0.05: estimator"),
-        ({"learn_level": "score"}, "learn_level does not fit salt_and_pepper 0.05: M must be >= 2"),
-        ({"learn_level": "relaxed", "level": 1.0}, "salt_and_pepper 1: rate must be in (0, 1)"),
-        ({"model": "vae", "learn_level": "score"}, "learn_level does not fit identity 0:"),
-        ({"M": 0}, "M must be an integer >= 1, got 0"),
-        ({"K": 0}, "K must be an integer >= 1, got 0"),
-        ({"K": True}, "K must be an integer >= 1, got True"),
+        ({"covariance": "full", "objective": "vr"}, "objective must be elbo or iwae with the"),
+        ({"gradient": "magic"}, "gradient must be one of pathwise, score, relaxed; got"),
+        ({"gradient": "pathwise"}, "gradient does not fit salt_and_pepper 0.05: estimator"),
+        ({"gradient": "score"}, "gradient does not fit salt_and_pepper 0.05: M must be >= 2"),
+        ({"gradient": "relaxed", "level": 1.0}, "salt_and_pepper 1: rate must be in (0, 1)"),
+        ({"model": "vae", "gradient": "score"}, "gradient does not fit identity 0:"),
+        ({"copies": 0}, "copies must be >= 1, got 0"),
+        ({"samples": 0}, "samples must be >= 1, got 0"),
+        ({"samples": True}, "samples must be an int, got bool"),
         ({"objective": "gan"}, "objective must be one of elbo, elbo_kl, iwae"),
         ({"objective": "vr_max", "estimator": "dreg"}, "estimator must be one of standard, stl for "
                                                        "vr_max"),
         ({"estimator": "reinforce"}, "estimator must be one of standard, stl, dreg, vimco"),
-        ({"estimator": "vimco", "K": 1}, "K must be >= 2 for vimco"),
+        ({"estimator": "vimco", "samples": 1}, "K must be >= 2 for vimco"),
         ({"beta": 0.5}, "beta must be None unless the objective is ciwae; got 0.5 for iwae"),
         ({"model": "vae", "alpha": 0.5}, "alpha must be None unless the objective is vr"),
         ({"objective": "ciwae", "beta": 2.0}, "beta must be a number, in [0, 1]; got 2.0"),
@@ -152,9 +153,9 @@ def test_defaults_suit_the_model_and_the_data() -> None:
         ({"kl_warmup": -1}, "kl_warmup must be an integer >= 0, got -1"),
         ({"epochs": 0}, "epochs must be an integer >= 1, got 0"),
         ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
-        ({"latent_size": 0}, "latent_size must be an integer >= 1, got 0"),
-        ({"hidden_sizes": (5, 0)}, "each of hidden_sizes must be an integer >= 1, got 0"),
-        ({"decoder_hidden_sizes": (0,)}, "each of decoder_hidden_sizes must be an integer >= 1"),
+        ({"latent_size": 0}, "latent_size must be >= 1, got 0"),
+        ({"hidden_sizes": (5, 0)}, "hidden_sizes[1] must be >= 1, got 0"),
+        ({"decoder_hidden_sizes": (0,)}, "decoder_hidden_sizes[0] must be >= 1, got 0"),
         ({"train_examples": 0}, "train_examples must be an integer >= 1, got 0"),
         ({"valid_examples": 0}, "valid_examples must be an integer >= 1, got 0"),
         ({"activation": "sine"}, "activation must be one of softplus, tanh, relu"),
@@ -181,12 +182,16 @@ def test_wrong_fields_name_the_rule(options: dict[str, Any], message: str) -> No
 def test_configuration_goes_through_json(tmp_path: Path) -> None:
     c = tiny(threads=1, lr_schedule="stepwise", decoder_hidden_sizes=(5,))
     assert TrainConfig.from_dict(json.loads(json.dumps(c.to_dict()))) == c
-    with pytest.raises(ValueError, match="unknown option in the configuration: colour"):
+    with pytest.raises(
+        ValueError, match=r"an option in the configuration must be one of .*; got 'colour'"
+    ):
         TrainConfig.from_dict({"colour": 1})
     with pytest.raises(CheckpointError, match="is not the folder of a run: it holds no config"):
         load_config(tmp_path)
-    (tmp_path / CONFIG).write_text('{"K": 0}')
-    with pytest.raises(CheckpointError, match=r"config\.json is not a configuration that fits: K"):
+    (tmp_path / CONFIG).write_text('{"samples": 0}')
+    with pytest.raises(
+        CheckpointError, match=r"config\.json is not a configuration that fits: samples"
+    ):
         load_config(tmp_path)
 
 
@@ -252,7 +257,7 @@ def test_bounds_are_reported_without_the_weight(tmp_path: Path) -> None:
             {"objective": "vr", "alpha": -1.0, "estimator": "dreg"},
             "vr (estimator dreg, alpha -1.0)",
         ),
-        ({"model": "iwae", "M": 4, "objective": "piwae"}, "piwae"),
+        ({"model": "iwae", "copies": 4, "objective": "piwae"}, "piwae"),
         ({"estimator": "vimco"}, "iwae (estimator vimco)"),
     ],
 )
@@ -266,7 +271,7 @@ def test_an_objective_is_trained_and_kept(
     model = load_model(tmp_path)
     assert model.objective == c.make_objective()
     assert str(model.objective) == shown
-    assert (model.M, model.K) == (c.M, c.K)
+    assert (model.copies, model.samples) == (c.copies, c.samples)
 
 
 # --- resuming, bit for bit --------------------------------------------------------------------
@@ -278,11 +283,14 @@ def test_an_objective_is_trained_and_kept(
     [
         ({}, [STEPS + 3]),  # in the middle of the second epoch
         ({"model": "dvae", "binarise": "once", "lr_schedule": "stepwise"}, [1]),
-        ({"model": "vae", "M": 1}, [STEPS]),  # after an epoch's last step, before its validation
-        ({"model": "iwae", "M": 1, "activation": "relu"}, [2, STEPS, 5, 1]),  # again and again
+        (
+            {"model": "vae", "copies": 1},
+            [STEPS],
+        ),  # after an epoch's last step, before its validation
+        ({"model": "iwae", "copies": 1, "activation": "relu"}, [2, STEPS, 5, 1]),  # again and again
         ({"likelihood": "gaussian", "binarise": "none", "corruption": "gaussian"}, [2 * STEPS + 2]),
         ({"objective": "iwae_joint", "estimator": "dreg", "kl_warmup": 3}, [STEPS + 2]),
-        ({"learn_level": "score", "inference": "gru", "posterior": "full"}, [STEPS + 1]),
+        ({"gradient": "score", "encoder": "gru", "covariance": "full"}, [STEPS + 1]),
     ],
 )
 def test_an_interrupted_run_resumes_bit_for_bit(
@@ -355,7 +363,7 @@ def test_resuming_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run_dir must not hold a run already, unless"):
         train(tiny(epochs=1), tmp_path, tensorboard=False)
     for other, message in (
-        ({"K": 4}, "K must be as in the run to resume, 3; got 4"),
+        ({"samples": 4}, "samples must be as in the run to resume, 3; got 4"),
         ({"hidden_sizes": (9,)}, r"hidden_sizes must be as in the run to resume, \[9, 7\]; got"),
         ({"seed": 12}, "seed must be as in the run to resume, 11; got 12"),
     ):

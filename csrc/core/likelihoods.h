@@ -91,10 +91,11 @@ struct Bernoulli : LikelihoodDefaults {
   // d = x − s, c |l| is −d l, and x − σ(l) is d ± σ(−|l|): + for l > 0.
   template <class Chip, bool kCoarse>
   struct ChipTerms {
-    float logit, step, d, e;
+    float logit, x, step, d, e;
 
-    DVAE_HD ChipTerms(float logit_in, float x)
+    DVAE_HD ChipTerms(float logit_in, float x_in)
         : logit(logit_in),
+          x(x_in),
           step(Chip::is_positive(logit_in)),
           d(x - step),
           e(exp_minus_magnitude<Chip, kCoarse>(logit_in)) {}
@@ -104,6 +105,7 @@ struct Bernoulli : LikelihoodDefaults {
       return e;
     }
     DVAE_HD float derivative() const {
+      if constexpr (kCoarse) return x - coarse_sigmoid<Chip>(logit);
       const float sign = ::fmaf(step, 2.0f, -1.0f);
       return ::fmaf(e * Chip::reciprocal(1.0f + e), sign, d);
     }

@@ -1,18 +1,27 @@
 // corrupt: x (B, D) → x̃ (M, B, D).
 //
 // Bytes an element: sizeof(T) written, and as much read once for all M copies that one thread
-// makes. About 29 instructions an element (discrete), a quarter of a Philox call among them, or 63
-// (Gaussian, with half a Box–Muller): of a Hopper chip, what passes while 4 and 8 bytes do.
+// makes. 20 instructions an element (discrete; docs/instructions.md), a quarter of a Philox call
+// among them, or 31 (Gaussian, with half a Box–Muller): of a Hopper chip, what passes while some 3
+// and 4 bytes do.
 // Registers (sm_90a, float32 in packs): 80–90, with a rate an element 114–128, Gaussian 78.
 #include "corruption.cuh"
 
 namespace dvae::cuda {
 namespace {
 
+// Blocks of a multiprocessor, at least: one element an access needs many threads, and would have
+// fewer of them for the sake of a schedule.
+template <class C, class T, int kGroup>
+constexpr int kFewest = kGroup > 1 || sizeof(T) == 8          ? 1
+                        : std::is_same_v<C, AdditiveGaussian> ? 5
+                                                              : 4;
+
 // A thread takes a unit of an example (kEach: with a rate, or standard deviation, an element) and
 // makes the copies blockIdx.y, + gridDim.y, …
 template <class C, class T, int kGroup, bool kEach>
-__global__ void __launch_bounds__(kThreads, 1) corrupt_kernel(const Corruption p) {
+__global__ void __launch_bounds__(kThreads, kFewest<C, T, kGroup>)
+    corrupt_kernel(const Corruption p) {
   using A = accumulate_t<T>;
   using Unit = NoiseUnit<kGroup>;
   constexpr bool kGaussian = std::is_same_v<C, AdditiveGaussian>;

@@ -2,9 +2,9 @@
 // latent_log_ratio: the same log_ratio for z from elsewhere.
 //
 // Bytes an element of z: sizeof(T), plus 2/K · sizeof(T) for mean and log_var. Sampling is bound
-// by arithmetic: 47 instructions an element (docs/instructions.md), for a quarter of a Philox call,
-// half a Box–Muller and the ratio, and 60 at Z = 50, for which a block of 64 is made.
-// Registers (sm_90a, float32): 58 sampling, 52 not.
+// by arithmetic: 50 instructions an element (docs/instructions.md), for a quarter of a Philox call,
+// half a Box–Muller and the ratio, and 63 at Z = 50, for which a block of 64 is made.
+// Registers (sm_90a, float32): 59 sampling, 52 not.
 #include "latent.cuh"
 
 namespace dvae::cuda {

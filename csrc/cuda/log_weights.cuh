@@ -2,9 +2,9 @@
 //
 // Bytes an element: sizeof(T) of params (twice that with a full scale); x is read once for kRows
 // rows, from the first-level cache. One sweep, nothing written but a number a row.
-// Bernoulli takes 20 instructions an element (in the compiled inner loop; float16 27), of which a
-// Hopper chip issues as many as 2 bytes take to arrive: memory binds float32, both bind 16 bits.
-// Registers (sm_90a), Bernoulli: 120 (float32) and 144 (bfloat16) for four rows, 63 and 77 for one.
+// Bernoulli takes 13 instructions an element in float32 and 10 in 16 bits (docs/instructions.md); a
+// Hopper chip issues some 12 to 18 while 2 bytes arrive.
+// Registers (sm_90a), Bernoulli: 121 (float32) and 123 (bfloat16) for four rows, 64 and 66 for one.
 #pragma once
 
 #include "density.cuh"
@@ -24,9 +24,15 @@ struct RowGroups {
 // such blocks, but only one of 256.
 constexpr int kRowThreads = 128;
 
+// Blocks of a multiprocessor, at least: with a row at a time, threads matter more than a schedule.
+template <class L, class T, int kRows>
+constexpr int kRowBlocks = kRows > 1 || L::kHasScale || sizeof(T) == 8 ? 1
+                           : sizeof(T) == 4                            ? 8
+                                                                       : 6;
+
 template <class L, class T, ScaleKind kScale, bool kBias, bool kVector, int kTeam, int kRows,
           int kAhead>
-__global__ void __launch_bounds__(kRowThreads, 1)
+__global__ void __launch_bounds__(kRowThreads, kRowBlocks<L, T, kRows>)
     log_weights_kernel(const LogWeights p, const RowGroups g) {
   using A = accumulate_t<T>;
   using C = ColumnsOf<T, kVector, kTeam>;

@@ -3,7 +3,7 @@
 // Bytes an element: 2 · sizeof(T), read and written (4 with a full scale). A thread keeps its
 // columns and walks over rows, so x is read once an example, and sums over rows (of a bias' or a
 // shared scale's gradient) are made in registers in the same pass.
-// Registers (sm_90a, float32 and bfloat16 in packs): Bernoulli 68 and 80, with sums 85 and 120;
+// Registers (sm_90a, float32 and bfloat16 in packs): Bernoulli 72 and 71, with sums 86 and 109;
 // Gaussian with sums 104 and 156, with a full scale 80 and 94.
 #pragma once
 

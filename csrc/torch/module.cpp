@@ -1,5 +1,5 @@
-// The Python module `dvae_fast._C`: empty, importing it registers the kernels (register.cpp of each
-// device).
+// The Python module `dvae_fast._C`: empty. Importing it registers the CPU's kernels; those for CUDA
+// are registered on request (register.cpp of each device).
 #include <Python.h>
 
 PyMODINIT_FUNC PyInit__C(void) {

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 import dvae_fast  # noqa: F401  (registers the operators)
 from dvae_fast import reference
+from dvae_fast.checking.likelihoods import LIKELIHOODS, scale_of, target_of
 from dvae_fast.checking.operands import (
     LARGE,
     LAYOUTS,
@@ -162,59 +163,27 @@ def _mixture_log_ratio(backward: bool) -> Iterator[_Build]:
         yield _label(s, layout), layout, build
 
 
-class _Row(NamedTuple):
-    """Where the operands of a likelihood lie: made of standard normals and of uniforms."""
-
-    #: N(0, 1)-like → mean or logits
-    params: Callable[[Tensor], Tensor]
-    #: in [0.3, 2] → scale; None: has none
-    scale: Callable[[Tensor], Tensor] | None
-    #: in [0, 1], with exact zeros and ones → x
-    data: Callable[[Tensor], Tensor]
-
-
-#: Every likelihood: one row here, and one in `DENSITY_TERMS`.
-LIKELIHOODS: dict[str, _Row] = {
-    "bernoulli": _Row(lambda n: 4 * n, None, lambda u: u),
-    "gaussian": _Row(lambda n: n, lambda u: u, lambda u: u),
-    # Not so narrow that e^−|x − mean|/scale leaves float32: see test_likelihoods.py for that.
-    "discretised_logistic": _Row(
-        lambda n: 0.5 + 0.3 * n, lambda u: 0.1 * u, lambda u: (255 * u).round() / 255
-    ),
-    # Dispersions from 7e-4 to 64, on both sides of where Stirling's series begins.
-    "negative_binomial": _Row(
-        lambda n: torch.exp(1.5 * n), lambda u: u**6, lambda u: (40 * u**4).round()
-    ),
-}
-
-
 def _scale(make: Maker, s: Sizes, likelihood: str, kind: str) -> Tensor | None:
-    of_uniform = LIKELIHOODS[likelihood].scale
-    if of_uniform is None:
+    if LIKELIHOODS[likelihood].scale is None:
         return None
     shape = {"full": (s.m * s.b, s.k, s.d), "scalar": (), "per-pixel": (s.d,)}[kind]
-    t = torch.rand(shape, generator=make.generator, dtype=torch.float64)
-    return make.put(of_uniform(0.3 + 1.7 * t), make.dtype if kind == "full" else make.sums)
+    return scale_of(make, likelihood, shape, make.dtype if kind == "full" else make.sums)
 
 
 def _target(make: Maker, s: Sizes, likelihood: str) -> Tensor:
-    u = torch.rand(s.b, s.d, generator=make.generator, dtype=torch.float64)
-    return make.put(LIKELIHOODS[likelihood].data((2 * u - 0.5).clamp(0, 1)), make.sums)
+    return target_of(make, likelihood, s.b, s.d)
 
 
 def _decoder(make: Maker, s: Sizes, likelihood: str, kind: str) -> tuple[Any, ...]:
     """(params, scale, x, log_ratio) of log_weights and iwae."""
     n = s.m * s.b
     # Samples differ by a few nats at any D, so that no one of them takes all the weight.
-    near = 0.5 if likelihood == "bernoulli" else 0.05 if likelihood in _DISCRETE else 1.0
+    row = LIKELIHOODS[likelihood]
     base, difference = make.raw(n, 1, s.d), make.raw(n, s.k, s.d) / math.sqrt(s.d)
-    params = make.put(LIKELIHOODS[likelihood].params(base + near * difference))
+    params = make.put(row.params(base + row.spread * difference))
     log_ratio = make.normal(n, s.k, std=2.0, dtype=make.sums)
     scale = _scale(make, s, likelihood, kind)
     return params, scale, _target(make, s, likelihood), log_ratio
-
-
-_DISCRETE = ("discretised_logistic", "negative_binomial")
 
 
 def _decoder_cases() -> Iterator[tuple[Sizes, str, str, str]]:
@@ -339,11 +308,11 @@ def _linear_log_weights(backward: bool) -> Iterator[_Build]:
             has_bias: bool = has_bias,
         ) -> tuple[Any, ...]:
             n, h = s.m * s.b, s.z
+            row = LIKELIHOODS[likelihood]
             layer = [make.raw(n, s.k, h), make.raw(s.d, h) * h**-0.5, make.raw(s.d)]
-            if likelihood == "negative_binomial":  # means are positive
+            if row.positive:
                 layer = [t.abs() for t in layer]
-            elif likelihood == "discretised_logistic":
-                layer[1:] = [0.3 * t for t in layer[1:]]
+            layer[1:] = [row.layer * t for t in layer[1:]]
             hidden, weight, bias = (make.put(t) for t in layer)
             rest = (_scale(make, s, likelihood, kind), _target(make, s, likelihood))
             per_row = make.normal(n, s.k, dtype=make.sums)
@@ -375,11 +344,11 @@ def _mlp_log_weights() -> Iterator[_Build]:
             weights = [make.raw(o, i) * i**-0.5 for i, o in itertools.pairwise(widths)]
             biases = [0.5 * make.raw(o) for o in widths[1:]]
             z = make.normal(n, s.k, s.z)
-            if likelihood == "negative_binomial":  # means are positive
+            row = LIKELIHOODS[likelihood]
+            if row.positive:
                 z, weights[:] = z.abs(), [w.abs() for w in weights]
                 biases = [1 + b.abs() for b in biases]
-            elif likelihood == "discretised_logistic":
-                weights[-1], biases[-1] = 0.2 * weights[-1], 0.2 * biases[-1]
+            weights[-1], biases[-1] = row.layer * weights[-1], row.layer * biases[-1]
             if not has_bias:
                 biases[0] = biases[0][:0]
             return (

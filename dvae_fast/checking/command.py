@@ -77,7 +77,8 @@ def _in_this_process(device: str, small: bool, note: Callable[[str], None] | Non
 
     from dvae_fast.checking.run import run_checks
 
-    faulthandler.enable()  # where a crash was, in the log
+    if note is not None:
+        faulthandler.enable()  # where a crash was, in the log
     ops.trust_all_kernels()
     try:
         return run_checks(torch.device(device), small=small, note=note or (lambda what: None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dvae_fast
 from dvae_fast import corruptions, functional, reference
+from dvae_fast.checking.likelihoods import LIKELIHOODS, scale_of, target_of
 from dvae_fast.checking.operands import Maker
-from dvae_fast.checking.outcomes import Expected, Tally, attempt, one_thread
+from dvae_fast.checking.outcomes import Expected, Tally, attempt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,8 +40,7 @@ class Case:
     #: makes the differentiable operands and those that are not
     make: Callable[[Maker], tuple[list[Tensor], list[Tensor]]]
     call: Callable[..., Any]
-    #: in float32 alone
-    large: bool = False
+    in_float32_alone: bool = False
 
 
 class _OnReference(TorchDispatchMode):
@@ -69,7 +70,7 @@ def _expected(case: Case, operands: list[Tensor], rest: list[Tensor], tolerance:
     def double(tensors: list[Tensor]) -> list[Tensor]:
         return [t.cpu().double() if t.is_floating_point() else t.cpu() for t in tensors]
 
-    with one_thread(), _OnReference():
+    with _OnReference():
         values = _values_and_gradients(case, double(operands), double(rest))
     allowed = [
         torch.full(v.shape, tolerance * (v.abs().max().item() if v.numel() else 0) + 1e-30)
@@ -86,7 +87,7 @@ def check_functions(
     for case in _cases(small):
         note(case.name)
         for dtype in dtypes:
-            if case.large and dtype != torch.float32:
+            if case.in_float32_alone and dtype != torch.float32:
                 continue
             maker = Maker(f"{case.name} {case.label}", dtype, device, "contiguous")
             operands, rest = case.make(maker)
@@ -154,35 +155,15 @@ def _corruption_cases() -> Iterator[Case]:
     )
 
 
-def _data(make: Maker, likelihood: str, d: int) -> Tensor:
-    u = torch.rand(_B, d, generator=make.generator, dtype=torch.float64)
-    if likelihood == "discretised_logistic":
-        u = (255 * u).round() / 255
-    elif likelihood == "negative_binomial":
-        u = (20 * u).floor()
-    return make.put(u, make.sums)
-
-
 def _decoder(make: Maker, likelihood: str, scale: str, d: int) -> tuple[list[Tensor], list[Tensor]]:
-    params = make.raw(2, _B, _K, d)
-    if likelihood == "negative_binomial":
-        params = params.exp()
+    params = LIKELIHOODS[likelihood].params(make.raw(2, _B, _K, d))
     ratio = make.normal(2, _B, _K, dtype=make.sums)
     operands = [make.put(params), ratio]
     if scale != "none":
         shape = {"full": (2, _B, _K, d), "per-pixel": (d,), "scalar": (1,)}[scale]
-        width = 0.3 if likelihood == "discretised_logistic" else 1.0
         dtype = make.dtype if scale == "full" else make.sums
-        operands.append(make.uniform(*shape, low=0.5 * width, high=2 * width, dtype=dtype))
-    return operands, [_data(make, likelihood, d)]
-
-
-_LIKELIHOODS = {
-    "bernoulli": ("none",),
-    "gaussian": ("full", "per-pixel", "scalar"),
-    "discretised_logistic": ("full", "per-pixel"),
-    "negative_binomial": ("full", "per-pixel"),
-}
+        operands.append(scale_of(make, likelihood, shape, dtype))
+    return operands, [target_of(make, likelihood, _B, d)]
 
 
 def _split(tensors: tuple[Tensor, ...]) -> tuple[Any, Tensor, Tensor]:
@@ -193,8 +174,8 @@ def _split(tensors: tuple[Tensor, ...]) -> tuple[Any, Tensor, Tensor]:
 
 
 def _weight_cases(small: bool) -> Iterator[Case]:
-    for likelihood, scales in _LIKELIHOODS.items():
-        for scale in scales:
+    for likelihood, row in LIKELIHOODS.items():
+        for scale in ("full", "per-pixel", "scalar") if row.scale else ("none",):
             for d in (1, 65) if small else (1, 65, 784):
 
                 def make(
@@ -211,7 +192,7 @@ def _weight_cases(small: bool) -> Iterator[Case]:
                     lambda *t, lik=likelihood: dvae_fast.logmeanexp(
                         dvae_fast.log_weights(*_split(t), lik)
                     ),
-                    large=d > 65,
+                    in_float32_alone=d != 65,
                 )
                 for reduction in ("mean",) if d != 65 else ("mean", "sum", "none"):
                     yield Case(
@@ -229,7 +210,7 @@ def _weight_cases(small: bool) -> Iterator[Case]:
                         lambda *t, lik=likelihood, r=reduction: dvae_fast.iwae_loss(
                             *_split(t), lik, r
                         ),
-                        large=d > 65,
+                        in_float32_alone=d != 65,
                     )
                 if d == 65:
                     yield Case(
@@ -252,22 +233,26 @@ def _overwriting(likelihood: str) -> Callable[..., Tensor]:
 
 def _layer_cases() -> Iterator[Case]:
     d = 65
-    for likelihood, with_bias in (("bernoulli", True), ("bernoulli", False), ("gaussian", True)):
+    for likelihood, with_bias in itertools.product(LIKELIHOODS, (True, False)):
 
         def make(
             make: Maker, likelihood: str = likelihood, with_bias: bool = with_bias
         ) -> tuple[list[Tensor], list[Tensor]]:
-            layers = [make.normal(2, _B, _K, 9), make.normal(d, 9, std=1 / 3)]
-            bias = [make.normal(d)] if with_bias else []
+            row = LIKELIHOODS[likelihood]
+            raw = [make.raw(2, _B, _K, 9), make.raw(d, 9) / 3, make.raw(d)]
+            if row.positive:
+                raw = [t.abs() for t in raw]
+            raw[1:] = [row.layer * t for t in raw[1:]]
+            *layers, last = (make.put(t) for t in raw)
+            bias = [last] if with_bias else []
             ratio = make.normal(2, _B, _K, dtype=make.sums)
-            scale = [make.uniform(d, low=0.5, high=2.0, dtype=make.sums)]
-            scale = scale if likelihood == "gaussian" else []
-            return [*layers, ratio, *bias, *scale], [_data(make, likelihood, d)]
+            scale = [scale_of(make, likelihood, (d,), make.sums)] if row.scale else []
+            return [*layers, ratio, *bias, *scale], [target_of(make, likelihood, _B, d)]
 
         def call(*t: Tensor, likelihood: str = likelihood, with_bias: bool = with_bias) -> Tensor:
             hidden, weight, ratio, *more, x = t
             bias = more[0] if with_bias else None
-            scale = more[-1] if likelihood == "gaussian" else None
+            scale = more[-1] if LIKELIHOODS[likelihood].scale else None
             return dvae_fast.linear_log_weights(
                 hidden, weight, bias, x, ratio, likelihood, scale=scale
             )
@@ -295,7 +280,7 @@ def _long_cases() -> Iterator[Case]:
         params = make.put(make.raw(_B, 300, 784) / math.sqrt(784))
         scale = make.uniform(784, low=0.5, high=2.0, dtype=make.sums)
         ratio = make.normal(_B, 300, dtype=make.sums)
-        return [params, ratio, scale], [_data(make, "gaussian", 784)]
+        return [params, ratio, scale], [target_of(make, "gaussian", _B, 784)]
 
     yield Case(
         "iwae_loss",
@@ -304,7 +289,7 @@ def _long_cases() -> Iterator[Case]:
         "gaussian, scale per-pixel, K=300, D=784",
         make,
         lambda *t: dvae_fast.iwae_loss(*_split(t), "gaussian"),
-        large=True,
+        in_float32_alone=True,
     )  # fmt: skip
 
 

@@ -43,14 +43,17 @@ class Aborted(Exception):  # noqa: N818  (not an error of the operator's)
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """For the reference on small tensors: more threads than free cores wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def threads(count: int) -> Iterator[None]:
+    """Where more of them run than cores are free, small tensors cost a wait for each operation."""
+    before = torch.get_num_threads()
+    if count == before:
+        yield
+        return
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def on_cpu(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -106,7 +109,6 @@ class Expected:
         return replace(worst, detail=f"output {i}: {worst.detail}")
 
 
-@one_thread()
 def expect(sample: Sample, args: tuple[Any, ...]) -> Expected:
     """What the reference makes of `args` (on the CPU), which it may change.
 
@@ -148,7 +150,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._rows: dict[tuple[str, str, str, str], list[Comparison]] = {}
-        self._operators: dict[str, tuple[str, ...]] = {}
+        self._operators: dict[tuple[str, str, str, str], tuple[str, ...]] = {}
         self._skipped: dict[tuple[str, str, str, str], str] = {}
 
     def add(
@@ -165,11 +167,10 @@ class Tally:
             found = replace(found, detail=f"{label}: {found.detail}")
         key = (operator, what, str(dtype).removeprefix("torch."), level)
         self._rows.setdefault(key, []).append(found)
-        self._operators[operator] = tuple(operators) or (operator,)
+        self._operators[key] = tuple(operators) or (operator,)
 
     def skip(self, operator: str, what: str, dtype: str, level: str, why: str) -> None:
         self._skipped.setdefault((operator, what, dtype, level), why)
-        self._operators.setdefault(operator, (operator,))
 
     def rows(self) -> tuple[Row, ...]:
         out = []
@@ -179,10 +180,10 @@ class Tally:
             verdict = FAILED if failure else PASSED
             detail = failure.detail if failure else ""
             numbers = (len(found), worst.worst, worst.error, worst.limit)
-            out.append(Row(*key, *numbers, verdict, detail, self._operators[key[0]]))
+            out.append(Row(*key, *numbers, verdict, detail, self._operators[key]))
         for key, why in self._skipped.items():
             if key not in self._rows:
-                out.append(Row(*key, 0, 0.0, 0.0, 0.0, SKIPPED, why, self._operators[key[0]]))
+                out.append(Row(*key, 0, 0.0, 0.0, 0.0, SKIPPED, why, (key[0],)))
         return tuple(out)
 
 

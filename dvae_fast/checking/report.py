@@ -49,7 +49,8 @@ class CheckReport:
     rows: tuple[Row, ...]
     seconds: float
     small: bool = False
-    #: why the check broke off ("": it did not), and the kind of that reason: crash or device
+    #: why the check broke off ("": it did not), and the kind of that reason: crash, timeout
+    #: or device
     incomplete: str = ""
     incomplete_kind: str = ""
     notes: tuple[str, ...] = field(default=())

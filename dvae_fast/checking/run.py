@@ -17,6 +17,7 @@ from dvae_fast.checking.functions import check_functions
 from dvae_fast.checking.graphs import check_graphs
 from dvae_fast.checking.limits import Comparison
 from dvae_fast.checking.machine import describe
+from dvae_fast.checking.operands import LARGE, LONG_ROWS, named
 from dvae_fast.checking.outcomes import (
     Aborted,
     Outcome,
@@ -25,6 +26,7 @@ from dvae_fast.checking.outcomes import (
     expect,
     refuses,
     run_sample,
+    threads,
 )
 from dvae_fast.checking.report import CheckReport
 from dvae_fast.checking.select import CPU_ONLY, samples
@@ -64,7 +66,9 @@ def run_checks(
     if on_cpu and not ops.library_loaded():
         level = "reference"
     tally, aborted = Tally(), None
+    count = torch.get_num_threads()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(threads(1))
         others: list[levels.Level] = []
         if on_cpu and all_levels and ops.library_loaded():
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dvae_fast_check_"))
@@ -83,7 +87,7 @@ def run_checks(
                     found[other.name] = outcomes
                 elif outcomes is not None:
                     _blame(tally, other.name, outcomes, operators)
-            _check_operators(tally, every, level, found, note)
+            _check_operators(tally, every, level, found, count, note)
             # A capture cannot allocate without torch's own allocator, as under compute-sanitizer.
             if not on_cpu and "PYTORCH_NO_CUDA_MEMORY_CACHING" not in os.environ:
                 check_graphs(tally, every, level, note=note)
@@ -109,6 +113,7 @@ def _check_operators(
     every: Sequence[Sample],
     level: str,
     found: dict[str, dict[str, list[Outcome]]],
+    count: int,
     note: Callable[[str], None],
 ) -> None:
     at: dict[str, int] = {}
@@ -119,7 +124,10 @@ def _check_operators(
         at[sample.op] += 1
         args = sample.args()
         expected = expect(sample, copied(args))
-        outcomes = {level: run_sample(sample, args)}
+        # Only these have rows enough to share among threads.
+        many = sample.label.startswith((named(LARGE), named(LONG_ROWS)))
+        with threads(count if many else 1):
+            outcomes = {level: run_sample(sample, args)}
         outcomes |= {name: by_op[sample.op][index] for name, by_op in found.items()}
         for name, outcome in outcomes.items():
             if refuses(sample, outcome):

@@ -31,7 +31,7 @@ def samples(
     device: str, *, small: bool = False, operators: Iterable[str] = OPERATORS
 ) -> list[Sample]:
     """float32 has the whole table; the other dtypes a large size, no examples, and a small size in
-    three layouts.
+    two layouts.
 
     `small`: float32 and bfloat16, a small size, no examples and one layout.
     """
@@ -52,7 +52,7 @@ def samples(
                 keep = every
             else:
                 names = tuple(map(named, (LARGE, TINY_LATENT, NO_EXAMPLES)))
-                layouts = ("contiguous", "strided", "transposed")
+                layouts = ("contiguous", "strided")
                 keep = [s for s in every if s.label.startswith(names) and s.layout in layouts]
             out += keep
         if op == "corrupt":

@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 
 from dvae_fast import reference
+from dvae_fast.checking.likelihoods import LIKELIHOODS
 from dvae_fast.checking.operands import LOW_PRECISION
-from dvae_fast.likelihoods.bernoulli import log_density_bernoulli
-from dvae_fast.likelihoods.counts import _log_gamma_ratio
-from dvae_fast.likelihoods.discretised import _logistic_bin, log_density_discretised_logistic
 from dvae_fast.noise import STREAM_CORRUPTION, STREAM_LATENT, uniform_bits
 
 if TYPE_CHECKING:
@@ -161,50 +159,6 @@ class _Density(NamedTuple):
     cross: Tensor
 
 
-def _terms_bernoulli(logits: Tensor, scale: None, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    s = torch.sigmoid(logits)
-    return -log_density_bernoulli(logits, x), x + s, s
-
-
-def _terms_gaussian(mean: Tensor, s: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    u = (x - mean) / s
-    value = 0.5 * u.square() + s.log().abs() + 0.5 * math.log(2 * math.pi)
-    return value, (u / s).abs(), (u.square() + 1) / s
-
-
-def _terms_discretised_logistic(
-    mean: Tensor, s: Tensor, x: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """log p is a sum of negative terms; where the bin ends is itself a difference."""
-    _, near, far, width = _logistic_bin(mean, s, x)
-    at_near, at_far = torch.sigmoid(near), torch.sigmoid(-far)
-    end = ((x - mean).abs() + 0.5 / 255) / s
-    value = -log_density_discretised_logistic(mean, s, x) + (at_near + at_far) * end
-    of_width = torch.where(width == math.inf, 0.0, width / torch.expm1(width))
-    either = (at_near + at_far) * (1 + end)
-    return value, either / s, (end * either + of_width) / s
-
-
-def _terms_negative_binomial(mean: Tensor, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    log_gamma, digamma = _log_gamma_ratio(t, x)
-    log_odds = torch.log1p(mean / t)
-    value = log_gamma.abs() + torch.lgamma(x + 1) + t * log_odds
-    value = value + x * torch.log(mean / (t + mean)).abs()
-    return (
-        value,
-        (x / mean + 1) * t / (t + mean),
-        digamma.abs() + log_odds + (x + mean) / (t + mean),
-    )
-
-
-DENSITY_TERMS: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {
-    "bernoulli": _terms_bernoulli,
-    "gaussian": _terms_gaussian,
-    "discretised_logistic": _terms_discretised_logistic,
-    "negative_binomial": _terms_negative_binomial,
-}
-
-
 @torch.enable_grad()
 def _density(
     params: Tensor, scale: Tensor | None, x: Tensor, likelihood: str, order: int = 0
@@ -217,7 +171,7 @@ def _density(
         s = scale.detach() if scale.dim() == 3 else scale.detach().reshape(1, 1, -1)
         s = s.expand(params.shape).clone().requires_grad_(order > 1)
     with torch.no_grad():
-        terms = DENSITY_TERMS[likelihood](p, s, rows)
+        terms = LIKELIHOODS[likelihood].terms(p, s, rows)
     missing = params.new_full((), math.nan)
     if order == 0:
         return _Density(*terms, missing, missing, missing)

@@ -17,12 +17,11 @@ from dvae_fast.files import CheckpointError
 from dvae_fast.training import NonFiniteError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from rich.console import Console
 
 __all__ = [
-    "by_data",
     "check_seed",
     "fail",
     "format_duration",
@@ -78,10 +77,6 @@ def format_duration(seconds: float) -> str:
 
 def listed(choices: Iterable[str]) -> str:
     return ", ".join(choices)
-
-
-def by_data(values: Mapping[str, float]) -> str:
-    return listed(f"{value:g} for {data}" for data, value in values.items())
 
 
 def two_columns(rows: Iterable[tuple[str, str]], title: str) -> Table:

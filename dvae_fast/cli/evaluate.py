@@ -34,13 +34,14 @@ from dvae_fast.data import SPLITS
 from dvae_fast.distributed import World, barrier, is_main_process, join
 from dvae_fast.evaluation import (
     DTYPES,
-    METHODS,
     PROPOSALS,
     LikelihoodEstimate,
+    annealed_importance_sampling,
     estimate_log_likelihood,
 )
 from dvae_fast.evaluation.partial import PARTIAL, partial_exists, remove_partial
 from dvae_fast.files import write_atomically, write_json
+from dvae_fast.likelihoods import get_likelihood
 from dvae_fast.models import load_model
 from dvae_fast.training import load_config
 from dvae_fast.training.loop import cpu_threads
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
 __all__ = ["evaluate", "evaluate_command", "evaluation_rows", "keep_estimate"]
 
 EVALUATION = "evaluation.json"
+
+
+METHODS = ("importance", "ais")
 
 
 def evaluate_command(
@@ -213,8 +217,10 @@ def evaluate(
         estimate: LikelihoodEstimate | AISEstimate
         with wrong_options():
             if method == "ais":
-                estimate = estimate_log_likelihood(
-                    model, x, k, method="ais", seed=seed, progress=advance, **options
+                if k is not None:
+                    options["chains"] = k
+                estimate = annealed_importance_sampling(
+                    model, x, seed=seed, progress=advance, **options
                 )
             else:
                 partial = folder / PARTIAL
@@ -223,9 +229,11 @@ def evaluate(
                         "An unfinished evaluation is dropped; --resume would have gone on with it."
                     )
                 barrier(world)
+                if k is not None:
+                    options["k"] = k
                 try:
                     estimate = estimate_log_likelihood(
-                        model, x, k, seed=seed, progress=advance, partial=partial, world=world,
+                        model, x, seed=seed, progress=advance, partial=partial, world=world,
                         **options,
                     )  # fmt: skip
                 except KeyboardInterrupt:
@@ -326,7 +334,8 @@ def evaluation_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         samples = f"k = {report['k']:,}"
     else:
         samples = f"k = {report['samples'] / report['examples']:,.0f} on average"
-    density = ", of a density on [0, 1]" if report["likelihood"] == "gaussian" else ""
+    is_density = get_likelihood(report["likelihood"]).is_density
+    density = ", of a density on [0, 1]" if is_density else ""
     rows = [
         (
             "log p(x)",

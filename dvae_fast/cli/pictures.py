@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dvae_fast._extras import MissingExtraError
 from dvae_fast.evaluation import LikelihoodEstimate
-from dvae_fast.models import LatentVariableModel, load_model
+from dvae_fast.models import Autoencoder, LatentVariableModel, load_model
 from dvae_fast.plots import (
     plot_bounds,
     plot_ess,
@@ -69,7 +69,7 @@ def run_pictures(
         )  # fmt: skip
         _plot_reconstructions(model, data, config, folder / "reconstructions.png", title)
         names = ["learning_curve.png", "samples.png", "reconstructions.png"]
-        if model.latent_size == 2:
+        if isinstance(model, LatentVariableModel) and model.has_plane:
             plot_samples(
                 model.manifold(_SIDE).flatten(0, 1), data.image_shape, folder / "manifold.png",
                 columns=_SIDE, title=f"{title}: the plane of two latents",
@@ -82,7 +82,7 @@ def run_pictures(
 
 
 def _plot_reconstructions(
-    model: LatentVariableModel, data: Dataset, config: TrainConfig, path: Path, title: str
+    model: Autoencoder, data: Dataset, config: TrainConfig, path: Path, title: str
 ) -> None:
     x, noisy, means = reconstructions(model, data.evaluation("test")[:_PICTURED], config.seed)
     given = noisy if model.corruption is not None else None

@@ -16,7 +16,6 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from dvae_fast._checks import check_device
 from dvae_fast.cli.console import (
-    by_data,
     fail,
     format_duration,
     format_number,
@@ -27,16 +26,13 @@ from dvae_fast.cli.console import (
     wrong_options,
 )
 from dvae_fast.cli.evaluate import evaluate, evaluation_rows, keep_estimate
+from dvae_fast.cli.options import given_values, with_options
 from dvae_fast.cli.pictures import run_pictures
-from dvae_fast.corruptions import CORRUPTIONS, LEVEL_ESTIMATORS
-from dvae_fast.data import BINARISATIONS, DATASETS, GREY_LEVEL_DATASETS
 from dvae_fast.distributed import World, broadcast_object, is_main_process, join, on_main
 from dvae_fast.files import CHECKPOINT, CheckpointError, write_json
-from dvae_fast.likelihoods import LIKELIHOODS
-from dvae_fast.models import ACTIVATIONS, INFERENCES, MODELS, POSTERIORS
-from dvae_fast.objectives import ESTIMATORS, OBJECTIVES, Objective
+from dvae_fast.models import MODELS
+from dvae_fast.objectives import Objective
 from dvae_fast.training import (
-    LR_SCHEDULES,
     METRICS,
     TrainConfig,
     default_config,
@@ -44,23 +40,11 @@ from dvae_fast.training import (
     train,
 )
 from dvae_fast.training import Progress as TrainProgress
-from dvae_fast.training.config import DEFAULT_EPOCHS, DEFAULT_LEARNING_RATES, DEFAULT_LEVEL
 from dvae_fast.training.loop import check_world, cpu_threads
 
 __all__ = ["RUNS", "train_command"]
 
 RUNS = Path("runs")
-
-
-def _hidden_sizes(option: str, text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise ValueError(
-            f"{option} must be sizes separated by commas, such as 200,200; got {text!r}"
-        ) from None
 
 
 def _new_run_dir(config: TrainConfig) -> Path:
@@ -88,140 +72,7 @@ def _latest_run_dir() -> Path:
     return max(checkpoints, key=lambda path: path.stat().st_mtime).parent
 
 
-def train_command(
-    context: typer.Context,
-    model: Annotated[str, typer.Option(help=f"One of {listed(MODELS)}.")] = "diwae",
-    data: Annotated[str, typer.Option(help=f"One of {listed(DATASETS)}.")] = "digits",
-    binarise: Annotated[
-        str | None,
-        typer.Option(
-            help=f"One of {listed(BINARISATIONS)}; fixed for mnist alone. "
-            "Default: dynamic; none for frey."
-        ),
-    ] = None,
-    corruption: Annotated[
-        str | None,
-        typer.Option(
-            help=f"For dvae and diwae, one of {listed(CORRUPTIONS)}. "
-            "Default: salt_and_pepper; gaussian for any likelihood but bernoulli."
-        ),
-    ] = None,
-    level: Annotated[
-        float | None,
-        typer.Option(
-            help=f"The corruption's rate, or standard deviation. Default: {DEFAULT_LEVEL}."
-        ),
-    ] = None,
-    per_pixel: Annotated[
-        bool,
-        typer.Option(
-            "--per-pixel/--no-per-pixel",
-            help="A rate for each pixel, in proportion to the mean image, --level on average.",
-        ),
-    ] = False,
-    learn_level: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Learn the level, by one of {listed(LEVEL_ESTIMATORS)} (pathwise for gaussian, "
-            "score with -M 2 or more). Default: it stays."
-        ),
-    ] = None,
-    M: Annotated[
-        int,
-        typer.Option(
-            "--copies",
-            "-M",
-            help="Corruptions of each example; for vae and iwae, groups of samples.",
-        ),
-    ] = 1,
-    K: Annotated[
-        int | None,
-        typer.Option(
-            "--samples",
-            "-K",
-            help="Latent samples of each corruption. Default: 5 inside the logarithm (iwae and "
-            "diwae) or with vimco, else 1.",
-        ),
-    ] = None,
-    objective: Annotated[
-        str | None,
-        typer.Option(
-            help=f"One of {listed(OBJECTIVES)}. Default: elbo for vae and dvae, iwae for iwae "
-            "and diwae."
-        ),
-    ] = None,
-    estimator: Annotated[
-        str, typer.Option(help=f"Of the encoder's gradient, one of {listed(ESTIMATORS)}.")
-    ] = "standard",
-    beta: Annotated[
-        float | None, typer.Option(help="Of ciwae: 0 is iwae, 1 elbo. Default: 0.5.")
-    ] = None,
-    alpha: Annotated[
-        float | None, typer.Option(help="Of vr: 0 is iwae, 1 elbo. Default: 0.5.")
-    ] = None,
-    kl_warmup: Annotated[
-        int,
-        typer.Option(help="Epochs over which the divergence's weight in the gradient rises to 1."),
-    ] = 0,
-    free_bits: Annotated[
-        float, typer.Option(help="Of elbo_kl: nats a latent dimension that cost nothing.")
-    ] = 0.0,
-    latent: Annotated[int, typer.Option(help="Latent dimensions.")] = 50,
-    hidden: Annotated[str, typer.Option(help="Hidden layers of the encoder.")] = "200,200",
-    decoder_hidden: Annotated[
-        str | None,
-        typer.Option(help="Hidden layers of the decoder. Default: the encoder's in reverse."),
-    ] = None,
-    activation: Annotated[str, typer.Option(help=f"One of {listed(ACTIVATIONS)}.")] = "softplus",
-    inference: Annotated[
-        str, typer.Option(help=f"The encoder, one of {listed(INFERENCES)}.")
-    ] = "mlp",
-    posterior: Annotated[
-        str, typer.Option(help=f"The posterior's covariance, one of {listed(POSTERIORS)}.")
-    ] = "diagonal",
-    likelihood: Annotated[
-        str | None,
-        typer.Option(
-            help=f"One of {listed(LIKELIHOODS)}. Default: bernoulli; gaussian for grey frey. "
-            f"discretised_logistic is for grey {listed(GREY_LEVEL_DATASETS)}; "
-            "negative_binomial, of counts, for none of these data sets."
-        ),
-    ] = None,
-    train_examples: Annotated[
-        int | None, typer.Option(help="Train on the first so many images alone. Default: all.")
-    ] = None,
-    valid_examples: Annotated[
-        int | None, typer.Option(help="Validate on the first so many alone. Default: all.")
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(help=f"Default: {by_data(DEFAULT_EPOCHS)}."),
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option(help="Examples a step, of all processes together.")
-    ] = 100,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(help=f"Adam's, at the start. Default: {by_data(DEFAULT_LEARNING_RATES)}."),
-    ] = None,
-    lr_schedule: Annotated[
-        str,
-        typer.Option(
-            help=f"One of {listed(LR_SCHEDULES)}; stepwise falls to a tenth in eight stages."
-        ),
-    ] = "constant",
-    seed: Annotated[int, typer.Option(help="Governs everything random in training.")] = 0,
-    data_seed: Annotated[
-        int, typer.Option(help="Governs the split and the binarised validation and test sets.")
-    ] = 0,
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads of each process. Default: PyTorch's choice.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    cuda_graph: Annotated[
-        bool,
-        typer.Option("--cuda-graph/--no-cuda-graph", help="Replay a step as one CUDA graph."),
-    ] = False,
+def _train_command(
     run_dir: Annotated[
         Path | None, typer.Option(help="Default: runs/<model>-<data>-<date>-<time>.")
     ] = None,
@@ -236,7 +87,8 @@ def train_command(
     no_tensorboard: Annotated[
         bool, typer.Option("--no-tensorboard", help="Write no TensorBoard events.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    **options: Any,
 ) -> None:
     """Train a model; with no options, a DIWAE on scikit-learn's digits.
 
@@ -244,52 +96,16 @@ def train_command(
     """
     with one_line_errors():
         with wrong_options():
-            values = {
-                "model": model,
-                "data": data,
-                "binarise": binarise,
-                "corruption": corruption,
-                "level": level,
-                "per_pixel": per_pixel,
-                "learn_level": learn_level,
-                "M": M,
-                "K": K,
-                "objective": objective,
-                "estimator": estimator,
-                "beta": beta,
-                "alpha": alpha,
-                "kl_warmup": kl_warmup,
-                "free_bits": free_bits,
-                "latent_size": latent,
-                "hidden_sizes": _hidden_sizes("hidden", hidden),
-                "decoder_hidden_sizes": _hidden_sizes("decoder-hidden", decoder_hidden),
-                "activation": activation,
-                "inference": inference,
-                "posterior": posterior,
-                "likelihood": likelihood,
-                "train_examples": train_examples,
-                "valid_examples": valid_examples,
-                "epochs": epochs,
-                "batch_size": batch_size,
-                "learning_rate": learning_rate,
-                "lr_schedule": lr_schedule,
-                "seed": seed,
-                "data_seed": data_seed,
-                "threads": threads,
-                "device": device,
-                "cuda_graph": cuda_graph,
-            }
+            values = given_values(TrainConfig, options)
             if evaluate_k < 0:
                 raise ValueError(f"evaluate-k must be >= 0, got {evaluate_k}")
             if resume:
                 run_dir = run_dir or _latest_run_dir()
-                given = {_FIELDS.get(name, name) for name in _given(context)}
-                values = {k: v for k, v in values.items() if k in given and v is not None}
                 if values.get("device") == "cpu":
                     values.setdefault("cuda_graph", False)
                 config = TrainConfig.from_dict(load_config(run_dir).to_dict() | values)
             else:
-                config = default_config(**values)  # type: ignore[arg-type]
+                config = default_config(**values)
             check_device("device", config.device)
         console = Console(quiet=quiet or not is_main_process(), highlight=False)
         folder, metrics = _train_together(
@@ -297,7 +113,7 @@ def train_command(
         )
         if not is_main_process():
             return
-        judge = _evaluate_hint(folder)
+        hint = _evaluate_hint(folder)
         pictures = run_pictures(console, config, folder, metrics)
         rows = [
             ("best epoch", f"{metrics['best']['epoch']} of {config.epochs}"),
@@ -314,7 +130,7 @@ def train_command(
                         console, folder, _this_process(config.device), k=evaluate_k
                     )
             except KeyboardInterrupt:
-                fail(f"interrupted after training; to judge the model: {judge}", 130)
+                fail(f"interrupted after training; to evaluate the model: {hint}", 130)
             metrics["evaluation"] = report
             keep_estimate(console, folder, report, estimate)
             write_json(folder / METRICS, metrics)
@@ -326,18 +142,7 @@ def train_command(
             print_warnings(console, metrics["evaluation"])
 
 
-#: configuration fields by the parameters of `train_command`, where they differ
-_FIELDS = {
-    "latent": "latent_size",
-    "hidden": "hidden_sizes",
-    "decoder_hidden": "decoder_hidden_sizes",
-}
-
-
-def _given(context: typer.Context) -> set[str]:
-    """The parameters that stand on the command line, as against those left at their defaults."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+train_command = with_options(_train_command, TrainConfig)
 
 
 def _this_process(device: str) -> World:
@@ -386,7 +191,7 @@ def _train_together(
                 world,
             )
         if "signal" in metrics:
-            message = f"trained, then interrupted; to judge the model: {_evaluate_hint(folder)}"
+            message = f"trained, then interrupted; to evaluate the model: {_evaluate_hint(folder)}"
             _stop(message, metrics["signal"], world)
     return folder, metrics
 
@@ -402,20 +207,20 @@ def _announce(
 ) -> None:
     values = "grey values" if config.binarise == "none" else f"{config.binarise} binarisation"
     parts = [values, f"{config.likelihood} likelihood"]
-    if config.inference != "mlp":
-        parts.append(f"{config.inference} encoder")
-    if config.posterior != "diagonal":
-        parts.append(f"{config.posterior} covariance")
-    if MODELS[config.model].denoising:
-        how = " by pixel" * config.per_pixel + ", learnt" * (config.learn_level is not None)
-        parts.append(f"{config.corruption} {config.level:g}{how}, M = {config.M}")
-    elif config.M > 1:
-        parts.append(f"M = {config.M}")
-    parts.append(f"K = {config.K}")
+    if config.encoder != "mlp":
+        parts.append(f"{config.encoder} encoder")
+    if config.covariance != "diagonal":
+        parts.append(f"{config.covariance} covariance")
+    if config.corruption != "identity":
+        how = " by pixel" * config.per_pixel + ", learnt" * (config.gradient is not None)
+        parts.append(f"{config.corruption} {config.level:g}{how}, M = {config.copies}")
+    elif config.copies > 1:
+        parts.append(f"M = {config.copies}")
+    parts.append(f"K = {config.samples}")
     if world.size > 1:
         parts.append(f"{world.size} processes")
     objective = config.make_objective()
-    if objective != Objective(MODELS[config.model].default_objective):
+    if objective != Objective(MODELS[config.model].defaults["objective"]):
         parts.append(f"objective {objective}")
     console.print(
         f"{'Resuming' if resume else 'Training'} {config.model} on {config.data} "

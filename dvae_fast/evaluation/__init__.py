@@ -1,7 +1,7 @@
 """The log-likelihood of a model, estimated."""
 
 from dvae_fast.evaluation.annealed import annealed_importance_sampling, bidirectional
-from dvae_fast.evaluation.importance import CURVE, DTYPES, METHODS, estimate_log_likelihood
+from dvae_fast.evaluation.importance import CURVE, DTYPES, estimate_log_likelihood
 from dvae_fast.evaluation.proposals import PROPOSALS, Proposal
 from dvae_fast.evaluation.results import (
     AISEstimate,
@@ -23,7 +23,6 @@ __all__ = [
     "CURVE",
     "DTYPES",
     "MAX_PARETO_K",
-    "METHODS",
     "MIN_ESS",
     "PROPOSALS",
     "AISEstimate",

@@ -283,10 +283,10 @@ def _run(
 
 def _judged(model: Model, likelihood: str | Likelihood | None) -> Judged:
     judged = Judged(model, likelihood)
-    if judged.log_ratio_above is not None:
+    if judged.log_ratio_above is not None or judged.discrete:
         raise ValueError(
-            "model must have one layer of latents for annealed importance sampling, "
-            f"got {type(model).__name__}"
+            "model must have one layer of latents, continuous and of a standard normal prior, for "
+            f"annealed importance sampling, got {type(model).__name__}"
         )
     return judged
 

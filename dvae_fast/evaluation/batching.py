@@ -19,10 +19,13 @@ from dvae_fast import ops
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from dvae_fast.evaluation.statistics import Statistics
+
     T = TypeVar("T")
 
 __all__ = [
     "Fetch",
+    "Launched",
     "Limits",
     "fitting",
     "free_memory",
@@ -31,6 +34,7 @@ __all__ = [
     "moved",
     "out_of_memory",
     "plan",
+    "several",
 ]
 
 # Rows (examples × samples) to decode at once: the work of milliseconds, against some 0.1 ms that it
@@ -58,14 +62,15 @@ def plan(
     free: int,
     batch_size: int | None = None,
     chunk: int | None = None,
+    several: int = _EXAMPLES,
     rows: int = _ROWS,
 ) -> tuple[int, int, int]:
     """(batch_size, chunk, rows) of an evaluation on a GPU; those given are kept. The rows are what
     fits at once beside a batch.
 
-    Several hundred examples a batch, and samples as many as make `rows` rows with them, or as fit
-    in half of the free memory. Batches are of equal size, chunks too, as far as that goes: shapes
-    that come again find kernels, and memory, that are there already.
+    Several hundred examples a batch, more where k is small, and samples as many as make `rows` rows
+    with them, or as fit in half of the free memory. Batches are of equal size, chunks too, as far
+    as that goes: shapes that come again find kernels, and memory, that are there already.
 
     Args:
         examples: of this process, >= 1.
@@ -73,13 +78,14 @@ def plan(
         row: bytes that one sample of one example holds.
         example: bytes that an example holds, however many samples are drawn.
         free: bytes.
+        several: examples wanted in a batch.
         rows: wanted at once.
     """
     room = min(free // 2, _BYTES)
     row, example = row + _STATISTICS, max(1, example)
     rows = max(1, min(rows, room // row))
     if batch_size is None:
-        wanted = max(_EXAMPLES, rows // k) if chunk is None else rows // min(chunk, k)
+        wanted = max(several, rows // k) if chunk is None else rows // min(chunk, k)
         # Half of the room for the examples, and a row for each.
         fit = min(room // 2 // example, room // (example + row))
         most = max(1, min(wanted, rows, fit))
@@ -94,6 +100,16 @@ def _even(total: int, most: int) -> int:
     """The size of equal parts of `total`, as few as there can be of at most `most`."""
     parts = -(-total // most)
     return -(-total // parts)
+
+
+def several(device: torch.device) -> int:
+    """Examples of a batch. The reference launches kernels for each one and chunk: the longer these,
+    the fewer."""
+    return 1 if _reference(device) else _EXAMPLES
+
+
+def _reference(device: torch.device) -> bool:
+    return device.type == "cuda" and not ops.cuda_kernels()
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -150,7 +166,7 @@ def memory_of(
     samples = max(1, min(_TRIAL_SAMPLES, _TRIAL_BYTES // max(1, row)))
     many = limits.attempt(lambda: held(lambda: draw(samples)))
     row = row if many is None else -(-many // samples)
-    if device.type == "cuda" and not ops.cuda_kernels():
+    if _reference(device):
         # The reference draws noise as int64 words, of which it holds a dozen at once.
         row += 128 * (-(-latent // 16) * 16)
     return row
@@ -290,3 +306,24 @@ class Fetch:
         if self._event is not None:
             self._event.synchronize()
         return self._from.cpu()
+
+
+class Launched:
+    """A batch on its way: its numbers are on the host, in one transfer, when asked for.
+
+    Args:
+        parts: statistics of some of its examples, and which of its rows these are.
+    """
+
+    def __init__(self, parts: list[tuple[Statistics, list[int]]]) -> None:
+        packed = [statistics.packed() for statistics, _ in parts]
+        self._parts, self._fetch = parts, Fetch(packed[0] if len(parts) == 1 else torch.cat(packed))
+
+    def fields(self) -> dict[str, Tensor]:
+        """The fields of `LikelihoodEstimate` for the batch."""
+        sections = self._fetch.get().split([len(rows) for _, rows in self._parts])
+        done = [s.fields(section) for (s, _), section in zip(self._parts, sections, strict=True)]
+        if len(done) == 1:
+            return done[0]
+        back = torch.tensor([row for _, rows in self._parts for row in rows]).argsort()
+        return {name: torch.cat([part[name] for part in done])[back] for name in done[0]}

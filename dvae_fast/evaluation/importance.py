@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, distributed
@@ -19,8 +18,7 @@ from dvae_fast._seeds import seed_tensor
 from dvae_fast.corruptions import describe_corruption
 from dvae_fast.distributed import patience
 from dvae_fast.evaluation import batching
-from dvae_fast.evaluation.annealed import annealed_importance_sampling
-from dvae_fast.evaluation.batching import Fetch, Limits, fitting, moved
+from dvae_fast.evaluation.batching import Launched, Limits, fitting, moved
 from dvae_fast.evaluation.partial import PartialResults, fingerprint, read_settings
 from dvae_fast.evaluation.proposals import Proposal
 from dvae_fast.evaluation.results import LikelihoodEstimate, Meter
@@ -34,46 +32,24 @@ if TYPE_CHECKING:
     from dvae_fast.corruptions import Corruption
     from dvae_fast.distributed import World
     from dvae_fast.evaluation.proposals import Drawer
-    from dvae_fast.evaluation.results import AISEstimate, EvaluationProgress
+    from dvae_fast.evaluation.results import EvaluationProgress
     from dvae_fast.evaluation.target import Model
+    from dvae_fast.functional.linear import Scale
     from dvae_fast.likelihoods import Likelihood
 
-__all__ = ["CURVE", "DTYPES", "METHODS", "estimate_log_likelihood"]
+__all__ = ["CURVE", "DTYPES", "estimate_log_likelihood"]
 
 _op: Any = torch.ops.dvae_fast
 
-METHODS = ("importance", "ais")
 #: of the decoder's matrix products, by name
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: k of the curve of bounds, where nothing else is asked for; those above k are left out
 CURVE = (1, 5, 50, 500, 5000)
-_K = {"importance": 5000, "ais": 16}
 
 
 def _at(rows: list[int], device: torch.device) -> slice | Tensor:
     """An index of those rows."""
     return slice(rows[0], rows[0] + 1) if len(rows) == 1 else torch.tensor(rows, device=device)
-
-
-class _Launched:
-    """A batch on its way: its numbers are on the host, in one transfer, when asked for.
-
-    Args:
-        parts: statistics of some of its examples, and which of its rows these are.
-    """
-
-    def __init__(self, parts: list[tuple[Statistics, list[int]]]) -> None:
-        packed = [statistics.packed() for statistics, _ in parts]
-        self._parts, self._fetch = parts, Fetch(packed[0] if len(parts) == 1 else torch.cat(packed))
-
-    def fields(self) -> dict[str, Tensor]:
-        """The fields of `LikelihoodEstimate` for the batch."""
-        sections = self._fetch.get().split([len(rows) for _, rows in self._parts])
-        done = [s.fields(section) for (s, _), section in zip(self._parts, sections, strict=True)]
-        if len(done) == 1:
-            return done[0]
-        back = torch.tensor([row for _, rows in self._parts for row in rows]).argsort()
-        return {name: torch.cat([part[name] for part in done])[back] for name in done[0]}
 
 
 # --- drawing --------------------------------------------------------------------------------------
@@ -146,7 +122,7 @@ class _Evaluation:
     limits: Limits
     large: bool  # as a GPU wants it: what is launched pays, not what it holds
 
-    def batch(self, x: Tensor, first_example: int) -> _Launched:
+    def batch(self, x: Tensor, first_example: int) -> Launched:
         """x, (B, D), evaluated; without a tolerance nothing is waited for."""
         drawer = self.proposal.encode(self.judged, x, self.key, first_example)
         pending = max(PENDING, PENDING_CHUNKS * self.chunk) if self.large else PENDING
@@ -156,7 +132,7 @@ class _Evaluation:
         rows = list(range(len(x)))
         unsure = [] if self.tolerance is None else above_tolerance(statistics, self.tolerance)
         if not unsure:
-            return _Launched([(statistics, rows)])
+            return Launched([(statistics, rows)])
         groups = [unsure] if self.large else [[i] for i in unsure]
         sure = sorted({*rows} - {*unsure})
         parts = [(statistics.take(_at(sure, x.device)), sure)] if sure else []
@@ -165,7 +141,7 @@ class _Evaluation:
             parts += self._until_sure(
                 statistics.take(at), [drawer.row(i) for i in group], x[at], group
             )
-        return _Launched(parts)
+        return Launched(parts)
 
     def _until_sure(
         self, statistics: Statistics, drawers: list[Drawer], x: Tensor, rows: list[int]
@@ -293,56 +269,14 @@ def _exchange(results: PartialResults, world: World | None) -> None:
 # --- the estimate ---------------------------------------------------------------------------------
 
 
-@overload
-def estimate_log_likelihood(
-    model: Model,
-    x: Tensor,
-    k: int | None = ...,
-    *,
-    method: Literal["importance"] = ...,
-    likelihood: str | Likelihood | None = ...,
-    scale: Tensor | float | None = ...,
-    proposal: str = ...,
-    corruption: Corruption | None = ...,
-    copies: int = ...,
-    tolerance: float | None = ...,
-    max_k: int | None = ...,
-    curve: Sequence[int] = ...,
-    batch_size: int | None = ...,
-    chunk: int | None = ...,
-    dtype: str | torch.dtype | None = ...,
-    compile: bool = ...,
-    seed: int | Tensor | None = ...,
-    progress: Callable[[EvaluationProgress], None] | None = ...,
-    partial: str | os.PathLike[str] | None = ...,
-    world: World | None = ...,
-) -> LikelihoodEstimate: ...
-
-
-@overload
-def estimate_log_likelihood(
-    model: Model,
-    x: Tensor,
-    k: int | None = ...,
-    *,
-    method: Literal["ais"],
-    likelihood: str | Likelihood | None = ...,
-    batch_size: int | None = ...,
-    seed: int | Tensor | None = ...,
-    progress: Callable[[EvaluationProgress], None] | None = ...,
-    **ais: Any,
-) -> AISEstimate: ...
-
-
 @torch.no_grad()
 def estimate_log_likelihood(
     model: Model,
     x: Tensor,
-    k: int | None = None,
+    k: int = 5000,
     *,
-    method: str = "importance",
     likelihood: str | Likelihood | None = None,
-    scale: Tensor | float | None = None,
+    scale: Scale | None = None,
     proposal: str = "posterior",
     corruption: Corruption | None = None,
     copies: int = 10,
@@ -357,8 +291,7 @@ def estimate_log_likelihood(
     progress: Callable[[EvaluationProgress], None] | None = None,
     partial: str | os.PathLike[str] | None = None,
     world: World | None = None,
-    **ais: Any,
-) -> LikelihoodEstimate | AISEstimate:
+) -> LikelihoodEstimate:
     """log p(x) ≈ log 1/k Σ w, z ~ q, for each example.
 
     Every example is encoded once. Samples are drawn and judged `chunk` at a time and folded into
@@ -375,13 +308,10 @@ def estimate_log_likelihood(
             those hidden deeper must be in evaluation mode.
         x: (N, D), N >= 1, on any device; batches move to the model's device and dtype.
         k: importance samples an example, >= 1, 5000 by default; need not be a multiple of `chunk`.
-        method: "importance"; or "ais", annealed importance sampling, of which k, 16 by default,
-            counts the chains: then `likelihood`, `batch_size`, `seed` and whatever else
-            `dvae_fast.annealed_importance_sampling` takes are the other arguments.
         likelihood: as for `dvae_fast.log_weights`. Default: the model's ``likelihood``
             if it has one, else "bernoulli".
         scale: a Gaussian's, where `decode` returns the mean alone: a number, or a tensor of 1 or D
-            elements.
+            elements; of a likelihood of more than two parameters, a tuple of all but the first.
         proposal: what z is drawn from: "posterior", q(z|x) on the clean input; "corrupted",
             q(z|x̃) with a fresh x̃ for each sample, encoded as often; or "mixture",
             1/M Σ_m q(z|x̃_m) with that whole density in the weights.
@@ -414,7 +344,7 @@ def estimate_log_likelihood(
             with the same arguments (and a seed) and gets the whole result.
 
     Returns:
-        A `LikelihoodEstimate`, or an `AISEstimate`. NaN in an example is that example's alone;
+        A `LikelihoodEstimate`. NaN in an example is that example's alone;
         none is left out.
 
     Raises:
@@ -425,22 +355,7 @@ def estimate_log_likelihood(
     Source: Burda, Grosse, Salakhutdinov (arXiv 1509.00519), section 5; Rezende, Mohamed, Wierstra
     (arXiv 1401.4082), appendix E; for the mixture, Im et al. (arXiv 1511.06406), section 3.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-    if k is None:
-        k = _K[method]
     check_size("k", k)
-    if method == "ais":
-        given = locals()
-        for name in _IMPORTANCE_ALONE:
-            if given[name] != _DEFAULTS[name]:
-                raise ValueError(f"{name} must be left out with method 'ais', got {given[name]!r}")
-        return annealed_importance_sampling(
-            model, x, chains=k, likelihood=likelihood, batch_size=batch_size, seed=seed,
-            progress=progress, **ais,
-        )  # fmt: skip
-    if ais:
-        raise TypeError(f"{next(iter(ais))} is not an argument of method 'importance'")
     judged = Judged(model, likelihood, scale)
     size = judged.check_data(x)
     judged.likelihood.check_support(x)
@@ -480,7 +395,7 @@ def estimate_log_likelihood(
             "seed": int(key), "k": k, "max_k": max_k, "tolerance": tolerance, "proposal": proposal,
             "copies": copies if proposal == "mixture" else None, "curve": list(ks),
             "corruption": None if proposal == "posterior" else _described(how.corruption),
-            "likelihood": judged.likelihood.kind, "scale": fingerprint([scale]),
+            "likelihood": judged.likelihood.kind, "scale": fingerprint(judged.scales),
             "dtype": str(matrices), "data": fingerprint([x]),
             **judged.identity(x),
         }  # fmt: skip
@@ -492,15 +407,16 @@ def estimate_log_likelihood(
     given = {"batch_size": batch_size, "chunk": chunk}
     words = ", ".join(f"{name} = {value}" for name, value in given.items() if value is not None)
     limits = Limits(words, whole=share.size > 1)
-    free = batching.free_memory(like.device)
+    free = None if bool(results.done.all()) else batching.free_memory(like.device)
     if free is None:
         rows = judged.rows_at_once(like, held=compile or matrices is not None)
         batch_size, step = _split(k, batch_size, chunk, rows)
     else:
         example, row = _memory(judged, how, moved(x[:1], like), key, matrices, limits)
         batch_size, step, rows = batching.plan(
-            left, k, row=row, example=example, free=free, **given
-        )
+            left, k, row=row, example=example, free=free, several=batching.several(like.device),
+            batch_size=batch_size, chunk=chunk,
+        )  # fmt: skip
     batch_size, step, rows = _smallest(world, (batch_size, step, rows))
     if compile:
         judged.compile()
@@ -510,7 +426,7 @@ def estimate_log_likelihood(
     )  # fmt: skip
     batches = results.batches(min(batch_size, left))[part::parts]
     meter = Meter(sum(stop - first for first, stop in batches), progress)
-    launched: deque[tuple[int, _Launched]] = deque()
+    launched: deque[tuple[int, Launched]] = deque()
 
     def take(*, tell: bool) -> None:
         first, batch = launched.popleft()
@@ -543,14 +459,6 @@ def estimate_log_likelihood(
     return LikelihoodEstimate(
         **results.fields, curve_k=ks, k=k, seed=int(key), data_size=size, proposal=proposal
     )
-
-
-_DEFAULTS = {
-    name: parameter.default
-    for name, parameter in inspect.signature(estimate_log_likelihood).parameters.items()
-    if parameter.kind is parameter.KEYWORD_ONLY
-}
-_IMPORTANCE_ALONE = set(_DEFAULTS) - {"method", "likelihood", "batch_size", "seed", "progress"}
 
 
 def _described(corruption: Corruption) -> Any:

@@ -15,10 +15,12 @@ from torch import Tensor
 from dvae_fast import functional, noise
 from dvae_fast._checks import check_count
 from dvae_fast.corruptions import Corruption, Identity, as_corruption, corrupt
-from dvae_fast.models import gaussian_log_ratio, sample_gaussian
+from dvae_fast.models import gaussian_log_ratio
 from dvae_fast.models.posterior import is_full, place
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dvae_fast.evaluation.target import Judged
 
 __all__ = ["PROPOSALS", "Drawer", "Proposal"]
@@ -74,7 +76,9 @@ class Proposal:
     def encode(self, judged: Judged, x: Tensor, key: Tensor, first_example: int) -> Drawer:
         """Encode x (B, D), the examples first_example, … of the noise."""
         if self.name == "posterior":
-            return _Posterior(*judged.posterior(x), key, first_example)
+            return _Posterior(judged.draw, judged.posterior(x), key, first_example)
+        if judged.discrete:
+            raise ValueError(f"proposal must be posterior for binary latents, got {self.name!r}")
         corruption = self.corruption = self.corruption.to(x.device)  # once, not at every batch
         if self.name == "corrupted":
             return _Corrupted(judged, x, corruption, key, first_example)
@@ -87,19 +91,24 @@ class Proposal:
 
 
 class _Posterior:
-    def __init__(self, mean: Tensor, spread: Tensor, key: Tensor, first_example: int) -> None:
-        self.mean, self.spread = mean, spread
+    def __init__(
+        self,
+        sample: Callable[..., tuple[Tensor, Tensor]],
+        parts: tuple[Tensor, ...],
+        key: Tensor,
+        first_example: int,
+    ) -> None:
+        self.sample, self.parts = sample, parts
         self.key, self.first_example = key, first_example
 
     def draw(self, k: int, first_sample: int) -> tuple[Tensor, Tensor]:
-        return sample_gaussian(
-            self.mean, self.spread, k, self.key,
-            first_example=self.first_example, first_sample=first_sample,
-        )  # fmt: skip
+        return self.sample(
+            *self.parts, k, self.key, first_example=self.first_example, first_sample=first_sample
+        )
 
     def row(self, i: int) -> _Posterior:
-        one = slice(i, i + 1)
-        return _Posterior(self.mean[one], self.spread[one], self.key, self.first_example + i)
+        parts = tuple(part[i : i + 1] for part in self.parts)
+        return _Posterior(self.sample, parts, self.key, self.first_example + i)
 
 
 class _Corrupted:

@@ -14,15 +14,18 @@ from torch import Tensor, nn
 from dvae_fast import functional
 from dvae_fast._checks import check_float
 from dvae_fast.evaluation.partial import fingerprint
+from dvae_fast.functional.linear import with_scale
 from dvae_fast.likelihoods import Bernoulli, Likelihood, get_likelihood
-from dvae_fast.models import MLP, Autoencoder, LatentVariableModel, Softplus
+from dvae_fast.models import MLP, Autoencoder, BernoulliLatentModel, Softplus, sample_gaussian
 from dvae_fast.models.layers import evaluating, hooked
 from dvae_fast.models.posterior import is_full
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    Params = Tensor | tuple[Tensor, Tensor]
+    from dvae_fast.functional.linear import Scale
+
+    Params = Tensor | tuple[Tensor, ...]
 
 __all__ = ["EncoderDecoder", "Judged", "Model", "has_bfloat16", "precision", "rows_at_once"]
 
@@ -56,7 +59,24 @@ class EncoderDecoder(Protocol):
 
 
 #: what can be evaluated: one of ours, an object with encode and decode, or a pair of functions
-Model = LatentVariableModel | EncoderDecoder | tuple[Callable[..., Any], Callable[..., Any]]
+Model = Autoencoder | EncoderDecoder | tuple[Callable[..., Any], Callable[..., Any]]
+
+
+def _likelihood_of(model: Any, given: str | Likelihood | None) -> Likelihood:
+    """What was given, or else the model's own, or else a Bernoulli."""
+    own = getattr(model, "likelihood", None)
+    if given is None:
+        if own is None:
+            return Bernoulli()
+        return get_likelihood(own, "model.likelihood")
+    likelihood = get_likelihood(given)
+    if isinstance(model, Autoencoder):
+        same = likelihood.kernel is not None and likelihood.kernel == model.likelihood.kernel
+        if not same and likelihood is not model.likelihood:
+            raise ValueError(
+                f"likelihood must be the model's, {model.likelihood.kind}, got {likelihood.kind}"
+            )
+    return likelihood
 
 
 class Judged:
@@ -66,7 +86,8 @@ class Judged:
         model: an `Autoencoder`, an `EncoderDecoder` or a pair of callables
             (encode, decode).
         likelihood: None for the model's own, "bernoulli" if it has none.
-        scale: for a likelihood of two parameters whose decoder returns the first alone.
+        scale: for a likelihood of two parameters whose decoder returns the first alone; of more, a
+            tuple of the others.
 
     Raises:
         TypeError, ValueError: if the model has neither, or another likelihood.
@@ -76,7 +97,7 @@ class Judged:
         self,
         model: Any,
         likelihood: str | Likelihood | None = None,
-        scale: Tensor | float | None = None,
+        scale: Scale | None = None,
     ) -> None:
         self.own = model if isinstance(model, Autoencoder) else None
         if isinstance(model, tuple):
@@ -90,16 +111,10 @@ class Judged:
                 "model must have methods encode and decode, or be a pair of callables "
                 f"(encode, decode); got {type(model).__name__}"
             )
-        own = getattr(model, "likelihood", None)
-        if likelihood is None:
-            likelihood = own if isinstance(own, (str, Likelihood)) else "bernoulli"
-        elif self.own is not None and get_likelihood(likelihood).kind != self.own.likelihood.kind:
-            raise ValueError(
-                f"likelihood must be the model's, {self.own.likelihood.kind}, "
-                f"got {get_likelihood(likelihood).kind}"
-            )
-        self.likelihood = get_likelihood(likelihood)
+        self.likelihood = _likelihood_of(model, likelihood)
         self.scale = scale
+        #: the parameters that the decoder does not return
+        self.scales = tuple(scale) if isinstance(scale, (tuple, list)) else (scale,)
         if scale is not None and (len(self.likelihood.params) < 2 or self.own is not None):
             raise ValueError(
                 "scale must be left out for a model of this package, or a likelihood without one "
@@ -109,17 +124,27 @@ class Judged:
         # where nothing but plain layers come before it, all of them and their activation.
         self._dense: tuple[list[nn.Linear], str] | None = None
         self._trunk: Callable[[Tensor], Tensor] | None = None
-        if self.own is not None and (decoder := self.own.split_decoder()) is not None:
+        fused = self.likelihood.kernel is not None
+        if fused and self.own is not None and (decoder := self.own.split_decoder()) is not None:
             self._trunk, self._output = decoder.trunk, decoder.output
-        elif (isinstance(self.likelihood, Bernoulli) or scale is not None) and _ends_in_linear(
-            self.decode
+        elif (
+            fused
+            and (len(self.likelihood.params) == 1 or scale is not None)
+            and _ends_in_linear(self.decode)
         ):
             self._trunk, self._output = self.decode[:-1], self.decode[-1]
         if self._trunk is not None:
             self._dense = _dense_layers(self._trunk, self._output)
-        #: what a second layer of latents adds to the log-ratio of the first, if there is one
-        self.log_ratio_above: Callable[..., Tensor] | None = getattr(model, "log_ratio_above", None)
-        self.modules = _modules_behind((model, self.encode, self.decode))
+        #: what a prior of one's own, or a second layer of latents, adds to the log-ratio, if any
+        self.log_ratio_above: Callable[..., Tensor] | None = (
+            None
+            if self.own is not None and self.own.prior_is_fused
+            else getattr(model, "log_ratio_above", None)
+        )
+        #: draws from what `posterior` returns; that of binary latents is the model's
+        self.discrete = isinstance(model, BernoulliLatentModel)
+        self.draw = model.draw_posterior if self.discrete else sample_gaussian
+        self.modules = _modules_behind((model, self.encode, self.decode, self.likelihood))
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -156,9 +181,12 @@ class Judged:
             )
         return size
 
-    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """q(z|x), encoded once: (B, D) → mean (B, Z), and log_var (B, Z) or L (B, Z, Z)."""
+    def posterior(self, x: Tensor) -> tuple[Tensor, ...]:
+        """q(z|x), encoded once: (B, D) → mean (B, Z), and log_var (B, Z) or L (B, Z, Z); of binary
+        latents, logits (B, Z) only."""
         result = self.encode(x)
+        if self.discrete:
+            return (result,)
         pair = isinstance(result, (tuple, list)) and len(result) == 2
         if not pair or not all(isinstance(part, Tensor) for part in result):
             got = f"{len(result)} values" if isinstance(result, (tuple, list)) else type(result)
@@ -178,10 +206,10 @@ class Judged:
         states = [(m, name, t) for m in self.modules for name, t in m.state_dict().items()]
         like = self.like(x)
         with self.evaluating():
-            mean, spread = self.posterior(x[:1].to(like.device, like.dtype))
-            params = self.decode(mean.unsqueeze(1))
-        first = params if isinstance(params, Tensor) else params[0]
-        numbers = [t.double().flatten()[:8].cpu() for t in (mean, spread, first)]
+            parts = self.posterior(x[:1].to(like.device, like.dtype))
+            params = self.decode(parts[0].unsqueeze(1))
+        first = self.likelihood.unpack(with_scale(params, self.scale))[0]
+        numbers = [t.double().flatten()[:8].cpu() for t in (*parts, first)]
         numbers.append(first.double().mean().cpu().reshape(1))
         return {
             "parameters": fingerprint(
@@ -205,9 +233,7 @@ class Judged:
         linear layer, and hidden activations neither where all its layers are plain.
         """
         if self._trunk is None:
-            params = self.decode(z)
-            if self.scale is not None:
-                params = (params, self.scale)
+            params = with_scale(self.decode(z), self.scale)
             return functional.log_weights(params, x, log_ratio, self.likelihood)
         if self._dense is not None:
             layers, activation = self._dense

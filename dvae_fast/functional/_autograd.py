@@ -39,10 +39,16 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+# A constant to torch.compile, which before 2.12 cannot trace the query.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
+
+
 def autocast_dtype(t: Tensor) -> torch.dtype | None:
     """autocast's dtype for `t`'s device, if autocast is on and would touch `t`."""
     device = t.device.type
-    if t.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+    if t.dtype == torch.float64 or not _has_autocast(device):
         return None  # "meta" has no autocast, and says so with an error when asked for it
     if not torch.is_autocast_enabled(device):
         return None

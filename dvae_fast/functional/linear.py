@@ -11,14 +11,17 @@ from torch import Tensor
 from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
 from dvae_fast._checks import check_float, check_same, check_shape, values_are_checked
 from dvae_fast.functional._autograd import autocast_dtype, differentiable_once, needs_grad
-from dvae_fast.functional.log_weights import check_rows, check_scale
+from dvae_fast.functional._rows import check_rows
+from dvae_fast.functional.log_weights import check_scale, log_weights
 from dvae_fast.functional.softplus import softplus
 from dvae_fast.likelihoods import Likelihood, get_likelihood
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["DENSE_ACTIVATIONS", "linear_log_weights", "mlp_log_weights"]
+    Scale = Tensor | float | Sequence[Tensor | float]
+
+__all__ = ["DENSE_ACTIVATIONS", "linear_log_weights", "mlp_log_weights", "with_scale"]
 
 _op: Any = torch.ops.dvae_fast
 
@@ -66,7 +69,7 @@ def linear_log_weights(
     log_ratio: Tensor,
     likelihood: str | Likelihood = "bernoulli",
     *,
-    scale: Tensor | float | None = None,
+    scale: Scale | None = None,
 ) -> Tensor:
     """`log_weights` of a decoder's last linear layer, never holding its (B, K, D) output.
 
@@ -76,10 +79,14 @@ def linear_log_weights(
     Args:
         hidden: input of the layer, (*L, B, K, H).
         weight, bias: (D, H) and (D,) or None, as in `torch.nn.Linear`.
-        x, log_ratio, likelihood: as for `log_weights`. Of a pair (mean, scale) the layer gives the
-            mean.
+        x, log_ratio, likelihood: as for `log_weights`. Of several parameters the layer gives the
+            first, of a pair (mean, scale) the mean.
         scale: the scale, required where the likelihood has one: a number or a tensor of 1 or D
             elements.
+
+    A likelihood without a kernel takes the layer's whole output and then `log_weights`, which is
+    differentiable in x too. There the scale is whatever `log_weights` takes, and of more than two
+    parameters a tuple of all but the first.
 
     Returns:
         (*L, B, K) in nats; differentiable in hidden, weight, bias, scale and log_ratio.
@@ -97,12 +104,15 @@ def linear_log_weights(
     if hidden.dim() < 3:
         raise ValueError(f"hidden must have shape (*L, B, K, H), got {tuple(hidden.shape)}")
     _check_layer("weight", weight, "bias", bias, hidden, "hidden", hidden.shape[-1], "(D, H)")
-    x, log_ratio, scale, lik = _check_output(
-        weight.shape[0], x, log_ratio, likelihood, scale, hidden, "hidden"
-    )
+    lik = get_likelihood(likelihood)
+    _check_has_scale(lik, scale)
+    if lik.kernel is None:
+        first = torch.nn.functional.linear(hidden, weight, bias)
+        return log_weights(with_scale(first, scale), x, log_ratio, lik)
+    x, log_ratio, scale = _check_output(weight.shape[0], x, log_ratio, scale, lik, hidden, "hidden")
     leading = hidden.shape[:-1]
     hidden = hidden.reshape(math.prod(leading[:-1]), *hidden.shape[-2:])
-    args = (hidden, weight, bias, scale, x, log_ratio, lik.kind)
+    args = (hidden, weight, bias, scale, x, log_ratio, lik.kernel)
     if needs_grad(hidden, weight, bias, scale, log_ratio):
         out = _LinearLogWeights.apply(*args)
     else:
@@ -137,17 +147,14 @@ def _check_layer(
             check_shape(name, t, (weight.shape[0],), f"({shape[1]},)")
 
 
-def _check_output(
-    size: int,
-    x: Any,
-    log_ratio: Any,
-    likelihood: str | Likelihood,
-    scale: Tensor | float | None,
-    of: Tensor,
-    of_name: str,
-) -> tuple[Tensor, Tensor, Tensor | None, Likelihood]:
-    """x, log_ratio and scale of linear layers that end in `size` outputs, after checks."""
-    lik = get_likelihood(likelihood)
+def with_scale(first: Tensor, scale: Any) -> Any:
+    """All parameters: the first, and those after it, one or a tuple of them, if there are any."""
+    if scale is None:
+        return first
+    return (first, *scale) if isinstance(scale, (tuple, list)) else (first, scale)
+
+
+def _check_has_scale(lik: Likelihood, scale: Any) -> None:
     if len(lik.params) == 1:
         if scale is not None:
             raise ValueError(
@@ -156,6 +163,12 @@ def _check_output(
             )
     elif scale is None:
         raise ValueError(f"scale must be given for a {type(lik).__name__} likelihood, got None")
+
+
+def _check_output(
+    size: int, x: Any, log_ratio: Any, scale: Any, lik: Likelihood, of: Tensor, of_name: str
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """x, log_ratio and scale of linear layers that end in `size` outputs, after checks."""
     leading = tuple(of.shape[:-1])
     x, log_ratio = check_rows(x, log_ratio, leading, size, of, of_name)
     if needs_grad(x):
@@ -170,7 +183,7 @@ def _check_output(
             )
     if values_are_checked():
         lik.check_support(x)
-    return x, log_ratio, scale, lik
+    return x, log_ratio, scale
 
 
 #: activations that `mlp_log_weights` knows, by name
@@ -189,7 +202,7 @@ def mlp_log_weights(
     likelihood: str | Likelihood = "bernoulli",
     *,
     activation: str = "softplus",
-    scale: Tensor | float | None = None,
+    scale: Scale | None = None,
 ) -> Tensor:
     """`log_weights` of a decoder of linear layers, holding none of their outputs on a CPU.
 
@@ -240,13 +253,16 @@ def mlp_log_weights(
         )
         inputs = weight.shape[0]
     tensors = [t for t in (scale, *(t for layer in layers for t in layer)) if isinstance(t, Tensor)]
-    whole = z.device.type == "cpu" and z.dtype in (torch.float32, torch.float64)
+    lik = get_likelihood(likelihood)
+    _check_has_scale(lik, scale)
+    wide = z.dtype in (torch.float32, torch.float64)
+    whole = z.device.type == "cpu" and wide and lik.kernel is not None
     if not whole or needs_grad(z, log_ratio, *tensors):
         hidden = z
         for layer in layers[:-1]:
             hidden = DENSE_ACTIVATIONS[activation](torch.nn.functional.linear(hidden, *layer))
-        return linear_log_weights(hidden, *layers[-1], x, log_ratio, likelihood, scale=scale)
-    x, log_ratio, scale, lik = _check_output(inputs, x, log_ratio, likelihood, scale, z, "z")
+        return linear_log_weights(hidden, *layers[-1], x, log_ratio, lik, scale=scale)
+    x, log_ratio, scale = _check_output(inputs, x, log_ratio, scale, lik, z, "z")
     leading = z.shape[:-1]
     out = _op.mlp_log_weights(
         z.reshape(math.prod(leading[:-1]), *z.shape[-2:]),
@@ -256,6 +272,6 @@ def mlp_log_weights(
         scale,
         x,
         log_ratio,
-        lik.kind,
+        lik.kernel,
     )
     return cast("Tensor", out.view(leading))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
-from dvae_fast._checks import check_float, check_same, check_shape, values_are_checked
+from dvae_fast._checks import check_float, check_same, values_are_checked
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast.functional._autograd import (
     apply_upstream,
@@ -17,10 +17,16 @@ from dvae_fast.functional._autograd import (
     graph_is_kept,
     needs_grad,
 )
+from dvae_fast.functional._rows import check_rows
+from dvae_fast.functional.plain import check_no_gradient, gradient_in_x, plain_log_weights
 from dvae_fast.likelihoods import Likelihood, get_likelihood
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    Params = Tensor | Sequence[Tensor | float] | Mapping[str, Tensor | float]
+
 __all__ = [
-    "check_rows",
     "check_scale",
     "iwae_loss",
     "iwae_loss_and_weights",
@@ -29,7 +35,6 @@ __all__ = [
 ]
 
 _op: Any = torch.ops.dvae_fast
-_BERNOULLI = get_likelihood("bernoulli")
 
 
 # --- log-weights ------------------------------------------------------------------------------
@@ -50,61 +55,11 @@ class _LogWeights(torch.autograd.Function):
         params, scale, x = ctx.saved_tensors
         need = ctx.needs_input_grad
         grad_params = grad_scale = grad_x = None
-        if need[0] or need[1] or (need[2] and scale is not None):
+        if need[0] or need[1]:
             grad_params, grad_scale = _op.log_weights_backward(grad, params, scale, x, ctx.kind)
         if need[2]:
-            # ∂/∂x is −∂/∂mean for a Gaussian and the logit for a Bernoulli, summed over samples;
-            # the others have none, and refuse such an x.
-            if scale is not None:
-                per_row = -cast("Tensor", grad_params).to(x.dtype).sum(1)
-            else:
-                # A weight of zero stops an infinite logit: 0 · inf would be NaN.
-                logits = params.to(x.dtype).masked_fill((grad == 0).unsqueeze(-1), 0.0)
-                with torch.autocast(x.device.type, enabled=False):
-                    per_row = torch.einsum("nk,nkd->nd", grad.to(x.dtype), logits)
-            copies = per_row.shape[0] // max(x.shape[0], 1)
-            grad_x = per_row.view(copies, *x.shape).sum(0)
+            grad_x = gradient_in_x(grad, params, scale, x, get_likelihood(ctx.kind))
         return grad_params, grad_scale if scale is not None else None, grad_x, grad, None
-
-
-def check_rows(
-    x: Any, log_ratio: Any, leading: tuple[int, ...], size: int, of: Tensor, of_name: str
-) -> tuple[Tensor, Tensor]:
-    """x as (rows, D) and log_ratio as (N, K), both in the accumulation dtype, after checks.
-
-    leading is (*L, B, K); x is (B, D) or (*L, B, D).
-    """
-    if not isinstance(x, Tensor) or not isinstance(log_ratio, Tensor):
-        name, value = ("x", x) if not isinstance(x, Tensor) else ("log_ratio", log_ratio)
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-    if len(leading) < 2:
-        raise ValueError(f"{of_name} must have shape (*L, B, K, D), got {tuple(of.shape)}")
-    if leading[-1] < 1:
-        raise ValueError(f"{of_name} must hold K >= 1 samples, got shape {tuple(of.shape)}")
-    batch = leading[:-1]
-    if x.shape != (batch[-1], size) and x.shape != (*batch, size):
-        raise ValueError(
-            f"x must have shape (B, D) = {(batch[-1], size)} to go with {of_name} of shape "
-            f"{tuple(of.shape)}, got {tuple(x.shape)}"
-        )
-    if log_ratio.shape != leading:
-        check_shape("log_ratio", log_ratio, leading, "(*L, B, K)")
-    check_same("x", x, of_name, of)
-    check_same("log_ratio", log_ratio, of_name, of)
-    dtype = accumulation_dtype(of.dtype)
-    if x.dtype != dtype:
-        if x.is_complex():
-            raise TypeError(f"x must be real, got {x.dtype}")
-        x = x.to(dtype)
-    if log_ratio.dtype != dtype:
-        if not log_ratio.is_floating_point():
-            raise TypeError(f"log_ratio must be floating point, got {log_ratio.dtype}")
-        log_ratio = log_ratio.to(dtype)
-    if x.dim() != 2:
-        x = x.reshape(math.prod(batch), size)
-    if log_ratio.dim() != 2:
-        log_ratio = log_ratio.reshape(math.prod(batch), leading[-1])
-    return x, log_ratio
 
 
 def check_scale(scale: Any, like: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -141,39 +96,22 @@ def check_scale(scale: Any, like: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _check_params(
-    params: Any, x: Tensor, log_ratio: Tensor, likelihood: str | Likelihood
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Likelihood, tuple[int, ...]]:
+    params: Any, x: Tensor, log_ratio: Tensor, lik: Likelihood
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, tuple[int, ...]]:
     """Operands of `log_weights` and `iwae_loss` in the operators' shapes, checked; (*L, B, K)."""
-    lik = _BERNOULLI if likelihood == "bernoulli" else get_likelihood(likelihood)
     scale: Any = None
-    if len(lik.params) == 1:
-        if not isinstance(params, Tensor):
-            raise TypeError(
-                f"params must be a tensor of {lik.params[0]} for a {type(lik).__name__}, "
-                f"got {type(params).__name__}"
-            )
-    else:
-        if not isinstance(params, (tuple, list)) or len(params) != 2:
-            got = (
-                f"{len(params)} of them"
-                if isinstance(params, (tuple, list))
-                else (type(params).__name__)
-            )
-            pair = f"a pair ({', '.join(lik.params)}) for a {type(lik).__name__}"
-            raise TypeError(f"params must be {pair}, got {got}")
-        params, scale = params
-        if scale is None:
+    if not isinstance(params, Tensor) or len(lik.params) > 1:
+        params, *rest = lik.unpack(params)
+        scale = rest[0] if rest else None
+        if rest and scale is None:
             raise TypeError("scale must be a number or a tensor, got NoneType")
     check_float("params", params)
     shape = tuple(params.shape)
     if len(shape) < 3:
         raise ValueError(f"params must have shape (*L, B, K, D), got {shape}")
     x, log_ratio = check_rows(x, log_ratio, shape[:-1], shape[-1], params, "params")
-    if lik.step != 0 and needs_grad(x):
-        raise ValueError(
-            f"x must not require a gradient: the {lik.kind} likelihood has none for it, "
-            "its data being discrete"
-        )
+    if lik.discrete:
+        check_no_gradient(lik, x)
     if scale is not None:
         scale = check_scale(scale, params, shape)
         if scale.dim() == 3 and scale.dtype != params.dtype:
@@ -183,14 +121,14 @@ def _check_params(
             scale, params = scale.to(common), params.to(common)
     if values_are_checked():
         lik.check_support(x)
-        lik.check_mean(params)
+        lik.check_values((params,) if scale is None else (params, scale))
     if len(shape) != 3:
         params = params.reshape(math.prod(shape[:-2]), *shape[-2:])
-    return params, scale, x, log_ratio, lik, shape[:-1]
+    return params, scale, x, log_ratio, shape[:-1]
 
 
 def log_weights(
-    params: Tensor | tuple[Tensor, Tensor | float],
+    params: Params,
     x: Tensor,
     log_ratio: Tensor,
     likelihood: str | Likelihood = "bernoulli",
@@ -198,25 +136,31 @@ def log_weights(
     """log w = log p(x|z) + log_ratio, the log-density summed over the data dimensions.
 
     Args:
-        params: decoder outputs: logits (*L, B, K, D) of a Bernoulli, or (mean, scale) of any other
-            likelihood, the scale a number, one per dimension (D,), or anything that broadcasts to
-            mean's shape.
+        params: decoder outputs, (*L, B, K, D): a tensor where the likelihood has one parameter
+            (logits of a Bernoulli), else a tuple in the order of its `params`, or a mapping. A
+            scale is a number, one per dimension (D,), or anything that broadcasts to mean's shape;
+            of a likelihood of one's own each parameter may be.
         x: the clean data, (B, D) (shared by leading dimensions) or (*L, B, D). For a Bernoulli
             any values in [0, 1]; see `dvae_fast.likelihoods` for the others.
         log_ratio: log p(z) − log q(z|x̃), (*L, B, K), as `sample_latent` returns it.
-        likelihood: one of `dvae_fast.likelihoods.LIKELIHOODS` by its name, or a `Likelihood`.
+        likelihood: one of `dvae_fast.likelihoods.LIKELIHOODS` by its name, or a `Likelihood`; one
+            of your own is computed by its `log_prob`.
 
     Returns:
         (*L, B, K) in nats, float32 (float64 for float64 params); differentiable in all tensors
-        (in x for a Bernoulli and a Gaussian alone). Logits of ±inf give their limits, 0 or −inf.
+        (a discrete likelihood refuses an x that requires a gradient). Logits of ±inf give their
+        limits, 0 or −inf.
 
     Raises:
         TypeError, ValueError: naming the argument, the rule and the value.
 
     Source: Burda, Grosse, Salakhutdinov (arXiv 1509.00519), equation 8.
     """
-    p, scale, x, log_ratio, lik, leading = _check_params(params, x, log_ratio, likelihood)
-    out = _log_weights(p, scale, x, log_ratio, lik.kind)
+    lik = get_likelihood(likelihood)
+    if lik.kernel is None:
+        return plain_log_weights(params, x, log_ratio, lik)
+    p, scale, x, log_ratio, leading = _check_params(params, x, log_ratio, lik)
+    out = _log_weights(p, scale, x, log_ratio, lik.kernel)
     return out if len(leading) == 2 else out.view(leading)
 
 
@@ -311,9 +255,7 @@ class _IWAELoss(torch.autograd.Function):
         ctx.grads = (grad_params, grad_scale if scale is not None else None, weights)
         ctx.mark_non_differentiable(weights)
         ctx.set_materialize_grads(False)
-        if reduction == "none":
-            return bound.neg(), weights
-        return (bound.mean() if reduction == "mean" else bound.sum()).neg_(), weights
+        return _reduced(bound, reduction), weights
 
     @staticmethod
     @differentiable_once
@@ -343,7 +285,7 @@ class _IWAELoss(torch.autograd.Function):
 
 
 def iwae_loss(
-    params: Tensor | tuple[Tensor, Tensor | float],
+    params: Params,
     x: Tensor,
     log_ratio: Tensor,
     likelihood: str | Likelihood = "bernoulli",
@@ -376,17 +318,23 @@ def iwae_loss(
 
 
 def iwae_loss_and_weights(
-    params: Tensor | tuple[Tensor, Tensor | float],
+    params: Params,
     x: Tensor,
     log_ratio: Tensor,
     likelihood: str | Likelihood,
     reduction: str,
     overwrite_params: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """`iwae_loss` and, where the fused pass made them, the normalised weights (N, K)."""
+    """`iwae_loss` and, where they are to be had in one pass, the normalised weights (N, K)."""
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
-    p, scale, x, log_ratio, lik, leading = _check_params(params, x, log_ratio, likelihood)
+    lik = get_likelihood(likelihood)
+    if lik.kernel is None:
+        log_w = plain_log_weights(params, x, log_ratio, lik)
+        rows = log_w.detach().reshape(-1, log_w.shape[-1])
+        weights = _op.logmeanexp_backward(torch.ones_like(rows[:, 0]), rows)
+        return _reduced(logmeanexp(log_w), reduction), weights
+    p, scale, x, log_ratio, leading = _check_params(params, x, log_ratio, lik)
     per_row_scale = scale is not None and scale.dim() != 3 and reduction == "none"
     # The fused pass stores the gradient before the upstream one is known: float16 would lose what
     # a loss scale is there to keep.
@@ -401,9 +349,15 @@ def iwae_loss_and_weights(
             and not owner.is_leaf
             and not torch.compiler.is_compiling()
         )
-        loss, weights = _IWAELoss.apply(p, scale, x, log_ratio, lik.kind, reduction, overwrite)
+        loss, weights = _IWAELoss.apply(p, scale, x, log_ratio, lik.kernel, reduction, overwrite)
         return loss.view(leading[:-1]) if reduction == "none" else loss, weights
-    bound = logmeanexp(_log_weights(p, scale, x, log_ratio, lik.kind))
+    bound = logmeanexp(_log_weights(p, scale, x, log_ratio, lik.kernel))
+    return _reduced(bound.view(leading[:-1]), reduction), None
+
+
+def _reduced(bound: Tensor, reduction: str) -> Tensor:
+    # Not neg_: torch 2.11's compiler returns a forward pass's intermediates too, and of a tensor
+    # returned twice it loses the gradient.
     if reduction == "none":
-        return -bound.view(leading[:-1]), None
-    return -(bound.mean() if reduction == "mean" else bound.sum()), None
+        return -bound
+    return -(bound.mean() if reduction == "mean" else bound.sum())

@@ -1,17 +1,21 @@
-"""Decoder likelihoods p(x|z) the kernels can evaluate.
+"""Decoder likelihoods p(x|z): those the kernels can evaluate, and the base of your own.
 
-A likelihood names its formula in ``csrc/core/likelihoods.h`` (log-density and derivative per
-element) and knows what the kernels need not: how many decoder outputs it takes, its support,
-its mean, and how to draw from it.
+Each knows its log-density per element and that one's derivatives, its support, mean and draws, and
+what a decoder's head makes of its outputs (`dvae_fast.likelihoods.links`). A built-in one also
+names its formula in ``csrc/core/likelihoods.h``.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+from dvae_fast._checks import check_choice
 from dvae_fast.likelihoods.base import Likelihood
 from dvae_fast.likelihoods.bernoulli import Bernoulli
 from dvae_fast.likelihoods.counts import NegativeBinomial
 from dvae_fast.likelihoods.discretised import DiscretisedLogistic
 from dvae_fast.likelihoods.gaussian import Gaussian
+from dvae_fast.likelihoods.links import Link, exponential, identity, positive, sigmoid
 
 __all__ = [
     "LIKELIHOODS",
@@ -19,29 +23,50 @@ __all__ = [
     "DiscretisedLogistic",
     "Gaussian",
     "Likelihood",
+    "Link",
     "NegativeBinomial",
+    "exponential",
     "get_likelihood",
+    "identity",
+    "positive",
+    "sigmoid",
 ]
 
+#: Those with a kernel, by its name.
 LIKELIHOODS: dict[str, Likelihood] = {
     likelihood.kind: likelihood
     for likelihood in (Bernoulli(), Gaussian(), DiscretisedLogistic(), NegativeBinomial())
 }
 
 
-def get_likelihood(likelihood: str | Likelihood) -> Likelihood:
-    """The likelihood object for a name or an object.
+def get_likelihood(likelihood: str | Likelihood, name: str = "likelihood") -> Likelihood:
+    """The likelihood object for a name or an object; `name` is the argument's, for errors.
 
     Raises:
-        ValueError: if the name is not one of :data:`LIKELIHOODS`.
-        TypeError: if it is neither a string nor a :class:`Likelihood`.
+        ValueError: if the name is not one of `LIKELIHOODS`.
+        TypeError: if it is neither a string nor a `Likelihood`, or defines no density.
     """
-    if isinstance(likelihood, Likelihood):
-        return likelihood
-    if not isinstance(likelihood, str):
-        raise TypeError(
-            f"likelihood must be a string or a Likelihood, got {type(likelihood).__name__}"
-        )
-    if likelihood not in LIKELIHOODS:
-        raise ValueError(f"likelihood must be one of {', '.join(LIKELIHOODS)}; got {likelihood!r}")
-    return LIKELIHOODS[likelihood]
+    if isinstance(likelihood, str):
+        found = LIKELIHOODS.get(likelihood)
+        if found is None:
+            check_choice(name, likelihood, LIKELIHOODS)
+        assert found is not None
+        return found
+    if isinstance(likelihood, Likelihood) and likelihood.params:
+        if type(likelihood).log_prob is not Likelihood.log_prob:
+            return likelihood
+        raise TypeError(f"{name} {type(likelihood).__name__} must define log_prob(params, x)")
+    raise TypeError(f"{name} must be a string or a Likelihood, {_what_else(likelihood)}")
+
+
+def _what_else(thing: Any) -> str:
+    """What is to be said of something that is no likelihood."""
+    if isinstance(thing, Likelihood):
+        return f"and define params; {type(thing).__name__} has none"
+    named = thing if isinstance(thing, type) else type(thing)
+    got = f"got {'the class ' if isinstance(thing, type) else ''}{named.__name__}"
+    if isinstance(thing, type) and issubclass(thing, Likelihood):
+        return f"{got}; an object of it is {named.__name__}()"
+    if hasattr(thing, "log_prob"):
+        return f"{got}; subclass Likelihood and call that log_prob in yours"
+    return got

@@ -2,63 +2,239 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import Tensor
 
-__all__ = ["Likelihood"]
+from dvae_fast.likelihoods.links import Link
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Links = Mapping[str, Callable[[Tensor], Tensor]]
+
+__all__ = ["Likelihood", "checked_mean"]
+
+# Methods whose first argument is the parameters, which they get as a tuple.
+_OF_PARAMS = ("log_prob", "mean", "sample")
+# What follows from a density, and so does not hold of another one.
+_OF_DENSITY = ("derivatives", "derivative_in_x")
 
 
 class Likelihood:
-    """Base of all likelihoods. ``kind`` selects the kernel's formula."""
+    """p(x|z) = Π p(x_i; params_i): the base of all likelihoods, and of your own.
 
-    kind: ClassVar[str] = ""
-    #: names of the decoder outputs, in order
-    params: ClassVar[tuple[str, ...]] = ()
-    #: closed interval outside which data has no density
-    support: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
-    #: distance between the values that data may have, counted from 0; 0 for a continuum
+    A subclass names its parameters and gives `log_prob`; `mean` is for pictures, `sample` for
+    simulation, and `support` for checks of the data. With that, an object of it works wherever a
+    likelihood does, from `dvae_fast.log_weights` to the evaluator::
+
+        class Laplace(Likelihood):
+            params = {"mean": identity, "scale": positive}
+
+            def log_prob(self, params, x):
+                mean, scale = params
+                return -(x - mean).abs() / scale - (2 * scale).log()
+
+    These methods get the parameters as a tuple in the order of `params`, whether a decoder
+    returned one tensor, a tuple, or a mapping by name. Tensors that `log_prob` finds elsewhere (an
+    attribute that is a parameter of a module, say) get their gradients as well.
+    """
+
+    #: names of the parameters, in order; and what the head of a decoder makes of its outputs so
+    #: that they are that: a `Link`, or any function of a tensor
+    params: ClassVar[Links] = {}
+    #: its formula in ``csrc/core/likelihoods.h``; None: `log_prob` alone
+    kernel: str | None = None
+    #: whether log p has no derivative in x, data being discrete
+    discrete: ClassVar[bool] = False
+    #: closed interval of what data may be, and the distance between its values, counted from 0; 0
+    #: for a continuum. For those `support` and its messages read them; others define `support`.
+    interval: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
     step: ClassVar[float] = 0.0
-    #: the least mean there is
-    least_mean: ClassVar[float] = -math.inf
 
-    def check_support(self, x: torch.Tensor) -> None:
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = cls.__dict__
+        if "params" in own and not isinstance(own["params"], property):
+            _check_links(cls.__name__, own["params"])
+        if "log_prob" in own:
+            if "kernel" not in own:
+                cls.kernel = None
+            for name in _OF_DENSITY:
+                if name not in own:
+                    setattr(cls, name, getattr(Likelihood, name))
+        for name in _OF_PARAMS:
+            if name in own:
+                setattr(cls, name, _of_tuple(own[name]))
+
+    @property
+    def kind(self) -> str:
+        """How messages and files name it."""
+        return self.kernel or repr(self)
+
+    @property
+    def is_density(self) -> bool:
+        """Whether log p is of a density, and so depends on the unit of x, or of a probability."""
+        return not self.discrete
+
+    def unpack(self, params: Any) -> tuple[Any, ...]:
+        """The parameters as a tuple in the order of `params`, from what a decoder returned.
+
+        Raises:
+            TypeError: if they are not as many, or not those.
+        """
+        names = tuple(self.params)
+        if isinstance(params, Tensor):
+            if len(names) == 1:
+                return (params,)
+        elif isinstance(params, (tuple, list)):
+            if len(params) == len(names):
+                return tuple(params)
+        elif isinstance(params, Mapping) and params.keys() == set(names):
+            return tuple(params[name] for name in names)
+        many = {1: "a tensor of ", 2: "a pair "}.get(len(names), "a tuple ")
+        listed = names[0] if len(names) == 1 else f"({', '.join(names)})"
+        got = type(params).__name__
+        if isinstance(params, (tuple, list)):
+            got = f"{len(params)} of them" if len(names) > 1 else f"{got} of {len(params)}"
+        elif isinstance(params, Mapping):
+            got = f"{got} of {', '.join(map(str, params))}"
+        raise TypeError(f"params must be {many}{listed} for a {type(self).__name__}, got {got}")
+
+    # --- density ------------------------------------------------------------------------------
+
+    def log_prob(self, params: Any, x: Tensor) -> Tensor:
+        """log p(x|z) of each element, in nats, differentiable.
+
+        Args:
+            params: each of one shape, (*L, B, K, D) in `dvae_fast.log_weights`.
+            x: of a shape that broadcasts to that.
+        """
+        raise NotImplementedError(_missing(self, "log_prob(params, x)", "a likelihood"))
+
+    def derivatives(self, params: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:
+        """∂ log p/∂params of each element, by autograd unless a subclass knows better."""
+        return self._autograd(params, x)[:-1]
+
+    def derivative_in_x(self, params: tuple[Tensor, ...], x: Tensor) -> Tensor:
+        """∂ log p/∂x of each element, by autograd unless a subclass knows better."""
+        return self._autograd(params, x)[-1]
+
+    def _autograd(self, params: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            operands = torch.broadcast_tensors(*params, x)
+            leaves = [t.detach().clone().requires_grad_() for t in operands]
+            total = self.log_prob(tuple(leaves[:-1]), leaves[-1]).sum()
+            return torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+
+    # --- data ---------------------------------------------------------------------------------
+
+    def support(self, x: Tensor) -> Tensor:
+        """Whether each element of x is a value that data may have: bool, of x's shape."""
+        lower, upper = self.interval
+        inside = x.isfinite() & (x >= lower) & (x <= upper)
+        return inside & self._on_steps(x) if self.step else inside
+
+    def _on_steps(self, x: Tensor) -> Tensor:
+        steps = x / self.step
+        # A grey level read as k/255 in float32 is a level; one that went through 16 bits is not.
+        return (steps - steps.round()).abs() <= torch.clamp(1e-6 * steps.abs(), min=1e-3)
+
+    def check_support(self, x: Tensor) -> None:
         """Raise ValueError if a value of ``x`` lies outside the support (NaN passes)."""
-        lower, upper = self.support
+        inside = self.support(x)
+        if not isinstance(inside, Tensor) or inside.dtype != torch.bool or inside.shape != x.shape:
+            got = type(inside).__name__
+            if isinstance(inside, Tensor):
+                got = f"{inside.dtype} of shape {tuple(inside.shape)}"
+            raise TypeError(
+                f"support of {type(self).__name__} must return bool of x's shape, "
+                f"{tuple(x.shape)}, got {got}"
+            )
+        outside = ~(inside | x.isnan())
+        if not bool(outside.any()):
+            return
+        lower, upper = self.interval
+        first = x[outside][0].item()
         if bool(((x < lower) | (x > upper)).any()):
             raise ValueError(
                 f"x must lie in [{lower:g}, {upper:g}], the support of the {self.kind} "
                 f"likelihood, got values from {x.min().item():g} to {x.max().item():g}"
             )
-        if self.step == 0:
-            return
-        steps = x / self.step
-        # A grey level read as k/255 in float32 is a level; one that went through 16 bits is not.
-        near = (steps - steps.round()).abs() <= torch.clamp(1e-6 * steps.abs(), min=1e-3)
-        off = ~(near | steps.isnan()) | steps.isinf()
-        if bool(off.any()):
+        if self.step and type(self).support is Likelihood.support:
             unit = "1" if self.step == 1 else f"1/{1 / self.step:.0f}"
             raise ValueError(
                 f"x must hold multiples of {unit}, the support of the {self.kind} likelihood, "
-                f"got {x[off][0].item():.9g}"
+                f"got {first:.9g}"
             )
+        raise ValueError(f"x must lie in the support of the {self.kind} likelihood, got {first:g}")
 
-    def check_mean(self, mean: torch.Tensor) -> None:
-        """Raise ValueError if a decoder's mean lies below the least there is (NaN passes)."""
-        if self.least_mean > -math.inf and bool((mean < self.least_mean).any()):
-            raise ValueError(
-                f"mean must be >= {self.least_mean:g} for the {self.kind} likelihood, "
-                f"got a minimum of {mean.min().item():g}"
-            )
+    def check_values(self, params: tuple[Tensor, ...]) -> None:
+        """Raise ValueError if parameters are none (NaN passes). By default, whatever they are."""
 
-    def mean(self, params: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def start(self, data_mean: Tensor) -> Tensor | None:
+        """The first output of a decoder's head, before its link, that gives data this mean; None
+        if it is not known.
+
+        Raises:
+            ValueError: if no data has that mean.
+        """
+        name, link = next(iter(self.params.items()))
+        if name != "mean" or not isinstance(link, Link):
+            return None
+        return link.inverse(checked_mean(data_mean, link.interval))
+
+    # --- pictures and simulation --------------------------------------------------------------
+
+    def mean(self, params: Any) -> Tensor:
         """E[x|z] in data space, the shape of the decoder output."""
-        raise NotImplementedError
+        raise NotImplementedError(_missing(self, "mean(params)", "a picture"))
 
-    def sample(self, params: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """One draw x ~ p(x|z), governed by ``torch.manual_seed``."""
-        raise NotImplementedError
+    def sample(self, params: Any, generator: torch.Generator | None = None) -> Tensor:
+        """One draw x ~ p(x|z), by `generator`, or else governed by ``torch.manual_seed``."""
+        raise NotImplementedError(_missing(self, "sample(params, generator=None)", "a simulation"))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+        # `training` is of those that are modules too.
+        own = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "training"}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in own.items())})"
+
+
+def _missing(likelihood: Likelihood, what: str, why: str) -> str:
+    return f"{type(likelihood).__name__} must define {what}, which {why} needs"
+
+
+def checked_mean(mean: Tensor, interval: tuple[float, float]) -> Tensor:
+    lower, upper = interval
+    inside = mean.isfinite() & (mean >= lower) & (mean <= upper)
+    if not bool(inside.all()):
+        rule = f"lie in [{lower:g}, {upper:g}]"
+        if upper == math.inf:
+            rule = "be finite" if lower == -math.inf else f"be finite and >= {lower:g}"
+        raise ValueError(
+            f"data_mean must {rule}, got values from {mean.min().item():g} to {mean.max().item():g}"
+        )
+    return mean
+
+
+def _check_links(name: str, links: Any) -> None:
+    right = isinstance(links, Mapping) and len(links) > 0
+    if not right or not all(isinstance(k, str) and callable(f) for k, f in links.items()):
+        raise TypeError(
+            f"params of {name} must map each parameter's name to what a decoder's head makes of "
+            f"its output, as {{'mean': identity, 'scale': positive}}; got {links!r}"
+        )
+
+
+def _of_tuple(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`method` with its parameters as a tuple, whatever form they have."""
+
+    @functools.wraps(method)
+    def run(self: Likelihood, params: Any, *args: Any, **options: Any) -> Tensor:
+        return method(self, self.unpack(params), *args, **options)
+
+    return run

@@ -1,41 +1,94 @@
-"""Bernoulli: binary data, by logits."""
+"""Bernoulli: binary data, by logits or by probabilities."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from dvae_fast.likelihoods.base import Likelihood
+from dvae_fast.likelihoods.base import Likelihood, checked_mean
+from dvae_fast.likelihoods.links import identity, sigmoid
 
-__all__ = ["Bernoulli", "derivative_bernoulli", "log_density_bernoulli"]
+if TYPE_CHECKING:
+    from dvae_fast.likelihoods.base import Links
+
+__all__ = ["Bernoulli"]
 
 
 class Bernoulli(Likelihood):
-    """p(x|z) = Π σ(l)^x (1 − σ(l))^(1−x) from logits l; x in [0, 1]."""
+    """p(x|z) = Π σ(l)^x (1 − σ(l))^(1−x) from logits l; x in [0, 1].
 
-    kind = "bernoulli"
-    params = ("logits",)
-    support = (0.0, 1.0)
-
-    def mean(self, params: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        assert isinstance(params, torch.Tensor)
-        return torch.sigmoid(params)
-
-    def sample(self, params: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        return torch.bernoulli(self.mean(params))
-
-
-def log_density_bernoulli(logits: Tensor, x: Tensor) -> Tensor:
-    """x l − log(1 + e^l), as −(c |l| + log1p(e^−|l|)) with c = 1 − x if l > 0 else x.
-
-    Where c = 0 the first term is 0 even at l = ±inf, so that log p has its limit there.
+    Args:
+        probabilities: take σ(l) itself, for a decoder that ends in a sigmoid. Logits are more
+            exact: a probability of 1 − 1e-9 is 1 in float32, and costs an x below 1 everything.
     """
-    c = torch.where(logits > 0, 1 - x, x)
-    magnitude = logits.abs()
-    linear = torch.where(c == 0, torch.zeros_like(c), c * magnitude)
-    return -(linear + torch.log1p(torch.exp(-magnitude)))
+
+    kernel: str | None = "bernoulli"
+    params: ClassVar[Links] = {"logits": identity}
+    interval = (0.0, 1.0)
+
+    is_density = False
+
+    def __init__(self, probabilities: bool = False) -> None:
+        if not isinstance(probabilities, bool):
+            raise TypeError(f"probabilities must be a bool, got {type(probabilities).__name__}")
+        self.probabilities = probabilities
+        if probabilities:
+            self.kernel = None
+            self.params = {"probabilities": sigmoid}  # type: ignore[misc]
+
+    def log_prob(self, params: tuple[Tensor], x: Tensor) -> Tensor:
+        """x l − log(1 + e^l), as −(c |l| + log1p(e^−|l|)) with c = 1 − x if l > 0 else x.
+
+        Where c = 0 the first term is 0 even at l = ±inf, so that log p has its limit there.
+        """
+        if self.probabilities:
+            return _of_probabilities(*params, x)
+        (logits,) = params
+        c = torch.where(logits > 0, 1 - x, x)
+        magnitude = logits.abs()
+        # Only there: elsewhere c = 0 has a derivative in x.
+        limit = (c == 0) & magnitude.isinf()
+        linear = c * magnitude.masked_fill(limit, 0.0)
+        return -(linear + torch.log1p(torch.exp(-magnitude)))
+
+    def derivatives(self, params: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:
+        """x − σ(l), or (x − p)/(p (1 − p))."""
+        if self.probabilities:
+            return super().derivatives(params, x)
+        return (x - torch.sigmoid(params[0]),)
+
+    def derivative_in_x(self, params: tuple[Tensor, ...], x: Tensor) -> Tensor:
+        """l, whatever x."""
+        (parameter,) = params
+        logits = torch.logit(parameter) if self.probabilities else parameter
+        return logits.expand(torch.broadcast_shapes(logits.shape, x.shape))
+
+    def check_values(self, params: tuple[Tensor, ...]) -> None:
+        (p,) = params
+        if self.probabilities and bool(((p < 0) | (p > 1)).any()):
+            raise ValueError(
+                f"probabilities must lie in [0, 1], got values from {p.min().item():g} "
+                f"to {p.max().item():g}"
+            )
+
+    def start(self, data_mean: Tensor) -> Tensor:
+        return sigmoid.inverse(checked_mean(data_mean, sigmoid.interval))
+
+    def mean(self, params: tuple[Tensor]) -> Tensor:
+        return params[0] if self.probabilities else torch.sigmoid(params[0])
+
+    def sample(self, params: tuple[Tensor], generator: torch.Generator | None = None) -> Tensor:
+        return torch.bernoulli(self.mean(params), generator=generator)
+
+    def __repr__(self) -> str:
+        return f"Bernoulli({'probabilities=True' if self.probabilities else ''})"
 
 
-def derivative_bernoulli(logits: Tensor, x: Tensor) -> tuple[Tensor]:
-    """x − σ(l)."""
-    return (x - torch.sigmoid(logits),)
+def _of_probabilities(p: Tensor, x: Tensor) -> Tensor:
+    """x log p + (1 − x) log (1 − p), 0 · log 0 being 0 and its derivative in p too."""
+    never, always = (x == 0) & (p == 0), (x == 1) & (p == 1)
+    return x * torch.log(p.masked_fill(never, 1.0)) + (1 - x) * torch.log1p(
+        -p.masked_fill(always, 0.0)
+    )

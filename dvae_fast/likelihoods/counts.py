@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from dvae_fast.likelihoods.base import Likelihood
+from dvae_fast.likelihoods.links import exponential, positive
 
-__all__ = ["NegativeBinomial", "derivative_negative_binomial", "log_density_negative_binomial"]
+if TYPE_CHECKING:
+    from dvae_fast.likelihoods.base import Links
+
+__all__ = ["NegativeBinomial", "log_gamma_ratio"]
 
 
 class NegativeBinomial(Likelihood):
@@ -22,19 +27,50 @@ class NegativeBinomial(Likelihood):
     Source: Lopez et al., Nature Methods 15 (2018), scVI's parametrisation.
     """
 
-    kind = "negative_binomial"
-    params = ("mean", "scale")
-    support = (0.0, math.inf)
+    kernel = "negative_binomial"
+    params: ClassVar[Links] = {"mean": exponential, "scale": positive}
+    discrete = True
+    interval = (0.0, math.inf)
     step = 1.0
-    least_mean = 0.0
 
-    def mean(self, params: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def log_prob(self, params: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
+        """log Γ(x + t)/Γ(t) − log x! + t log t/(t + mean) + x log mean/(t + mean), t = scale."""
+        mean, scale = params
+        t = scale.clamp(max=_MAX_DISPERSION)
+        of_mean = torch.where(mean == math.inf, 0.0, torch.log(mean / (t + mean)))
+        power = torch.where(x == 0, 0.0, x * of_mean)
+        gamma = log_gamma_ratio(t, x)[0] - torch.lgamma(x + 1)
+        return gamma + power - t * torch.log1p(mean / t)
+
+    def derivatives(self, params: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:
+        """(x/mean − 1) t/(t + mean); ψ(x + t) − ψ(t) − log (t + mean)/t + (mean − x)/(t + mean)."""
+        mean, scale = params
+        t = scale.clamp(max=_MAX_DISPERSION)
+        relative = torch.where(x == 0, 0.0, x / mean)
+        pull = torch.where(mean == math.inf, 1.0, (mean - x) / (t + mean))
+        return (
+            (relative - 1) / (1 + mean / t),
+            log_gamma_ratio(t, x)[1] - torch.log1p(mean / t) + pull,
+        )
+
+    def check_values(self, params: tuple[Tensor, ...]) -> None:
+        mean = params[0]
+        if bool((mean < 0).any()):
+            raise ValueError(
+                f"mean must be >= 0 for the {self.kind} likelihood, "
+                f"got a minimum of {mean.min().item():g}"
+            )
+
+    def mean(self, params: tuple[Tensor, Tensor]) -> Tensor:
         return params[0]
 
-    def sample(self, params: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def sample(
+        self, params: tuple[Tensor, Tensor], generator: torch.Generator | None = None
+    ) -> Tensor:
         # A Poisson whose rate is drawn from a gamma of mean `mean` and shape θ.
         mean, scale = params
-        return torch.poisson(torch._standard_gamma(scale.expand_as(mean)) * (mean / scale))
+        gamma = torch._standard_gamma(scale.expand_as(mean), generator=generator)
+        return torch.poisson(gamma * (mean / scale), generator=generator)
 
 
 # log Γ(z) = (z − ½) log z − z + ½ log 2π + Σ c_i z^(1 − 2i): from z = 10 on, eight terms are exact
@@ -52,7 +88,7 @@ _STIRLING = (
 )
 
 
-def _log_gamma_ratio(t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def log_gamma_ratio(t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """log Γ(x + t)/Γ(t) and ψ(x + t) − ψ(t), in which the digits of log Γ(t) would be lost."""
     small = t < _GAMMA_SHIFT
     up = torch.where(small, t + _GAMMA_SHIFT, t)
@@ -72,23 +108,3 @@ def _log_gamma_ratio(t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 # By then a negative binomial is a Poisson in every digit; inf/inf would not be.
 _MAX_DISPERSION = 1e20
-
-
-def log_density_negative_binomial(mean: Tensor, scale: Tensor, x: Tensor) -> Tensor:
-    """log Γ(x + t)/Γ(t) − log x! + t log t/(t + mean) + x log mean/(t + mean), t = scale."""
-    t = scale.clamp(max=_MAX_DISPERSION)
-    of_mean = torch.where(mean == math.inf, 0.0, torch.log(mean / (t + mean)))
-    power = torch.where(x == 0, 0.0, x * of_mean)
-    gamma = _log_gamma_ratio(t, x)[0] - torch.lgamma(x + 1)
-    return gamma + power - t * torch.log1p(mean / t)
-
-
-def derivative_negative_binomial(mean: Tensor, scale: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """(x/mean − 1) t/(t + mean) and ψ(x + t) − ψ(t) − log (t + mean)/t + (mean − x)/(t + mean)."""
-    t = scale.clamp(max=_MAX_DISPERSION)
-    relative = torch.where(x == 0, 0.0, x / mean)
-    pull = torch.where(mean == math.inf, 1.0, (mean - x) / (t + mean))
-    return (
-        (relative - 1) / (1 + mean / t),
-        _log_gamma_ratio(t, x)[1] - torch.log1p(mean / t) + pull,
-    )

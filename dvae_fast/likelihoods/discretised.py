@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from dvae_fast.likelihoods.base import Likelihood
+from dvae_fast.likelihoods.links import positive, sigmoid
 
-__all__ = [
-    "DiscretisedLogistic",
-    "derivative_discretised_logistic",
-    "log_density_discretised_logistic",
-]
+if TYPE_CHECKING:
+    from dvae_fast.likelihoods.base import Links
+
+__all__ = ["DiscretisedLogistic", "logistic_bin"]
 
 
 class DiscretisedLogistic(Likelihood):
@@ -27,12 +28,31 @@ class DiscretisedLogistic(Likelihood):
     (arXiv 1606.04934), equation 19.
     """
 
-    kind = "discretised_logistic"
-    params = ("mean", "scale")
-    support = (0.0, 1.0)
+    kernel = "discretised_logistic"
+    params: ClassVar[Links] = {"mean": sigmoid, "scale": positive}
+    discrete = True
+    interval = (0.0, 1.0)
     step = 1 / 255
 
-    def mean(self, params: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def log_prob(self, params: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
+        """log (σ(far) − σ(near)) = log σ(−near) + log σ(far) + log (1 − e^−(far − near))."""
+        _, near, far, width = logistic_bin(*params, x)
+        inside = torch.nn.functional.logsigmoid(-near) + torch.nn.functional.logsigmoid(far)
+        return inside + torch.log(-torch.expm1(-width))
+
+    def derivatives(self, params: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:
+        """sign (σ(near) − σ(−far))/s and (near σ(near) − far σ(−far) − w/(e^w − 1))/s."""
+        mean, scale = params
+        sign, near, far, width = logistic_bin(mean, scale, x)
+        at_near, at_far = torch.sigmoid(near), torch.sigmoid(-far)
+        # e^−u has gone to 0 before u goes to inf; w/(e^w − 1) goes to 1 with w.
+        near_term = torch.where(at_near == 0, 0.0, near * at_near)
+        far_term = torch.where(at_far == 0, 0.0, far * at_far)
+        width_term = torch.where(width == 0, 1.0, width / torch.expm1(width))
+        width_term = torch.where(width == math.inf, 0.0, width_term)
+        return sign * (at_near - at_far) / scale, (near_term - far_term - width_term) / scale
+
+    def mean(self, params: tuple[Tensor, Tensor]) -> Tensor:
         """E[x|z], which near 0 and 1, where bins are open, is not the logistic's own mean."""
         mean, scale = params
         # x is the number of bins' edges below a logistic draw, over 255.
@@ -41,13 +61,16 @@ class DiscretisedLogistic(Likelihood):
             total += torch.sigmoid((mean - (edge + 0.5) / 255) / scale)
         return total / 255
 
-    def sample(self, params: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def sample(
+        self, params: tuple[Tensor, Tensor], generator: torch.Generator | None = None
+    ) -> Tensor:
         mean, scale = params
-        draw = mean + scale * torch.logit(torch.rand_like(mean))
+        uniform = torch.rand(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+        draw = mean + scale * torch.logit(uniform)
         return (draw * 255).round().clamp(0, 255) / 255
 
 
-def _logistic_bin(mean: Tensor, scale: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def logistic_bin(mean: Tensor, scale: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(sign, near, far, width) of the bin x ± ½/255, counted from the mean in units of the scale.
 
     The first and the last bin are open: their far end and their width are infinite. The scale
@@ -60,27 +83,3 @@ def _logistic_bin(mean: Tensor, scale: Tensor, x: Tensor) -> tuple[Tensor, Tenso
     far = torch.where(is_open, math.inf, (distance + half) / scale)
     width = torch.where(is_open, math.inf, 2 * half / scale)
     return sign, (distance - half) / scale, far, width
-
-
-def log_density_discretised_logistic(mean: Tensor, scale: Tensor, x: Tensor) -> Tensor:
-    """log (σ(far) − σ(near)) = log σ(−near) + log σ(far) + log (1 − e^−(far − near)).
-
-    Salimans et al. (arXiv 1701.05517), equation 2, with x in {0, 1/255, …, 1}.
-    """
-    _, near, far, width = _logistic_bin(mean, scale, x)
-    inside = torch.nn.functional.logsigmoid(-near) + torch.nn.functional.logsigmoid(far)
-    return inside + torch.log(-torch.expm1(-width))
-
-
-def derivative_discretised_logistic(
-    mean: Tensor, scale: Tensor, x: Tensor
-) -> tuple[Tensor, Tensor]:
-    """sign (σ(near) − σ(−far))/s and (near σ(near) − far σ(−far) − w/(e^w − 1))/s."""
-    sign, near, far, width = _logistic_bin(mean, scale, x)
-    at_near, at_far = torch.sigmoid(near), torch.sigmoid(-far)
-    # e^−u has gone to 0 before u goes to inf; w/(e^w − 1) goes to 1 with w.
-    near_term = torch.where(at_near == 0, 0.0, near * at_near)
-    far_term = torch.where(at_far == 0, 0.0, far * at_far)
-    width_term = torch.where(width == 0, 1.0, width / torch.expm1(width))
-    width_term = torch.where(width == math.inf, 0.0, width_term)
-    return sign * (at_near - at_far) / scale, (near_term - far_term - width_term) / scale

@@ -1,6 +1,6 @@
 """VAE, IWAE, DVAE and DIWAE: an encoder, a decoder and the loss, over the fused operators.
 
-The denoising models encode a corrupted x̃ and are judged on the clean x (Im, Ahn, Memisevic,
+The denoising models encode a corrupted x̃ and have the clean x for their target (Im, Ahn, Memisevic,
 Bengio, arXiv 1511.06406); VAE and IWAE are the same without corruption. VAE and DVAE average
 log w over K samples, IWAE and DIWAE take the logarithm of the mean of w over K samples (Burda,
 Grosse, Salakhutdinov, arXiv 1509.00519); any other bound of `dvae_fast.objectives` is one argument
@@ -10,58 +10,46 @@ corruption), K samples, Z latent and D data dimensions.
 
 from dvae_fast.models.base import Autoencoder
 from dvae_fast.models.bernoulli import BernoulliLatentModel, sample_bernoulli_latents
-from dvae_fast.models.decoders import (
-    DECODERS,
-    BernoulliDecoder,
-    DiscretisedLogisticDecoder,
-    GaussianDecoder,
-    NegativeBinomialDecoder,
-)
+from dvae_fast.models.config import MODELS, ModelConfig, make_model
+from dvae_fast.models.decoders import Decoder
 from dvae_fast.models.encoders import (
-    INFERENCES,
+    ENCODERS,
     POOLINGS,
     ConvEncoder,
     GaussianEncoder,
     GRUEncoder,
     make_encoder,
 )
-from dvae_fast.models.gaussian import (
-    DIWAE,
-    DVAE,
-    IWAE,
-    MODELS,
-    VAE,
-    LatentVariableModel,
-    make_model,
-)
+from dvae_fast.models.gaussian import DIWAE, DVAE, IWAE, VAE, LatentVariableModel
 from dvae_fast.models.layers import ACTIVATIONS, MLP, Softplus
-from dvae_fast.models.posterior import POSTERIORS, gaussian_log_ratio, sample_gaussian
+from dvae_fast.models.posterior import COVARIANCES, gaussian_log_ratio, sample_gaussian
+from dvae_fast.models.priors import PRIORS, Prior, StandardNormal
 from dvae_fast.models.saving import load_model, save_model
 from dvae_fast.models.two_layer import TwoLayerModel
 
 __all__ = [
     "ACTIVATIONS",
-    "DECODERS",
+    "COVARIANCES",
     "DIWAE",
     "DVAE",
-    "INFERENCES",
+    "ENCODERS",
     "IWAE",
     "MLP",
     "MODELS",
     "POOLINGS",
-    "POSTERIORS",
+    "PRIORS",
     "VAE",
     "Autoencoder",
-    "BernoulliDecoder",
     "BernoulliLatentModel",
     "ConvEncoder",
-    "DiscretisedLogisticDecoder",
+    "Decoder",
     "GRUEncoder",
-    "GaussianDecoder",
     "GaussianEncoder",
     "LatentVariableModel",
-    "NegativeBinomialDecoder",
+    "ModelConfig",
+    "Prior",
     "Softplus",
+    "StandardNormal",
     "TwoLayerModel",
     "gaussian_log_ratio",
     "load_model",

@@ -2,41 +2,74 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+import dataclasses
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from dvae_fast import functional, objectives
-from dvae_fast._checks import check_float, check_size, check_sizes
-from dvae_fast._seeds import seed_tensor
+from dvae_fast._checks import check_choice, check_float, check_size
+from dvae_fast._dtypes import accumulation_dtype
+from dvae_fast._seeds import derived_key, seed_tensor
 from dvae_fast.corruptions import (
-    Corruption,
     Identity,
     as_corruption,
     corrupt,
     score_function_surrogate,
 )
 from dvae_fast.likelihoods import get_likelihood
-from dvae_fast.models.decoders import DECODERS, splits
+from dvae_fast.models.config import (
+    MODELS,
+    ConstructorSignature,
+    ModelConfig,
+    bind_options,
+    default_samples,
+    describe_option,
+    option_from,
+    options_of,
+)
+from dvae_fast.models.decoders import Decoder, splits
+from dvae_fast.models.encoders import check_image_shape, make_encoder
+from dvae_fast.models.priors import (
+    PRIORS,
+    StandardNormal,
+    check_prior,
+    standard_normal_log_prob,
+)
+from dvae_fast.objectives import as_objective
 from dvae_fast.objectives.objective import check_score_objective
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from dvae_fast.corruptions import CorruptionFunction
-    from dvae_fast.models.decoders import BernoulliDecoder
+    from dvae_fast.corruptions import Corruption
+    from dvae_fast.models.priors import Prior
     from dvae_fast.objectives import Latents, Objective
 
 __all__ = ["Autoencoder", "groups_of"]
+
+#: parts that may be a module of one's own
+_PARTS = ("encoder", "decoder", "prior")
+# The key of draws from a prior of one's own, among those of a seed.
+_PRIOR_KEY = 3
 
 
 class Autoencoder(nn.Module):
     """p(x|z), its data, corruption and objective, whatever the latents: the base of all models.
 
-    ``decoder`` maps (..., Z) to the likelihood's parameters; it may be replaced by a module that
-    does the same. A subclass says what ``encoder`` makes, and how z is drawn from that.
+    ``encoder``, ``decoder`` and ``prior`` may be replaced by modules of one's own, at construction
+    or after it; those see rows, (N, D) or (N, Z). A subclass says what ``encoder`` makes, and how z
+    is drawn from that.
     """
+
+    #: the name in configurations, a key of `MODELS`
+    name: ClassVar[str] = ""
+    #: options that are not as in `ModelConfig` where none are given
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    #: whether the encoder sees corrupted data unless asked not to
+    denoising: ClassVar[bool] = False
+    __signature__ = ConstructorSignature()
 
     #: multiplies log p(z) − log q(z|x̃) in `loss`'s gradient alone; a trainer's to set
     kl_weight: Tensor | float = 1.0
@@ -44,53 +77,167 @@ class Autoencoder(nn.Module):
     def __init__(
         self,
         data_size: int,
-        latent_size: int,
-        hidden_sizes: Sequence[int],
-        *,
-        activation: str,
-        likelihood: str,
-        corruption: Corruption | CorruptionFunction | None,
-        M: int,
-        K: int,
-        data_mean: Tensor | None,
-        objective: Objective,
-        decoder_hidden_sizes: Sequence[int] | None = None,
+        *sizes: Any,
+        image_shape: Sequence[int] | None = None,
+        data_mean: Tensor | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
+        given = bind_options(type(self), sizes, options)
         self.data_size = check_size("data_size", data_size)
-        self.latent_size = check_size("latent_size", latent_size)
-        self.hidden_sizes = check_sizes("hidden_sizes", hidden_sizes)
-        self.decoder_hidden_sizes = (
-            self.hidden_sizes[::-1]
-            if decoder_hidden_sizes is None
-            else check_sizes("decoder_hidden_sizes", decoder_hidden_sizes)
+        self.image_shape = (
+            None if image_shape is None else check_image_shape(image_shape, data_size)
         )
-        self.activation = activation
-        self.likelihood = get_likelihood(likelihood)
-        self.corruption = None if corruption is None else as_corruption(corruption)
-        self.M = check_size("M", M)
-        self.K = check_size("K", K)
-        objective.check_samples(M, K)
-        self.objective = objective
+        self.options = chosen = ModelConfig(**{**self.defaults, **given})
+        self.latent_size = chosen.latent_size
+        self.likelihood = get_likelihood(chosen.likelihood)
+        self.objective = self.objective_of(chosen, given.get("estimator"))
+        self.copies = chosen.copies
+        self.samples = default_samples(self.objective) if chosen.samples is None else chosen.samples
+        self.corruption = None if chosen.corruption is None else as_corruption(chosen.corruption)
+        self.objective.check_samples(self.copies, self.samples)
+        self.check_options(chosen, self.objective)
         if self.corruption is not None:
-            self.corruption.check_copies(M)
+            self.corruption.check_copies(self.copies)
             if self.corruption.scores:
-                check_score_objective(objective)
-        # Typed as modules, not as the classes made here: both may be replaced.
-        self.encoder: nn.Module = self._make_encoder()
-        self.decoder: nn.Module = DECODERS[self.likelihood.kind](
-            latent_size, self.decoder_hidden_sizes, data_size, activation, data_mean
-        )
+                check_score_objective(self.objective)
+        # Typed as modules, not as the classes made here: any module may take their place.
+        self.encoder: nn.Module = self._part("encoder")
+        self.decoder: nn.Module = self._part("decoder", data_mean)
+        self.prior: Prior = cast("Prior", self._part("prior"))
+        self._make_more()
 
     # --- the parts ----------------------------------------------------------------------------
 
-    def _make_encoder(self) -> nn.Module:
-        """The inference network of a new model: (..., D) → what `_sample_posterior` takes."""
-        raise NotImplementedError
+    @classmethod
+    def check_options(cls, options: ModelConfig, objective: Objective) -> None:
+        """Raise ValueError unless the model has the objective with these options."""
+        if objective.bound.analytic and not isinstance(options.prior, str):
+            raise ValueError(
+                f"objective must not be {objective.name} with a prior of one's own: its divergence "
+                "is that from the standard normal"
+            )
+
+    @classmethod
+    def objective_of(cls, options: ModelConfig, estimator: str | None = None) -> Objective:
+        """The objective that the options name, or the model's own; an `estimator` given replaces
+        that of an `Objective`."""
+        objective = cls.defaults["objective"] if options.objective is None else options.objective
+        if isinstance(objective, str):
+            estimator = options.estimator
+        return as_objective(objective, estimator)
+
+    def _part(self, name: str, data_mean: Tensor | None = None) -> Any:
+        """What the option called `name` says: made by name, or the module given."""
+        chosen = self.options
+        part = getattr(chosen, name)
+        if isinstance(part, str):
+            if name == "encoder":
+                return self._make_encoder(part)
+            if name == "prior":
+                return self._make_prior(part)
+            hidden = chosen.decoder_hidden_sizes
+            return Decoder(
+                self.latent_size, chosen.hidden_sizes[::-1] if hidden is None else hidden,
+                self.data_size, self.likelihood, chosen.activation, data_mean,
+            )  # fmt: skip
+        if name == "prior":
+            check_prior(part)
+        elif not isinstance(part, nn.Module):
+            raise TypeError(f"{name} must be a name or a module, got {type(part).__name__}")
+        if data_mean is not None:
+            raise ValueError(
+                "data_mean must be left out with a decoder of one's own, whose bias it cannot start"
+            )
+        return part
+
+    def _make_encoder(self, name: str) -> nn.Module:
+        chosen = self.options
+        return make_encoder(
+            name, self.data_size, self.image_shape, chosen.hidden_sizes, self.latent_size,
+            chosen.activation, chosen.covariance,
+        )  # fmt: skip
+
+    def _make_prior(self, name: str) -> nn.Module:
+        return PRIORS[name](self.latent_size)
+
+    def _make_more(self) -> None:
+        """The networks that a subclass has in addition."""
+
+    def _encoded(self, x: Tensor) -> Any:
+        """What ``encoder`` makes of x, (..., D)."""
+        ready = isinstance(self.options.encoder, str)
+        return self.encoder(x) if ready else _by_rows(self.encoder, x)
 
     def decode(self, z: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """The likelihood's parameters: (..., Z) → logits (..., D), or a pair (mean, scale)."""
-        return cast("Tensor | tuple[Tensor, Tensor]", self.decoder(z))
+        ready = isinstance(self.options.decoder, str)
+        params = self.decoder(z) if ready else _by_rows(self.decoder, z)
+        return cast("Tensor | tuple[Tensor, Tensor]", params)
+
+    @property
+    def prior_is_fused(self) -> bool:
+        """Whether p(z) is what the operators take it for, so that nothing is to be added."""
+        return isinstance(self.options.prior, str)
+
+    def log_ratio_above(
+        self,
+        z: Tensor,
+        seed: int | Tensor | None = None,
+        *,
+        first_example: int = 0,
+        first_sample: int = 0,
+    ) -> Tensor:
+        """What p(z) adds to log N(z; 0, I) − log q(z|x̃): log p(z) − log N(z; 0, I).
+
+        Args:
+            z: (*L, B, K, Z).
+            seed, first_example, first_sample: of what a model draws in addition; unused here.
+
+        Returns:
+            (*L, B, K) in nats, differentiable.
+        """
+        return self.log_prior(z) - self.log_fused_prior(z)
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """log p(z) by ``prior``: (..., Z) → (...).
+
+        Raises:
+            ValueError: if it gives another shape.
+        """
+        with torch.autocast(z.device.type, enabled=False):
+            log_prob = self.prior.log_prob(z.to(accumulation_dtype(z.dtype)))
+        if log_prob.shape != z.shape[:-1]:
+            raise ValueError(
+                f"prior's log_prob must return shape {tuple(z.shape[:-1])} for z of shape "
+                f"{tuple(z.shape)}, got {tuple(log_prob.shape)}"
+            )
+        return log_prob
+
+    def log_fused_prior(self, z: Tensor) -> Tensor:
+        """The log-density that the log-ratios of ``Latents`` hold in the place of log p(z)."""
+        return standard_normal_log_prob(z.to(accumulation_dtype(z.dtype)))
+
+    def _with_prior(self, latents: Latents, key: Tensor, first_example: int) -> Latents:
+        if self.prior_is_fused:
+            return latents
+        above = self.log_ratio_above(latents.z, key, first_example=first_example)
+        return latents._replace(log_ratio=latents.log_ratio + above)
+
+    def _draw_latents(self, n: int, key: Tensor, like: Tensor) -> Tensor:
+        """n draws of p(z), (n, Z), the decoder's input."""
+        return self._draw_prior(n, self.latent_size, key, like)
+
+    def _draw_prior(self, n: int, size: int, key: Tensor, like: Tensor) -> Tensor:
+        """n draws by ``prior``, (n, size)."""
+        if isinstance(self.prior, StandardNormal):
+            zero = like.new_zeros(n, size)
+            return functional.sample_latent(zero, zero, 1, key)[0].squeeze(1)
+        seed = int(derived_key(key, _PRIOR_KEY))
+        z = self.prior.sample(n, generator=torch.Generator(like.device).manual_seed(seed))
+        if z.shape != (n, size):
+            raise ValueError(f"prior's sample must return shape {(n, size)}, got {tuple(z.shape)}")
+        return z.to(like)
 
     def _check_data(self, x: Tensor, name: str = "x") -> None:
         check_float(name, x)
@@ -116,6 +263,9 @@ class Autoencoder(nn.Module):
         return corrupt(x, corruption, copies, key, first_example=first_example)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        # A part replaced is one's own from here on.
+        if name in _PARTS and (name in self.__dict__ or name in self.__dict__.get("_modules", {})):
+            self.options = dataclasses.replace(self.options, **{name: value})
         # A learnt corruption is a module, and another may take its place.
         if name == "corruption" and not isinstance(value, nn.Module):
             self.__dict__.get("_modules", {}).pop(name, None)
@@ -125,7 +275,7 @@ class Autoencoder(nn.Module):
         """z and log_ratio for the objective: M corruptions encoded once, K samples of each."""
         raise NotImplementedError
 
-    def split_decoder(self) -> BernoulliDecoder | None:
+    def split_decoder(self) -> Decoder | None:
         """The decoder, if trunk and then a linear output are all that calling `decode` does."""
         plain = type(self).decode is Autoencoder.decode and "decode" not in self.__dict__
         decoder = self.decoder
@@ -190,13 +340,13 @@ class Autoencoder(nn.Module):
         latents: Latents,
     ) -> Tensor:
         """0, with the gradient of a rate that the copies' bounds give by the score function."""
-        corruption.check_copies(self.M)
+        corruption.check_copies(self.copies)
         if not torch.is_grad_enabled():
             return x.new_zeros(())
         with torch.no_grad():
             log_w = self._log_weights(latents.z, x, latents.log_ratio)  # (M, ..., B, K)
             bounds = torch.stack([objectives.bound(copy, self.objective) for copy in log_w])
-        noisy = self._corrupt(x, key, self.M, first_example)  # the same numbers again
+        noisy = self._corrupt(x, key, self.copies, first_example)  # the same numbers again
         return score_function_surrogate(-bounds, corruption.log_prob(noisy, x))
 
     def forward(
@@ -219,12 +369,119 @@ class Autoencoder(nn.Module):
         z, log_ratio, _ = self._sample_posterior(x, key, first_example)
         return objectives.bound(self._log_weights(z, x, log_ratio), self.objective)
 
+    # --- pictures -----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(self, n: int, seed: int | Tensor | None = None, *, draw: bool = False) -> Tensor:
+        """The means of p(x|z) for n latents z ~ p(z): (n, D).
+
+        Args:
+            n: n >= 1.
+            seed: as for `loss`.
+            draw: return draws x ~ p(x|z) instead of the means. They are governed by the seed too,
+                but by torch's generator, so unlike the latents they depend on n and the device.
+        """
+        check_size("n", n)
+        like = next(self.parameters(), torch.empty(0))
+        key = seed_tensor(seed, like.device)
+        params = self.decode(self._draw_latents(n, key, like))
+        if not draw:
+            return self.likelihood.mean(params)
+        with torch.random.fork_rng([like.device] if like.is_cuda else []):
+            torch.manual_seed(int(key))
+            return self.likelihood.sample(params)
+
+    @torch.no_grad()
+    def reconstruct(
+        self, x: Tensor, seed: int | Tensor | None = None, *, corrupt: bool = False
+    ) -> Tensor:
+        """The mean of p(x|z) at the middle of q(z|x), or of q(z|x̃): (B, D) → (B, D).
+
+        The middle is the mean of a Gaussian, and the likelier value of each binary latent.
+
+        Args:
+            x: (B, D).
+            seed: as for `loss`; used only with `corrupt`.
+            corrupt: encode a draw of x̃ rather than x.
+        """
+        self._check_data(x)
+        if corrupt:
+            x = self._corrupt(x, seed_tensor(seed, x.device), None)
+        return self.likelihood.mean(self.decode(self._middle(x)))
+
+    def _middle(self, x: Tensor) -> Tensor:
+        """The likeliest z of q(z|x): (B, D) → (B, Z)."""
+        raise NotImplementedError
+
+    # --- configuration ------------------------------------------------------------------------
+
+    def config(self) -> dict[str, Any]:
+        """What `from_config` needs to build this model again, parameters apart; JSON-able.
+
+        A module of one's own is there by the name of its class, which cannot be built again.
+        """
+        config: dict[str, Any] = {"model": self.name, "data_size": self.data_size}
+        if self.image_shape is not None:
+            config["image_shape"] = list(self.image_shape)
+        now = {"objective": self.objective, "estimator": self.objective.estimator}
+        for name in options_of(type(self)):
+            value = getattr(self.options, name)
+            if name in ("copies", "samples", "likelihood", "corruption"):
+                value = getattr(self, name)  # may have changed since
+            config[name] = describe_option(name, now.get(name, value))
+        return config
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **own: Any) -> Autoencoder:
+        """The model that `config` describes, with fresh parameters.
+
+        Args:
+            config: of `config`.
+            own: by the option's name, each module that the model has of one's own.
+
+        Raises:
+            ValueError: if the model is not this class (any, from the base), a key is missing or
+                unknown, a value is wrong, or a module of one's own is not given.
+        """
+        options = dict(config)
+        name = options.pop("model", None)
+        check_choice("config's model", name, [n for n, c in MODELS.items() if issubclass(c, cls)])
+        model = MODELS[name]
+        known = {"data_size", "image_shape", *options_of(model)}
+        for key in options:
+            check_choice(f"a key in the config of a {name}", key, known)
+        if "data_size" not in options:
+            raise ValueError(f"config must have the key data_size, got {', '.join(config)}")
+        options = {key: option_from(key, value, own) for key, value in options.items()}
+        if own:
+            raise ValueError(
+                f"{next(iter(own))} must be left out: the model's is made by name, not one's own"
+            )
+        return model(**options)
+
     def extra_repr(self) -> str:
         """What the parts do not show."""
-        parts = [f"M={self.M}", f"K={self.K}", f"objective={self.objective}"]
+        parts = [f"copies={self.copies}", f"samples={self.samples}", f"objective={self.objective}"]
         return ", ".join([f"corruption={self.corruption}"] * (self.corruption is not None) + parts)
 
 
 def groups_of(t: Tensor, groups: int, dims: int = 1) -> Tensor:
     """(B, *dims) of a posterior without corruptions → (M, B, *dims) without a copy, if M > 1."""
     return t.expand(groups, *t.shape) if groups > 1 and t.dim() == 1 + dims else t
+
+
+def _by_rows(module: nn.Module, t: Tensor) -> Any:
+    """What a module of one's own makes of the rows of t, (..., n), in t's leading dimensions."""
+    leading = t.shape[:-1]
+    rows = t.reshape(-1, t.shape[-1])
+    result = module(rows)
+    if len(leading) == 1:
+        return result
+
+    def unflattened(part: Any) -> Any:
+        by_row = isinstance(part, Tensor) and part.dim() > 1 and len(part) == len(rows)
+        return part.reshape(*leading, *part.shape[1:]) if by_row else part
+
+    if isinstance(result, (tuple, list)):
+        return tuple(unflattened(part) for part in result)
+    return unflattened(result)

@@ -3,114 +3,136 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from dvae_fast import functional
-from dvae_fast._checks import check_count, check_float, check_shape, check_size
+from dvae_fast._checks import check_count, check_float, check_shape
 from dvae_fast._dtypes import accumulation_dtype
-from dvae_fast._seeds import seed_tensor
 from dvae_fast.models.base import Autoencoder, groups_of
-from dvae_fast.models.layers import MLP, linear
+from dvae_fast.models.config import register
+from dvae_fast.models.encoders import make_encoder
 from dvae_fast.objectives import Latents, Objective, as_objective
 from dvae_fast.objectives.objective import check_discrete
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from dvae_fast.corruptions import Corruption
+    from dvae_fast.models.config import ModelConfig
 
 __all__ = ["BernoulliLatentModel", "draw_bernoulli", "sample_bernoulli_latents"]
 
 
+class BernoulliPrior(nn.Module):
+    """p(h) = Π Bernoulli(σ(logits)); logits None for probability ½ of each.
+
+    Args:
+        latent_size: Z.
+        learn: whether the logits are a parameter, 0 at first.
+    """
+
+    def __init__(self, latent_size: int, learn: bool) -> None:
+        super().__init__()
+        self.latent_size = latent_size
+        self.logits = nn.Parameter(torch.zeros(latent_size)) if learn else None
+
+    def log_prob(self, h: Tensor) -> Tensor:
+        """(..., Z) → (...)."""
+        if self.logits is None:
+            return torch.full_like(h[..., 0], -self.latent_size * math.log(2))
+        return _bernoulli_log_density(h, self.logits.to(h.dtype))
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n draws, (n, Z), on the generator's device."""
+        device = None if generator is None else generator.device
+        uniform = torch.rand(n, self.latent_size, generator=generator, device=device)
+        return (uniform < (0.5 if self.logits is None else torch.sigmoid(self.logits))).float()
+
+
+@register
 class BernoulliLatentModel(Autoencoder):
     """p(x, h) = p(x|h) p(h) with h in {0, 1}^Z and q(h|x̃) = Π Bernoulli(σ(encoder(x̃))).
 
-    Trained by VIMCO, which needs no reparameterisation. Its bound at a large K judges it.
-
-    Args:
-        data_size, hidden_sizes, activation, likelihood, data_mean: as for `VAE`.
-        latent_size: Z.
-        corruption: p(x̃|x), one of `dvae_fast.corruptions`, or None.
-        M: corruptions an example (without, groups of samples), K >= 2: samples of h a corruption.
-        learn_prior: p(h) = Π Bernoulli(σ(prior_logits)), learnt, rather than probability ½.
-        objective: one of those that VIMCO is defined for, or an `Objective`.
-        estimator: "vimco".
-
-    Raises:
-        TypeError, ValueError: naming the argument, the rule and the value.
+    Trained by VIMCO, which needs no reparameterisation. p(h) has probability ½ of each, or, with
+    ``learn_prior``, a learnt one; a ``prior`` of one's own takes the place of both.
 
     Source: Mnih and Rezende (arXiv 1602.06725).
     """
 
-    def __init__(
-        self,
-        data_size: int,
-        latent_size: int = 200,
-        hidden_sizes: Sequence[int] = (200, 200),
-        *,
-        activation: str = "softplus",
-        likelihood: str = "bernoulli",
-        corruption: Corruption | None = None,
-        M: int = 1,
-        K: int = 5,
-        data_mean: Tensor | None = None,
-        learn_prior: bool = False,
-        objective: str | Objective = "iwae",
-        estimator: str | None = None,
-    ) -> None:
-        if estimator is None and isinstance(objective, str):
-            estimator = "vimco"
-        chosen = as_objective(objective, estimator)
-        check_discrete(chosen)
-        super().__init__(
-            data_size,
-            latent_size,
-            hidden_sizes,
-            activation=activation,
-            likelihood=likelihood,
-            corruption=corruption,
-            M=M,
-            K=K,
-            data_mean=data_mean,
-            objective=chosen,
-        )
-        self.prior_logits = nn.Parameter(torch.zeros(latent_size)) if learn_prior else None
+    name = "bernoulli"
+    defaults: ClassVar = {"objective": "iwae", "estimator": "vimco", "latent_size": 200}
 
-    def _make_encoder(self) -> nn.Module:
-        sizes = (self.data_size, *self.hidden_sizes)
-        return nn.Sequential(MLP(sizes, self.activation), linear(sizes[-1], self.latent_size))
+    @classmethod
+    def check_options(cls, options: ModelConfig, objective: Objective) -> None:
+        """Raise ValueError unless the model has the objective with these options."""
+        super().check_options(options, objective)
+        check_discrete(objective)
+        if options.learn_prior and not isinstance(options.prior, str):
+            raise ValueError("learn_prior must be off with a prior of one's own, got True")
+
+    def _make_encoder(self, name: str) -> nn.Module:
+        chosen = self.options
+        return make_encoder(
+            name, self.data_size, self.image_shape, chosen.hidden_sizes, self.latent_size,
+            chosen.activation, None,
+        )  # fmt: skip
+
+    def _make_prior(self, name: str) -> nn.Module:
+        return BernoulliPrior(self.latent_size, self.options.learn_prior)
+
+    @property
+    def prior_logits(self) -> Tensor | None:
+        """Of p(h), (Z,), if learnt."""
+        return self.prior.logits if isinstance(self.prior, BernoulliPrior) else None
 
     def encode(self, x: Tensor) -> Tensor:
         """The logits of q(h|x) for x exactly as given: (..., D) → (..., Z)."""
-        logits: Tensor = self.encoder(x)
-        return logits
+        return cast("Tensor", self._encoded(x))
+
+    def log_fused_prior(self, z: Tensor) -> Tensor:
+        """log p(h) as `sample_bernoulli_latents` has it without a learnt one: (..., Z) → (...)."""
+        return BernoulliPrior(z.shape[-1], learn=False).log_prob(z)
+
+    def draw_posterior(
+        self,
+        logits: Tensor,
+        k: int,
+        seed: int | Tensor | None = None,
+        *,
+        first_example: int = 0,
+        first_sample: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        """K samples h of q(h|x) = Π Bernoulli(σ(logits)), and log p(h) − log q(h).
+
+        Args:
+            logits: of `encode`, (B, Z).
+            k, seed, first_example, first_sample: as for `dvae_fast.sample_latent`.
+
+        Returns:
+            h (B, K, Z) in logits' dtype, and the log-ratio (B, K), without ``prior``'s own if that
+            is one's own: see `log_ratio_above`.
+        """
+        z, log_p, log_q = _draw(logits, self.prior_logits, k, seed, first_example, first_sample)
+        return z, log_p - log_q
 
     def _sample_posterior(self, x: Tensor, key: Tensor, first_example: int) -> Latents:
-        noisy = self._corrupt(x, key, self.M if self.M > 1 else None, first_example)
-        return sample_bernoulli_latents(
-            groups_of(self.encode(noisy), self.M), self.prior_logits, self.K, self.objective, key,
-            first_example=first_example,
+        noisy = self._corrupt(x, key, self.copies if self.copies > 1 else None, first_example)
+        latents = sample_bernoulli_latents(
+            groups_of(self.encode(noisy), self.copies), self.prior_logits, self.samples,
+            self.objective, key, first_example=first_example,
         )  # fmt: skip
+        return self._with_prior(latents, key, first_example)
 
-    @torch.no_grad()
-    def sample(self, n: int, seed: int | Tensor | None = None) -> Tensor:
-        """The means of p(x|h) for n latents h ~ p(h): (n, D). Arguments as for `VAE.sample`."""
-        check_size("n", n)
-        like = next(self.parameters())
-        prior = like.new_zeros(self.latent_size) if self.prior_logits is None else self.prior_logits
-        key = seed_tensor(seed, like.device)
-        h = draw_bernoulli(prior.expand(n, -1), 1, key).squeeze(1)
-        return self.likelihood.mean(self.decode(h.to(like.dtype)))
+    def _draw_latents(self, n: int, key: Tensor, like: Tensor) -> Tensor:
+        if not self.prior_is_fused:
+            return super()._draw_latents(n, key, like)
+        logits = self.prior_logits
+        logits = like.new_zeros(self.latent_size) if logits is None else logits
+        return draw_bernoulli(logits.expand(n, -1), 1, key).squeeze(1).to(like.dtype)
 
-    @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """The mean of p(x|h) at the likelier value of each h: (B, D) → (B, D)."""
-        self._check_data(x)
+    def _middle(self, x: Tensor) -> Tensor:
         logits = self.encode(x)
-        return self.likelihood.mean(self.decode((logits > 0).to(logits.dtype)))
+        return (logits > 0).to(logits.dtype)
 
 
 def sample_bernoulli_latents(
@@ -145,28 +167,48 @@ def sample_bernoulli_latents(
         check_shape("prior_logits", prior_logits, tuple(logits.shape[-1:]), "(Z,)")
     check_count("k", k, 1)
     objective.check_samples(math.prod(logits.shape[:-2]), k)
+    z, log_p, log_q = _draw(logits, prior_logits, k, seed, first_example)
+    return Latents(z, log_p - log_q.detach(), log_q)
+
+
+def _draw(
+    logits: Tensor,
+    prior_logits: Tensor | None,
+    k: int,
+    seed: int | Tensor | None,
+    first_example: int,
+    first_sample: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """h (*L, B, K, Z) in logits' dtype, log p(h) and log q(h) (*L, B, K)."""
     dtype = accumulation_dtype(logits.dtype)
     with torch.autocast(logits.device.type, enabled=False):
         wide = logits.to(dtype)
-        z = draw_bernoulli(wide, k, seed, first_example=first_example)
+        z = draw_bernoulli(wide, k, seed, first_example=first_example, first_sample=first_sample)
         log_q = _bernoulli_log_density(z, wide)
         if prior_logits is None:
             log_p = torch.full_like(log_q, -logits.shape[-1] * math.log(2))
         else:
             log_p = _bernoulli_log_density(z, prior_logits.to(dtype))
-    return Latents(z.to(logits.dtype), log_p - log_q.detach(), log_q)
+    return z.to(logits.dtype), log_p, log_q
 
 
 @torch.no_grad()
 def draw_bernoulli(
-    logits: Tensor, k: int, seed: int | Tensor | None, *, first_example: int = 0
+    logits: Tensor,
+    k: int,
+    seed: int | Tensor | None,
+    *,
+    first_example: int = 0,
+    first_sample: int = 0,
 ) -> Tensor:
     """K draws of Π Bernoulli(σ(logits)): (*L, B, Z) → (*L, B, K, Z), of 0 and 1.
 
     From the normals ε of `sample_latent`: 1 where ε < Φ⁻¹(σ(l)).
     """
     zero = torch.zeros_like(logits)
-    noise, _ = functional.sample_latent(zero, zero, k, seed, first_example=first_example)
+    noise, _ = functional.sample_latent(
+        zero, zero, k, seed, first_example=first_example, first_sample=first_sample
+    )
     # From the smaller tail: σ(l) near 1 has few digits.
     tail: Tensor = torch.special.ndtri(torch.sigmoid(-logits.abs()))
     return (noise < (-logits.sign() * tail).unsqueeze(-2)).to(logits.dtype)

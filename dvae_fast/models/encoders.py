@@ -8,31 +8,30 @@ image is D = H · W pixels, row by row. Source of the recurrent ones: Im, Ahn, M
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dvae_fast._checks import check_sizes
+from dvae_fast._checks import check_choice, check_sizes
 from dvae_fast.models.layers import MLP
 from dvae_fast.models.posterior import posterior_layer, split_posterior
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = [
-    "INFERENCES",
+    "ENCODERS",
     "POOLINGS",
     "ConvEncoder",
     "GRUEncoder",
     "GaussianEncoder",
-    "check_inference",
+    "check_encoder",
+    "check_image_shape",
     "make_encoder",
 ]
 
-#: "mlp": a multilayer perceptron. "gru": a GRU over the rows. "gru-2d": one over the rows and one
-#: over the columns. "conv": convolutions of stride 2.
-INFERENCES = ("mlp", "gru", "gru-2d", "conv")
 POOLINGS = ("last", "mean")
 
 
@@ -44,7 +43,7 @@ class GaussianEncoder(nn.Module):
         hidden: sizes of the hidden layers, from the data on; may be empty.
         latent: Z.
         activation: one of `ACTIVATIONS`.
-        posterior: one of `POSTERIORS`.
+        covariance: of q(z|x), one of `COVARIANCES`; None for the logits of binary latents.
     """
 
     def __init__(
@@ -53,16 +52,16 @@ class GaussianEncoder(nn.Module):
         hidden: Sequence[int],
         latent: int,
         activation: str = "softplus",
-        posterior: str = "diagonal",
+        covariance: str | None = "diagonal",
     ) -> None:
         super().__init__()
         self.trunk = MLP((data_size, *hidden), activation)
-        self.output = posterior_layer((data_size, *hidden)[-1], latent, posterior)
-        self.latent, self.posterior = latent, posterior
+        self.output = posterior_layer((data_size, *hidden)[-1], latent, covariance)
+        self.latent, self.covariance = latent, covariance
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """(..., D) → mean (..., Z), and log_var (..., Z) or, if full, L (..., Z, Z)."""
-        return split_posterior(self.output(self.trunk(x)), self.latent, self.posterior)
+        return split_posterior(self.output(self.trunk(x)), self.latent, self.covariance)
 
 
 def _check_image_shape(image_shape: Any) -> tuple[int, int]:
@@ -70,31 +69,6 @@ def _check_image_shape(image_shape: Any) -> tuple[int, int]:
     if len(shape) != 2:
         raise ValueError(f"image_shape must be (H, W), got {shape}")
     return shape[0], shape[1]
-
-
-def check_inference(
-    inference: str, data_size: int, image_shape: Sequence[int] | None
-) -> tuple[int, int] | None:
-    """`image_shape` as a tuple, if it and `inference` fit a model of D = `data_size`.
-
-    Raises:
-        TypeError, ValueError: naming the argument, the rule and the value.
-    """
-    if inference not in INFERENCES:
-        raise ValueError(f"inference must be one of {', '.join(INFERENCES)}; got {inference!r}")
-    if image_shape is None:
-        if inference != "mlp":
-            raise ValueError(
-                f"image_shape must be (H, W) for inference {inference!r}, which reads images; "
-                "got None"
-            )
-        return None
-    height, width = _check_image_shape(image_shape)
-    if height * width != data_size:
-        raise ValueError(
-            f"image_shape must be (H, W) with H · W = D = {data_size}, got {(height, width)}"
-        )
-    return height, width
 
 
 class _ImageEncoder(nn.Module):
@@ -107,19 +81,19 @@ class _ImageEncoder(nn.Module):
         hidden: Sequence[int],
         latent: int,
         activation: str,
-        posterior: str,
+        covariance: str | None,
     ) -> None:
         super().__init__()
         self.image_shape = _check_image_shape(image_shape)
         self.trunk = MLP((features, *hidden), activation)
-        self.output = posterior_layer((features, *hidden)[-1], latent, posterior)
-        self.latent, self.posterior = latent, posterior
+        self.output = posterior_layer((features, *hidden)[-1], latent, covariance)
+        self.latent, self.covariance = latent, covariance
 
     def features(self, images: Tensor) -> Tensor:
         """(N, H, W) → (N, features)."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """(..., D) → mean (..., Z), and log_var (..., Z) or, if full, L (..., Z, Z).
 
         Raises:
@@ -135,7 +109,7 @@ class _ImageEncoder(nn.Module):
         features = self.features(x.reshape(math.prod(leading), height, width))
         output: Tensor = self.output(self.trunk(features))
         rows = output.view(*leading, output.shape[-1])
-        return split_posterior(rows, self.latent, self.posterior)
+        return split_posterior(rows, self.latent, self.covariance)
 
 
 class GRUEncoder(_ImageEncoder):
@@ -147,7 +121,7 @@ class GRUEncoder(_ImageEncoder):
             the output; at least one.
         latent: Z.
         activation: of the layers after the recurrent one, one of `ACTIVATIONS`.
-        posterior: one of `dvae_fast.models.POSTERIORS`.
+        covariance: as for `GaussianEncoder`.
         columns: read the image column by column too, with units of their own; both states go on.
         pooling: "last", the state after the last row; "mean", the mean of the states.
 
@@ -161,7 +135,7 @@ class GRUEncoder(_ImageEncoder):
         hidden: Sequence[int],
         latent: int,
         activation: str = "softplus",
-        posterior: str = "diagonal",
+        covariance: str | None = "diagonal",
         *,
         columns: bool = False,
         pooling: str = "last",
@@ -170,9 +144,8 @@ class GRUEncoder(_ImageEncoder):
         units, *rest = check_sizes("hidden", hidden) or (0,)
         if units == 0:
             raise ValueError("hidden must hold the size of the recurrent layer at least, got none")
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}; got {pooling!r}")
-        super().__init__(image_shape, units * (1 + columns), rest, latent, activation, posterior)
+        check_choice("pooling", pooling, POOLINGS)
+        super().__init__(image_shape, units * (1 + columns), rest, latent, activation, covariance)
         self.pooling = pooling
         self.rows = nn.GRU(width, units, batch_first=True)
         self.columns = nn.GRU(height, units, batch_first=True) if columns else None
@@ -197,7 +170,7 @@ class ConvEncoder(_ImageEncoder):
         hidden: sizes of the layers between the last convolution and the output; may be empty.
         latent: Z.
         activation: of those layers, one of `ACTIVATIONS`; that of the convolutions is ReLU.
-        posterior: one of `dvae_fast.models.POSTERIORS`.
+        covariance: as for `GaussianEncoder`.
         channels: of the convolutions, from the data on; at least one.
 
     Raises:
@@ -210,7 +183,7 @@ class ConvEncoder(_ImageEncoder):
         hidden: Sequence[int],
         latent: int,
         activation: str = "softplus",
-        posterior: str = "diagonal",
+        covariance: str | None = "diagonal",
         *,
         channels: Sequence[int] = (32, 64),
     ) -> None:
@@ -221,7 +194,7 @@ class ConvEncoder(_ImageEncoder):
         for _ in channels:
             height, width = (height + 1) // 2, (width + 1) // 2
         features = channels[-1] * height * width
-        super().__init__(image_shape, features, hidden, latent, activation, posterior)
+        super().__init__(image_shape, features, hidden, latent, activation, covariance)
         layers: list[nn.Module] = []
         for i, o in zip((1, *channels[:-1]), channels, strict=True):
             layer = nn.Conv2d(i, o, 3, stride=2, padding=1)
@@ -238,19 +211,63 @@ class ConvEncoder(_ImageEncoder):
         return features
 
 
+class Ready(NamedTuple):
+    """How an encoder is made by name: of D, or of the images' shape if it reads those."""
+
+    make: Callable[..., nn.Module]
+    reads_images: bool = True
+    recurrent: bool = False
+
+
+#: "mlp": a multilayer perceptron. "gru": a GRU over the rows. "gru_2d": one over the rows and one
+#: over the columns. "conv": convolutions of stride 2.
+ENCODERS = {
+    "mlp": Ready(GaussianEncoder, reads_images=False),
+    "gru": Ready(GRUEncoder, recurrent=True),
+    "gru_2d": Ready(partial(GRUEncoder, columns=True), recurrent=True),
+    "conv": Ready(ConvEncoder),
+}
+
+
+def check_encoder(encoder: str, hidden_sizes: Sequence[int]) -> None:
+    """Raise ValueError unless `encoder` is one of `ENCODERS` and has the layers it needs."""
+    check_choice("encoder", encoder, ENCODERS)
+    if ENCODERS[encoder].recurrent and not hidden_sizes:
+        raise ValueError(
+            f"hidden_sizes must hold the size of the recurrent layer for {encoder}, got none"
+        )
+
+
+def check_image_shape(image_shape: Sequence[int], data_size: int) -> tuple[int, int]:
+    """`image_shape` as a tuple, if it is that of D = `data_size` pixels."""
+    height, width = _check_image_shape(image_shape)
+    if height * width != data_size:
+        raise ValueError(
+            f"image_shape must be (H, W) with H · W = D = {data_size}, got {(height, width)}"
+        )
+    return height, width
+
+
 def make_encoder(
-    inference: str,
+    encoder: str,
     data_size: int,
-    image_shape: tuple[int, int] | None,
+    image_shape: Sequence[int] | None,
     hidden: Sequence[int],
     latent: int,
     activation: str,
-    posterior: str = "diagonal",
+    covariance: str | None = "diagonal",
 ) -> nn.Module:
-    """The encoder called `inference`, one of `INFERENCES`; raises as `check_inference`."""
-    shape = check_inference(inference, data_size, image_shape)
-    if shape is None or inference == "mlp":
-        return GaussianEncoder(data_size, hidden, latent, activation, posterior)
-    if inference == "conv":
-        return ConvEncoder(shape, hidden, latent, activation, posterior)
-    return GRUEncoder(shape, hidden, latent, activation, posterior, columns=inference == "gru-2d")
+    """The encoder called `encoder`, one of `ENCODERS`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, the rule and the value.
+    """
+    check_encoder(encoder, hidden)
+    shape = None if image_shape is None else check_image_shape(image_shape, data_size)
+    ready = ENCODERS[encoder]
+    if ready.reads_images and shape is None:
+        raise ValueError(
+            f"image_shape must be (H, W) for the encoder {encoder!r}, which reads images; got None"
+        )
+    size = shape if ready.reads_images else data_size
+    return ready.make(size, hidden, latent, activation, covariance)

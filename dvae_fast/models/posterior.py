@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from dvae_fast import functional
-from dvae_fast._checks import check_float, check_size
+from dvae_fast._checks import check_choice, check_float, check_size
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast.functional._autograd import autocast_dtype
 from dvae_fast.models.layers import linear
 
 __all__ = [
-    "POSTERIORS",
-    "check_posterior",
+    "COVARIANCES",
     "gaussian_log_ratio",
     "is_full",
     "marginal_log_var",
@@ -32,23 +31,21 @@ __all__ = [
 ]
 
 #: q(z|x)'s covariance: diagonal, or any, as a triangular factor L of L Lᵀ
-POSTERIORS = ("diagonal", "full")
+COVARIANCES = ("diagonal", "full")
 
 
-def check_posterior(posterior: str) -> str:
-    """`posterior` if it is one of `POSTERIORS`, else ValueError."""
-    if posterior not in POSTERIORS:
-        raise ValueError(f"posterior must be one of {', '.join(POSTERIORS)}; got {posterior!r}")
-    return posterior
-
-
-def posterior_layer(inputs: int, latent: int, posterior: str) -> nn.Linear:
+def posterior_layer(inputs: int, latent: int, covariance: str | None) -> nn.Linear:
     """An encoder's last layer, of 2 Z outputs, and Z (Z − 1)/2 below a full factor's diagonal.
 
-    Those start at zero: a full covariance starts as the diagonal one would.
+    Those start at zero: a full covariance starts as the diagonal one would. Without a covariance,
+    of binary latents, Z outputs.
     """
-    layer = linear(inputs, 2 * check_size("latent", latent))
-    if check_posterior(posterior) == "diagonal":
+    check_size("latent", latent)
+    if covariance is None:
+        return linear(inputs, latent)
+    check_choice("covariance", covariance, COVARIANCES)
+    layer = linear(inputs, 2 * latent)
+    if covariance == "diagonal":
         return layer
     wide: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, 2 * latent + latent * (latent - 1) // 2)
     with torch.no_grad():
@@ -58,9 +55,16 @@ def posterior_layer(inputs: int, latent: int, posterior: str) -> nn.Linear:
     return wide
 
 
-def split_posterior(output: Tensor, latent: int, posterior: str) -> tuple[Tensor, Tensor]:
-    """mean (..., Z), and log_var (..., Z) or L (..., Z, Z) with L_ii = exp(½ log_var_i)."""
-    if posterior == "diagonal":
+def split_posterior(
+    output: Tensor, latent: int, covariance: str | None
+) -> Tensor | tuple[Tensor, Tensor]:
+    """mean (..., Z), and log_var (..., Z) or L (..., Z, Z) with L_ii = exp(½ log_var_i).
+
+    Without a covariance, the output as it is: logits (..., Z).
+    """
+    if covariance is None:
+        return output
+    if covariance == "diagonal":
         mean, log_var = output.chunk(2, -1)
         return mean, log_var
     mean, log_var, below = output.split((latent, latent, output.shape[-1] - 2 * latent), -1)

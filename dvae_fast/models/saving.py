@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dvae_fast.files import CHECKPOINT, CheckpointError, load_tensors, save_tensors
-from dvae_fast.models.gaussian import LatentVariableModel
+from dvae_fast.models.base import Autoencoder
+from dvae_fast.models.config import own_parts
 
 if TYPE_CHECKING:
     import os
@@ -21,20 +23,45 @@ MODEL = "model.safetensors"
 
 
 def save_model(
-    path: str | os.PathLike[str], config: Mapping[str, Any], parameters: Mapping[str, Tensor]
+    path: str | os.PathLike[str], model: Autoencoder, parameters: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Write a model: its `config()` and state dict. Raises as :func:`save_tensors`."""
-    save_tensors(path, parameters, {"model": dict(config)})
+    """Write a model: its `config` and state.
+
+    A module of one's own (encoder, decoder, prior) is written by its parameters and the name of its
+    class alone: `load_model` must be given one to put them in. A warning says so.
+
+    Args:
+        path: the file.
+        model: what is written.
+        parameters: its state dict, if it is not that of now.
+
+    Raises:
+        CheckpointError, MissingExtraError: as :func:`save_tensors`.
+    """
+    config = model.config()
+    if own := own_parts(config):
+        warnings.warn(
+            f"{', '.join(f'{name} ({what})' for name, what in own.items())} cannot be built again "
+            f"by name: load_model must be given {', '.join(f'{name}=' for name in own)}",
+            stacklevel=2,
+        )
+    save_tensors(path, model.state_dict() if parameters is None else parameters, {"model": config})
 
 
-def load_model(path: str | os.PathLike[str]) -> LatentVariableModel:
+def load_model(path: str | os.PathLike[str], **own: Any) -> Autoencoder:
     """The model in a file of :func:`save_model`, or the best model of a run's folder.
+
+    Args:
+        path: the file or the folder.
+        own: ``encoder=``, ``decoder=``, ``prior=`` or ``likelihood=``, each that the model has of
+            one's own: a module to put the parameters in.
 
     Returns:
         The model, in evaluation mode.
 
     Raises:
-        CheckpointError: if there is none, or the file is damaged.
+        CheckpointError: if there is none, the file is damaged, or a module of one's own is missing
+            or does not fit.
         MissingExtraError: if safetensors is not installed.
     """
     path = Path(path)
@@ -49,7 +76,7 @@ def load_model(path: str | os.PathLike[str]) -> LatentVariableModel:
     try:
         # The initial values are replaced at once; drawing them must not move the global generator.
         with torch.random.fork_rng(devices=[]):
-            model = LatentVariableModel.from_config(header["model"])
+            model = Autoencoder.from_config(header["model"], **own)
         model.to(dtype=next((t.dtype for t in tensors.values() if t.is_floating_point()), None))
         model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

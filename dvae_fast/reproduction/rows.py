@@ -130,14 +130,21 @@ class Scale:
 # --- the rows -----------------------------------------------------------------------------------
 
 
+def _sizes(latent: int, hidden: int) -> dict[str, Any]:
+    """Two hidden layers from the data to the latents, and one back."""
+    return {
+        "latent_size": latent,
+        "hidden_sizes": (hidden, hidden),
+        "decoder_hidden_sizes": (hidden,),
+    }
+
+
 _RELEASED = {"batch_size": 100, "activation": "softplus"}
 _MNIST = {
     **_RELEASED,
     "data": "mnist",
     "binarise": "fixed",
-    "latent_size": 50,
-    "hidden_sizes": (200, 200),
-    "decoder_hidden_sizes": (200,),
+    **_sizes(50, 200),
     "learning_rate": 1e-3,
     "lr_schedule": "stepwise",
     "epochs": 5000,
@@ -145,9 +152,7 @@ _MNIST = {
 _FREY = {
     **_RELEASED,
     "data": "frey",
-    "latent_size": 10,
-    "hidden_sizes": (100, 100),
-    "decoder_hidden_sizes": (100,),
+    **_sizes(10, 100),
     "learning_rate": 2e-3,
     "epochs": 3000,
 }
@@ -180,7 +185,7 @@ _PUBLISHED = {
 _KINDS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "gru": (
         "a GRU reads the rows",
-        {"inference": "gru"},
+        {"encoder": "gru"},
         ("the encoder's sizes and order",),
     ),
     "pixel": (
@@ -188,10 +193,10 @@ _KINDS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
         {"per_pixel": True},
         ("how rates follow the mean image",),
     ),
-    "copies": ("two corruptions of each image", {"M": 2}, ()),
+    "copies": ("two corruptions of each image", {"copies": 2}, ()),
     "learnt": (
         "the rate learnt from there on (score function, M = 2)",
-        {"learn_level": "score", "M": 2},
+        {"gradient": "score", "copies": 2},
         ("how the rate is learnt, which the paper leaves open",),
     ),
     "released": (
@@ -213,7 +218,7 @@ def _mnist_row(
     """A row of MNIST; `level` in per cent, `kind` one of `_KINDS` or none."""
     name = "-".join(part for part in (model, kind, f"k{K}", f"{level or ''}") if part)
     about = f"{model.upper()}, K = {K}" + f", {level} % noise" * bool(level)
-    settings = {**_MNIST, "model": model, "K": K} | ({"level": level / 100} if level else {})
+    settings = {**_MNIST, "model": model, "samples": K} | ({"level": level / 100} if level else {})
     guesses: tuple[str, ...] = ()
     if kind:
         words, changes, unsaid = _KINDS[kind]
@@ -245,7 +250,7 @@ def _mnist_rows() -> Iterator[Row]:
 def _burda_rows() -> Iterator[Row]:
     for K in (1, 5, 50):
         name, about = f"burda-k{K}", f"IWAE, K = {K}, one stochastic layer"
-        yield Row(name, about, "burda", {**_BURDA, "K": K}, _PUBLISHED[name])
+        yield Row(name, about, "burda", {**_BURDA, "samples": K}, _PUBLISHED[name])
 
 
 def _frey_rows() -> Iterator[Row]:

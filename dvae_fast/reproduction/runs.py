@@ -18,7 +18,7 @@ from dvae_fast.evaluation.partial import PARTIAL, remove_partial
 from dvae_fast.evaluation.results import finite_or_none
 from dvae_fast.files import CHECKPOINT, CheckpointError, read_json, write_json
 from dvae_fast.models import load_model
-from dvae_fast.training import CONFIG, load_config, mean_bound, train
+from dvae_fast.training import CONFIG, TrainConfig, load_config, mean_bound, train
 from dvae_fast.training.loop import cpu_threads
 
 if TYPE_CHECKING:
@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 
     from dvae_fast.evaluation import EvaluationProgress
     from dvae_fast.reproduction.rows import Row, Scale
-    from dvae_fast.training import Progress, TrainConfig
+    from dvae_fast.training import Progress
 
     Report = Callable[["Progress | EvaluationProgress"], None]
 
 __all__ = ["Run", "plan", "read_results", "result_path", "run_one", "unfinished"]
 
+#: what a result had of an option that is newer than it
+_DEFAULTS = TrainConfig().to_dict()
 #: of a configuration, what changes speed and rounding alone
 _ANYWHERE = ("threads", "device", "cuda_graph")
 _COMMIT_SECONDS = 10.0
@@ -130,10 +132,11 @@ def unfinished(runs: Iterable[Run], folder: Path) -> list[Run]:
 
 def _check_settings(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     for name in wanted:
-        if found.get(name) != wanted[name]:
+        had = found.get(name, _DEFAULTS.get(name))
+        if had != wanted[name]:
             raise ValueError(
-                f"{path} is of other settings: its {name} is {found.get(name)!r}, not "
-                f"{wanted[name]!r}; name another folder, or ask for the settings it had"
+                f"{path} is of other settings: its {name} is {had!r}, not {wanted[name]!r}; name "
+                "another folder, or ask for the settings it had"
             )
 
 

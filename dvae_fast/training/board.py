@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dvae_fast.data import Dataset
-    from dvae_fast.models import LatentVariableModel
+    from dvae_fast.models import Autoencoder
 
 __all__ = ["Board", "reconstructions"]
 
@@ -26,9 +26,7 @@ _PICTURE_SECONDS = 15.0
 
 
 @torch.no_grad()
-def reconstructions(
-    model: LatentVariableModel, x: Tensor, seed: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def reconstructions(model: Autoencoder, x: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """x, what the encoder is given of it (x̃, or x without corruption), and its reconstruction."""
     x = x.to(next(model.parameters(), x).device)
     noisy = x if model.corruption is None else corrupt(x, model.corruption, seed=seed)
@@ -79,7 +77,7 @@ class Board:
                 self.writer.add_scalar(tag, record[key], step)
 
     def pictures(
-        self, model: LatentVariableModel, data: Dataset, epoch: int, *, last: bool = False
+        self, model: Autoencoder, data: Dataset, epoch: int, *, last: bool = False
     ) -> None:
         if self.writer is None or (time.monotonic() < self.next_picture and not last):
             return

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dvae_fast._checks import check_choice, check_device, check_integer
+from dvae_fast._checks import check_choice, check_device, check_integer, nearest_choice
 from dvae_fast.corruptions import (
     CORRUPTIONS,
     LEVEL_ESTIMATORS,
     Corruption,
     Learnable,
+    SaltAndPepper,
     make_corruption,
     rates_from_mean,
 )
@@ -28,17 +29,12 @@ from dvae_fast.data import (
     load_dataset,
 )
 from dvae_fast.files import CheckpointError, read_json
-from dvae_fast.likelihoods import LIKELIHOODS
-from dvae_fast.models import (
-    ACTIVATIONS,
-    INFERENCES,
-    MODELS,
-    POSTERIORS,
-    LatentVariableModel,
-    make_model,
-)
+from dvae_fast.likelihoods import LIKELIHOODS, Bernoulli, get_likelihood
+from dvae_fast.models import MODELS, Autoencoder, ModelConfig, make_model
+from dvae_fast.models.config import default_samples, option, options_of
+from dvae_fast.models.encoders import check_encoder
 from dvae_fast.objectives import Objective
-from dvae_fast.objectives.objective import check_posterior_objective, check_score_objective
+from dvae_fast.objectives.objective import check_score_objective
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,123 +59,112 @@ LR_SCHEDULES = ("constant", "stepwise")
 DEFAULT_EPOCHS = {"digits": 300, "mnist": 100, "frey": 300}
 DEFAULT_LEARNING_RATES = {"digits": 3e-3, "mnist": 1e-3, "frey": 1e-3}
 DEFAULT_LEVEL = 0.05
+_MODEL_FIELDS = frozenset(field.name for field in dataclasses.fields(ModelConfig))
+#: of binary data; of any other, gaussian
+_BINARY_CORRUPTION = next(name for name, make in CORRUPTIONS.items() if make is SaltAndPepper)
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """What a run is; every field is JSON-able and checked. See :func:`default_config`.
+def _by_data(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{value:g} for {data}" for data, value in values.items())
 
-    Attributes:
-        model, data: one of `MODELS`, one of `DATASETS`.
-        binarise: one of `BINARISATIONS`.
-        corruption, level: one of `CORRUPTIONS` and its rate or standard deviation; identity and 0
-            for a model that does not denoise.
-        per_pixel: rates in proportion to the mean image, `level` their mean (see
-            `dvae_fast.corruptions.rates_from_mean`).
-        learn_level: how the level is learnt from there on, one of `LEVEL_ESTIMATORS`; None if not.
-        M, K: corruptions an example (without corruption, groups of samples from its one
-            posterior), latent samples of each, in training and validation.
-        objective: one of `OBJECTIVES`; None for the model's own.
-        estimator: one of `ESTIMATORS`.
-        beta, alpha: of the objectives ciwae and vr alone; None for their default.
-        kl_warmup: epochs over which the divergence's weight in the gradient rises from 0 to 1 (see
-            :func:`kl_weight`); bounds are reported without it.
-        free_bits: of the objective elbo_kl alone, in nats a latent dimension.
-        latent_size, hidden_sizes, activation, likelihood: the network's.
-        decoder_hidden_sizes: of the decoder, from the latents on; None for the encoder's in
-            reverse.
-        inference, posterior: its encoder, one of `INFERENCES`, and the covariance that gives, one
-            of `POSTERIORS`.
-        train_examples, valid_examples: the first so many of each set; None for all.
-        epochs, batch_size, learning_rate: of Adam; a batch is that of all processes together.
-        lr_schedule: ``constant``, or ``stepwise`` (see :func:`learning_rate`).
-        seed: governs initial values, order, binarisation while training, and noise.
-        data_seed: governs the split and the fixed draws; runs to be compared share it.
-        threads: CPU threads of each process; None leaves torch's number as it is.
-        device: ``cpu``, ``cuda`` or ``cuda:N``; of several processes each takes its own GPU of
-            ``cuda``. Only the CPU promises the same bits again.
-        cuda_graph: replay each full batch's step as one CUDA graph.
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(ModelConfig):
+    """What a run is: the options of its model, those below, and those of its training.
+
+    Every field is JSON-able and checked; its help says what it is. See :func:`default_config`.
 
     Raises:
         ValueError: naming the field, the rule and the value.
     """
 
-    model: str = "diwae"
-    data: str = "digits"
-    binarise: str = "dynamic"
-    corruption: str = "salt_and_pepper"
-    level: float = DEFAULT_LEVEL
-    per_pixel: bool = False
-    learn_level: str | None = None
-    M: int = 1
-    K: int = 5
-    objective: str | None = None
-    estimator: str = "standard"
-    beta: float | None = None
-    alpha: float | None = None
-    kl_warmup: int = 0
-    free_bits: float = 0.0
-    latent_size: int = 50
-    hidden_sizes: tuple[int, ...] = (200, 200)
-    decoder_hidden_sizes: tuple[int, ...] | None = None
-    activation: str = "softplus"
-    inference: str = "mlp"
-    posterior: str = "diagonal"
-    likelihood: str = "bernoulli"
-    train_examples: int | None = None
-    valid_examples: int | None = None
-    epochs: int = DEFAULT_EPOCHS["digits"]
-    batch_size: int = 100
-    learning_rate: float = DEFAULT_LEARNING_RATES["digits"]
-    lr_schedule: str = "constant"
-    seed: int = 0
-    data_seed: int = 0
-    threads: int | None = None
-    device: str = "cpu"
-    cuda_graph: bool = False
+    model: str = option("diwae", "The model.", choices=MODELS)
+    data: str = option("digits", "The data set.", choices=DATASETS)
+    binarise: str = option(
+        "dynamic",
+        "How; fixed exists for mnist only. Default: dynamic; none for frey.",
+        choices=BINARISATIONS,
+    )
+    # A name here, which `level` makes a corruption of.
+    corruption: str = option(  # type: ignore[assignment]
+        _BINARY_CORRUPTION,
+        f"For the models that corrupt. Default: {_BINARY_CORRUPTION} for dvae and diwae, gaussian "
+        "for any likelihood but bernoulli; identity for the others.",
+        choices=CORRUPTIONS,
+    )
+    level: float = option(
+        DEFAULT_LEVEL,
+        f"The corruption's rate, or standard deviation. Default: {DEFAULT_LEVEL}; 0 for identity.",
+    )
+    per_pixel: bool = option(
+        False, "A rate for each pixel, in proportion to the mean image, the level on average."
+    )
+    gradient: str | None = option(
+        None,
+        "Learn the level from there on, by this gradient (pathwise for gaussian, score with 2 "
+        "copies or more). Default: it stays.",
+        choices=LEVEL_ESTIMATORS,
+    )
+    beta: float | None = option(None, "Of ciwae: 0 is iwae, 1 elbo. Default: 0.5.")
+    alpha: float | None = option(None, "Of vr: 0 is iwae, 1 elbo. Default: 0.5.")
+    free_bits: float = option(
+        0.0, "Of the objective with the analytic divergence: nats a latent dimension that are free."
+    )
+    kl_warmup: int = option(
+        0, "Epochs over which the divergence's weight in the gradient rises to 1."
+    )
+    train_examples: int | None = option(
+        None, "Train on the first so many images only. Default: all."
+    )
+    valid_examples: int | None = option(None, "Validate on the first so many only. Default: all.")
+    epochs: int = option(DEFAULT_EPOCHS["digits"], f"Default: {_by_data(DEFAULT_EPOCHS)}.")
+    batch_size: int = option(100, "Examples a step, of all processes together.")
+    learning_rate: float = option(
+        DEFAULT_LEARNING_RATES["digits"],
+        f"Adam's, at the start. Default: {_by_data(DEFAULT_LEARNING_RATES)}.",
+    )
+    lr_schedule: str = option(
+        "constant", "stepwise falls to a tenth in eight stages.", choices=LR_SCHEDULES
+    )
+    seed: int = option(0, "Governs everything random in training.")
+    data_seed: int = option(0, "Governs the split and the binarised validation and test sets.")
+    threads: int | None = option(None, "CPU threads of each process. Default: PyTorch's choice.")
+    device: str = option(
+        "cpu", "cpu, cuda or cuda:N; of several processes each takes its own GPU of cuda."
+    )
+    cuda_graph: bool = option(False, "Replay each full batch's step as one CUDA graph.")
 
     def __post_init__(self) -> None:
-        check_choice("model", self.model, MODELS)
-        check_choice("data", self.data, DATASETS)
-        check_choice("binarise", self.binarise, BINARISATIONS)
+        for field in dataclasses.fields(self):
+            value, choices = getattr(self, field.name), field.metadata["choices"]
+            if choices is not None and not (value is None and field.default is None):
+                check_choice(field.name, value, choices)
+        try:
+            super().__post_init__()
+        except TypeError as error:
+            raise ValueError(str(error)) from None
         if self.binarise == "fixed" and self.data != "mnist":
             others = ", ".join(b for b in BINARISATIONS if b != "fixed")
             raise ValueError(
-                f"binarise must be one of {others} for {self.data} (fixed exists for mnist "
-                "alone); got 'fixed'"
+                f"binarise must be one of {others} for {self.data} (fixed exists for mnist only); "
+                "got 'fixed'"
             )
-        check_choice("corruption", self.corruption, CORRUPTIONS)
-        self._check_corruption()
-        for name, lower in (("M", 1), ("K", 1), ("latent_size", 1), ("epochs", 1)):
-            check_integer(name, getattr(self, name), lower)
-        check_integer("kl_warmup", self.kl_warmup, 0)
-        objective = self.make_objective()
-        objective.check_samples(self.M, self.K)
-        if self.posterior == "full":
-            check_posterior_objective(objective)
-        if self.learn_level == "score":
-            check_score_objective(objective)
-        check_integer("batch_size", self.batch_size, 1)
-        for name in ("hidden_sizes", "decoder_hidden_sizes"):
-            if (sizes := getattr(self, name)) is not None:
-                object.__setattr__(self, name, tuple(sizes))
-                for size in sizes:
-                    check_integer(f"each of {name}", size, 1)
-        check_choice("activation", self.activation, ACTIVATIONS)
-        check_choice("inference", self.inference, INFERENCES)
-        check_choice("posterior", self.posterior, POSTERIORS)
-        if self.inference.startswith("gru") and not self.hidden_sizes:
-            raise ValueError(
-                f"hidden_sizes must hold the size of the recurrent layer for {self.inference}, "
-                "got none"
-            )
-        check_choice("likelihood", self.likelihood, LIKELIHOODS)
+        model, objective = MODELS[self.model], self.make_objective()
+        if self.samples is None:
+            object.__setattr__(self, "samples", default_samples(objective))
+        self._check_model(model)
+        check_encoder(str(self.encoder), self.hidden_sizes)
+        objective.check_samples(self.copies, self.samples or 1)
+        self._check_corruption(model, objective)
+        model.check_options(self, objective)
         self._check_support()
+        check_integer("kl_warmup", self.kl_warmup, 0)
+        check_integer("epochs", self.epochs, 1)
+        check_integer("batch_size", self.batch_size, 1)
         if not (isinstance(self.learning_rate, float) and 0 < self.learning_rate < math.inf):
             raise ValueError(
                 f"learning_rate must be a finite number > 0, got {self.learning_rate!r}"
             )
-        check_choice("lr_schedule", self.lr_schedule, LR_SCHEDULES)
         check_integer("seed", self.seed, 0, 2**63)
         check_integer("data_seed", self.data_seed, 0, 2**32)
         for name in ("train_examples", "valid_examples", "threads"):
@@ -192,29 +177,36 @@ class TrainConfig:
                 f"cuda_graph must be off unless device is cuda; device is {self.device}"
             )
 
+    def _check_model(self, model: type[Autoencoder]) -> None:
+        known = options_of(model)
+        for field in dataclasses.fields(ModelConfig):
+            value = getattr(self, field.name)
+            if field.name not in known and field.name != "corruption" and value != field.default:
+                raise ValueError(
+                    f"{field.name} must be left out for {self.model}, which has none; got {value!r}"
+                )
+
     def _check_support(self) -> None:
-        if self.likelihood == "negative_binomial":
+        step = get_likelihood(self.likelihood).step
+        if step == 1:
             raise ValueError(
-                f"likelihood must not be negative_binomial for {self.data}: it is of counts, and "
+                f"likelihood must not be {self.likelihood} for {self.data}: it is of counts, and "
                 "the values of images lie in [0, 1]"
             )
-        if self.likelihood == "discretised_logistic" and (
-            self.binarise != "none" or self.data not in GREY_LEVEL_DATASETS
-        ):
+        if step > 0 and (self.binarise != "none" or self.data not in GREY_LEVEL_DATASETS):
             raise ValueError(
-                "likelihood must not be discretised_logistic unless the data has 256 grey levels: "
+                f"likelihood must not be {self.likelihood} unless the data has 256 grey levels: "
                 f"{', '.join(GREY_LEVEL_DATASETS)} with binarise none; "
                 f"got {self.data} with {self.binarise}"
             )
 
-    def _check_corruption(self) -> None:
-        if not MODELS[self.model].denoising:
-            denoising = ", ".join(name for name, cls in MODELS.items() if cls.denoising)
-            if self.corruption != "identity":
-                raise ValueError(
-                    f"corruption must be identity for {self.model} (only {denoising} corrupt); "
-                    f"got {self.corruption!r}"
-                )
+    def _check_corruption(self, model: type[Autoencoder], objective: Objective) -> None:
+        if "corruption" not in options_of(model) and self.corruption != "identity":
+            corrupting = [name for name, cls in MODELS.items() if "corruption" in options_of(cls)]
+            raise ValueError(
+                f"corruption must be identity for {self.model} (only {', '.join(corrupting)} "
+                f"corrupt); got {self.corruption!r}"
+            )
         if self.per_pixel and self.corruption in ("identity", "gaussian"):
             raise ValueError(
                 "per_pixel must be off unless the corruption has a rate; "
@@ -226,44 +218,34 @@ class TrainConfig:
             corruption = make_corruption(self.corruption, self.level)
         except (TypeError, ValueError) as error:
             raise ValueError(f"level does not fit {self.corruption}: {error}") from None
-        if self.learn_level is not None:
-            check_choice("learn_level", self.learn_level, LEVEL_ESTIMATORS)
+        if self.gradient is not None:
             try:
-                Learnable(corruption, self.learn_level).check_copies(self.M)
+                learnable = Learnable(corruption, self.gradient)
+                learnable.check_copies(self.copies)
             except (TypeError, ValueError) as error:
                 raise ValueError(
-                    f"learn_level does not fit {self.corruption} {self.level:g}: {error}"
+                    f"gradient does not fit {self.corruption} {self.level:g}: {error}"
                 ) from None
+            if learnable.scores:
+                check_score_objective(objective)
 
     def make_objective(self) -> Objective:
         """The model's objective."""
-        name = MODELS[self.model].default_objective if self.objective is None else self.objective
-        return Objective(name, self.estimator, self.beta, self.alpha, self.free_bits)
+        name = self.objective or MODELS[self.model].defaults["objective"]
+        return Objective(str(name), self.estimator, self.beta, self.alpha, self.free_bits)
 
-    def make_model(self, data: Dataset) -> LatentVariableModel:
+    def make_model(self, data: Dataset) -> Autoencoder:
         """The model, with fresh parameters from torch's generator."""
-        corruption: Corruption | None = None
-        if MODELS[self.model].denoising:
+        options = {name: getattr(self, name) for name in options_of(MODELS[self.model])}
+        if "corruption" in options:
             level = rates_from_mean(data.mean, self.level) if self.per_pixel else self.level
-            corruption = make_corruption(self.corruption, level)
-            if self.learn_level is not None:
-                corruption = Learnable(corruption, self.learn_level)
+            corruption: Corruption = make_corruption(self.corruption, level)
+            if self.gradient is not None:
+                corruption = Learnable(corruption, self.gradient)
+            options["corruption"] = corruption
+        options["objective"] = self.make_objective()
         return make_model(
-            self.model,
-            data.size,
-            self.latent_size,
-            self.hidden_sizes,
-            activation=self.activation,
-            inference=self.inference,
-            image_shape=data.image_shape,
-            posterior=self.posterior,
-            likelihood=self.likelihood,
-            corruption=corruption,
-            M=self.M,
-            K=self.K,
-            data_mean=data.mean,
-            objective=self.make_objective(),
-            decoder_hidden_sizes=self.decoder_hidden_sizes,
+            self.model, data.size, image_shape=data.image_shape, data_mean=data.mean, **options
         )
 
     def load_data(self) -> Dataset:
@@ -278,7 +260,9 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, JSON-able."""
-        values = dataclasses.asdict(self)
+        # What only a run has comes first: its model, its data.
+        names = sorted((f.name for f in dataclasses.fields(self)), key=_MODEL_FIELDS.__contains__)
+        values = {name: getattr(self, name) for name in names}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @classmethod
@@ -288,8 +272,11 @@ class TrainConfig:
         Raises:
             ValueError: if a key is unknown or a value wrong.
         """
-        if unknown := values.keys() - {f.name for f in dataclasses.fields(cls)}:
-            raise ValueError(f"unknown option in the configuration: {', '.join(sorted(unknown))}")
+        known = [field.name for field in dataclasses.fields(cls)]
+        if unknown := values.keys() - set(known):
+            raise ValueError(
+                nearest_choice("an option in the configuration", sorted(unknown)[0], known)
+            )
         return cls(**values)
 
 
@@ -298,11 +285,11 @@ def default_config(model: str = "diwae", data: str = "digits", **given: Any) -> 
 
     Args:
         model, data: as in :class:`TrainConfig`.
-        given: its other fields; None counts as not given. Defaults: ``binarise`` dynamic (frey:
-            none), ``likelihood`` bernoulli (grey frey: gaussian), ``corruption`` salt_and_pepper
-            (gaussian for any other likelihood) at ``level`` 0.05, ``K`` 5 with the samples inside
-            the logarithm (as for iwae and diwae) or vimco, and 1 outside, ``epochs`` and
-            ``learning_rate`` by data set.
+        given: its other fields; None counts as not given. What suits is the model's own default
+            (``samples``: 5 inside the logarithm or for vimco, else 1), and of the data
+            ``binarise``, ``epochs`` and ``learning_rate``; ``likelihood`` is gaussian for grey
+            frey, else bernoulli. A denoising model's ``corruption`` is of salt and pepper,
+            gaussian for any likelihood but bernoulli, at ``level`` 0.05; any other model has none.
 
     Raises:
         ValueError: naming the field, the rule and the value.
@@ -313,13 +300,14 @@ def default_config(model: str = "diwae", data: str = "digits", **given: Any) -> 
     values.setdefault("binarise", "none" if data == "frey" else "dynamic")
     grey = data == "frey" and values["binarise"] == "none"
     values.setdefault("likelihood", "gaussian" if grey else "bernoulli")
-    outside = Objective(values.get("objective") or MODELS[model].default_objective).bound.outside
-    values.setdefault("K", 1 if outside and values.get("estimator") != "vimco" else 5)
+    for name, value in MODELS[model].defaults.items():
+        if name not in ("objective", "corruption"):
+            values.setdefault(name, value)
     values.setdefault("epochs", DEFAULT_EPOCHS[data])
     values.setdefault("learning_rate", DEFAULT_LEARNING_RATES[data])
     if MODELS[model].denoising:
-        binary = values["likelihood"] == "bernoulli"
-        values.setdefault("corruption", "salt_and_pepper" if binary else "gaussian")
+        binary = isinstance(LIKELIHOODS.get(values["likelihood"]), Bernoulli)
+        values.setdefault("corruption", _BINARY_CORRUPTION if binary else "gaussian")
     else:
         values.setdefault("corruption", "identity")
     identity = values["corruption"] == "identity"

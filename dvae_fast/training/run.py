@@ -15,7 +15,7 @@ from dvae_fast import ops
 from dvae_fast._version import __version__
 from dvae_fast.distributed import World, all_sum, any_true, on_main, share
 from dvae_fast.files import CHECKPOINT, CheckpointError, load_tensors, save_tensors
-from dvae_fast.models import LatentVariableModel, save_model
+from dvae_fast.models import Autoencoder, save_model
 from dvae_fast.models.layers import evaluating
 from dvae_fast.models.saving import MODEL
 from dvae_fast.training.config import TrainConfig, kl_weight, learning_rate
@@ -36,7 +36,7 @@ class NonFiniteError(RuntimeError):
 
 
 def mean_bound(
-    model: LatentVariableModel, x: Tensor, seed: int, batch_size: int, world: World | None = None
+    model: Autoencoder, x: Tensor, seed: int, batch_size: int, world: World | None = None
 ) -> float:
     """Mean over x (N, D) of the model's own bound, in nats, on the model's device.
 
@@ -261,7 +261,7 @@ class Run:
             "history": self.history,
         }
         if not self.best_saved and self.best_epoch:
-            save_model(self.folder / MODEL, self.model.config(), self.best)
+            save_model(self.folder / MODEL, self.model, self.best)
             self.best_saved = True
         save_tensors(self.folder / CHECKPOINT, tensors, header)
 

@@ -6,11 +6,12 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,6 +53,12 @@ class Outcome:
     def last_lines(self, count: int = 1) -> str:
         lines = [line for line in self.output.splitlines() if line.strip()]
         return "\n".join(lines[-count:])
+
+
+#: of `subprocess.Popen`: a process group of its own
+_GROUP: dict[str, Any] = (
+    {"process_group": 0} if sys.version_info >= (3, 11) else {"preexec_fn": os.setpgrp}
+)
 
 
 class _Output:
@@ -138,7 +145,7 @@ def run(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            preexec_fn=os.setpgrp,  # process_group=0 needs Python 3.11
+            **_GROUP,
         )
     except OSError as error:
         with log.open("a") as f:

@@ -26,7 +26,7 @@ CHECK_JSON, BENCH_JSON, TESTS_XML = "check.json", "bench.json", "tests.xml"
 FILES = (LIBRARY_LOG, BENCH_LOG, TESTS_LOG, CHECK_JSON, BENCH_JSON, TESTS_XML, "verdict.json")
 
 #: of a test with many cases, one of so many runs: test_operators has thousands
-SAMPLE, DRY_SAMPLE = 11, 211
+SAMPLE, DRY_SAMPLE = 7, 211
 
 #: why tests/conftest.py skips a test
 NO_TIME = "no time is left for it"

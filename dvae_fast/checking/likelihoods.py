@@ -1,0 +1,129 @@
+"""The table of likelihoods with a kernel: where their operands lie, and the terms of their sums."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dvae_fast.likelihoods import Bernoulli, DiscretisedLogistic
+from dvae_fast.likelihoods.counts import log_gamma_ratio
+from dvae_fast.likelihoods.discretised import logistic_bin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dvae_fast.checking.operands import Maker
+
+    Operand = Callable[[Tensor], Tensor]
+
+__all__ = ["LIKELIHOODS", "Row", "elements", "scale_of", "target_of"]
+
+
+class Row(NamedTuple):
+    """A likelihood: how operands are made of standard normals and uniforms, and its terms."""
+
+    #: N(0, 1)-like → mean or logits
+    params: Operand
+    #: in [0.3, 2] → scale; None: has none
+    scale: Operand | None
+    #: in [0, 1], with exact zeros and ones → x
+    data: Operand
+    #: params, scale and x → absolute terms of log p, of ∂/∂params and of ∂/∂scale; no more than the
+    #: first two if it has no scale
+    terms: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    #: how many ε of its terms a density or derivative may be off: 4 or 5 for an exp and a log of 2
+    #: ulp each and the arithmetic around
+    roundings: int = 5
+    #: how far samples differ, in units of `params`' argument, so that no one takes all the weight
+    spread: float = 1.0
+    #: what multiplies the last linear layer of a decoder, so that its outputs are of `params`' size
+    layer: float = 1.0
+    #: whether the mean must be positive
+    positive: bool = False
+
+
+def _terms_bernoulli(logits: Tensor, scale: None, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    s = torch.sigmoid(logits)
+    return -Bernoulli().log_prob((logits,), x), x + s, s
+
+
+def _terms_gaussian(mean: Tensor, s: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    u = (x - mean) / s
+    value = 0.5 * u.square() + s.log().abs() + 0.5 * math.log(2 * math.pi)
+    return value, (u / s).abs(), (u.square() + 1) / s
+
+
+def _terms_discretised_logistic(
+    mean: Tensor, s: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log p is a sum of negative terms; where the bin ends is itself a difference."""
+    _, near, far, width = logistic_bin(mean, s, x)
+    at_near, at_far = torch.sigmoid(near), torch.sigmoid(-far)
+    end = ((x - mean).abs() + 0.5 / 255) / s
+    value = -DiscretisedLogistic().log_prob((mean, s), x) + (at_near + at_far) * end
+    of_width = torch.where(width == math.inf, 0.0, width / torch.expm1(width))
+    either = (at_near + at_far) * (1 + end)
+    return value, either / s, (end * either + of_width) / s
+
+
+def _terms_negative_binomial(mean: Tensor, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    log_gamma, digamma = log_gamma_ratio(t, x)
+    log_odds = torch.log1p(mean / t)
+    value = log_gamma.abs() + torch.lgamma(x + 1) + t * log_odds
+    value = value + x * torch.log(mean / (t + mean)).abs()
+    return (
+        value,
+        (x / mean + 1) * t / (t + mean),
+        digamma.abs() + log_odds + (x + mean) / (t + mean),
+    )
+
+
+LIKELIHOODS: dict[str, Row] = {
+    "bernoulli": Row(lambda n: 4 * n, None, lambda u: u, _terms_bernoulli, roundings=4, spread=0.5),
+    "gaussian": Row(lambda n: n, lambda u: u, lambda u: u, _terms_gaussian),
+    # Not so narrow that e^−|x − mean|/scale leaves float32: see test_discrete_likelihoods.py.
+    "discretised_logistic": Row(
+        lambda n: 0.5 + 0.3 * n,
+        lambda u: 0.1 * u,
+        lambda u: (255 * u).round() / 255,
+        _terms_discretised_logistic,
+        spread=0.05,
+        layer=0.25,
+    ),
+    # Dispersions from 7e-4 to 64, on both sides of where Stirling's series begins.
+    "negative_binomial": Row(
+        lambda n: torch.exp(1.5 * n),
+        lambda u: u**6,
+        lambda u: (40 * u**4).round(),
+        _terms_negative_binomial,
+        roundings=20,  # a ratio of Γ is ten factors and twice eight terms of Stirling's series
+        spread=0.05,
+        positive=True,
+    ),
+}
+
+
+def elements(likelihood: str, n: int, seed: int) -> tuple[Tensor, ...]:
+    """Parameters and x of n elements, (n,) each, in float64."""
+    row, g = LIKELIHOODS[likelihood], torch.Generator().manual_seed(seed)
+    normal = torch.randn(n, generator=g, dtype=torch.float64)
+    u, v = torch.rand(2, n, generator=g, dtype=torch.float64)
+    params = [row.params(normal)] + ([] if row.scale is None else [row.scale(0.3 + 1.7 * u)])
+    return (*params, row.data((2 * v - 0.5).clamp(0, 1)))
+
+
+def scale_of(make: Maker, likelihood: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A scale; a likelihood without one has no business here."""
+    of_uniform = LIKELIHOODS[likelihood].scale
+    assert of_uniform is not None
+    t = torch.rand(shape, generator=make.generator, dtype=torch.float64)
+    return make.put(of_uniform(0.3 + 1.7 * t), dtype)
+
+
+def target_of(make: Maker, likelihood: str, examples: int, size: int) -> Tensor:
+    """x, (B, D)."""
+    u = torch.rand(examples, size, generator=make.generator, dtype=torch.float64)
+    return make.put(LIKELIHOODS[likelihood].data((2 * u - 0.5).clamp(0, 1)), make.sums)

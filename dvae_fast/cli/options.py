@@ -1,0 +1,101 @@
+"""Options of the command line, made from the fields of a configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dvae_fast.models import MODELS, ModelConfig
+from dvae_fast.models.config import option_kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["flag", "given_values", "with_options"]
+
+
+def flag(name: str) -> str:
+    """A field's option: ``--hidden-sizes``."""
+    return f"--{name.replace('_', '-')}"
+
+
+def with_options(command: Callable[..., None], config: type) -> Callable[..., None]:
+    """`command` with an option for each field of the dataclass `config`, None where not given.
+
+    It must take them by ``**options``, besides options of its own.
+    """
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    parameters = [_parameter(config, field) for field in dataclasses.fields(config)]
+    parameters += [
+        p.replace(kind=p.KEYWORD_ONLY) for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def _parameter(config: type, field: dataclasses.Field[Any]) -> inspect.Parameter:
+    kind = option_kind(config, field.name)
+    names = [flag(field.name)]
+    if kind is bool:
+        names = [f"{names[0]}/--no-{names[0][2:]}"]
+    elif field.metadata["short"]:
+        names.append(field.metadata["short"])
+    sizes = kind == tuple[int, ...]
+    info = typer.Option(
+        *names,
+        help=_help(field),
+        metavar="SIZES" if sizes else None,
+        rich_help_panel="Model" if hasattr(ModelConfig, field.name) else None,
+        show_default=False,
+    )
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[(str if sizes else kind) | None, info],
+    )
+
+
+def _help(field: dataclasses.Field[Any]) -> str:
+    parts = [field.metadata["help"]]
+    if choices := field.metadata["choices"]:
+        parts.append(f"One of {', '.join(choices)}.")
+    if field.default is not None and "Default" not in parts[0] and field.default is not False:
+        defaults = [_shown(field.default)]
+        for name, model in MODELS.items():
+            if field.name in model.defaults:
+                defaults.append(f"{_shown(model.defaults[field.name])} for {name}")
+        parts.append(f"Default: {'; '.join(defaults)}.")
+    return " ".join(parts)
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def given_values(config: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that stand on the command line, by field.
+
+    Raises:
+        ValueError: if sizes are not integers separated by commas.
+    """
+    values = {}
+    for name, value in options.items():
+        if value is None:
+            continue
+        sizes = option_kind(config, name) == tuple[int, ...]
+        values[name] = _sizes(flag(name), value) if sizes else value
+    return values
+
+
+def _sizes(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ValueError(
+            f"{option} must be sizes separated by commas, such as 200,200; got {text!r}"
+        ) from None

@@ -1,0 +1,53 @@
+"""x and log_ratio as the operators take them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from dvae_fast._checks import check_same, check_shape
+from dvae_fast._dtypes import accumulation_dtype
+
+__all__ = ["check_rows"]
+
+
+def check_rows(
+    x: Any, log_ratio: Any, leading: tuple[int, ...], size: int, of: Tensor, of_name: str
+) -> tuple[Tensor, Tensor]:
+    """x as (rows, D) and log_ratio as (N, K), both in the accumulation dtype, after checks.
+
+    leading is (*L, B, K); x is (B, D) or (*L, B, D).
+    """
+    if not isinstance(x, Tensor) or not isinstance(log_ratio, Tensor):
+        name, value = ("x", x) if not isinstance(x, Tensor) else ("log_ratio", log_ratio)
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if len(leading) < 2:
+        raise ValueError(f"{of_name} must have shape (*L, B, K, D), got {tuple(of.shape)}")
+    if leading[-1] < 1:
+        raise ValueError(f"{of_name} must hold K >= 1 samples, got shape {tuple(of.shape)}")
+    batch = leading[:-1]
+    if x.shape != (batch[-1], size) and x.shape != (*batch, size):
+        raise ValueError(
+            f"x must have shape (B, D) = {(batch[-1], size)} to go with {of_name} of shape "
+            f"{tuple(of.shape)}, got {tuple(x.shape)}"
+        )
+    if log_ratio.shape != leading:
+        check_shape("log_ratio", log_ratio, leading, "(*L, B, K)")
+    check_same("x", x, of_name, of)
+    check_same("log_ratio", log_ratio, of_name, of)
+    dtype = accumulation_dtype(of.dtype)
+    if x.dtype != dtype:
+        if x.is_complex():
+            raise TypeError(f"x must be real, got {x.dtype}")
+        x = x.to(dtype)
+    if log_ratio.dtype != dtype:
+        if not log_ratio.is_floating_point():
+            raise TypeError(f"log_ratio must be floating point, got {log_ratio.dtype}")
+        log_ratio = log_ratio.to(dtype)
+    if x.dim() != 2:
+        x = x.reshape(math.prod(batch), size)
+    if log_ratio.dim() != 2:
+        log_ratio = log_ratio.reshape(math.prod(batch), leading[-1])
+    return x, log_ratio

@@ -1,0 +1,185 @@
+"""What has no kernel: log-weights by a likelihood's own `log_prob`, and the gradient in x."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from dvae_fast._checks import check_float, check_same, values_are_checked
+from dvae_fast._dtypes import accumulation_dtype
+from dvae_fast.functional._autograd import needs_grad
+from dvae_fast.functional._rows import check_rows
+
+if TYPE_CHECKING:
+    from dvae_fast.likelihoods import Likelihood
+
+__all__ = ["check_no_gradient", "gradient_in_x", "plain_log_weights"]
+
+
+def plain_log_weights(params: Any, x: Any, log_ratio: Any, likelihood: Likelihood) -> Tensor:
+    """`log_weights` of such a likelihood, (*L, B, K).
+
+    Each parameter is a number or broadcasts to the others' shape, (*L, B, K, D); they and x are in
+    the dtype of sums.
+    """
+    operands = _operands(likelihood, params)
+    like = operands[0]
+    shape = tuple(like.shape)
+    rows, ratio = check_rows(x, log_ratio, shape[:-1], shape[-1], like, "params")
+    # (B, D) is shared by leading dimensions.
+    data = rows.unsqueeze(-2) if rows.shape[0] == shape[-3] else rows.view(*shape[:-2], 1, -1)
+    if likelihood.discrete:
+        check_no_gradient(likelihood, data)
+    if values_are_checked():
+        likelihood.check_support(data)
+        likelihood.check_values(tuple(operands))
+    carrier = None
+    before, behind = _guards()
+    if needs_grad(*operands, data):
+        if needs_grad(data):
+            data = data.expand(shape)
+        *operands, data, carrier = before.apply(*operands, data)
+    with torch.autocast(like.device.type, enabled=False):
+        log_p = likelihood.log_prob(tuple(operands), data)
+        _check_density(log_p, likelihood, shape)
+        total = log_p.expand(shape).to(like.dtype).sum(-1)
+    if carrier is not None:
+        total = cast("Tensor", behind.apply(total, carrier))
+    return total + ratio.view(shape[:-1])
+
+
+def check_no_gradient(likelihood: Likelihood, x: Tensor) -> None:
+    """Raise ValueError if a gradient of discrete data is asked for."""
+    if needs_grad(x):
+        raise ValueError(
+            f"x must not require a gradient: the {likelihood.kind} likelihood has none for it, "
+            "its data being discrete"
+        )
+
+
+def gradient_in_x(
+    grad: Tensor, params: Tensor, scale: Tensor | None, x: Tensor, likelihood: Likelihood
+) -> Tensor:
+    """grad (N, K) times the likelihood's derivative in x, summed over samples and over the rows
+    that share it: the operators' params (N, K, D) and scale, x (B, D) → (B, D)."""
+    copies = params.shape[0] // max(x.shape[0], 1)
+    operands = [params.to(x.dtype)]
+    if scale is not None:  # of N·K·D, D or one element
+        operands.append(scale.to(x.dtype))
+    derivative = likelihood.derivative_in_x(tuple(operands), x.repeat(copies, 1).unsqueeze(1))
+    g = grad.to(x.dtype).unsqueeze(-1)
+    # A weight of zero stops a non-finite derivative: 0 · inf would be NaN.
+    each = torch.where(g == 0, 0.0, g * derivative)
+    return each.sum(1).view(copies, *x.shape).sum(0)
+
+
+def _operands(likelihood: Likelihood, params: Any) -> list[Tensor]:
+    """The parameters in one shape, (*L, B, K, D), and the dtype of sums."""
+    given = dict(zip(likelihood.params, likelihood.unpack(params), strict=True))
+    tensors = {name: p for name, p in given.items() if isinstance(p, Tensor)}
+    for name, p in given.items():
+        if name in tensors:
+            check_float(name, p)
+        elif not isinstance(p, (int, float)) or isinstance(p, bool):
+            raise TypeError(f"{name} must be a number or a tensor, got {type(p).__name__}")
+    if not tensors:
+        raise TypeError(f"{next(iter(given))} must be a tensor (*L, B, K, D), got a number")
+    first, like = next(iter(tensors.items()))
+    dtype = like.dtype
+    for name, t in tensors.items():
+        check_same(name, t, first, like)
+        dtype = torch.promote_types(dtype, t.dtype)
+    dtype = accumulation_dtype(dtype)
+    try:
+        shape = torch.broadcast_shapes(*(t.shape for t in tensors.values()))
+    except RuntimeError:
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
+        raise ValueError(
+            f"params must broadcast to one shape, (*L, B, K, D), got {shapes}"
+        ) from None
+    if len(shape) < 3:
+        raise ValueError(f"params must have shape (*L, B, K, D), got {tuple(shape)}")
+    return [
+        p.to(dtype).expand(shape)
+        if isinstance(p, Tensor)
+        else torch.full((), p, dtype=dtype, device=like.device).expand(shape)
+        for p in given.values()
+    ]
+
+
+def _check_density(log_p: Any, likelihood: Likelihood, shape: tuple[int, ...]) -> None:
+    what = f"log_prob of {type(likelihood).__name__} must return log p of each element, a tensor"
+    if not isinstance(log_p, Tensor):
+        raise TypeError(f"{what}, got {type(log_p).__name__}")
+    if log_p.shape != shape:
+        raise ValueError(f"{what} of shape {shape}, got {tuple(log_p.shape)}")
+
+
+# --- derivatives where a weight is zero -----------------------------------------------------------
+#
+# A sample that nothing depends on has a gradient of zero, whatever its density's derivatives are:
+# of a density of 0 they may be infinite, and 0 · inf would be NaN. So the derivatives pass through
+# `_Operands`, which drops those of the samples that `_Report`, behind the density, found to have a
+# weight of zero. The carrier, whose gradient that is, makes autograd run the two in this order.
+
+
+class _Operands(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*operands: Tensor) -> tuple[Tensor, ...]:
+        shape = torch.broadcast_shapes(*(t.shape for t in operands))
+        carrier = operands[0].new_zeros(shape[:-1])
+        return (*(t.view_as(t) for t in operands), carrier)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        *of_operands, of_carrier = grads
+        unused = (of_carrier != 0).unsqueeze(-1)
+        return tuple(
+            g.masked_fill(unused, 0.0) if need else None
+            for g, need in zip(of_operands, ctx.needs_input_grad, strict=True)
+        )
+
+
+class _Report(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(log_p: Tensor, carrier: Tensor) -> Tensor:
+        return log_p.view_as(log_p)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, (grad == 0).to(grad.dtype)
+
+
+# Forward mode, which torch.compile refuses to see.
+
+
+class _OperandsEager(_Operands):
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> tuple[Tensor | None, ...]:
+        return (*tangents, None)
+
+
+class _ReportEager(_Report):
+    @staticmethod
+    def jvp(ctx: Any, log_p: Tensor, carrier: Tensor | None) -> Tensor:
+        return log_p
+
+
+def _guards() -> tuple[type[_Operands], type[_Report]]:
+    if torch.compiler.is_compiling():
+        return _Operands, _Report
+    return _OperandsEager, _ReportEager

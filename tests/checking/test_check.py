@@ -1,0 +1,190 @@
+"""`check` finds every operator that is wrong, and nothing else."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import dvae_fast
+from dvae_fast import ops, reference
+from dvae_fast.checking import graphs, levels
+from dvae_fast.checking.cases import MUTATING, OPERATORS, run_reference, upcast
+from dvae_fast.checking.graphs import check_graphs
+from dvae_fast.checking.limits import allowed_error
+from dvae_fast.checking.outcomes import Tally
+from dvae_fast.checking.report import FAILED, PASSED
+from dvae_fast.checking.run import run_checks
+from dvae_fast.checking.select import for_graphs, samples
+from dvae_fast.checking.terms import absolute_terms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+CPU = torch.device("cpu")
+
+# torch's, of a kernel put in the place of another, which is the point here.
+pytestmark = pytest.mark.filterwarnings("ignore:Warning only once for all operators")
+
+
+@pytest.fixture
+def override() -> Iterator[Callable[[str, Callable[..., Any]], None]]:
+    """Puts a kernel in the place of an operator's on the CPU, for one test."""
+    library = torch.library.Library("dvae_fast", "IMPL")
+
+    def put(name: str, kernel: Callable[..., Any]) -> None:
+        library.impl(name, kernel, "CPU", allow_override=True)
+
+    yield put
+    library._destroy()
+
+
+def _slightly_wrong(op: str) -> Callable[..., Any]:
+    """The reference in float64 with one element of the first result off by 5 times its limit; a
+    mask, by one of its bits."""
+
+    def kernel(*args: Any) -> Any:
+        dtypes = [t.dtype for t in _results(op, getattr(reference, op)(*_copies(args)), args)]
+        terms = absolute_terms(op, upcast(args))
+        expected = run_reference(op, upcast(args))
+        sums = torch.float32  # in every case that `small` has
+        out = []
+        for i, (e, t, dtype) in enumerate(zip(expected, terms, dtypes, strict=True)):
+            value = e.clone()
+            if i == (len(expected) - 1 if op in MUTATING else 0) and e.numel():
+                off = 5 * allowed_error(dtype, e, t, sums)
+                at = int(torch.where(torch.isfinite(e), off / (1 + off), 0.0).argmax())
+                value.view(-1)[at] += off.reshape(-1)[at]
+                if op == "corrupt" and args[1] != "gaussian":
+                    value = e.clone()
+                    value.view(-1)[0] = 0.5 if e.view(-1)[0] != 0.5 else 0.25
+            out.append(value.to(dtype))
+        if op in MUTATING:
+            args[0].copy_(out.pop())
+        return None if not out else out[0] if len(out) == 1 else tuple(out)
+
+    return kernel
+
+
+def _copies(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (args[0].clone() if isinstance(args[0], Tensor) else args[0], *args[1:])
+
+
+def _results(op: str, out: Any, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    out = () if out is None else out if isinstance(out, tuple) else (out,)
+    return (*out, args[0]) if op in MUTATING else out
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_operator_off_by_a_few_times_its_limit_fails(
+    op: str, override: Callable[[str, Callable[..., Any]], None]
+) -> None:
+    override(op, _slightly_wrong(op))
+    report = run_checks(CPU, small=True, operators=(op,), all_levels=False)
+    assert not report.passed
+    assert report.failed_operators == (op,)
+    verdicts = {(row.what, row.verdict) for row in report.rows}
+    assert (("masks" if op == "corrupt" else "values"), FAILED) in verdicts
+    # A gradient of the standard deviation has elements although there are no examples.
+    assert op == "corrupt_backward_std" or ("empty", PASSED) in verdicts
+    for row in report.rows:
+        if row.verdict == FAILED and row.what != "masks":
+            assert 1 < row.worst < 8, f"{row}: made wrong by 5 times the limit"
+            assert row.error == pytest.approx(row.worst * row.limit)
+            assert "elements off; worst at" in row.detail
+
+
+def test_wrong_and_raising_operators_are_told_from_the_rest(
+    override: Callable[[str, Callable[..., Any]], None],
+) -> None:
+    """All operators and all functions, with three that are not right."""
+
+    def raising(*_: Any) -> Any:
+        raise RuntimeError("no such kernel\nand more")
+
+    override("logmeanexp", _slightly_wrong("logmeanexp"))
+    override("softplus_backward", raising)
+    override("lse_merge", lambda a, b: torch.full_like(a, math.nan))
+    report = run_checks(CPU, small=True, all_levels=False)
+    assert report.failed_operators == ("logmeanexp", "lse_merge", "softplus_backward")
+    by_operator = {row.operator: row for row in report.failures if row.what == "values"}
+    assert "RuntimeError: no such kernel" in by_operator["softplus_backward"].detail
+    assert "and more" not in by_operator["softplus_backward"].detail
+    assert by_operator["lse_merge"].worst == math.inf
+    tried = {row.operator for row in report.rows}
+    assert tried >= set(OPERATORS)
+    functions = {row.operator: row for row in report.rows if row.what == "gradients"}
+    assert functions["softplus"].verdict == FAILED
+    assert functions["linear_log_weights"].verdict == PASSED
+
+
+def test_right_operators_pass_on_every_level() -> None:
+    report = run_checks(CPU, small=True)
+    assert report.passed, str(report)
+    assert report
+    assert report.failed_operators == ()
+    info = dvae_fast.build_info()
+    if ops.library_loaded():
+        assert {row.level for row in report.rows} == set(info["isas"])
+    for op in OPERATORS:
+        assert {row.what for row in report.rows if row.operator == op} >= {"empty", "layouts"}
+    worst = [row.worst for row in report.rows if row.what == "values"]
+    assert 0 < max(worst) <= 1
+
+
+def test_level_whose_process_dies_blames_the_operator_that_ran(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not ops.library_loaded():
+        pytest.skip("no compiled library, so no ISA levels")
+
+    class Dead:
+        name = "avx9"
+
+        def outcomes(self, deadline: float) -> str:
+            return "softplus: its process ended with -11"
+
+        def stop(self) -> None:
+            pass
+
+    monkeypatch.setattr(levels, "start_levels", lambda *_: [Dead()])
+    report = run_checks(CPU, small=True, operators=("softplus", "logmeanexp"))
+    assert report.failed_operators == ("softplus",)
+    (failure,) = report.failures
+    assert failure.level == "avx9"
+    assert "-11" in failure.detail
+
+
+class Again:
+    """What a captured graph does, by calling again."""
+
+    def __init__(self, call: Callable[[], Any], device: str) -> None:
+        self._call = call
+        self.out = call()
+
+    def replay(self) -> None:
+        self.out = self._call()
+
+
+class Stale(Again):
+    """A graph that holds what was given at capture, seeds and all."""
+
+    def replay(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("record, verdict", [(Again, PASSED), (Stale, FAILED)])
+def test_graphs_are_replayed_with_other_numbers(record: type[Again], verdict: str) -> None:
+    chosen = [s for s in samples("cpu", small=True) if s.op != "mlp_log_weights"]
+    operators = {s.op for s in for_graphs(chosen)}
+    assert operators == set(OPERATORS) - {"mlp_log_weights"}
+    tally = Tally()
+    check_graphs(tally, chosen, "cpu", note=lambda _: None, record=record)
+    rows = tally.rows()
+    assert {row.operator for row in rows} == operators
+    # What is mutated is the argument itself, which a stale graph leaves as it was given.
+    assert {row.verdict for row in rows} == {verdict}, [r for r in rows if r.verdict != verdict]
+    assert graphs.Graph.replay is not Again.replay

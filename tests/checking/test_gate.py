@@ -1,0 +1,144 @@
+"""Kernels that wait for their check, through the real gate, with the CPU as the GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STANDIN = Path(__file__).with_name("standin.py")
+
+
+class User:
+    """Starts processes that use the package, with a cache of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.cache = folder / "cache"
+        self.runs_file = folder / "runs"
+
+    def start(self, **environment: str) -> subprocess.Popen[str]:
+        inherited = {k: v for k, v in os.environ.items() if k != "DVAE_FAST_CHECK"}
+        own = {
+            "XDG_CACHE_HOME": str(self.cache),
+            "STANDIN_RUNS": str(self.runs_file),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        }
+        return subprocess.Popen(
+            [sys.executable, str(STANDIN), "use"],
+            env={**inherited, **own, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    @staticmethod
+    def result(process: subprocess.Popen[str]) -> dict[str, Any]:
+        with process:
+            out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        found: dict[str, Any] = json.loads(out)
+        return found
+
+    def __call__(self, **environment: str) -> dict[str, Any]:
+        return self.result(self.start(**environment))
+
+    @property
+    def runs(self) -> int:
+        return len(self.runs_file.read_text().splitlines()) if self.runs_file.exists() else 0
+
+
+@pytest.fixture
+def use(tmp_path: Path) -> User:
+    return User(tmp_path)
+
+
+USED = ["corrupt", "iwae", "rescale_", "softplus"]
+
+
+def test_kernels_that_pass_run_from_the_first_call_on_and_no_one_is_told(use: User) -> None:
+    for _ in range(2):  # the second process remembers
+        found = use()
+        assert found["untouched"], "a fake or meta tensor asked for the check"
+        assert found["decided"]
+        assert found["kernels"] == USED
+        assert found["warnings"] == []
+        assert all(found["right"].values()), found["right"]
+    assert use.runs == 1
+
+
+def test_wrong_kernel_is_left_out_named_once_and_remembered(use: User) -> None:
+    for _ in range(2):
+        found = use(STANDIN_WRONG="iwae")
+        assert found["kernels"] == ["corrupt", "rescale_", "softplus"]
+        assert all(found["right"].values()), found["right"]
+        (warning,) = found["warnings"]
+        assert "the CUDA kernels of iwae failed the check" in warning
+        report = Path(warning.split("Report: stand-in: ")[1])
+        saved = json.loads(report.read_text())["report"]
+        assert saved["failed_operators"] == ["iwae"]
+    assert use.runs == 1
+    # Another library is another matter.
+    assert use(STANDIN_LIBRARY="b")["kernels"] == USED
+    assert use.runs == 2
+
+
+def test_wrong_mask_is_found(use: User) -> None:
+    found = use(STANDIN_WRONG="corrupt")
+    assert found["kernels"] == ["iwae", "rescale_", "softplus"]
+    assert all(found["right"].values()), found["right"]
+
+
+@pytest.mark.parametrize(
+    "environment, reason",
+    [
+        ({"STANDIN_CRASH": "softplus"}, "ended with SIGABRT in softplus"),
+        ({"STANDIN_HANG": "softplus", "STANDIN_LIMIT": "8"}, "took more than 8 s"),
+    ],
+)
+def test_crash_or_hang_puts_all_on_the_reference(
+    environment: dict[str, str], reason: str, use: User
+) -> None:
+    for _ in range(2):
+        found = use(**environment)
+        assert found["kernels"] == []
+        assert all(found["right"].values()), found["right"]
+        (warning,) = found["warnings"]
+        assert reason in warning
+        assert "dvae-fast check" in warning
+        log = Path(warning.split("; see ")[1].split(". The slower")[0])
+        assert "> " in log.read_text()
+    assert use.runs == 1, "a crash is to be remembered for a day"
+
+
+def test_processes_that_start_at_once_run_one_check(use: User) -> None:
+    processes = [use.start(STANDIN_WRONG="iwae") for _ in range(4)]
+    for process in processes:
+        assert use.result(process)["kernels"] == ["corrupt", "rescale_", "softplus"]
+    assert use.runs == 1
+
+
+def test_cache_that_cannot_be_written_is_said_and_the_check_still_runs(use: User) -> None:
+    use.cache.write_text("a file, where the folder should be")
+    found = use(STANDIN_WRONG="iwae")
+    assert found["kernels"] == ["corrupt", "rescale_", "softplus"]
+    (warning,) = found["warnings"]
+    assert "iwae failed the check" in warning
+    assert "cannot be remembered" in warning
+    assert "runs at each start" in warning
+    assert "XDG_CACHE_HOME" in warning
+    assert use.runs == 1
+
+
+def test_check_can_be_left_out(use: User) -> None:
+    found = use(DVAE_FAST_CHECK="0", STANDIN_WRONG="iwae")
+    assert found["kernels"] == USED
+    assert not found["right"]["iwae"]
+    assert found["warnings"] == []
+    assert use.runs == 0

@@ -148,7 +148,7 @@ def test_the_level_may_be_learnt() -> None:
     ok("train", "--resume", "--run-dir", "r", "--epochs", "2", "--evaluate-k", "0", "-q")
     wrong = run("train", "--gradient", "score", "-M", "1")
     assert wrong.exit_code == 2
-    assert "gradient does not fit salt_and_pepper 0.05: M must be >= 2" in wrong.output
+    assert "gradient does not fit salt_and_pepper 0.05: copies must be >= 2" in wrong.output
 
 
 def test_quiet_prints_nothing(tmp_path: Path) -> None:

@@ -502,12 +502,12 @@ def test_starts_where_it_is_told_to() -> None:
         (
             lambda: _model("dvae", Learnable(Masking(0.1)), copies=1),
             ValueError,
-            "M must be >= 2 for a rate learnt by the score function, .*; got 1",
+            "copies must be >= 2 for a rate learnt by the score function, .*; got 1",
         ),
         (
             lambda: score_function_surrogate(torch.ones(1, B), torch.ones(1, B)),
             ValueError,
-            "M must be >= 2 for a rate learnt by the score function, .*; got 1",
+            "copies must be >= 2 for a rate learnt by the score function, .*; got 1",
         ),
         (
             lambda: score_function_surrogate(torch.ones(M, B), torch.ones(B, M)),

@@ -135,7 +135,7 @@ def test_defaults_suit_the_model_and_the_data() -> None:
         ({"covariance": "full", "objective": "vr"}, "objective must be elbo or iwae with the"),
         ({"gradient": "magic"}, "gradient must be one of pathwise, score, relaxed; got"),
         ({"gradient": "pathwise"}, "gradient does not fit salt_and_pepper 0.05: estimator"),
-        ({"gradient": "score"}, "gradient does not fit salt_and_pepper 0.05: M must be >= 2"),
+        ({"gradient": "score"}, "gradient does not fit salt_and_pepper 0.05: copies must be >= 2"),
         ({"gradient": "relaxed", "level": 1.0}, "salt_and_pepper 1: rate must be in (0, 1)"),
         ({"model": "vae", "gradient": "score"}, "gradient does not fit identity 0:"),
         ({"copies": 0}, "copies must be >= 1, got 0"),

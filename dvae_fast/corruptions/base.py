@@ -89,8 +89,8 @@ def check_baseline(copies: int) -> None:
     """Raise ValueError unless there are copies for the score function's baseline."""
     if copies < 2:
         raise ValueError(
-            "M must be >= 2 for a rate learnt by the score function, whose baseline is made of "
-            f"the other copies; got {copies}"
+            "copies must be >= 2 for a rate learnt by the score function, whose baseline is made "
+            f"of the other copies; got {copies}"
         )
 
 

@@ -16,6 +16,7 @@ from dvae_fast.corruptions import (
     LEVEL_ESTIMATORS,
     Corruption,
     Learnable,
+    RateCorruption,
     SaltAndPepper,
     make_corruption,
     rates_from_mean,
@@ -207,17 +208,17 @@ class TrainConfig(ModelConfig):
                 f"corruption must be identity for {self.model} (only {', '.join(corrupting)} "
                 f"corrupt); got {self.corruption!r}"
             )
-        if self.per_pixel and self.corruption in ("identity", "gaussian"):
-            raise ValueError(
-                "per_pixel must be off unless the corruption has a rate; "
-                f"corruption is {self.corruption}"
-            )
         try:
             if not math.isfinite(self.level):
                 raise ValueError(f"level must be finite, got {self.level!r}")
             corruption = make_corruption(self.corruption, self.level)
         except (TypeError, ValueError) as error:
             raise ValueError(f"level does not fit {self.corruption}: {error}") from None
+        if self.per_pixel and not isinstance(corruption, RateCorruption):
+            raise ValueError(
+                "per_pixel must be off unless the corruption has a rate; "
+                f"corruption is {self.corruption}"
+            )
         if self.gradient is not None:
             try:
                 learnable = Learnable(corruption, self.gradient)

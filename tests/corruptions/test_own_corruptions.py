@@ -418,7 +418,7 @@ def _double(x: Tensor) -> Tensor:
         (
             lambda x: DVAE(D, corruption=Drop(0.3)),
             ValueError,
-            "M must be >= 2 for a rate learnt by the score function, .*; got 1",
+            "copies must be >= 2 for a rate learnt by the score function, .*; got 1",
         ),
         (
             lambda x: DVAE(D, corruption=Drop(0.3), copies=2, objective="mixture"),

@@ -181,7 +181,7 @@ def test_a_new_bound_is_one_row(estimator: str, monkeypatch: pytest.MonkeyPatch)
         objectives.Objective("ciwae", estimator, beta=1 / 3),
     ):
         torch.manual_seed(0)
-        model = DIWAE(D, Z, (6,), M=2, K=K, objective=objective).double()
+        model = DIWAE(D, Z, (6,), copies=2, samples=K, objective=objective).double()
         loss = model.loss(x, 7)
         results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
     for mine, theirs in zip(*results, strict=True):
@@ -196,7 +196,7 @@ def test_renyi_of_alpha_0_is_the_importance_weighted_bound(estimator: str) -> No
     for name, options in cases:
         torch.manual_seed(0)
         objective = objectives.Objective(name, estimator, **options)
-        model = DIWAE(D, Z, (6,), M=2, K=K, objective=objective).double()
+        model = DIWAE(D, Z, (6,), copies=2, samples=K, objective=objective).double()
         loss = model.loss(x, 7)
         results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
     for one, other in zip(*results, strict=True):

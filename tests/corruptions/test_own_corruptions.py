@@ -165,7 +165,7 @@ def test_dropout_in_either_mode() -> None:
     assert share == pytest.approx(0.1, abs=SIGMAS * math.sqrt(0.1 * 0.9 / noisy.numel()))
     dropout.eval()
     assert torch.equal(dvae_fast.corrupt(x, dropout, M, SEED), x.expand(M, -1, -1))
-    model = DVAE(D, Z, (6,), corruption=nn.Dropout(0.1), M=M)
+    model = DVAE(D, Z, (6,), corruption=nn.Dropout(0.1), copies=M)
     assert "FunctionCorruption" in repr(model.corruption)
     loss = model.loss(x, SEED)
     assert torch.equal(model.loss(x, SEED), loss)
@@ -289,7 +289,7 @@ def test_a_density_in_a_model_is_what_learnable_masking_is(kind: Any) -> None:
     means, errors = [], []
     for corruption, name in ((Drop(0.3), "logit"), (Learnable(Masking(0.3)), "unconstrained")):
         torch.manual_seed(1)
-        model = kind(D, Z, (6,), corruption=corruption, M=M)
+        model = kind(D, Z, (6,), corruption=corruption, copies=M)
         parameter = getattr(corruption, name)
         with torch.no_grad():
             for p in model.encoder.parameters():
@@ -306,7 +306,7 @@ def test_a_density_in_a_model_is_what_learnable_masking_is(kind: Any) -> None:
 @pytest.mark.parametrize("own", ["class", "class with a density", "module", "function of x"])
 @pytest.mark.parametrize("kind", [DVAE, DIWAE])
 def test_models_and_the_evaluator_take_it(kind: Any, own: str) -> None:
-    model = kind(D, Z, (6,), corruption=OWN[own](), M=M, K=K)
+    model = kind(D, Z, (6,), corruption=OWN[own](), copies=M, samples=K)
     x = (torch.rand(B, D) < 0.5).float()
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     losses = []
@@ -328,7 +328,14 @@ def test_models_and_the_evaluator_take_it(kind: Any, own: str) -> None:
 @pytest.mark.parametrize("own", [Fog, lambda: nn.Dropout(0.3)], ids=["class", "module"])
 def test_a_training_step_with_it_is_reproducible(own: Callable[[], Any], tmp_path: Path) -> None:
     config = default_config(
-        "dvae", M=2, K=1, batch_size=237, latent_size=Z, hidden_sizes=(9, 7), epochs=1, seed=11
+        "dvae",
+        copies=2,
+        samples=1,
+        batch_size=237,
+        latent_size=Z,
+        hidden_sizes=(9, 7),
+        epochs=1,
+        seed=11,
     )
     found = []
     for twin in range(2):
@@ -405,7 +412,7 @@ def _double(x: Tensor) -> Tensor:
             "M must be >= 2 for a rate learnt by the score function, .*; got 1",
         ),
         (
-            lambda x: DVAE(D, corruption=Drop(0.3), M=2, objective="mixture"),
+            lambda x: DVAE(D, corruption=Drop(0.3), copies=2, objective="mixture"),
             ValueError,
             "objective must be a mean over corruptions .*; got mixture",
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +32,6 @@ from dvae_fast.training.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 M, B, K, Z, D = 3, 5, 2, 4, 11
 SEED = 123
@@ -351,6 +351,15 @@ def test_a_training_step_with_it_is_reproducible(own: Callable[[], Any], tmp_pat
         assert not torch.equal(weight, before)
         found.append(weight)
     assert torch.equal(*found)
+
+
+def test_the_documents_example_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "corruptions.md").read_text()
+    names: dict[str, Any] = {}
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    assert names["noisy"].shape == (3, 5, 11)
+    assert names["same"].shape == (5, 11)
+    assert "corruption.strength" in dict(names["model"].named_parameters())
 
 
 # --- bad input --------------------------------------------------------------------------------

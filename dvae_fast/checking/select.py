@@ -17,6 +17,7 @@ from dvae_fast.checking.operands import (
     Sample,
     named,
 )
+from dvae_fast.checking.special import special_samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,7 +32,7 @@ def samples(
     device: str, *, small: bool = False, operators: Iterable[str] = OPERATORS
 ) -> list[Sample]:
     """float32 has the whole table; the other dtypes a large size, no examples, and a small size in
-    three layouts.
+    three layouts. Each has its special numbers.
 
     `small`: float32 and bfloat16, a small size, no examples and one layout.
     """
@@ -54,7 +55,7 @@ def samples(
                 names = tuple(map(named, (LARGE, TINY_LATENT, NO_EXAMPLES)))
                 layouts = ("contiguous", "strided", "transposed")
                 keep = [s for s in every if s.label.startswith(names) and s.layout in layouts]
-            out += keep
+            out += [*keep, *special_samples(op, dtype, device)]
         if op == "corrupt":
             out += list(_masks(device, small))
     return out

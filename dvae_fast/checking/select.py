@@ -70,10 +70,12 @@ def _masks(device: str, small: bool) -> Iterable[Sample]:
                 def build(
                     make: Maker, d: int = d, kind: str = kind, seed: int = seed
                 ) -> tuple[Any, ...]:
-                    rate = torch.linspace(0.001, 0.999, d).to(make.device)
-                    salt = torch.linspace(0.9, 0.1, d).to(make.device)
+                    rate, salt = (
+                        torch.linspace(*ends, d, dtype=torch.float32).to(make.device)
+                        for ends in ((0.001, 0.999), (0.9, 0.1))
+                    )
                     return (
-                        torch.full((5, d), 0.25, device=make.device),
+                        torch.full((5, d), 0.25, dtype=torch.float32, device=make.device),
                         kind,
                         rate,
                         salt if kind == "salt_and_pepper" else None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dvae_fast.checking.cases import OPERATORS, sample_inputs
+from dvae_fast.checking.many import many_samples
 from dvae_fast.checking.operands import (
     DTYPES,
     LARGE,
@@ -32,7 +33,7 @@ def samples(
     device: str, *, small: bool = False, operators: Iterable[str] = OPERATORS
 ) -> list[Sample]:
     """float32 has the whole table; the other dtypes a large size, no examples, and a small size in
-    two layouts. Each has its special numbers.
+    two layouts. Each has its special numbers and, on a GPU, calls that are large for it.
 
     `small`: float32 and bfloat16, a small size, no examples and one layout.
     """
@@ -56,6 +57,9 @@ def samples(
                 layouts = ("contiguous", "strided")
                 keep = [s for s in every if s.label.startswith(names) and s.layout in layouts]
             out += [*keep, *special_samples(op, dtype, device)]
+            if torch.device(device).type == "cuda" and not small:
+                count = torch.cuda.get_device_properties(device).multi_processor_count
+                out += many_samples(op, dtype, device, count)
         if op == "corrupt":
             out += list(_masks(device, small))
     return out

@@ -240,7 +240,6 @@ def extensions(toolkit: Toolkit | None, building: bool) -> list[object]:
     flags = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", *math]
     files = sources("csrc/torch/*.cpp", "csrc/torch/cpu/*.cpp", "csrc/cpu/*.cpp")
     macros = [("TORCH_TARGET_VERSION", STABLE_ABI)]
-    core_macros = []
     build, compile_args, includes = CppExtension, {"cxx": flags}, []
     if toolkit is not None:
         build = CUDAExtension
@@ -253,9 +252,8 @@ def extensions(toolkit: Toolkit | None, building: bool) -> list[object]:
                 f"building GPU kernels for {architectures} with nvcc {toolkit.version}; fewer in "
                 f"{ARCHITECTURES} take less time, DVAE_FAST_CUDA=0 leaves them out"
             )
-        core_macros = [("DVAE_CUDA_ARCHES", f'"{architectures}"')]
         # USE_CUDA shows torch's CUDA functions in the stable headers.
-        macros += [("USE_CUDA", None), *core_macros]
+        macros += [("USE_CUDA", None), ("DVAE_CUDA_ARCHES", f'"{architectures}"')]
     operators = build(
         "dvae_fast._C",
         files,
@@ -268,7 +266,6 @@ def extensions(toolkit: Toolkit | None, building: bool) -> list[object]:
         "dvae_fast._core",
         [*sources("csrc/python/*.cpp"), "csrc/cpu/isa.cpp"],
         cxx_std=17,
-        define_macros=core_macros,
         extra_compile_args=["-O2", *math],
     )
     return [operators, core]

@@ -19,7 +19,6 @@ _A = TypeVar("_A", _Float32, _Float64)
 class _Build(TypedDict):
     compiler: str
     cxx_standard: int
-    cuda_architectures: str  # as 8.0 9.0+PTX; empty without CUDA kernels
 
 compiler: str
 build: _Build

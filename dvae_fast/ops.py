@@ -218,7 +218,10 @@ class Gate:
                 )
             _gate = None
         if warning:
-            warnings.warn(warning, RuntimeWarning, stacklevel=4)
+            try:
+                warnings.warn(warning, RuntimeWarning, stacklevel=4)
+            except RuntimeWarning:  # as errors; yet a user's call must not fail for being the first
+                print(warning, file=sys.stderr)
 
 
 _gate: Gate | None = None
@@ -251,7 +254,11 @@ def _ask_for_verdict() -> str:
     if verdict.trusted and _enable is not None:
         _enable([name for name in _SCHEMAS if name not in verdict.failed])
     _decision = verdict
-    return verdict.warning
+    switch = os.environ.get("DVAE_FAST_CHECK", "")
+    if switch in ("", "0", "1"):
+        return verdict.warning
+    note = f"DVAE_FAST_CHECK must be 0 or 1, or unset, got {switch!r}; the kernels are checked"
+    return f"{verdict.warning}. {note}" if verdict.warning else f"dvae_fast: {note}"
 
 
 def _fallback(name: str) -> Callable[..., Any]:

@@ -294,7 +294,7 @@ def refusals(world: distributed.World, folder: Path) -> None:
     """Found out by rank 0, raised by all."""
     with pytest.raises(ValueError, match="run_dir must not hold a run already"):
         train(tiny(), folder / "two", tensorboard=False)
-    with pytest.raises(ValueError, match="K must be as in the run to resume, 3; got 4"):
+    with pytest.raises(ValueError, match="samples must be as in the run to resume, 3; got 4"):
         train(tiny(samples=4), folder / "two", tensorboard=False, resume=True)
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         train(tiny(), folder / "nowhere", tensorboard=False, resume=True)
@@ -327,7 +327,7 @@ def command_line(world: distributed.World, folder: Path) -> None:
         ends(130, "all is saved, go on with: dvae-fast train --resume --run-dir", "--epochs", "9",
              "--run-dir", where)  # fmt: skip
     ends(2, "run_dir must not hold a run already", "--run-dir", where)
-    ends(2, "K must be an integer >= 1, got 0", "-K", "0")
+    ends(2, "samples must be >= 1, got 0", "-K", "0")
     ends(1, "cannot write", "--run-dir", str(folder / "file" / "run"))
     ends(1, "smaller learning rate", "--learning-rate", "1e30", "--run-dir", f"{where} 2")
 

@@ -45,9 +45,14 @@ struct SpecialFunctions {
   }
   // min(|x|, most), or NaN.
   static DVAE_HD float capped_magnitude(float x, float most) {
+#if __CUDA_ARCH__ >= 800
     float y;
     asm("min.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(::fabsf(x)), "f"(most));
     return y;
+#else
+    const float y = ::fabsf(x);
+    return y > most ? most : y;
+#endif
   }
   // x > 0 ? 1 : 0
   static DVAE_HD float is_positive(float x) {

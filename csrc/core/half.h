@@ -1,5 +1,6 @@
 // bfloat16 and float16 as 16-bit storage, converted by integer arithmetic that vectorises, and in
-// device code by its own instructions.
+// device code by its own instructions, as far as the chip has them: bfloat16's and those for pairs
+// came with 8.0.
 #pragma once
 
 #include <type_traits>
@@ -47,9 +48,9 @@ DVAE_HD float load(Half v) {
 
 DVAE_HD void store(float& to, float v) { to = v; }
 DVAE_HD void store(double& to, double v) { to = v; }
-// Both round to nearest, ties to even; NaN stays a quiet NaN (of device code, always 0x7FFF).
+// Both round to nearest, ties to even; NaN stays a quiet NaN (by the chip, always 0x7FFF).
 DVAE_HD void store(BFloat16& to, float v) {
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"(v));
 #else
   const uint32_t bits = bit_cast<uint32_t>(v);
@@ -82,7 +83,7 @@ DVAE_HD void store(Half& to, float v) {
 // Two of them in one word, the first in its low half.
 template <class T>
 DVAE_HD uint32_t store_pair(float first, float second) {
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   uint32_t to;
   if constexpr (std::is_same_v<T, Half>) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(to) : "f"(second), "f"(first));

@@ -351,11 +351,6 @@ py::dict build() {
   py::dict d;
   d["compiler"] = compiler();
   d["cxx_standard"] = static_cast<int64_t>(__cplusplus / 100 % 100);
-#ifdef DVAE_CUDA_ARCHES
-  d["cuda_architectures"] = DVAE_CUDA_ARCHES;  // with spaces between; empty: no CUDA kernels
-#else
-  d["cuda_architectures"] = "";
-#endif
   return d;
 }
 

@@ -174,7 +174,7 @@ def _target(make: Maker, s: Sizes, likelihood: str) -> Tensor:
     return target_of(make, likelihood, s.b, s.d)
 
 
-def _decoder(make: Maker, s: Sizes, likelihood: str, kind: str) -> tuple[Any, ...]:
+def decoder_arguments(make: Maker, s: Sizes, likelihood: str, kind: str) -> tuple[Any, ...]:
     """(params, scale, x, log_ratio) of log_weights and iwae."""
     n = s.m * s.b
     # Samples differ by a few nats at any D, so that no one of them takes all the weight.
@@ -203,7 +203,7 @@ def _log_weights(backward: bool) -> Iterator[_Build]:
     for s, layout, *of in _decoder_cases():
 
         def build(make: Maker, s: Sizes = s, of: list[str] = of) -> tuple[Any, ...]:
-            params, scale, x, log_ratio = _decoder(make, s, *of)
+            params, scale, x, log_ratio = decoder_arguments(make, s, *of)
             if backward:
                 return log_ratio, params, scale, x, of[0]
             return params, scale, x, log_ratio, of[0]
@@ -242,7 +242,7 @@ def _iwae(in_place: bool) -> Iterator[_Build]:
             continue
 
         def build(make: Maker, s: Sizes = s, of: list[str] = of) -> tuple[Any, ...]:
-            return (*_decoder(make, s, *of), of[0], -1.0 / 6)
+            return (*decoder_arguments(make, s, *of), of[0], -1.0 / 6)
 
         yield _label(s, layout, *of), layout, build
 

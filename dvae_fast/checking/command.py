@@ -6,6 +6,7 @@ Exit codes: 0 all passed; 1 an operator failed, or the check broke off; 2 it can
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import json
 import os
@@ -47,17 +48,29 @@ def run_command(
         print(f"dvae-fast check: {error}", file=sys.stderr)
         return 2
     text = json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n"
-    if json_file == "-":
-        sys.stdout.write(text)
-    else:
-        print(report)
-        if json_file is not None:
-            try:
-                Path(json_file).write_text(text)
-            except OSError as error:
-                print(f"dvae-fast check: cannot write {json_file}: {error}", file=sys.stderr)
-                return 2
+    try:
+        if json_file not in (None, "-"):
+            Path(str(json_file)).write_text(text)
+    except OSError as error:
+        _print(f"{report}\n")
+        print(f"dvae-fast check: cannot write {json_file}: {error}", file=sys.stderr)
+        return 2
+    _print(text if json_file == "-" else f"{report}\n")
     return 0 if report.passed else 1
+
+
+def _print(text: str) -> None:
+    """To a reader who may have gone, as `head` does: the exit code tells the verdict anyway."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        with contextlib.suppress(OSError, ValueError):  # or Python writes it again when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+#: seconds after which a process of the check ends itself
+_ALONE = 600.0
 
 
 class _Progress:
@@ -79,12 +92,17 @@ def _in_this_process(device: str, small: bool, note: Callable[[str], None] | Non
 
     if note is not None:
         faulthandler.enable()  # where a crash was, in the log
+        # Whoever ends this process in time may have been killed.
+        faulthandler.dump_traceback_later(_ALONE, exit=True)
     ops.trust_all_kernels()
     try:
         return run_checks(torch.device(device), small=small, note=note or (lambda what: None))
     except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
         # The device, before any kernel of ours ran on it.
         raise CheckError(f"{device} cannot be used: {str(error).splitlines()[0]}") from None
+    finally:
+        if note is not None:
+            faulthandler.cancel_dump_traceback_later()
 
 
 def _check_writable(path: Path) -> None:

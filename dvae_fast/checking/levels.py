@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dvae_fast.checking.machine import CheckError
 from dvae_fast.checking.outcomes import Outcome, run_sample
-from dvae_fast.checking.process import ended, environment
+from dvae_fast.checking.process import ended, environment, interpreter
 from dvae_fast.checking.select import samples
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Level:
     def __init__(self, name: str, small: bool, operators: Sequence[str], folder: Path) -> None:
         self.name = name
         self._folder, self._operators = folder, tuple(operators)
-        command = [sys.executable, "-m", "dvae_fast.checking.levels", f"{name}.pt"]
+        command = [interpreter(), "-m", "dvae_fast.checking.levels", f"{name}.pt"]
         with (folder / f"{name}.log").open("wb") as log:
             self._process = subprocess.Popen(
                 [*command, str(int(small)), *operators],
@@ -67,7 +68,16 @@ class Level:
 def start_levels(
     names: Iterable[str], small: bool, operators: Sequence[str], folder: str
 ) -> list[Level]:
-    return [Level(name, small, operators, Path(folder)) for name in names]
+    """Raises CheckError if no process can be started."""
+    started: list[Level] = []
+    try:
+        for name in names:
+            started.append(Level(name, small, operators, Path(folder)))
+    except OSError as error:
+        for level in started:
+            level.stop()
+        raise CheckError(f"no process could be started: {error}") from None
+    return started
 
 
 def _write(path: str, small: bool, operators: list[str]) -> None:

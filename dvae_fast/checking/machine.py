@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import platform
+import re
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,13 +37,32 @@ def library_hash() -> str:
 
 
 def cuda_kinds() -> list[Kind]:
-    """The kinds of GPU this process sees, with the first device of each."""
+    """The kinds of GPU this process sees, with the first device of each.
+
+    Those that torch has no code for are left out where there are others: nothing runs on them, the
+    reference neither, and often they are there for a screen.
+    """
     kinds: dict[tuple[str, str], Kind] = {}
+    of_torch = set()
     for index in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(index)
         capability = f"{p.major}.{p.minor}"
-        kinds.setdefault((p.name, capability), Kind(p.name, capability, f"cuda:{index}"))
-    return list(kinds.values())
+        kind = kinds.setdefault((p.name, capability), Kind(p.name, capability, f"cuda:{index}"))
+        if _has_code(p.major, p.minor):
+            of_torch.add(kind)
+    return [kind for kind in kinds.values() if kind in of_torch or not of_torch]
+
+
+def _has_code(major: int, minor: int) -> bool:
+    """Whether torch has kernels for GPUs of this capability, compiled or to be compiled."""
+    for name in torch.cuda.get_arch_list():
+        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name)
+        if match is None:
+            continue
+        built = int(match[2]), int(match[3])
+        if built <= (major, minor) and (match[1] == "compute" or built[0] == major):
+            return True
+    return False
 
 
 def driver_version() -> str:

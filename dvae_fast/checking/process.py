@@ -8,14 +8,38 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-__all__ = ["ended", "environment", "signal_name"]
+from dvae_fast.checking.machine import CheckError
+
+__all__ = ["ended", "environment", "interpreter", "signal_name"]
+
+#: would change what a process does or how it ends
+_NOT_INHERITED = ("PYTHONWARNINGS", "PYTHONSAFEPATH", "PYTHONINSPECT", "PYTHONOPTIMIZE")
+
+
+def interpreter() -> str:
+    """The program to start Python with.
+
+    Raises:
+        CheckError: where there is none: an application that has Python in it would start itself.
+    """
+    if not sys.executable:
+        raise CheckError("sys.executable is not set, so no process can be started")
+    if getattr(sys, "frozen", False) or "py" not in Path(sys.executable).name.lower():
+        raise CheckError(
+            f"sys.executable is no Python interpreter ({sys.executable}), so no process can be "
+            "started"
+        )
+    return sys.executable
 
 
 def environment() -> dict[str, str]:
     """This process's, such that modules are found where it finds them, whatever the folder."""
-    found = {k: v for k, v in os.environ.items() if k not in ("PYTHONWARNINGS", "PYTHONSAFEPATH")}
-    found["PYTHONPATH"] = os.pathsep.join(os.path.abspath(p) for p in sys.path)
+    found = {k: v for k, v in os.environ.items() if k not in _NOT_INHERITED}
+    # The package's own folder last: it may have left the path since, but must hide nothing there.
+    places = [*sys.path, str(Path(__file__).parents[2])]
+    found["PYTHONPATH"] = os.pathsep.join(os.path.abspath(p) for p in places)
     found["DVAE_FAST_CHECK"] = "0"
     return found
 

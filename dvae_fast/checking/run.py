@@ -16,7 +16,7 @@ from dvae_fast.checking.cases import OPERATORS
 from dvae_fast.checking.functions import check_functions
 from dvae_fast.checking.graphs import check_graphs
 from dvae_fast.checking.limits import Comparison
-from dvae_fast.checking.machine import describe
+from dvae_fast.checking.machine import CheckError, describe
 from dvae_fast.checking.operands import LARGE, LONG_ROWS, named
 from dvae_fast.checking.outcomes import (
     Aborted,
@@ -65,15 +65,22 @@ def run_checks(
     level = (machine["isa"] or "cpu") if on_cpu else str(device)
     if on_cpu and not ops.library_loaded():
         level = "reference"
-    tally, aborted = Tally(), None
+    tally, aborted, notes = Tally(), None, []
     count = torch.get_num_threads()
     with contextlib.ExitStack() as stack:
+        # Whatever the caller is about: tensors are made, and derived, as the tests have it.
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.device("cpu"))
         stack.enter_context(threads(1))
         others: list[levels.Level] = []
         if on_cpu and all_levels and ops.library_loaded():
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dvae_fast_check_"))
             names = [name for name in levels.LEVELS if name != machine["isa"]]
-            others = levels.start_levels(names, small, operators, folder)
+            try:
+                others = levels.start_levels(names, small, operators, folder)
+            except CheckError as error:
+                notes.append(f"Of the instruction sets only {level} was checked: {error}")
             for other in others:
                 stack.callback(other.stop)
         try:
@@ -105,6 +112,7 @@ def run_checks(
         small=small,
         incomplete=str(aborted) if aborted else "",
         incomplete_kind=aborted.kind if aborted else "",
+        notes=tuple(notes),
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dvae_fast.checking.cases import OPERATORS, sample_inputs
+from dvae_fast.checking.many import many_samples
 from dvae_fast.checking.operands import (
     DTYPES,
     LARGE,
@@ -17,6 +18,7 @@ from dvae_fast.checking.operands import (
     Sample,
     named,
 )
+from dvae_fast.checking.special import special_samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,7 +33,7 @@ def samples(
     device: str, *, small: bool = False, operators: Iterable[str] = OPERATORS
 ) -> list[Sample]:
     """float32 has the whole table; the other dtypes a large size, no examples, and a small size in
-    two layouts.
+    two layouts. Each has its special numbers and, on a GPU, calls that are large for it.
 
     `small`: float32 and bfloat16, a small size, no examples and one layout.
     """
@@ -54,7 +56,10 @@ def samples(
                 names = tuple(map(named, (LARGE, TINY_LATENT, NO_EXAMPLES)))
                 layouts = ("contiguous", "strided")
                 keep = [s for s in every if s.label.startswith(names) and s.layout in layouts]
-            out += keep
+            out += [*keep, *special_samples(op, dtype, device)]
+            if torch.device(device).type == "cuda" and not small:
+                count = torch.cuda.get_device_properties(device).multi_processor_count
+                out += many_samples(op, dtype, device, count)
         if op == "corrupt":
             out += list(_masks(device, small))
     return out
@@ -69,10 +74,12 @@ def _masks(device: str, small: bool) -> Iterable[Sample]:
                 def build(
                     make: Maker, d: int = d, kind: str = kind, seed: int = seed
                 ) -> tuple[Any, ...]:
-                    rate = torch.linspace(0.001, 0.999, d).to(make.device)
-                    salt = torch.linspace(0.9, 0.1, d).to(make.device)
+                    rate, salt = (
+                        torch.linspace(*ends, d, dtype=torch.float32).to(make.device)
+                        for ends in ((0.001, 0.999), (0.9, 0.1))
+                    )
                     return (
-                        torch.full((5, d), 0.25, device=make.device),
+                        torch.full((5, d), 0.25, dtype=torch.float32, device=make.device),
                         kind,
                         rate,
                         salt if kind == "salt_and_pepper" else None,

@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ import torch
 from dvae_fast._version import __version__
 from dvae_fast.checking.cases import OPERATORS
 from dvae_fast.checking.machine import CheckError, Kind, cuda_kinds, driver_version, library_hash
-from dvae_fast.checking.process import ended, environment, signal_name
+from dvae_fast.checking.process import ended, environment, interpreter, signal_name
 from dvae_fast.checking.report import CheckReport
 
 if TYPE_CHECKING:
@@ -40,9 +39,7 @@ _SKIP = "DVAE_FAST_CHECK=0 uses the kernels unchecked"
 
 
 def _worker() -> list[str]:
-    if not sys.executable:
-        raise CheckError("sys.executable is not set, so no process can be started")
-    return [sys.executable, "-m", "dvae_fast.checking"]
+    return [interpreter(), "-m", "dvae_fast.checking"]
 
 
 @dataclass
@@ -87,8 +84,14 @@ class Entry:
 
     @property
     def fresh(self) -> bool:
-        """Whether it stands: for good, or for a day."""
+        """Whether it stands: for good, or for a day, or for those alone who were waiting."""
+        if self.outcome == "device":
+            return False
         return self.outcome == "report" or 0 <= time.time() - self.time < _RETRY
+
+    def made_since(self, asked: float) -> bool:
+        """Whether it came of a wait that began when `asked`, and holds for who waited too."""
+        return 0 <= self.time - asked < BACKEND.wait + BACKEND.limit
 
 
 def cache_folder() -> Path:
@@ -120,9 +123,11 @@ def verdict() -> Verdict:
             notes.append(note)
         if entry.report is None:
             log = f"; see {entry.path}" if entry.path else ""
-            again = "" if entry.outcome == "device" else (
-                ". It is tried again after a day, or at once with: dvae-fast check"
-            )  # fmt: skip
+            again = (
+                ". While no other process uses the GPU it can be done ahead: dvae-fast check"
+                if entry.outcome == "device"
+                else ". It is tried again after a day, or at once with: dvae-fast check"
+            )
             what = f"the CUDA kernels could not be checked on {kind.name}: {entry.reason}{log}"
             tail = "".join(f". {n}" for n in notes)
             text = f"dvae_fast: {what}. The slower PyTorch reference runs instead{again}{tail}"
@@ -206,14 +211,15 @@ def _not_right(report: CheckReport) -> set[str]:
 
 def _writable(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(1 << 16))  # a full disk takes names, but no bytes
+        file.flush()
     return folder
 
 
 def _obtain(kind: Kind) -> tuple[Entry, str]:
     """The entry for `kind`, remembered or made now, and a note for the user."""
-    key = _key(kind)
+    key, asked = _key(kind), time.time()
     try:
         folder = cache_folder()
         path = folder / f"{key}.json"
@@ -237,13 +243,12 @@ def _obtain(kind: Kind) -> tuple[Entry, str]:
         if held is None:
             reason = f"another process has been at it for more than {BACKEND.wait:g} s"
             return Entry("device", reason), ""
-        entry = _read(path)  # whoever held the lock may have made it
-        if entry is not None and entry.fresh:
+        entry = _read(path)  # whoever held the lock may have made it, or found that it cannot
+        if entry is not None and (entry.fresh or entry.made_since(asked)):
             return entry, ""
         entry = _run(kind, folder, key)
-        if entry.outcome == "device":
-            return entry, ""
-        return entry, _remember(path, entry)
+        note = _remember(path, entry)
+        return entry, "" if entry.outcome == "device" else note
 
 
 @contextlib.contextmanager
@@ -272,6 +277,8 @@ def _read(path: Path) -> Entry | None:
         if values["format"] != _FORMAT:
             return None
         report = values["report"]
+        if (values["outcome"] == "report") != (report is not None):
+            return None
         return Entry(
             outcome=str(values["outcome"]),
             reason=str(values["reason"]),
@@ -332,10 +339,24 @@ def _run(kind: Kind, folder: Path, key: str, small: bool = False) -> Entry:
                 code = ended(process, time.monotonic() + BACKEND.limit)
         except OSError as error:
             return Entry("device", f"no process could be started: {error}")
-        return _classify(code, out, log_path)
+        return _classify(code, out, log_path, kind)
 
 
-def _classify(code: int | None, out: Path, log: Path) -> Entry:
+def _another(report: CheckReport, kind: Kind) -> str:
+    """Of what the process saw, what is not as it is here: CUDA_VISIBLE_DEVICES or the path changed
+    since, say. The report then is not about this process's kernels."""
+    here = {"library": library_hash()}
+    if kind.device.startswith("cuda"):
+        here["name"] = kind.name
+    for what, value in here.items():
+        found = report.machine.get(what, value)
+        if found != value:
+            words = {"library": "compiled library", "name": "GPU"}[what]
+            return f"the check's process saw another {words} ({found or 'none'}, not {value})"
+    return ""
+
+
+def _classify(code: int | None, out: Path, log: Path, kind: Kind) -> Entry:
     lines = log.read_text(errors="replace").splitlines()
     at = next((f" in {line[2:]}" for line in reversed(lines) if line.startswith("> ")), "")
     if code is None:
@@ -349,7 +370,10 @@ def _classify(code: int | None, out: Path, log: Path) -> Entry:
         report = CheckReport.from_dict(json.loads(out.read_text()))
     except (OSError, ValueError, KeyError, TypeError):
         last = next((line for line in reversed(lines) if line.strip()), "nothing was written")
-        return Entry("crash", f"the check left no report (exit code {code}): {last}", str(log))
+        outcome = "crash" if at else "device"  # not one kernel ran
+        return Entry(outcome, f"the check left no report (exit code {code}): {last}", str(log))
+    if other := _another(report, kind):
+        return Entry("device", other, str(log))
     if report.incomplete:
         return Entry(report.incomplete_kind, report.incomplete + at, str(log))
     return Entry("report", "", str(out), report)

@@ -295,7 +295,7 @@ class Fetch:
     def __init__(self, t: Tensor) -> None:
         self._from, self._event = t, None
         if t.device.type == "cuda":
-            self._from = torch.empty(t.shape, dtype=t.dtype, pin_memory=True)
+            self._from = torch.empty(t.shape, dtype=t.dtype, device="cpu", pin_memory=True)
             self._from.copy_(t, non_blocking=True)
             self._event = torch.cuda.Event()
             # Of the transfer alone: a plain copy would also wait for whatever is launched since.
@@ -325,5 +325,6 @@ class Launched:
         done = [s.fields(section) for (s, _), section in zip(self._parts, sections, strict=True)]
         if len(done) == 1:
             return done[0]
-        back = torch.tensor([row for _, rows in self._parts for row in rows]).argsort()
+        order = [row for _, rows in self._parts for row in rows]
+        back = torch.tensor(order, device="cpu").argsort()
         return {name: torch.cat([part[name] for part in done])[back] for name in done[0]}

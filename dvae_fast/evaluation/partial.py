@@ -137,7 +137,7 @@ class PartialResults:
         settings: Mapping[str, Any],
         process: int | None = None,
     ) -> None:
-        self.done = torch.zeros(examples, dtype=torch.bool)
+        self.done = torch.zeros(examples, dtype=torch.bool, device="cpu")
         self.fields: dict[str, Tensor] = {}
         self._settings = dict(settings)
         self._path = None
@@ -180,7 +180,7 @@ class PartialResults:
     def put(self, first: int, fields: Mapping[str, Tensor]) -> None:
         """Take in the numbers of the examples first, first + 1, …"""
         count = len(next(iter(fields.values())))
-        self.merge(torch.arange(first, first + count), fields)
+        self.merge(torch.arange(first, first + count, device="cpu"), fields)
         self._unsaved = True
         if time.monotonic() - self._written > _EVERY:
             self.save()

@@ -191,7 +191,7 @@ def pareto_shape(tail: Tensor) -> Tensor:
     """
     n = tail.shape[1]
     if n < 5:
-        return torch.full(tail.shape[:1], math.inf, dtype=torch.float64)
+        return torch.full(tail.shape[:1], math.inf, dtype=torch.float64, device=tail.device)
     prior_b, prior_k, guesses = 3, 10, 30 + int(n**0.5)
     i = torch.arange(1, guesses + 1, dtype=torch.float64, device=tail.device)
     quartile = tail[:, int(n / 4 + 0.5) - 1]
@@ -332,13 +332,17 @@ class Statistics:
         state, tail, bounds, errors = packed.split((5, 1, *[len(self.curve.ks)] * 2), 1)
         fields = from_state(state)
         # A single group of k of the n samples: their error, times √(n/k).
-        single = errors.isnan() & torch.tensor(self.curve.groups()).eq(1)
-        ratio = torch.tensor([math.sqrt(self.count / k) for k in self.curve.ks])
+        single = errors.isnan() & torch.tensor(self.curve.groups(), device=packed.device).eq(1)
+        ratio = torch.tensor(
+            [math.sqrt(self.count / k) for k in self.curve.ks], device=packed.device
+        )
         alone = fields["standard_error"][:, None] * ratio
         return {
             **fields,
             "pareto_k": tail[:, 0],
-            "spent": torch.full((len(packed),), self.count, dtype=torch.int64),
+            "spent": torch.full(
+                (len(packed),), self.count, dtype=torch.int64, device=packed.device
+            ),
             "curve": bounds,
             "curve_standard_error": torch.where(single, alone, errors),
         }

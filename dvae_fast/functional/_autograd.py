@@ -39,10 +39,10 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-# A constant to torch.compile, which before 2.12 cannot trace the query.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _has_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device)
+# A constant to torch.compile, for torch 2.11's cannot trace the query.
+_has_autocast: Callable[[str], bool] = torch.compiler.assume_constant_result(
+    lambda device: torch.amp.is_autocast_available(device)
+)
 
 
 def autocast_dtype(t: Tensor) -> torch.dtype | None:

@@ -44,7 +44,7 @@ def plain_log_weights(params: Any, x: Any, log_ratio: Any, likelihood: Likelihoo
     with torch.autocast(like.device.type, enabled=False):
         log_p = likelihood.log_prob(tuple(operands), data)
         _check_density(log_p, likelihood, shape)
-        total = log_p.expand(shape).to(like.dtype).sum(-1)
+        total = log_p.to(like.dtype).sum(-1)
     if carrier is not None:
         total = cast("Tensor", behind.apply(total, carrier))
     return total + ratio.view(shape[:-1])

@@ -15,7 +15,9 @@ from dvae_fast.checking import graphs, levels
 from dvae_fast.checking.cases import MUTATING, OPERATORS, run_reference, upcast
 from dvae_fast.checking.graphs import check_graphs
 from dvae_fast.checking.limits import allowed_error
-from dvae_fast.checking.outcomes import Tally
+from dvae_fast.checking.many import many_samples
+from dvae_fast.checking.operands import DTYPES
+from dvae_fast.checking.outcomes import Tally, copied, expect, run_sample
 from dvae_fast.checking.report import FAILED, PASSED
 from dvae_fast.checking.run import run_checks
 from dvae_fast.checking.select import for_graphs, samples
@@ -119,6 +121,47 @@ def test_wrong_and_raising_operators_are_told_from_the_rest(
     functions = {row.operator: row for row in report.rows if row.what == "gradients"}
     assert functions["softplus"].verdict == FAILED
     assert functions["linear_log_weights"].verdict == PASSED
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_large_calls_are_large_and_can_be_judged(op: str) -> None:
+    """As a GPU of three multiprocessors has them; on the CPU, which must pass too."""
+    for dtype in DTYPES:
+        for sample in many_samples(op, dtype, "cpu", 3):
+            args = sample.args()
+            if op == "log_weights":  # as log_weights.cuh and latent.cu choose
+                n, k, d = args[0].shape
+                assert n * k * 8 // 4 >= 3 * 512
+                assert -(-k // 4) * 4 - k <= k // 8
+                assert d * args[0].element_size() % 16 == 0
+            if op == "sample_latent":
+                assert args[0].shape[:2].numel() * args[2] * 16 // (3 * 1024) >= 2
+            expected = expect(sample, copied(args))
+            found = expected.compare(run_sample(sample, args))
+            assert found.wrong == 0, f"{sample}: {found.detail}"
+            assert found.elements > 0
+
+
+@pytest.mark.parametrize("op", ["log_weights", "log_weights_backward", "iwae"])
+def test_formula_that_makes_nan_of_an_infinite_logit_fails(
+    op: str, override: Callable[[str, Callable[..., Any]], None]
+) -> None:
+    """0 · inf, or inf − inf, in what rows of finite numbers never show."""
+    right = getattr(reference, op)
+
+    def naive(*args: Any) -> Any:
+        params = args[1] if op.endswith("backward") else args[0]
+        out = right(*args)
+        first = out[0] if isinstance(out, tuple) else out
+        if params.numel():
+            row = params.isinf().any(-1)
+            first[row if op != "iwae" else row.any(-1)] = math.nan
+        return out
+
+    override(op, naive)
+    report = run_checks(CPU, small=True, operators=(op,), all_levels=False)
+    assert report.failed_operators == (op,)
+    assert all("special" in row.detail for row in report.failures)
 
 
 def test_right_operators_pass_on_every_level() -> None:

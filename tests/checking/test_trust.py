@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -19,13 +20,13 @@ import dvae_fast
 from dvae_fast import ops
 from dvae_fast.checking import CheckError, trust
 from dvae_fast.checking.cases import OPERATORS
-from dvae_fast.checking.machine import Kind
-from dvae_fast.checking.process import ended
+from dvae_fast.checking.machine import Kind, cuda_kinds
+from dvae_fast.checking.process import ended, environment
 from dvae_fast.checking.report import FAILED, PASSED, CheckReport, Row
 from dvae_fast.checking.trust import Backend, Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 OLD, NEW = Kind("old GPU", "8.0", "cuda:0"), Kind("new GPU", "9.0", "cuda:3")
 
@@ -36,7 +37,11 @@ def report_of(*failed: str, operators: tuple[str, ...] = OPERATORS) -> CheckRepo
             FAILED if op in failed else PASSED, operators=(op,))
         for op in operators
     )  # fmt: skip
-    return CheckReport({"name": "a GPU"}, rows, 1.0)
+    return CheckReport({"name": OLD.name}, rows, 1.0)
+
+
+#: a report without its rows
+HALF = '{"format": 1, "outcome": "report", "reason": "", "path": "", "time": 9, "report": null}'
 
 
 class Checks:
@@ -108,6 +113,46 @@ def test_what_says_nothing_of_the_kernels_is_not_remembered(checks: Checks) -> N
     assert len(checks.asked) == 2
 
 
+def test_who_waited_for_a_check_that_cannot_be_made_does_not_try_it_again(
+    checks: Checks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def once() -> Entry:
+        if len(checks.asked) == 1:  # another process asks meanwhile, and gets to it afterwards
+            other = trust.verdict()
+            assert "busy" in other.warning
+        return Entry("device", "the GPU is busy")
+
+    @contextlib.contextmanager
+    def unlocked(_: Path) -> Iterator[bool]:
+        yield True
+
+    monkeypatch.setattr(trust, "_locked", unlocked)
+    checks.found["old GPU"] = once
+    assert "busy" in trust.verdict().warning
+    assert len(checks.asked) == 2
+    (file,) = trust.cache_folder().glob("*.json")
+    assert json.loads(file.read_text())["outcome"] == "device"
+    entry, _ = trust._obtain(OLD)
+    assert len(checks.asked) == 3, "one that came later tries"
+    monkeypatch.setattr(trust, "_read", lambda _: Entry("device", "busy", time=time.time() + 1))
+    entry, _ = trust._obtain(OLD)
+    assert (entry.reason, len(checks.asked)) == ("busy", 3)
+
+
+def test_gpu_that_torch_has_no_code_for_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Properties:
+        def __init__(self, name: str, major: int, minor: int) -> None:
+            self.name, self.major, self.minor = name, major, minor
+
+    found = [Properties("screen", 6, 1), Properties("new", 9, 0), Properties("newest", 13, 0)]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(found))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: found[i])
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90a", "compute_120"])
+    assert cuda_kinds() == [Kind("new", "9.0", "cuda:1"), Kind("newest", "13.0", "cuda:2")]
+    del found[1:]
+    assert cuda_kinds() == [Kind("screen", "6.1", "cuda:0")]
+
+
 def test_operator_must_pass_on_every_kind_of_gpu(checks: Checks) -> None:
     trust.BACKEND.kinds = lambda: [OLD, NEW]
     checks.found["old GPU"] = lambda: Entry("report", report=report_of("iwae"))
@@ -153,7 +198,9 @@ def test_another_torch_is_checked_anew(checks: Checks, monkeypatch: pytest.Monke
     assert len(checks.asked) == 2
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"format": 1}', '{"format": 0}', "\x00"])
+@pytest.mark.parametrize(
+    "content", [HALF, "", "{}", "[1]", '{"format": 1}', '{"format": 0}', "\x00"]
+)
 def test_file_that_cannot_be_read_is_made_anew(content: str, checks: Checks) -> None:
     trust.verdict()
     (file,) = trust.cache_folder().glob("*.json")
@@ -233,9 +280,14 @@ def test_process_that_breaks_off_says_why(tmp_path: Path) -> None:
     "program, outcome, reason",
     [
         ("import os; os.kill(os.getpid(), 11)", "crash", "ended with SIGSEGV"),
-        ("print('no module')", "crash", "left no report (exit code 0): no module"),
-        ("raise SystemExit(3)", "crash", "left no report (exit code 3): nothing was written"),
-        ("import sys; sys.exit('dvae-fast check: the driver is too old')", "crash", "too old"),
+        ("print('no module')", "device", "left no report (exit code 0): no module"),
+        ("raise SystemExit(3)", "device", "left no report (exit code 3): nothing was written"),
+        ("import sys; sys.exit('dvae-fast check: the driver is too old')", "device", "too old"),
+        (
+            "import sys; print('> iwae', file=sys.stderr); sys.exit('gone')",
+            "crash",
+            "left no report (exit code 1): gone",
+        ),
         (
             "import sys; print('dvae-fast check: no GPU', file=sys.stderr); sys.exit(2)",
             "device",
@@ -249,6 +301,33 @@ def test_process_without_a_report(program: str, outcome: str, reason: str, tmp_p
     assert entry.outcome == outcome
     assert reason in entry.reason
     assert Path(entry.path).exists()
+
+
+@pytest.mark.parametrize("what, word", [("library", "compiled library"), ("name", "GPU")])
+def test_report_of_something_else_is_not_taken(what: str, word: str, tmp_path: Path) -> None:
+    other = dataclasses.replace(report_of(), machine={"name": OLD.name, what: "another"})
+    text = json.dumps(other.to_dict())
+    program = f"import sys; open(sys.argv[sys.argv.index('--json') + 1], 'w').write({text!r})"
+    entry = _entry(tmp_path, program)
+    assert entry.outcome == "device"
+    assert f"saw another {word} (another, not " in entry.reason
+
+
+def test_process_finds_the_package_wherever_it_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(dvae_fast.__file__).parents[1]
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if Path(p or ".").resolve() != root])
+    monkeypatch.setenv("PYTHONINSPECT", "1")
+    program = "import dvae_fast.noise; print(dvae_fast.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(), cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).parents[1] == root
+    assert "PYTHONINSPECT" not in environment()
 
 
 def test_process_that_hangs_is_ended_with_all_it_started(tmp_path: Path) -> None:
@@ -284,6 +363,17 @@ def test_without_an_interpreter_nothing_is_started(
     assert "sys.executable" in entry.reason
     with pytest.raises(CheckError, match=r"sys\.executable"):
         trust.BACKEND.worker()
+
+
+@pytest.mark.parametrize("name", ["/usr/bin/uwsgi", "/opt/blender/blender"])
+def test_an_application_is_not_started_as_if_it_were_python(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", name)
+    assert name in trust._run(OLD, tmp_path, "key").reason
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    assert "no Python interpreter" in trust._run(OLD, tmp_path, "key").reason
 
 
 def test_check_by_hand_is_remembered_and_tells_of_a_crash(
@@ -335,6 +425,30 @@ def test_verdict_that_cannot_be_had_leaves_the_reference(monkeypatch: pytest.Mon
         gate.open()  # decided
     assert ops._gate is None
     assert enabled == []
+
+
+def test_first_call_is_not_lost_where_warnings_are_errors(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ops, "_gate", ops.Gate(("cpu",), lambda: "dvae_fast: not all is well"))
+    gate = ops._gate
+    assert gate is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gate.open()
+    assert ops._gate is None
+    assert capsys.readouterr().err == "dvae_fast: not all is well\n"
+
+
+@pytest.mark.parametrize("value, said", [("off", True), ("2", True), ("1", False), ("", False)])
+def test_wrong_switch_is_said(
+    value: str, said: bool, checks: Checks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_gate", "_enable", "_decision"):
+        monkeypatch.setattr(ops, name, None)
+    monkeypatch.setenv("DVAE_FAST_CHECK", value)
+    text = f"dvae_fast: DVAE_FAST_CHECK must be 0 or 1, or unset, got {value!r}"
+    assert ops._ask_for_verdict().startswith(text) == said
 
 
 def test_gate_holds_tensors_of_its_devices_alone() -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 M, B, K, Z, D = 2, 6, 3, 4, 20
 SHAPE = (5, 4)
-ANALYTIC = next(name for name in OBJECTIVES if Objective(name).analytic)
+ANALYTIC = next(name for name in OBJECTIVES if Objective(name).bound.analytic)
 
 #: a value other than the default for each option of a model, of some model that has it
 OTHER: dict[str, Any] = {

@@ -106,7 +106,7 @@ def test_operators_without_a_kernel(name: str, dtype: torch.dtype) -> None:
 def test_objectives_without_a_kernel(name: str, objective: str) -> None:
     """Value and gradients, with every estimator of the objective."""
     x = drawn(name)[1].repeat(3, 1)
-    options: Any = {"M": 2, "K": 3, "objective": objective}
+    options: Any = {"copies": 2, "samples": 3, "objective": objective}
     for estimator in OBJECTIVES[objective].estimators:
         models = [model_of(lik, estimator=estimator, **options) for lik in (twin(name), name)]
         for model in models:

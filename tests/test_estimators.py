@@ -508,7 +508,10 @@ def test_wrong_estimators_say_what_is_possible() -> None:
             r"estimator must be one of standard for elbo_kl \(stl is defined for elbo, iwae, ",
         ),
         (lambda: DIWAE(D, estimator="rws"), "estimator must be one of standard, .*; got 'rws'"),
-        (lambda: DIWAE(D, objective="miwae"), "objective must be one of iwae, .*; got 'miwae'"),
+        (
+            lambda: DIWAE(D, objective="miwae"),
+            "objective must be one of iwae, .*; got 'miwae'; did you mean 'iwae'",
+        ),
         (
             lambda: DIWAE(D, samples=1, estimator="vimco"),
             "K must be >= 2 for vimco, whose baseline is made of the other samples; got 1",

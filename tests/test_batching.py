@@ -569,3 +569,30 @@ def test_the_tolerance_takes_unsure_examples_together(as_gpu: Callable[..., None
     estimate_log_likelihood(all_, _data(), K, seed=SEED, **options)
     assert len(one.asked) == 1 + 2 * N
     assert all_.asked[2:] == [N * K, N * K, N * 2 * K]
+
+
+def test_no_tensor_is_made_on_the_default_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes back from a GPU is on the host, wherever new tensors would be."""
+    monkeypatch.setattr(batching, "free_memory", lambda device: 1 << 30)
+    torch.manual_seed(0)
+    encoder, decoder = nn.Linear(9, 6), nn.Linear(3, 9)
+    model = (lambda x: encoder(x).chunk(2, -1), decoder)
+    x, corruption = torch.rand(7, 9).round(), Masking(0.3)
+
+    def estimates() -> list[dict[str, Any]]:
+        return [
+            vars(estimate_log_likelihood(model, x, 50, seed=3, curve=(1, 7), **options))
+            for options in (
+                {"tolerance": 0.05},
+                {"proposal": "mixture", "corruption": corruption, "copies": 3},
+                {"proposal": "corrupted", "corruption": corruption},
+            )
+        ]
+
+    expected = estimates()
+    with torch.device("meta"):
+        found = estimates()
+    for one, other in zip(found, expected, strict=True):
+        for name, value in other.items():
+            if isinstance(value, Tensor):
+                torch.testing.assert_close(one[name], value, rtol=0, atol=0, equal_nan=True)

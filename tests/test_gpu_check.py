@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 sys.path.append(str(Path(__file__).parent.parent / "scripts"))
 
-from gpu_check import process, steps
+from gpu_check import main, process, steps
 from gpu_check.main import limits, run_step, run_steps
 from gpu_check.process import Outcome, run
 from gpu_check.sources import ROOT
@@ -311,3 +312,21 @@ def test_important_steps_have_their_time_whatever_others_take(total: int) -> Non
 def test_files_fit_what_is_brought_back() -> None:
     assert len(steps.FILES) <= 7  # and one while verdict.json is replaced
     assert {step.log for step in STEPS} < set(steps.FILES)
+
+
+@pytest.mark.parametrize("name, code", [("check", 1), ("racecheck", 0)])
+def test_dry_run_that_leaves_a_step_out_does_not_pass(
+    name: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def machine(context: Context, seconds: float) -> Verdict:
+        context.machine = {"modules": [], "device": "CPU", "commit": "abc"}
+        return Verdict(PASSED, "well")
+
+    chosen = [stub("machine", machine), stub("library", passes), stub(name, passes, needs=("no",))]
+    monkeypatch.setattr(main, "STEPS", chosen)
+    monkeypatch.setattr(main.signal, "signal", lambda *_: None)
+    monkeypatch.setenv("OUT", str(tmp_path))
+    monkeypatch.setattr(
+        main, "_arguments", lambda _: argparse.Namespace(steps=chosen, dry_run=True, earlier=None)
+    )
+    assert main.main([]) == code

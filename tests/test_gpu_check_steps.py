@@ -339,3 +339,21 @@ def test_tests_are_skipped_when_the_time_is_up(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("DVAE_FAST_SAMPLE_UNTIL", str(time.time() - 1))
     with pytest.raises(pytest.skip.Exception, match=steps.NO_TIME):
         module.pytest_runtest_setup()
+
+
+@pytest.mark.parametrize(
+    "message, status", [("no GPU", FAILED), ("no time is left for it", SKIPPED)]
+)
+def test_tests_that_were_all_skipped_are_no_pass(
+    message: str, status: str, fake: FakeContext
+) -> None:
+    case = f'<testcase><skipped message="{message}"/></testcase>'
+    xml = f'<testsuites><testsuite tests="1" skipped="1">{case}</testsuite></testsuites>'
+
+    def answer(command: list[str], seconds: float, env: dict[str, str]) -> Outcome:
+        (fake.out / "tests.xml").write_text(xml)
+        return Outcome(0, 1.0, "")
+
+    fake.run = answer  # type: ignore[method-assign]
+    (fake.root / "tests").mkdir()
+    assert steps.tests(fake, 100).status == status

@@ -55,18 +55,22 @@ def run_command(
         _print(f"{report}\n")
         print(f"dvae-fast check: cannot write {json_file}: {error}", file=sys.stderr)
         return 2
-    _print(text if json_file == "-" else f"{report}\n")
-    return 0 if report.passed else 1
+    printed = _print(text if json_file == "-" else f"{report}\n")
+    return 2 if not printed else 0 if report.passed else 1
 
 
-def _print(text: str) -> None:
-    """To a reader who may have gone, as `head` does: the exit code tells the verdict anyway."""
+def _print(text: str) -> bool:
+    """Whether it could be. A reader who has gone, as `head` does, had enough: no failure."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         with contextlib.suppress(OSError, ValueError):  # or Python writes it again when it ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"dvae-fast check: cannot print: {error}", file=sys.stderr)
+            return False
+    return True
 
 
 #: seconds after which a process of the check ends itself

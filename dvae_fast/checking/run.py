@@ -17,6 +17,7 @@ from dvae_fast.checking.functions import check_functions
 from dvae_fast.checking.graphs import check_graphs
 from dvae_fast.checking.limits import Comparison
 from dvae_fast.checking.machine import CheckError, describe
+from dvae_fast.checking.many import MANY
 from dvae_fast.checking.operands import LARGE, LONG_ROWS, named
 from dvae_fast.checking.outcomes import (
     Aborted,
@@ -130,10 +131,11 @@ def _check_operators(
         if index == 0:
             note(sample.op)
         at[sample.op] += 1
-        args = sample.args()
-        expected = expect(sample, copied(args))
         # Only these have rows enough to share among threads.
-        many = sample.label.startswith((named(LARGE), named(LONG_ROWS)))
+        many = sample.label.startswith((named(LARGE), named(LONG_ROWS), MANY))
+        with threads(count if sample.label.startswith(MANY) else 1):
+            args = sample.args()
+            expected = expect(sample, copied(args))
         with threads(count if many else 1):
             outcomes = {level: run_sample(sample, args)}
         outcomes |= {name: by_op[sample.op][index] for name, by_op in found.items()}

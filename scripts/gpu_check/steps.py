@@ -272,7 +272,10 @@ def tests(context: Context, seconds: float) -> Verdict:
         summary += f"; first {failed[0]}"
     elif outcome.status != PASSED:
         summary += f"; {outcome.ended()}: {outcome.last_lines()}"
-    return Verdict(outcome.status, summary, {"counts": counts, "failed": failed})
+    status = outcome.status
+    if status == PASSED and counts["tests"] == counts["skipped"]:  # which shows nothing
+        status = SKIPPED if counts["no_time"] else FAILED
+    return Verdict(status, summary, {"counts": counts, "failed": failed})
 
 
 # --- compute-sanitizer ----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import torch
 
 from dvae_fast.checking import CheckError, command, machine, resolve_device, run
 from dvae_fast.checking.limits import compare
+from dvae_fast.checking.process import environment
 from dvae_fast.checking.report import FAILED, PASSED, SKIPPED, CheckReport, Row
 
 if TYPE_CHECKING:
@@ -206,3 +208,28 @@ def test_the_table_of_cases_is_loaded_by_who_asks_alone() -> None:
         "dvae_fast.check"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("where, code, error", [("pipe", 0, ""), ("/dev/full", 2, "cannot print")])
+def test_table_that_nobody_takes_costs_a_line_at_most(where: str, code: int, error: str) -> None:
+    if where == "pipe":
+        read, write = os.pipe()
+        os.close(read)
+    else:
+        write = os.open(where, os.O_WRONLY)
+    program = (
+        "from dvae_fast.checking import CheckReport, command\n"
+        "command.check = lambda _: CheckReport({}, (), 1.0)\n"
+        "raise SystemExit(command.run_command('cpu'))"
+    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program], stdout=write, stderr=subprocess.PIPE, text=True,
+            timeout=300, env=environment(),
+        )  # fmt: skip
+    finally:
+        os.close(write)
+    assert done.returncode == code, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == bool(error)
+    assert all(error in line for line in lines)

@@ -435,7 +435,7 @@ def test_nothing_waits_inside_a_batch(
     few; of 65,536 rows at once they were 770 batches.
     """
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
-    monkeypatch.setattr(importance, "Fetch", lambda t: t)
+    monkeypatch.setattr(batching, "Fetch", lambda t: t)
     model = make_model("iwae", 784, 50, (200, 200), covariance=covariance).to("meta")
     how = Proposal(proposal, None if proposal == "posterior" else Masking(0.3), 10)
     x = torch.empty(500, 784, device="meta")

@@ -1,5 +1,5 @@
 # From nothing (Python 3.10 or newer, g++, make):
-#   make run    train a DIWAE on handwritten digits, judge it with k = 5000, write pictures
+#   make run    train a DIWAE on handwritten digits, evaluate it with k = 5000, write pictures
 #   make test   run the tests
 # Both make .venv, install what is needed there and build the extension.
 

@@ -35,9 +35,9 @@ def processes(k: int = 500, limit: int = 100) -> dict[str, Any]:
         _run([], "train", *options, "--run-dir", str(run))
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         for launcher in ([], launch):
-            judge = ["evaluate", str(run), "--k", str(k), "--limit", str(limit), "--quiet"]
+            evaluate = ["evaluate", str(run), "--k", str(k), "--limit", str(limit), "--quiet"]
             start = time.perf_counter()
-            _run(launcher, *judge, *(["--threads", "1"] if not launcher else []))
+            _run(launcher, *evaluate, *(["--threads", "1"] if not launcher else []))
             seconds.append(time.perf_counter() - start)
             with np.load(run / "evaluation.npz") as file:
                 arrays.append(file["log_likelihood"])

@@ -34,7 +34,7 @@ choosing_seconds = 0.15
 
 #: how many times the least time of another a candidate must take to be tried no longer
 FAR = 1.5
-#: rounds before that is judged, and seconds that they must have taken, for short calls vary; and
+#: rounds before that is evaluated, and seconds that they must have taken, for short calls vary; and
 #: the least of rounds that follow
 FIRST_ROUNDS, FIRST_SECONDS, LAST_ROUNDS = 2, 5e-3, 3
 

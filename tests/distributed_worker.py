@@ -137,11 +137,11 @@ def tiny(**options: Any) -> TrainConfig:
 @contextlib.contextmanager
 def float64() -> Iterator[None]:
     """Models are made, and images read, in float64."""
-    read, judged = Dataset.train_batch, Dataset.evaluation
+    read, evaluated = Dataset.train_batch, Dataset.evaluation
     old = torch.get_default_dtype()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Dataset, "train_batch", lambda *args: read(*args).double())
-        patch.setattr(Dataset, "evaluation", lambda *args: judged(*args).double())
+        patch.setattr(Dataset, "evaluation", lambda *args: evaluated(*args).double())
         torch.set_default_dtype(torch.float64)
         try:
             yield

@@ -85,7 +85,7 @@ def gone(folder: Path) -> None:
     # torchrun, which sees the other end, must not end this one before it is told.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
-    def judge() -> None:
+    def evaluate() -> None:
         with join("cpu") as world:
             estimate_log_likelihood(
                 model(), data(N), K, seed=SEED, world=world, batch_size=2,
@@ -93,7 +93,7 @@ def gone(folder: Path) -> None:
             )  # fmt: skip
 
     with pytest.raises(DistributedError) as caught:
-        judge()
+        evaluate()
     (folder / "told").write_text(str(caught.value))
 
 

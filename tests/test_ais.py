@@ -310,7 +310,7 @@ def test_gradient_of_the_log_weight() -> None:
     z = mean.unsqueeze(1) + torch.exp(0.5 * log_var).unsqueeze(1) * u
     log_w = model._log_weights(z, x, dvae_fast.latent_log_ratio(z, mean, log_var))
     (slope,) = torch.autograd.grad(log_w.sum(), u)
-    target = _Decoded(evaluation.Judged(model), x, mean, log_var)
+    target = _Decoded(evaluation.Evaluated(model), x, mean, log_var)
     point = target(u.detach())
     torch.testing.assert_close(point.value, log_w.detach())
     torch.testing.assert_close(point.slope, slope)
@@ -429,7 +429,7 @@ def test_a_step_size_of_ones_own() -> None:
 def test_nan_stays_with_its_example_and_is_counted(how: str) -> None:
     model, x = _model(), _data()
     clean = annealed_importance_sampling(model, x, **SHORT)
-    judged: Any = model
+    evaluated: Any = model
     if how == "data":
         x[2, 4] = math.nan
     else:
@@ -439,8 +439,8 @@ def test_nan_stays_with_its_example_and_is_counted(how: str) -> None:
             mean, log_var = model.encode(x)
             return mean.masked_fill((x == first).all(1, keepdim=True), math.nan), log_var
 
-        judged = (encode, model.decode)
-    dirty = annealed_importance_sampling(judged, x, **SHORT)
+        evaluated = (encode, model.decode)
+    dirty = annealed_importance_sampling(evaluated, x, **SHORT)
     rest = [i for i in range(N) if i != 2]
     _same(dirty, clean, rest)
     assert bool(dirty.log_likelihood[2].isnan())

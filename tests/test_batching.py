@@ -18,7 +18,7 @@ from dvae_fast.evaluation import batching, estimate_log_likelihood, importance, 
 from dvae_fast.evaluation.batching import Fetch, Limits, fitting, held, out_of_memory, plan
 from dvae_fast.evaluation.partial import PartialResults, read_settings
 from dvae_fast.evaluation.proposals import Proposal
-from dvae_fast.evaluation.target import Judged
+from dvae_fast.evaluation.target import Evaluated
 from dvae_fast.models import LatentVariableModel, TwoLayerModel, make_model
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def test_what_a_row_holds(proposal: str) -> None:
         how = Proposal(proposal, None if proposal == "posterior" else Masking(0.5), 7)
         key, x = torch.tensor([1]), torch.rand(1, 300)
         with torch.no_grad():
-            return importance._memory(Judged(model), how, x, key, dtype, Limits())
+            return importance._memory(Evaluated(model), how, x, key, dtype, Limits())
 
     torch.manual_seed(0)
     model = make_model("iwae", 300, 5, (40, 50)).train()
@@ -441,7 +441,7 @@ def test_nothing_waits_inside_a_batch(
     x = torch.empty(500, 784, device="meta")
     key = torch.empty(1, dtype=torch.int64, device="meta")
     evaluation = importance._Evaluation(
-        Judged(model), how, key, 5000, 5000, None, importance.CURVE, 1667, 1667 * 500, None,
+        Evaluated(model), how, key, 5000, 5000, None, importance.CURVE, 1667, 1667 * 500, None,
         importance._Share(), Limits(), large=True,
     )  # fmt: skip
     with torch.no_grad(), Launched() as launched:

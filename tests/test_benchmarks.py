@@ -248,7 +248,7 @@ def test_the_fastest_formula_is_found_through_a_slow_spell(
     assert calls["near"] == calls["fastest"] > 10
 
 
-def test_memory_that_was_not_measured_is_not_judged() -> None:
+def test_memory_that_was_not_measured_is_not_evaluated() -> None:
     measured = [
         {"work": "training step", "rival": "ours", "resident": 1 << 20},
         {"work": "training step", "rival": "eager", "resident": 2 << 20},

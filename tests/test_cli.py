@@ -490,12 +490,12 @@ def test_evaluate_goes_on_where_it_was_interrupted(
 ) -> None:
     options = ("evaluate", run_dir, "--k", "7", "--limit", "20", "--batch-size", "4")
     original = _Evaluation.batch
-    judged: list[int] = []
+    evaluated: list[int] = []
 
     def batch(self: Any, x: Tensor, first: int) -> Any:
-        if len(judged) == 2:
+        if len(evaluated) == 2:
             raise KeyboardInterrupt
-        judged.append(first)
+        evaluated.append(first)
         return original(self, x, first)
 
     monkeypatch.setattr(_Evaluation, "batch", batch)
@@ -507,18 +507,18 @@ def test_evaluate_goes_on_where_it_was_interrupted(
     wrong = run(*options, "--resume", "--seed", "3")
     assert wrong.exit_code == 2
     assert "the seed of" in wrong.output
-    judged.clear()
+    evaluated.clear()
     monkeypatch.setattr(
         _Evaluation, "batch",
-        lambda self, x, first: (judged.append(first), original(self, x, first))[1],
+        lambda self, x, first: (evaluated.append(first), original(self, x, first))[1],
     )  # fmt: skip
     ok(*options, "--resume")
-    assert judged == [8, 12, 16]
+    assert evaluated == [8, 12, 16]
     resumed = json.loads((run_dir / "evaluation.json").read_text())
     assert not (run_dir / PARTIAL).exists()
-    judged.clear()
+    evaluated.clear()
     ok(*options)
-    assert judged == [0, 4, 8, 12, 16]
+    assert evaluated == [0, 4, 8, 12, 16]
     whole = json.loads((run_dir / "evaluation.json").read_text())
     whole["seconds"] = resumed["seconds"]
     assert resumed == whole

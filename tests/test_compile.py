@@ -338,12 +338,12 @@ def test_an_evaluation_with_a_compiled_decoder(ours: bool, monkeypatch: pytest.M
 
         return call
 
-    judged = model if ours else (model.encode, decode)
+    evaluated = model if ours else (model.encode, decode)
     x = torch.rand(5, D, generator=torch.Generator().manual_seed(1)).round()
-    plain = dvae_fast.estimate_log_likelihood(judged, x, 23, chunk=10, seed=3)
+    plain = dvae_fast.estimate_log_likelihood(evaluated, x, 23, chunk=10, seed=3)
     called = len(calls)
     monkeypatch.setattr(torch, "compile", counted)
-    compiled = dvae_fast.estimate_log_likelihood(judged, x, 23, chunk=10, seed=3, compile=True)
+    compiled = dvae_fast.estimate_log_likelihood(evaluated, x, 23, chunk=10, seed=3, compile=True)
     assert len(calls) == called
     # One function, and all that was decoded went through it.
     assert [sum(math.prod(shape[:-1]) for shape in used) for used in compilations] == [5 * 23]

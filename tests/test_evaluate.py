@@ -353,13 +353,13 @@ def test_a_model_of_any_kind(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model.train()
     model.mean.eval()
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    judged: Any = {"methods": model, "pair": (model.encode, model.decode)}.get(
+    evaluated: Any = {"methods": model, "pair": (model.encode, model.decode)}.get(
         how, (model.encode, model.decoder)
     )
     seen = []
     if how == "hook":
         model.decoder[-1].register_forward_hook(lambda *_: seen.append(1))
-    estimate = estimate_log_likelihood(judged, x, K, chunk=5, batch_size=4, seed=SEED)
+    estimate = estimate_log_likelihood(evaluated, x, K, chunk=5, batch_size=4, seed=SEED)
     torch.testing.assert_close(estimate.log_likelihood, expected)
     assert bool(calls) == (how == "pair that ends in a linear layer")
     assert bool(seen) == (how == "hook")
@@ -387,13 +387,13 @@ def test_modules_behind_plain_callables_are_judged_as_such(how: str) -> None:
     net = Theirs().double()
     net.encoder.insert(1, nn.BatchNorm1d(8).double())
     before = {name: t.clone() for name, t in net.state_dict().items()}
-    judged: Any = {
+    evaluated: Any = {
         "object": Adapter(net),
         "functions": (lambda x: net.encode(x), lambda z: net.decode(z)),
         "partials": (functools.partial(Theirs.encode, net), functools.partial(Theirs.decode, net)),
     }[how]
     x = _data().float()
-    found = estimate_log_likelihood(judged, x, K, seed=SEED)
+    found = estimate_log_likelihood(evaluated, x, K, seed=SEED)
     assert net.training
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
     _same(found, estimate_log_likelihood(net.eval(), x, K, seed=SEED), slice(None))

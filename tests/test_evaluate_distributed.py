@@ -70,7 +70,7 @@ def test_each_does_its_share_and_keeps_it(folder: Path) -> None:
     # One process takes up what two have done.
     again = estimate_log_likelihood(
         worker.model(), worker.data(worker.N), worker.K, partial=folder / "partial.npz",
-        progress=lambda _: pytest.fail("judged again"),
+        progress=lambda _: pytest.fail("evaluated again"),
     )  # fmt: skip
     found = np.load(folder / "examples, cpu.0.npz")
     np.testing.assert_allclose(found["log_likelihood"], again.log_likelihood)
@@ -98,10 +98,10 @@ def test_the_command_line(tmp_path: Path) -> None:
         "-q",
     ]
     assert cli(["train", *options, "--evaluate-k", "0", "--run-dir", str(run)]).returncode == 0
-    judge = ["evaluate", str(run), "--k", "30", "--limit", "31"]
-    one = cli(judge)
+    evaluate = ["evaluate", str(run), "--k", "30", "--limit", "31"]
+    one = cli(evaluate)
     alone = json.loads((run / "evaluation.json").read_text())
-    two = torchrun("-m", "dvae_fast", *judge)
+    two = torchrun("-m", "dvae_fast", *evaluate)
     together = json.loads((run / "evaluation.json").read_text())
     assert (one.returncode, two.returncode) == (0, 0), two.stderr
     assert two.stdout.count("log p(x)") == 1
@@ -115,7 +115,7 @@ def test_the_command_line(tmp_path: Path) -> None:
         "evaluation.json", "evaluation.npz", "evaluation_bounds.png", "evaluation_ess.png",
         "evaluation_worst.png",
     ]  # fmt: skip
-    wrong = torchrun("-m", "dvae_fast", *judge, "--method", "ais")
+    wrong = torchrun("-m", "dvae_fast", *evaluate, "--method", "ais")
     assert wrong.returncode != 0
     assert wrong.stderr.count("method must be importance for several processes, got ais") == 1
 

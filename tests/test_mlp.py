@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import dvae_fast
 from dvae_fast import functional, reference
-from dvae_fast.evaluation import Judged
+from dvae_fast.evaluation import Evaluated
 from dvae_fast.models import MLP, Softplus
 
 op: Any = torch.ops.dvae_fast
@@ -279,9 +279,9 @@ def test_judging_takes_plain_layers_whole(name: str, monkeypatch: pytest.MonkeyP
         functional, "mlp_log_weights", lambda *a, **k: calls.append(1) or whole(*a, **k)
     )
     z, _, _, x, ratio = made((Z, D), torch.float32, "bernoulli", B, K)
-    judged = Judged((lambda x: (x, x), decode))
-    with torch.no_grad(), judged.evaluating():
-        got = judged.log_weights(z, x, ratio)
+    evaluated = Evaluated((lambda x: (x, x), decode))
+    with torch.no_grad(), evaluated.evaluating():
+        got = evaluated.log_weights(z, x, ratio)
         expected = reference.log_weights(decode(z), None, x, ratio, "bernoulli")
     torch.testing.assert_close(got, expected)
     assert bool(calls) == (name in PLAIN)

@@ -63,22 +63,24 @@ def test_goes_on_where_it_stopped(
 ) -> None:
     path = tmp_path / "partial.npz"
     _interrupted(path, 5, seed=4)
-    judged: set[int] = set()
+    evaluated: set[int] = set()
     original = functional.sample_latent
 
     def recorded(mean: Tensor, *args: Any, first_example: int, **rest: Any) -> Any:
-        judged.update(range(first_example, first_example + len(mean)))
+        evaluated.update(range(first_example, first_example + len(mean)))
         return original(mean, *args, first_example=first_example, **rest)
 
     monkeypatch.setattr(functional, "sample_latent", recorded)
     estimate = estimate_log_likelihood(
         _model(), _data(), K, batch_size=batch_size, partial=path, seed=4
     )
-    assert judged == set(range(6, N))
+    assert evaluated == set(range(6, N))
     monkeypatch.undo()
     _same(estimate, estimate_log_likelihood(_model(), _data(), K, seed=4))
     # All of it is in the file now.
-    monkeypatch.setattr(functional, "sample_latent", lambda *_, **__: pytest.fail("judged again"))
+    monkeypatch.setattr(
+        functional, "sample_latent", lambda *_, **__: pytest.fail("evaluated again")
+    )
     _same(estimate, estimate_log_likelihood(_model(), _data(), K, partial=path, seed=4))
 
 

@@ -112,7 +112,7 @@ def test_rows_are_those_of_the_tables() -> None:
     assert replace(c, gradient=None) == config(str(ROWS["dvae-learnt-k1-5"].baseline))
     assert config("dvae-released-k1-5").corruption == "salt_and_pepper_released"
     assert config("vae-augmented-k1").binarise == "dynamic"
-    assert ROWS["vae-augmented-k1"].judged_on == "fixed"
+    assert ROWS["vae-augmented-k1"].evaluated_on == "fixed"
     c = config("burda-k50")
     assert (c.model, c.samples, c.binarise, c.batch_size, c.epochs) == (
         "iwae",
@@ -263,7 +263,7 @@ def test_other_settings_are_refused_by_name(finished: tuple[Path, dict[str, Any]
         (tiny(epochs=5), "its epochs is 3, not 5; name another folder"),
         (tiny(samples=4), "its samples is 3, not 4"),
         (replace(tiny(), k=26), "its k is 25, not 26"),
-        (replace(tiny(), judged_on="once"), "its judged_on is 'dynamic', not 'once'"),
+        (replace(tiny(), evaluated_on="once"), "its evaluated_on is 'dynamic', not 'once'"),
     ):
         with pytest.raises(ValueError, match=rf"diwae-k5-5-seed0\.json is of other .*{message}"):
             unfinished([tiny(1), other], folder)

@@ -1,7 +1,7 @@
 """The other instruction sets of a CPU: a process for each, since a process chooses its own once.
 
 Run as a program it writes the outcomes of the cases at the level that DVAE_FAST_ISA names; the
-check that started it judges them.
+check that started it decides on them.
 """
 
 from __future__ import annotations

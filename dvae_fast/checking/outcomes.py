@@ -1,4 +1,4 @@
-"""Running cases, and judging what came out: errors are collected, none stops the check."""
+"""Running cases, and what came out: errors are collected, none stops the check."""
 
 from __future__ import annotations
 

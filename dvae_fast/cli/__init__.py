@@ -30,7 +30,7 @@ from dvae_fast.cli.train import train_command
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    help="Train denoising variational autoencoders and judge them by importance sampling.",
+    help="Train denoising variational autoencoders and evaluate them by importance sampling.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,

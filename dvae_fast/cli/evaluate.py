@@ -209,7 +209,7 @@ def evaluate(
     resume: bool = False,
     **options: Any,
 ) -> tuple[dict[str, Any], LikelihoodEstimate | AISEstimate]:
-    """Judge the run's best model: what evaluation.json holds, and all of it."""
+    """Evaluate the run's best model: what evaluation.json holds, and all of it."""
     config, model = load_config(folder), load_model(folder).to(world.device)
     x = config.load_data().evaluation(split)[:limit]
     with _evaluation_bar(console, world) as advance:

@@ -11,7 +11,7 @@ frey        28×20    1572 / 193 / 200      Frey Face, values / 255
 (height × width.) MNIST is split in its own order: the last 10,000 training images are for
 validation. Digits and Frey Face have no split of their own: a permutation that depends on the
 seed alone is cut in three, so that the parts never overlap. Frey Face is a video, and neighbouring
-frames are nearly the same: its test set judges how well the model knows this one film.
+frames are nearly the same: its test set shows how well the model knows this one film.
 
 Binarisation, which decides what the model is given:
 

@@ -133,7 +133,7 @@ class Dataset:
         return _bernoulli(grey, seed.to(grey.device, non_blocking=True))
 
     def evaluation(self, split: str) -> Tensor:
-        """The tensor to judge a model on, (N, D); the same at every call.
+        """The tensor to evaluate a model on, (N, D); the same at every call.
 
         Raises:
             ValueError: if `split` is not one of :data:`SPLITS`.

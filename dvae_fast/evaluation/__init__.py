@@ -17,7 +17,7 @@ from dvae_fast.evaluation.statistics import (
     ParetoTail,
     pareto_shape,
 )
-from dvae_fast.evaluation.target import EncoderDecoder, Judged
+from dvae_fast.evaluation.target import EncoderDecoder, Evaluated
 
 __all__ = [
     "CURVE",
@@ -30,8 +30,8 @@ __all__ = [
     "BoundCurve",
     "EncoderDecoder",
     "Estimate",
+    "Evaluated",
     "EvaluationProgress",
-    "Judged",
     "LikelihoodEstimate",
     "ParetoTail",
     "Proposal",

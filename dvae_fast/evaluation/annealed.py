@@ -29,7 +29,7 @@ from dvae_fast._seeds import seed_tensor
 from dvae_fast.evaluation.hamiltonian import EXTRA_NORMALS, Point, Target, move
 from dvae_fast.evaluation.results import AISEstimate, BidirectionalEstimate, Meter
 from dvae_fast.evaluation.statistics import from_state
-from dvae_fast.evaluation.target import Judged, rows_at_once
+from dvae_fast.evaluation.target import Evaluated, rows_at_once
 from dvae_fast.models.posterior import marginal_log_var
 
 if TYPE_CHECKING:
@@ -59,15 +59,15 @@ _SIMULATED = 2**32 - 1
 class _Decoded:
     """ℓ of a batch: x (B, D), f_0 = N(mean, exp(log_var)), (B, Z) each. float64 but for p(x|z)."""
 
-    def __init__(self, judged: Judged, x: Tensor, mean: Tensor, log_var: Tensor) -> None:
-        self.judged, self.x, self.dtype = judged, x, mean.dtype
+    def __init__(self, evaluated: Evaluated, x: Tensor, mean: Tensor, log_var: Tensor) -> None:
+        self.evaluated, self.x, self.dtype = evaluated, x, mean.dtype
         self.mean = mean.double().unsqueeze(1)
         self.log_var = log_var.double().unsqueeze(1)
         self.std = torch.exp(0.5 * self.log_var)
 
     def __call__(self, u: Tensor) -> Point:
         z = self.mean + self.std * u
-        value, slope = _log_likelihood(self.judged, z.to(self.dtype), self.x)
+        value, slope = _log_likelihood(self.evaluated, z.to(self.dtype), self.x)
         value = value + 0.5 * (u.square() - z.square() + self.log_var).sum(-1)
         return Point(u, value, self.std * (slope - z) + u)
 
@@ -76,7 +76,7 @@ class _Decoded:
         return ((z.double().unsqueeze(1) - self.mean) / self.std).squeeze(1)
 
 
-def _log_likelihood(judged: Judged, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def _log_likelihood(evaluated: Evaluated, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """log p(x|z) and ∂/∂z in float64, from one decode: z (B, C, Z) → (B, C) and (B, C, Z).
 
     Over logits that are held: at 2,500 rows of 784 they cost 33 ms for value and gradient, where
@@ -85,7 +85,7 @@ def _log_likelihood(judged: Judged, z: Tensor, x: Tensor) -> tuple[Tensor, Tenso
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         log_p = functional.log_weights(
-            judged.decode(z), x, z.new_zeros(z.shape[:-1]), judged.likelihood
+            evaluated.decode(z), x, z.new_zeros(z.shape[:-1]), evaluated.likelihood
         )
         grad = None
         if log_p.requires_grad:
@@ -239,7 +239,7 @@ def _normal(like: Tensor, shape: tuple[int, int, int], key: Tensor, first: int, 
 
 
 def _run(
-    judged: Judged,
+    evaluated: Evaluated,
     x: Tensor,
     exact: Tensor | None,
     settings: _Settings,
@@ -248,11 +248,11 @@ def _run(
     first: int,
 ) -> list[dict[str, Tensor]]:
     """The statistics of one batch forward and, if given its exact posterior draws, in reverse."""
-    mean, spread = judged.posterior(x)
+    mean, spread = evaluated.posterior(x)
     log_var = marginal_log_var(mean, spread)
     if settings.start == "prior":
         mean, log_var = torch.zeros_like(mean), torch.zeros_like(log_var)
-    target = _Decoded(judged, x, mean, log_var)
+    target = _Decoded(evaluated, x, mean, log_var)
     examples, size = mean.shape
     temperatures, chains = settings.temperatures, settings.chains
     betas = _schedule(settings.schedule, temperatures)
@@ -281,18 +281,18 @@ def _run(
     return results
 
 
-def _judged(model: Model, likelihood: str | Likelihood | None) -> Judged:
-    judged = Judged(model, likelihood)
-    if judged.log_ratio_above is not None or judged.discrete:
+def _evaluated(model: Model, likelihood: str | Likelihood | None) -> Evaluated:
+    evaluated = Evaluated(model, likelihood)
+    if evaluated.log_ratio_above is not None or evaluated.discrete:
         raise ValueError(
             "model must have one layer of latents, continuous and of a standard normal prior, for "
             f"annealed importance sampling, got {type(model).__name__}"
         )
-    return judged
+    return evaluated
 
 
 def _run_all(
-    judged: Judged,
+    evaluated: Evaluated,
     x: Tensor,
     exact: Tensor | None,
     settings: _Settings,
@@ -303,12 +303,12 @@ def _run_all(
     parts = []
     batch_size = settings.batch(like.device)
     meter = Meter(x.shape[0], progress)
-    with judged.evaluating():
+    with evaluated.evaluating():
         for first in range(0, x.shape[0], batch_size):
             rows = slice(first, first + batch_size)
             batch = x[rows].to(like.device, like.dtype)
             draws = None if exact is None else exact[rows]
-            parts.append(_run(judged, batch, draws, settings, like, key, first))
+            parts.append(_run(evaluated, batch, draws, settings, like, key, first))
             done = parts[-1][0]
             meter.advance(
                 done["log_likelihood"], done["standard_error"], len(batch) * settings.chains
@@ -376,15 +376,15 @@ def annealed_importance_sampling(
 
     Source: Neal (2001); Wu, Burda, Salakhutdinov, Grosse (arXiv 1611.04273), section 4.
     """
-    judged = _judged(model, likelihood)
-    judged.check_data(x)
+    evaluated = _evaluated(model, likelihood)
+    evaluated.check_data(x)
     settings = _Settings(
         chains, temperatures, leapfrog, start, schedule, tune, step_size, batch_size
     )
-    like = judged.like(x)
+    like = evaluated.like(x)
     key = seed_tensor(seed, like.device)
     x = x.clone() if x.is_inference() else x  # which autograd could not save
-    (forward,) = _run_all(judged, x, None, settings, like, key, progress)
+    (forward,) = _run_all(evaluated, x, None, settings, like, key, progress)
     return forward
 
 
@@ -429,7 +429,7 @@ def bidirectional(
     Source: Grosse, Ghahramani, Adams (arXiv 1511.02543), section 3; Wu et al. (arXiv 1611.04273),
     section 4.
     """
-    judged = _judged(model, likelihood)
+    evaluated = _evaluated(model, likelihood)
     if isinstance(cast("Any", n), Tensor):
         raise TypeError(
             "n must be the number of examples to simulate, got a tensor: the reverse chains start "
@@ -446,20 +446,20 @@ def bidirectional(
     check_size("latent_size", size)
     if known is not None and size != known:
         raise ValueError(f"latent_size must be the model's, {known}, got {size}")
-    like = judged.like(torch.empty(0))
+    like = evaluated.like(torch.empty(0))
     key = seed_tensor(seed, like.device)
-    with judged.evaluating():
-        x, z = _simulate(judged, n, size, like, key)
-    forward, reverse = _run_all(judged, x, z, settings, like, key, progress)
+    with evaluated.evaluating():
+        x, z = _simulate(evaluated, n, size, like, key)
+    forward, reverse = _run_all(evaluated, x, z, settings, like, key, progress)
     return BidirectionalEstimate(x.cpu(), z.cpu(), forward, reverse)
 
 
 def _simulate(
-    judged: Judged, n: int, size: int, like: Tensor, key: Tensor
+    evaluated: Evaluated, n: int, size: int, like: Tensor, key: Tensor
 ) -> tuple[Tensor, Tensor]:
     """x (N, D) and z (N, Z) of p(x, z)."""
     z = _normal(like, (n, 1, size), key, 0, _SIMULATED).to(like.dtype)
-    params = judged.decode(z)
+    params = evaluated.decode(z)
     with torch.random.fork_rng([like.device] if like.is_cuda else []):
         torch.manual_seed(int(key))
-        return judged.likelihood.sample(params).squeeze(1), z.squeeze(1)
+        return evaluated.likelihood.sample(params).squeeze(1), z.squeeze(1)

@@ -23,7 +23,7 @@ from dvae_fast.evaluation.partial import PartialResults, fingerprint, read_setti
 from dvae_fast.evaluation.proposals import Proposal
 from dvae_fast.evaluation.results import LikelihoodEstimate, Meter
 from dvae_fast.evaluation.statistics import PENDING, PENDING_CHUNKS, Statistics, above_tolerance
-from dvae_fast.evaluation.target import Judged, has_bfloat16, precision
+from dvae_fast.evaluation.target import Evaluated, has_bfloat16, precision
 
 if TYPE_CHECKING:
     import os
@@ -56,7 +56,7 @@ def _at(rows: list[int], device: torch.device) -> slice | Tensor:
 
 
 def _log_weights(
-    judged: Judged,
+    evaluated: Evaluated,
     drawers: Sequence[Drawer],
     x: Tensor,
     k: int,
@@ -67,8 +67,8 @@ def _log_weights(
     drawn = []
     for drawer in drawers:
         z, log_ratio = drawer.draw(k, first_sample)
-        if judged.log_ratio_above is not None:
-            log_ratio = log_ratio + judged.log_ratio_above(
+        if evaluated.log_ratio_above is not None:
+            log_ratio = log_ratio + evaluated.log_ratio_above(
                 z, drawer.key, first_example=drawer.first_example, first_sample=first_sample
             )
         drawn.append((z, log_ratio))
@@ -77,7 +77,7 @@ def _log_weights(
     else:
         z, log_ratio = (torch.cat(parts) for parts in zip(*drawn, strict=True))
     with precision(x.device, dtype):
-        return judged.log_weights(z, x, log_ratio)
+        return evaluated.log_weights(z, x, log_ratio)
 
 
 class _Share:
@@ -106,9 +106,9 @@ class _Share:
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """One evaluation's settings, and how it judges a batch."""
+    """One evaluation's settings, and how it evaluates a batch."""
 
-    judged: Judged
+    evaluated: Evaluated
     proposal: Proposal
     key: Tensor
     k: int
@@ -124,7 +124,7 @@ class _Evaluation:
 
     def batch(self, x: Tensor, first_example: int) -> Launched:
         """x, (B, D), evaluated; without a tolerance nothing is waited for."""
-        drawer = self.proposal.encode(self.judged, x, self.key, first_example)
+        drawer = self.proposal.encode(self.evaluated, x, self.key, first_example)
         pending = max(PENDING, PENDING_CHUNKS * self.chunk) if self.large else PENDING
         statistics = Statistics(len(x), self.max_k, self.ks, x.device, pending)
         for log_w in self._draw([drawer], x, self.chunk, 0, self.k):
@@ -172,7 +172,7 @@ class _Evaluation:
         def mine(k: int, first_sample: int) -> Tensor:
             return self.limits.in_parts(
                 lambda n, first: _log_weights(
-                    self.judged, drawers, x, n, first_sample + first, self.dtype
+                    self.evaluated, drawers, x, n, first_sample + first, self.dtype
                 ),
                 len(x),
                 k,
@@ -195,7 +195,7 @@ def _split(k: int, batch_size: int | None, chunk: int | None, rows: int) -> tupl
 
 
 def _memory(
-    judged: Judged,
+    evaluated: Evaluated,
     proposal: Proposal,
     x: Tensor,
     key: Tensor,
@@ -207,16 +207,19 @@ def _memory(
     def look() -> tuple[int, int]:
         drawers: list[Drawer] = []
         example = (
-            batching.held(lambda: drawers.append(proposal.encode(judged, x, key, 0)))
+            batching.held(lambda: drawers.append(proposal.encode(evaluated, x, key, 0)))
             + x.numel() * x.element_size()
         )
         z, _ = drawers[0].draw(1, 0)
         row = batching.memory_of(
-            lambda n: _log_weights(judged, drawers, x, n, 0, dtype), z.shape[-1], x.device, limits
+            lambda n: _log_weights(evaluated, drawers, x, n, 0, dtype),
+            z.shape[-1],
+            x.device,
+            limits,
         )
         return example, row
 
-    with judged.evaluating():
+    with evaluated.evaluating():
         found = limits.attempt(look)
     if found is None:
         limits.fewer_examples(1)
@@ -294,17 +297,17 @@ def estimate_log_likelihood(
 ) -> LikelihoodEstimate:
     """log p(x) ≈ log 1/k Σ w, z ~ q, for each example.
 
-    Every example is encoded once. Samples are drawn and judged `chunk` at a time and folded into
+    Every example is encoded once. Samples are drawn and evaluated `chunk` at a time and folded into
     float64 statistics, so memory depends on batch_size · chunk and not on k or N. Any split gives
     the same numbers up to the rounding of the decoder's matrix products.
 
     Args:
         model: a `dvae_fast.models.LatentVariableModel`; or anything with methods ``encode(x)`` →
             (mean, log_var), (B, Z) each, and ``decode(z)`` → params, for z (B, K, Z); or a pair of
-            such callables. Modules are judged in evaluation mode and get their own back. Where
+            such callables. Modules are evaluated in evaluation mode and get their own back. Where
             `decode` is an ``nn.Sequential`` that ends in an ``nn.Linear`` without hooks, the
             logits of a Bernoulli, or a Gaussian's mean with `scale`, are never held: see
-            `linear_log_weights`. Modules that callables refer to are found and judged likewise;
+            `linear_log_weights`. Modules that callables refer to are found and evaluated likewise;
             those hidden deeper must be in evaluation mode.
         x: (N, D), N >= 1, on any device; batches move to the model's device and dtype.
         k: importance samples an example, >= 1, 5000 by default; need not be a multiple of `chunk`.
@@ -339,7 +342,7 @@ def estimate_log_likelihood(
         progress: called with an `EvaluationProgress` after each batch; on a GPU, when the next
             one is under way.
         partial: a file to keep finished examples in, written every 10 seconds and when
-            interrupted. Found there, they are not judged again.
+            interrupted. Found there, they are not evaluated again.
         world: the processes that share the work, of `dvae_fast.distributed.join`. Each calls this
             with the same arguments (and a seed) and gets the whole result.
 
@@ -356,9 +359,9 @@ def estimate_log_likelihood(
     (arXiv 1401.4082), appendix E; for the mixture, Im et al. (arXiv 1511.06406), section 3.
     """
     check_size("k", k)
-    judged = Judged(model, likelihood, scale)
-    size = judged.check_data(x)
-    judged.likelihood.check_support(x)
+    evaluated = Evaluated(model, likelihood, scale)
+    size = evaluated.check_data(x)
+    evaluated.likelihood.check_support(x)
     for name, value in (("batch_size", batch_size), ("chunk", chunk), ("max_k", max_k)):
         if value is not None:
             check_size(name, value)
@@ -378,7 +381,7 @@ def estimate_log_likelihood(
     if corruption is None and proposal != "posterior":
         corruption = getattr(model, "corruption", None)
     how = Proposal(proposal, corruption, copies)
-    like = judged.like(x)
+    like = evaluated.like(x)
     matrices = _matrix_dtype(dtype, like)
     if seed is None and partial is not None and (earlier := read_settings(partial)):
         seed = earlier.get("seed")
@@ -395,9 +398,9 @@ def estimate_log_likelihood(
             "seed": int(key), "k": k, "max_k": max_k, "tolerance": tolerance, "proposal": proposal,
             "copies": copies if proposal == "mixture" else None, "curve": list(ks),
             "corruption": None if proposal == "posterior" else _described(how.corruption),
-            "likelihood": judged.likelihood.kind, "scale": fingerprint(judged.scales),
+            "likelihood": evaluated.likelihood.kind, "scale": fingerprint(evaluated.scales),
             "dtype": str(matrices), "data": fingerprint([x]),
-            **judged.identity(x),
+            **evaluated.identity(x),
         }  # fmt: skip
     process = world.rank if world is not None and world.size > 1 else None
     results = PartialResults(examples, partial, settings, process)
@@ -409,19 +412,19 @@ def estimate_log_likelihood(
     limits = Limits(words, whole=share.size > 1)
     free = None if bool(results.done.all()) else batching.free_memory(like.device)
     if free is None:
-        rows = judged.rows_at_once(like, held=compile or matrices is not None)
+        rows = evaluated.rows_at_once(like, held=compile or matrices is not None)
         batch_size, step = _split(k, batch_size, chunk, rows)
     else:
-        example, row = _memory(judged, how, moved(x[:1], like), key, matrices, limits)
+        example, row = _memory(evaluated, how, moved(x[:1], like), key, matrices, limits)
         batch_size, step, rows = batching.plan(
             left, k, row=row, example=example, free=free, several=batching.several(like.device),
             batch_size=batch_size, chunk=chunk,
         )  # fmt: skip
     batch_size, step, rows = _smallest(world, (batch_size, step, rows))
     if compile:
-        judged.compile()
+        evaluated.compile()
     evaluation = _Evaluation(
-        judged, how, key, k, max_k, tolerance, ks, step, chunk or rows, matrices, share, limits,
+        evaluated, how, key, k, max_k, tolerance, ks, step, chunk or rows, matrices, share, limits,
         large=free is not None,
     )  # fmt: skip
     batches = results.batches(min(batch_size, left))[part::parts]
@@ -437,7 +440,7 @@ def estimate_log_likelihood(
             meter.advance(fields["log_likelihood"], fields["standard_error"], samples)
 
     try:
-        with judged.evaluating():
+        with evaluated.evaluating():
             for one in fitting(
                 batches, limits, lambda i, j: evaluation.batch(moved(x[i:j], like), i)
             ):

@@ -21,7 +21,7 @@ from dvae_fast.models.posterior import is_full, place
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dvae_fast.evaluation.target import Judged
+    from dvae_fast.evaluation.target import Evaluated
 
 __all__ = ["PROPOSALS", "Drawer", "Proposal"]
 
@@ -73,19 +73,19 @@ class Proposal:
         self.corruption = corruption or Identity()
         self.copies = copies
 
-    def encode(self, judged: Judged, x: Tensor, key: Tensor, first_example: int) -> Drawer:
+    def encode(self, evaluated: Evaluated, x: Tensor, key: Tensor, first_example: int) -> Drawer:
         """Encode x (B, D), the examples first_example, … of the noise."""
         if self.name == "posterior":
-            return _Posterior(judged.draw, judged.posterior(x), key, first_example)
-        if judged.discrete:
+            return _Posterior(evaluated.draw, evaluated.posterior(x), key, first_example)
+        if evaluated.discrete:
             raise ValueError(f"proposal must be posterior for binary latents, got {self.name!r}")
         corruption = self.corruption = self.corruption.to(x.device)  # once, not at every batch
         if self.name == "corrupted":
-            return _Corrupted(judged, x, corruption, key, first_example)
+            return _Corrupted(evaluated, x, corruption, key, first_example)
         noisy = corrupt(x, corruption, self.copies, key, first_example=first_example)
         mean, spread = (
             part.unflatten(0, (self.copies, len(x)))
-            for part in judged.posterior(noisy.flatten(0, 1))
+            for part in evaluated.posterior(noisy.flatten(0, 1))
         )
         return _Mixture(mean, spread, key, first_example)
 
@@ -113,9 +113,14 @@ class _Posterior:
 
 class _Corrupted:
     def __init__(
-        self, judged: Judged, x: Tensor, corruption: Corruption, key: Tensor, first_example: int
+        self,
+        evaluated: Evaluated,
+        x: Tensor,
+        corruption: Corruption,
+        key: Tensor,
+        first_example: int,
     ) -> None:
-        self.judged, self.x, self.corruption = judged, x, corruption
+        self.evaluated, self.x, self.corruption = evaluated, x, corruption
         self.key, self.first_example = key, first_example
 
     def draw(self, k: int, first_sample: int) -> tuple[Tensor, Tensor]:
@@ -126,7 +131,7 @@ class _Corrupted:
         b = self.x.shape[0]
         mean, spread = (
             part.unflatten(0, (k, b)).transpose(0, 1)  # (B, k, Z), (B, k, Z, Z) if full
-            for part in self.judged.posterior(noisy.flatten(0, 1))
+            for part in self.evaluated.posterior(noisy.flatten(0, 1))
         )
         epsilon = _noise(b, k, mean, self.key, self.first_example, first_sample)
         z = place(mean, spread, epsilon)

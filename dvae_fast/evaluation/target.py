@@ -1,4 +1,4 @@
-"""Any latent-variable model, ours or anybody's, as what judges it sees it."""
+"""Any latent-variable model, ours or anybody's, as the evaluator sees it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Params = Tensor | tuple[Tensor, ...]
 
-__all__ = ["EncoderDecoder", "Judged", "Model", "has_bfloat16", "precision", "rows_at_once"]
+__all__ = ["EncoderDecoder", "Evaluated", "Model", "has_bfloat16", "precision", "rows_at_once"]
 
 # A row of the usual network holds some 2 kB of latents and hidden activations: on a CPU a few
 # thousand rows stay in a shared cache of 8 MB, and make the cost of launching the dozen operators
@@ -45,7 +45,7 @@ def rows_at_once(device: torch.device) -> int:
 
 
 class EncoderDecoder(Protocol):
-    """What a model must have to be judged: q(z|x), and the parameters of p(x|z)."""
+    """What a model must have to be evaluated: q(z|x), and the parameters of p(x|z)."""
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, D) → mean and log_var (B, Z) of a diagonal Gaussian; p(z) is N(0, I).
@@ -79,7 +79,7 @@ def _likelihood_of(model: Any, given: str | Likelihood | None) -> Likelihood:
     return likelihood
 
 
-class Judged:
+class Evaluated:
     """Encoder, decoder and likelihood of a model of any kind.
 
     Args:

@@ -61,7 +61,7 @@ class Row:
         published: None where this project knows of no figure.
         guesses: what the sources leave unsaid of the training, and is chosen here.
         baseline: the row that it is compared with, seed by seed.
-        judged_on: the binarisation of the test set; None for that of training.
+        evaluated_on: the binarisation of the test set; None for that of training.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Row:
     published: Published | None = None
     guesses: tuple[str, ...] = ()
     baseline: str | None = None
-    judged_on: str | None = None
+    evaluated_on: str | None = None
 
     @property
     def protocol(self) -> str:
@@ -223,9 +223,16 @@ def _mnist_row(
     if kind:
         words, changes, unsaid = _KINDS[kind]
         about, settings, guesses = f"{about}, {words}", settings | changes, unsaid
-    # Judged on one test set, whatever it is trained on.
+    # Evaluated on one test set, whatever it is trained on.
     return Row(
-        name, about, "mnist", settings, _PUBLISHED.get(name), guesses, baseline, judged_on="fixed"
+        name,
+        about,
+        "mnist",
+        settings,
+        _PUBLISHED.get(name),
+        guesses,
+        baseline,
+        evaluated_on="fixed",
     )
 
 

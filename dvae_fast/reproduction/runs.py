@@ -1,4 +1,4 @@
-"""Runs of a table: trained, judged on the test set, and kept as one JSON file each.
+"""Runs of a table: trained, evaluated on the test set, and kept as one JSON file each.
 
 A folder holds ``<row>-seed<n>.json`` of every finished run, and beside it the run's own folder,
 ``<row>-seed<n>/``, from which an interrupted one goes on.
@@ -48,14 +48,14 @@ class Run:
     Attributes:
         row: its name.
         config: what is trained; holds the seed.
-        judged_on: the binarisation of the test set.
+        evaluated_on: the binarisation of the test set.
         k, examples: importance samples an example, and how many test examples, evenly spaced
             because the fixed test set is sorted by digit; None for all.
     """
 
     row: str
     config: TrainConfig
-    judged_on: str
+    evaluated_on: str
     k: int
     examples: int | None
 
@@ -67,7 +67,7 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """All that its numbers depend on, JSON-able."""
         config = {k: v for k, v in self.config.to_dict().items() if k not in _ANYWHERE}
-        return config | {"judged_on": self.judged_on, "k": self.k, "examples": self.examples}
+        return config | {"evaluated_on": self.evaluated_on, "k": self.k, "examples": self.examples}
 
 
 def plan(
@@ -96,8 +96,8 @@ def plan(
     runs = []
     for seed, row in sorted(wanted, key=lambda pair: pair[0]):
         config = row.config(scale, seed, epochs, device)
-        judged_on = row.judged_on or config.binarise
-        runs.append(Run(row.name, config, judged_on, scale.k, scale.examples))
+        evaluated_on = row.evaluated_on or config.binarise
+        runs.append(Run(row.name, config, evaluated_on, scale.k, scale.examples))
     return runs
 
 
@@ -124,7 +124,7 @@ def unfinished(runs: Iterable[Run], folder: Path) -> list[Run]:
             continue
         begun = folder / run.name
         if (begun / CONFIG).is_file():
-            earlier = Run(run.row, load_config(begun), run.judged_on, run.k, run.examples)
+            earlier = Run(run.row, load_config(begun), run.evaluated_on, run.k, run.examples)
             _check_settings(begun, earlier.settings(), run.settings())
         left.append(run)
     return left
@@ -185,7 +185,7 @@ def _commit() -> str | None:
 
 
 def run_one(run: Run, folder: Path, report: Report | None = None) -> dict[str, Any]:
-    """Train, judge the best model on the test set, and write the numbers.
+    """Train, evaluate the best model on the test set, and write the numbers.
 
     Args:
         run: what to do. One that was interrupted goes on.
@@ -196,7 +196,7 @@ def run_one(run: Run, folder: Path, report: Report | None = None) -> dict[str, A
     Returns:
         What ``<row>-seed<n>.json`` holds: ``row``, ``seed``, ``settings``, ``versions``,
         ``commit``, ``training_seconds``, ``best_epoch`` (by the validation bound: it is the model
-        that is judged) and its ``valid_bound``; ``learnt_level``, its rate or None; ``curve``,
+        that is evaluated) and its ``valid_bound``; ``learnt_level``, its rate or None; ``curve``,
         both bounds by epoch, at most 64 epochs; ``figures`` on the test set, in nats, lower is
         better: ``own``, minus the model's own bound, K samples and corruption as trained, and
         ``clean``, minus the bound of one sample given x itself, both on all of it, and ``nll``,
@@ -248,7 +248,7 @@ def _curve(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _judge(run: Run, run_dir: Path, report: Report | None) -> dict[str, Any]:
     config = run.config
     model = load_model(run_dir).to(config.device)
-    data = load_dataset(config.data, binarise=run.judged_on, seed=config.data_seed)
+    data = load_dataset(config.data, binarise=run.evaluated_on, seed=config.data_seed)
     x, seed = data.evaluation("test"), config.seed
     own = mean_bound(model, x, seed, config.batch_size)
     clean = float(estimate_log_likelihood(model, x, 1, seed=seed).elbo.mean())

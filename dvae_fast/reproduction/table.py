@@ -211,7 +211,7 @@ def _summary(found: Mapping[str, Mapping[int, Result]]) -> str:
     torches = {f"torch {result['versions']['torch']}" for result in everyone}
     return (
         f"Nats, lower is better; mean ± standard error over seeds. Trained on "
-        f"{' or '.join(sorted(trained))} images, the best epoch by the validation bound judged. "
+        f"{' or '.join(sorted(trained))} images, the best epoch by the validation bound evaluated. "
         f"Bounds are negative, on the whole test set; NLL from {' or '.join(sorted(estimates))}, "
         f"of which ESS were effective on average: where those are few the NLL is too high. "
         f"Bold: what the published figure is to be compared with. "

@@ -124,7 +124,7 @@ def test_wrong_and_raising_operators_are_told_from_the_rest(
 
 
 @pytest.mark.parametrize("op", OPERATORS)
-def test_large_calls_are_large_and_can_be_judged(op: str) -> None:
+def test_large_calls_are_large_and_can_be_evaluated(op: str) -> None:
     """As a GPU of three multiprocessors has them; on the CPU, which must pass too."""
     for dtype in DTYPES:
         for sample in many_samples(op, dtype, "cpu", 3):

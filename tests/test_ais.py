@@ -696,6 +696,7 @@ def test_a_decoder_without_a_gradient(decode: Callable[..., Any]) -> None:
         ({"leapfrog": -1}, ValueError, "leapfrog must be >= 1, got -1"),
         ({"batch_size": 0}, ValueError, "batch_size must be >= 1, got 0"),
         ({"start": "encoder"}, ValueError, "start must be one of posterior, prior; got 'encoder'"),
+        ({"start": "prio"}, ValueError, "start must be one of prior, posterior; got 'prio'; did"),
         ({"schedule": "cosine"}, ValueError, "schedule must be one of sigmoid, linear; got 'cos"),
         ({"tune": 1}, TypeError, "tune must be a bool, got int"),
         ({"step_size": 0.0}, ValueError, "step_size must be > 0 and finite, got 0.0"),

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from dvae_fast.estimates import LikelihoodEstimate
-    from dvae_fast.progress import EvaluationProgress
+    from dvae_fast.evaluation import EvaluationProgress, LikelihoodEstimate
 
 N, K, Z, D = 11, 23, 3, 9
 SEED = 99

@@ -576,6 +576,10 @@ def test_evaluate_counts_what_is_not_finite(run_dir: Path, monkeypatch: pytest.M
         (["--seed", "-1"], f"seed must be from 0 to {2**63 - 1}, got -1"),
         (["--method", "mcmc"], "method must be one of importance, ais; got 'mcmc'"),
         (["--proposal", "q"], "proposal must be one of posterior, corrupted, mixture; got 'q'"),
+        (
+            ["--method", "aiss"],
+            "method must be one of ais, importance; got 'aiss'; did you mean 'ais'?",
+        ),
         (["--dtype", "int8"], "dtype must be one of float32, bfloat16, float16; got 'int8'"),
         (["--copies", "3"], "copies must come with the proposal mixture"),
         (["--copies", "0"], "copies must be >= 1, got 0"),
@@ -721,3 +725,27 @@ def test_console_script_is_the_same_program() -> None:
     assert result.returncode == 0
     for name in ("train", "evaluate", "sample", "reproduce", "info"):
         assert name in result.stdout
+
+
+def test_what_a_terminal_cannot_show_is_replaced(run_dir: Path) -> None:
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    for arguments in (["train", "--help"], ["evaluate", str(run_dir), "--k", "3", "--limit", "2"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "dvae_fast", *arguments],
+            env=ascii_only, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "?" in done.stdout
+
+
+def test_a_result_is_kept_before_it_is_shown(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed_pipe(*_: Any) -> None:
+        raise SystemExit(1)
+
+    monkeypatch.setattr(cli.evaluate, "evaluation_rows", closed_pipe)
+    file = run_dir / "evaluation.json"
+    file.unlink(missing_ok=True)
+    assert run("evaluate", run_dir, "--k", "3", "--limit", "2").exit_code == 1
+    assert json.loads(file.read_text())["examples"] == 2

@@ -24,6 +24,7 @@ from dvae_fast.corruptions import (
     Masking,
     SaltAndPepper,
     as_corruption,
+    describe_corruption,
     rates_from_mean,
 )
 from dvae_fast.data import load_dataset
@@ -290,13 +291,13 @@ def test_a_function_in_the_evaluator() -> None:
             "function must be callable, got float",
         ),
         (
-            lambda: DVAE(D, corruption=fog).config(),
+            lambda: describe_corruption(as_corruption(fog)),
             ValueError,
             r"corruption must be one of dvae_fast's own for a configuration to hold it, "
             r"got FunctionCorruption\(fog\)",
         ),
         (
-            lambda: DVAE(D, corruption=Compose(Masking(0.1), fog)).config(),
+            lambda: describe_corruption(Compose(Masking(0.1), fog)),
             ValueError,
             r"corruption must be one of dvae_fast's own .*, got FunctionCorruption\(fog\)",
         ),

@@ -341,7 +341,7 @@ def _rows() -> Iterator[Row]:
             "iwae_loss",
             {"reduction": value},
             ValueError,
-            ("reduction", "'mean', 'sum' or 'none'", repr(value)),
+            ("reduction", "must be one of", repr(value)),
         )
 
     f = "logmeanexp"

@@ -618,6 +618,7 @@ def test_top_level_names() -> None:
         ({"scale": 1.0}, ValueError, "scale must be left out for a model of this package"),
         ({"x": torch.full((N, D), 1.5)}, ValueError, r"x must lie in \[0, 1\], the support of the"),
         ({"likelihood": "gaussian"}, ValueError, "likelihood must be the model's, bernoulli, got"),
+        ({"proposal": "mixtur"}, ValueError, "one of mixture, .*; got 'mixtur'; did you mean 'mix"),
         ({"proposal": "prior"}, ValueError, "proposal must be one of posterior, .*; got 'prior'"),
         ({"proposal": "mixture"}, ValueError, "proposal 'mixture' must come with a corruption"),
         ({"corruption": 0.1}, TypeError, "corruption must be an object of dvae_fast.corruptions"),

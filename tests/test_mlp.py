@@ -176,7 +176,7 @@ def test_opcheck() -> None:
         ),
         ({"layers": [torch.zeros(D, Z)]}, TypeError, ("layers", "(weight, bias)", "Tensor at 0")),
         ({"activation": []}, ValueError, ("activation", "softplus, relu, tanh", "[]")),
-        ({"activation": "gelu"}, ValueError, ("activation", "softplus, relu, tanh", "'gelu'")),
+        ({"activation": "gelu"}, ValueError, ("activation", "relu, softplus, tanh", "'gelu'")),
         ({"x": torch.zeros(B, 8)}, ValueError, ("x", "(5, 9)", "(5, 8)")),
         ({"log_ratio": torch.zeros(B)}, ValueError, ("log_ratio", "(5, 7)", "(5,)")),
         ({"scale": 1.0}, ValueError, ("scale", "None for a Bernoulli", "1.0")),

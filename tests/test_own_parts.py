@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from dvae_fast import annealed_importance_sampling, estimate_log_likelihood
-from dvae_fast.corruptions import Masking, corrupt
+from dvae_fast.corruptions import Compose, Corruption, Masking, corrupt
 from dvae_fast.files import CheckpointError
 from dvae_fast.likelihoods import Likelihood, identity, positive
 from dvae_fast.models import (
@@ -29,9 +29,11 @@ from dvae_fast.models import (
     make_model,
     save_model,
 )
+from dvae_fast.models.config import options_of
 from dvae_fast.objectives import OBJECTIVES, Objective
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 M, B, K, Z, SEED = 3, 8, 5, 4, 17
@@ -408,6 +410,46 @@ def test_a_likelihood_of_ones_own_is_put_in_again(tmp_path: Path) -> None:
     again = load_model(path, likelihood=Laplace())
     assert torch.equal(again.bound(x, SEED), model.bound(x, SEED))
     with pytest.raises(CheckpointError, match="likelihood must be given"):
+        load_model(path)
+
+
+class Fade(nn.Module, Corruption):
+    def __init__(self, strength: float = 0.5) -> None:
+        super().__init__()
+        self.strength = nn.Parameter(torch.tensor(strength))
+
+    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return x * (1 - self.strength * torch.rand(x.shape, generator=generator))
+
+
+def _fog(x: Tensor) -> Tensor:
+    return x + torch.randn_like(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "shown"),
+    [
+        (Fade, r"test_own_parts\.Fade"),
+        (lambda: _fog, r"FunctionCorruption\(_fog\)"),
+        (lambda: Compose(Masking(0.1), Fade()), r".*\.Compose"),
+    ],
+    ids=("class", "function", "composed"),
+)
+@pytest.mark.parametrize("name", [n for n, m in MODELS.items() if "corruption" in options_of(m)])
+def test_a_corruption_of_ones_own_is_put_in_again(
+    name: str, make: Callable[[], Any], shown: str, tmp_path: Path
+) -> None:
+    path, x = tmp_path / "m.safetensors", _data()
+    model = make_model(name, D, Z, (8,), corruption=make(), copies=M, samples=K)
+    with torch.no_grad():
+        for part in model.modules():
+            if isinstance(part, Fade):
+                part.strength.fill_(0.25)
+    with pytest.warns(UserWarning, match=rf"corruption \({shown}\) cannot be built again by name"):
+        save_model(path, model)
+    again = load_model(path, corruption=make())
+    assert torch.equal(again.bound(x, SEED), model.bound(x, SEED))
+    with pytest.raises(CheckpointError, match=f"corruption must be given: .*{shown}"):
         load_model(path)
 
 

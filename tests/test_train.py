@@ -11,6 +11,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -186,6 +187,20 @@ def test_configuration_goes_through_json(tmp_path: Path) -> None:
         ValueError, match=r"an option in the configuration must be one of .*; got 'colour'"
     ):
         TrainConfig.from_dict({"colour": 1})
+    with pytest.raises(ValueError, match=r"one of epochs, .*'epoch'; did you mean 'epochs'"):
+        default_config(epoch=1)
+
+
+def test_numbers_of_numpy_and_whole_rates_are_numbers() -> None:
+    given = {"learning_rate": 1, "epochs": np.int64(3), "level": np.float32(0.25)}
+    c = default_config(**given, beta=np.float64(0.5), objective="ciwae")
+    assert json.loads(json.dumps(c.to_dict())) == c.to_dict()
+    assert (c.learning_rate, c.epochs, c.level, c.beta) == (1.0, 3, 0.25, 0.5)
+    with pytest.raises(ValueError, match="epochs must be an integer >= 1, got True"):
+        default_config(epochs=True)
+
+
+def test_configuration_of_a_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not the folder of a run: it holds no config"):
         load_config(tmp_path)
     (tmp_path / CONFIG).write_text('{"samples": 0}')

@@ -9,6 +9,9 @@ rank 0 alone prints.
 
 from __future__ import annotations
 
+import io
+import sys
+
 from dvae_fast._extras import INSTALL
 
 try:
@@ -45,4 +48,7 @@ app.command("check")(check_command)
 
 def main() -> None:
     """Entry point of ``dvae-fast`` and ``python -m dvae_fast``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an ASCII terminal has no − and no x̃
     app(prog_name="dvae-fast")

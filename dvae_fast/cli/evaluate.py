@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
 
-from dvae_fast._checks import check_device
+from dvae_fast._checks import check_choice, check_device
 from dvae_fast._extras import MissingExtraError
 from dvae_fast.cli.console import (
     check_seed,
@@ -131,12 +131,10 @@ def evaluate_command(
         with wrong_options():
             for name, value, valid in (
                 ("split", split, SPLITS), ("method", method, METHODS),
-                ("proposal", proposal, PROPOSALS), ("dtype", dtype, (None, *DTYPES)),
+                ("proposal", proposal, PROPOSALS), ("dtype", dtype, DTYPES),
             ):  # fmt: skip
-                if value not in valid:
-                    raise ValueError(
-                        f"{name} must be one of {listed(v for v in valid if v)}; got {value!r}"
-                    )
+                if value is not None:
+                    check_choice(name, value, valid)
             for name, count in (
                 ("k", k), ("limit", limit), ("batch-size", batch_size), ("chunk", chunk),
                 ("threads", threads), ("max-k", max_k), ("copies", copies),
@@ -175,11 +173,11 @@ def evaluate_command(
         if not is_main_process():
             return
         title = f"{report['model']} on {report['data']}, {report['split']} set"
-        console.print(two_columns(evaluation_rows(report), title))
-        print_warnings(console, report)
-        keep_estimate(
-            console, run_dir, report, estimate
-        )  # last: a full disk does not take all along
+        try:
+            keep_estimate(console, run_dir, report, estimate)
+        finally:  # a full disk does not take all along, nor does a closed pipe
+            console.print(two_columns(evaluation_rows(report), title))
+            print_warnings(console, report)
 
 
 def _of_method(method: str, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

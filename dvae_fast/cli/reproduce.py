@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from dvae_fast._checks import check_device
+from dvae_fast._checks import check_choice, check_device
 from dvae_fast.cli.console import (
     fail,
     format_duration,
@@ -84,8 +84,7 @@ def reproduce_command(
     """
     with one_line_errors():
         with wrong_options():
-            if scale not in SCALES:
-                raise ValueError(f"scale must be one of {listed(SCALES)}; got {scale!r}")
+            check_choice("scale", scale, SCALES)
             chosen = select(rows or SCALES[scale].rows)
             jobs = _jobs(jobs, device)
             check_device("device", device)

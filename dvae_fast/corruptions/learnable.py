@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dvae_fast._checks import check_count
+from dvae_fast._checks import check_choice, check_count
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast._seeds import derived_key
 from dvae_fast.corruptions.base import Corruption, check_baseline
@@ -99,6 +99,7 @@ class Learnable(nn.Module, Corruption):
             )
         if estimator is None:
             estimator = corruption.estimators[0]
+        check_choice("estimator", estimator, LEVEL_ESTIMATORS)
         if estimator not in corruption.estimators:
             raise ValueError(
                 f"estimator must be one of {', '.join(corruption.estimators)} for "

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from dvae_fast import functional, reference
-from dvae_fast._checks import check_size
+from dvae_fast._checks import check_choice, check_size
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast._seeds import seed_tensor
 from dvae_fast.evaluation.hamiltonian import EXTRA_NORMALS, Point, Target, move
@@ -177,8 +177,7 @@ class _Settings:
             ("start", self.start, STARTS),
             ("schedule", self.schedule, SCHEDULES),
         ):
-            if value not in valid:
-                raise ValueError(f"{name} must be one of {', '.join(valid)}; got {value!r}")
+            check_choice(name, value, valid)
         if not isinstance(self.tune, bool):
             raise TypeError(f"tune must be a bool, got {type(self.tune).__name__}")
         if self.step_size is not None:

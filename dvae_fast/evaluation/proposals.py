@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dvae_fast import functional, noise
-from dvae_fast._checks import check_count
+from dvae_fast._checks import check_choice, check_count
 from dvae_fast.corruptions import Corruption, Identity, as_corruption, corrupt
 from dvae_fast.models import gaussian_log_ratio
 from dvae_fast.models.posterior import is_full, place
@@ -59,8 +59,7 @@ class Proposal:
     """
 
     def __init__(self, name: str, corruption: Corruption | None, copies: int) -> None:
-        if name not in PROPOSALS:
-            raise ValueError(f"proposal must be one of {', '.join(PROPOSALS)}; got {name!r}")
+        check_choice("proposal", name, PROPOSALS)
         if corruption is not None:
             corruption = as_corruption(corruption)
         if name != "posterior" and corruption is None:

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
-from dvae_fast._checks import check_float, check_same, check_shape, values_are_checked
+from dvae_fast._checks import (
+    check_choice,
+    check_float,
+    check_same,
+    check_shape,
+    values_are_checked,
+)
 from dvae_fast.functional._autograd import autocast_dtype, differentiable_once, needs_grad
 from dvae_fast.functional._rows import check_rows
 from dvae_fast.functional.log_weights import check_scale, log_weights
@@ -226,10 +232,7 @@ def mlp_log_weights(
     check_float("z", z)
     if z.dim() < 3:
         raise ValueError(f"z must have shape (*L, B, K, Z), got {tuple(z.shape)}")
-    if not isinstance(activation, str) or activation not in DENSE_ACTIVATIONS:
-        raise ValueError(
-            f"activation must be one of {', '.join(DENSE_ACTIVATIONS)}; got {activation!r}"
-        )
+    check_choice("activation", activation, DENSE_ACTIVATIONS)
     layers = list(layers)
     if not layers:
         raise ValueError("layers must hold at least one layer, got none")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
-from dvae_fast._checks import check_float, check_same, values_are_checked
+from dvae_fast._checks import check_choice, check_float, check_same, values_are_checked
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast.functional._autograd import (
     apply_upstream,
@@ -326,8 +326,7 @@ def iwae_loss_and_weights(
     overwrite_params: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """`iwae_loss` and, where they are to be had in one pass, the normalised weights (N, K)."""
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+    check_choice("reduction", reduction, ("mean", "sum", "none"))
     lik = get_likelihood(likelihood)
     if lik.kernel is None:
         log_w = plain_log_weights(params, x, log_ratio, lik)

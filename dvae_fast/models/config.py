@@ -6,6 +6,7 @@ line are made from the fields of `ModelConfig`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import textwrap
@@ -20,6 +21,7 @@ from dvae_fast._checks import check_choice, check_size, check_sizes, nearest_cho
 from dvae_fast.corruptions import (
     Corruption,
     CorruptionFunction,
+    FunctionCorruption,
     Identity,
     corruption_from,
     describe_corruption,
@@ -303,17 +305,16 @@ _MODULE = "module"
 
 
 def describe_option(name: str, value: Any) -> Any:
-    """An option's value, JSON-able; a thing of one's own by the name of its class alone.
-
-    Raises:
-        ValueError: for a corruption that is a function.
-    """
+    """An option's value, JSON-able; a thing of one's own by the name of its class alone."""
     if isinstance(value, Objective):
         return value.to_dict()
     if isinstance(value, Likelihood) and type(value) is type(LIKELIHOODS.get(value.kind)):
         return value.kind
-    if name == "corruption" and value is not None:
-        return describe_corruption(value)
+    if isinstance(value, Corruption):
+        with contextlib.suppress(ValueError):  # one's own, or made of it
+            return describe_corruption(value)
+    if isinstance(value, FunctionCorruption):
+        return {_MODULE: f"{value}"}
     if isinstance(value, tuple):
         return list(value)
     if value is None or isinstance(value, (str, bool, int, float)):

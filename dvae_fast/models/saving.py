@@ -27,8 +27,9 @@ def save_model(
 ) -> None:
     """Write a model: its `config` and state.
 
-    A module of one's own (encoder, decoder, prior) is written by its parameters and the name of its
-    class alone: `load_model` must be given one to put them in. A warning says so.
+    What is one's own (encoder, decoder, prior, likelihood, corruption) is written by its parameters
+    and the name of its class alone: `load_model` must be given one to put them in. A warning says
+    so.
 
     Args:
         path: the file.
@@ -53,8 +54,8 @@ def load_model(path: str | os.PathLike[str], **own: Any) -> Autoencoder:
 
     Args:
         path: the file or the folder.
-        own: ``encoder=``, ``decoder=``, ``prior=`` or ``likelihood=``, each that the model has of
-            one's own: a module to put the parameters in.
+        own: ``encoder=``, ``decoder=``, ``prior=``, ``likelihood=`` or ``corruption=``, each that
+            the model has of one's own: where the parameters are put, if it has any.
 
     Returns:
         The model, in evaluation mode.

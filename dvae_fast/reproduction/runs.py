@@ -231,7 +231,7 @@ def run_one(run: Run, folder: Path, report: Report | None = None) -> dict[str, A
             "valid_bound": metrics["best"]["valid_bound"],
             "learnt_level": metrics.get("learnt_level"),
             "curve": _curve(metrics["history"]),
-            **_judge(run, run_dir, report),
+            **_evaluated(run, run_dir, report),
         }
     write_json(result_path(folder, run), result)
     remove_partial(run_dir / PARTIAL)
@@ -245,7 +245,7 @@ def _curve(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [finite_or_none({name: line[name] for name in names}) for line in kept]
 
 
-def _judge(run: Run, run_dir: Path, report: Report | None) -> dict[str, Any]:
+def _evaluated(run: Run, run_dir: Path, report: Report | None) -> dict[str, Any]:
     config = run.config
     model = load_model(run_dir).to(config.device)
     data = load_dataset(config.data, binarise=run.evaluated_on, seed=config.data_seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ from dvae_fast.data import (
 from dvae_fast.files import CheckpointError, read_json
 from dvae_fast.likelihoods import LIKELIHOODS, Bernoulli, get_likelihood
 from dvae_fast.models import MODELS, Autoencoder, ModelConfig, make_model
-from dvae_fast.models.config import default_samples, option, options_of
+from dvae_fast.models.config import default_samples, option, option_kind, options_of
 from dvae_fast.models.encoders import check_encoder
 from dvae_fast.objectives import Objective
 from dvae_fast.objectives.objective import check_score_objective
@@ -140,6 +141,11 @@ class TrainConfig(ModelConfig):
             value, choices = getattr(self, field.name), field.metadata["choices"]
             if choices is not None and not (value is None and field.default is None):
                 check_choice(field.name, value, choices)
+            # NumPy's are numbers too, and the configuration is JSON.
+            for number, kind in ((numbers.Integral, int), (numbers.Real, float)):
+                is_one = isinstance(value, number) and not isinstance(value, bool)
+                if is_one and option_kind(type(self), field.name) is kind:
+                    object.__setattr__(self, field.name, kind(value))
         try:
             super().__post_init__()
         except TypeError as error:
@@ -315,7 +321,7 @@ def default_config(model: str = "diwae", data: str = "digits", **given: Any) -> 
     if identity and values.get("level", 0) != 0:
         raise ValueError(f"level must be 0 without a corruption, got {values['level']!r}")
     values.setdefault("level", 0.0 if identity else DEFAULT_LEVEL)
-    return TrainConfig(model=model, data=data, **values)
+    return TrainConfig.from_dict({"model": model, "data": data, **values})
 
 
 def load_config(run_dir: str | Path) -> TrainConfig:

@@ -431,11 +431,6 @@ def _double(x: Tensor) -> Tensor:
             r"parts must not learn by the score function, .*; got Drop\(\)",
         ),
         (
-            lambda x: DVAE(D, corruption=Fog()).config(),
-            ValueError,
-            r"corruption must be one of dvae_fast's own .*, got Fog\(\)",
-        ),
-        (
             lambda x: type("Odd", (Corruption,), {"draw": lambda self, x, a, b: x}),
             TypeError,
             r"draw of Odd must take \(x, generator\), or \(x, copies, key, first_example, ",

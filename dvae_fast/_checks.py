@@ -8,6 +8,7 @@ import operator
 import os
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,7 @@ __all__ = [
     "check_shape",
     "check_size",
     "check_sizes",
+    "is_number",
     "nearest_choice",
     "set_validation",
     "values_are_checked",
@@ -67,16 +69,22 @@ def check_shape(name: str, t: Tensor, shape: tuple[int, ...], meaning: str) -> N
 
 
 def check_count(name: str, value: int, lower: int) -> None:
-    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
+    if not isinstance(value, (int, torch.SymInt, np.integer)) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < lower:
         raise ValueError(f"{name} must be >= {lower}, got {value}")
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a real number, one of NumPy's too."""
+    kinds = (int, float, np.integer, np.floating)
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
 def check_index(name: str, value: int, count: int) -> None:
     """The first of `count` indices in the noise, each one 32-bit word of the counter."""
     check_count(name, value, 0)
-    if value + count > 2**32:
+    if value > 2**32 - count:
         raise ValueError(f"{name} must be <= 2**32 − {count}, the number drawn; got {value}")
 
 

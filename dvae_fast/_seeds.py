@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,7 +13,7 @@ __all__ = ["derived_key", "generator_seed", "seed_tensor"]
 _INT64 = (-(2**63), 2**63 - 1)
 
 
-def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
+def seed_tensor(seed: int | np.integer[Any] | Tensor | None, device: torch.device) -> Tensor:
     """One int64 on `device`; None draws it there, so that `torch.manual_seed` governs."""
     if seed is None:
         return torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device=device)
@@ -21,6 +24,8 @@ def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
                 f"got {seed.dtype} of shape {tuple(seed.shape)}"
             )
         return seed if seed.device == device else seed.to(device)
+    if isinstance(seed, np.integer):
+        seed = int(seed)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise TypeError(
             "seed must be an int, an int64 tensor of one element or None, "

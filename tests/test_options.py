@@ -15,11 +15,12 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from dvae_fast import estimate_log_likelihood, log_weights, sample_latent
 from dvae_fast._checks import check_choice
 from dvae_fast.cli import app
 from dvae_fast.cli.options import flag, given_values
-from dvae_fast.corruptions import Masking
-from dvae_fast.models import DIWAE, MODELS, VAE, Autoencoder, ModelConfig, TwoLayerModel
+from dvae_fast.corruptions import Learnable, Masking, SaltAndPepper, corrupt
+from dvae_fast.models import DIWAE, DVAE, MODELS, VAE, Autoencoder, ModelConfig, TwoLayerModel
 from dvae_fast.models.config import option_kind, options_of
 from dvae_fast.objectives import OBJECTIVES, Objective
 from dvae_fast.training import TrainConfig, default_config, load_config
@@ -310,3 +311,40 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert type(model.samples) is int
     with pytest.raises(TypeError, match="samples must be an int, got float64"):
         VAE(D, samples=np.float64(3))
+
+
+def test_numbers_of_numpy_are_numbers_in_functions(tmp_path: Path) -> None:
+    x, quarter = torch.rand(B, D), np.float32(0.25)
+    corruption = SaltAndPepper(quarter, quarter)
+    assert repr(corruption) == repr(SaltAndPepper(0.25, 0.25))
+    assert Learnable(Masking(quarter), "relaxed", temperature=quarter).temperature == 0.25
+    noisy = corrupt(x, corruption, np.int64(3), np.int64(5), first_example=np.int32(2))
+    assert torch.equal(noisy, corrupt(x, corruption, 3, 5, first_example=2))
+    mean = torch.zeros(B, Z)
+    z, ratio = sample_latent(mean, mean, np.int64(K), np.uint8(7))
+    assert torch.equal(z, sample_latent(mean, mean, K, 7)[0])
+    params = (torch.zeros(B, K, D), quarter)
+    of_float = log_weights((params[0], 0.25), x, ratio, "gaussian")
+    assert torch.equal(log_weights(params, x, ratio, "gaussian"), of_float)
+    objective = Objective("ciwae", beta=quarter)
+    assert json.loads(json.dumps(objective.to_dict()))["beta"] == 0.25
+    model = DVAE(D, Z, (5,), corruption=corruption)
+    given: dict[str, Any] = {
+        "k": 6,
+        "seed": 5,
+        "max_k": 9,
+        "tolerance": 0.25,
+        "copies": 3,
+        "batch_size": 2,
+    }
+    theirs = {k: quarter if k == "tolerance" else np.int64(v) for k, v in given.items()}
+    one, other = (
+        estimate_log_likelihood(model, x, proposal="mixture", partial=tmp_path / name, **options)
+        for name, options in (("a.npz", given), ("b.npz", theirs))
+    )
+    assert torch.equal(one.log_likelihood, other.log_likelihood)
+    assert (type(other.k), type(other.seed)) == (int, int)
+    with pytest.raises(TypeError, match="k must be an int, got float32"):
+        sample_latent(mean, mean, quarter)
+    with pytest.raises(TypeError, match=r"seed must be an int, .*, got float32"):
+        sample_latent(mean, mean, K, quarter)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
-from dvae_fast._checks import check_choice
+from dvae_fast._checks import check_choice, is_number
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast.corruptions.base import Corruption
 from dvae_fast.functional._autograd import differentiable_once, needs_grad
@@ -51,7 +51,7 @@ def _parameter(name: str, value: float | Tensor, lower: float, upper: float) -> 
         if not value.is_floating_point():
             raise TypeError(f"{name} must be a float or a floating-point tensor, got {value.dtype}")
         tensor = value
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+    elif is_number(value):
         tensor = torch.tensor(float(value))
     else:
         raise TypeError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dvae_fast._checks import check_choice, check_count
+from dvae_fast._checks import check_choice, check_count, is_number
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast._seeds import derived_key
 from dvae_fast.corruptions.base import Corruption, check_baseline
@@ -105,7 +105,7 @@ class Learnable(nn.Module, Corruption):
                 f"estimator must be one of {', '.join(corruption.estimators)} for "
                 f"{type(corruption).__name__}; got {estimator!r}"
             )
-        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+        if not is_number(temperature):
             raise TypeError(f"temperature must be a number, got {type(temperature).__name__}")
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be finite and > 0, got {temperature:g}")

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from dvae_fast import functional, reference
-from dvae_fast._checks import check_choice, check_size
+from dvae_fast._checks import check_choice, check_size, is_number
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast._seeds import seed_tensor
 from dvae_fast.evaluation.hamiltonian import EXTRA_NORMALS, Point, Target, move
@@ -181,7 +181,7 @@ class _Settings:
         if not isinstance(self.tune, bool):
             raise TypeError(f"tune must be a bool, got {type(self.tune).__name__}")
         if self.step_size is not None:
-            if not isinstance(self.step_size, (int, float)) or isinstance(self.step_size, bool):
+            if not is_number(self.step_size):
                 raise TypeError(
                     f"step_size must be a number or None, got {type(self.step_size).__name__}"
                 )

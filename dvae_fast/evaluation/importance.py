@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, distributed
 
-from dvae_fast._checks import check_size, check_sizes
+from dvae_fast._checks import check_size, check_sizes, is_number
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast._seeds import seed_tensor
 from dvae_fast.corruptions import describe_corruption
@@ -358,23 +358,25 @@ def estimate_log_likelihood(
     Source: Burda, Grosse, Salakhutdinov (arXiv 1509.00519), section 5; Rezende, Mohamed, Wierstra
     (arXiv 1401.4082), appendix E; for the mixture, Im et al. (arXiv 1511.06406), section 3.
     """
-    check_size("k", k)
+    k = check_size("k", k)
     evaluated = Evaluated(model, likelihood, scale)
     size = evaluated.check_data(x)
     evaluated.likelihood.check_support(x)
-    for name, value in (("batch_size", batch_size), ("chunk", chunk), ("max_k", max_k)):
-        if value is not None:
-            check_size(name, value)
-    check_sizes("curve", curve)
+    batch_size, chunk, max_k = (
+        value if value is None else check_size(name, value)
+        for name, value in (("batch_size", batch_size), ("chunk", chunk), ("max_k", max_k))
+    )
+    curve = check_sizes("curve", curve)
     if tolerance is None:
         if max_k is not None:
             raise ValueError(f"max_k must come with a tolerance, got {max_k} without one")
         max_k = k
     else:
-        if not isinstance(tolerance, (int, float)) or isinstance(tolerance, bool):
+        if not is_number(tolerance):
             raise TypeError(f"tolerance must be a number, got {type(tolerance).__name__}")
         if not 0 < tolerance < math.inf:
             raise ValueError(f"tolerance must be > 0 and finite, got {tolerance}")
+        tolerance = float(tolerance)
         max_k = 20 * k if max_k is None else max_k
         if max_k < k:
             raise ValueError(f"max_k must be >= k = {k}, got {max_k}")
@@ -396,7 +398,7 @@ def estimate_log_likelihood(
     if partial is not None:
         settings = {
             "seed": int(key), "k": k, "max_k": max_k, "tolerance": tolerance, "proposal": proposal,
-            "copies": copies if proposal == "mixture" else None, "curve": list(ks),
+            "copies": how.copies if proposal == "mixture" else None, "curve": list(ks),
             "corruption": None if proposal == "posterior" else _described(how.corruption),
             "likelihood": evaluated.likelihood.kind, "scale": fingerprint(evaluated.scales),
             "dtype": str(matrices), "data": fingerprint([x]),

@@ -70,7 +70,7 @@ class Proposal:
         check_count("copies", copies, 1)
         self.name = name
         self.corruption = corruption or Identity()
-        self.copies = copies
+        self.copies = int(copies)
 
     def encode(self, evaluated: Evaluated, x: Tensor, key: Tensor, first_example: int) -> Drawer:
         """Encode x (B, D), the examples first_example, … of the noise."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
-from dvae_fast._checks import check_choice, check_float, check_same, values_are_checked
+from dvae_fast._checks import check_choice, check_float, check_same, is_number, values_are_checked
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast.functional._autograd import (
     apply_upstream,
@@ -65,7 +65,7 @@ class _LogWeights(torch.autograd.Function):
 def check_scale(scale: Any, like: Tensor, shape: tuple[int, ...]) -> Tensor:
     """A scale as a tensor of 1, D or N·K·D elements, on params' device."""
     if not isinstance(scale, Tensor):
-        if not isinstance(scale, (int, float)) or isinstance(scale, bool):
+        if not is_number(scale):
             raise TypeError(f"scale must be a number or a tensor, got {type(scale).__name__}")
         dtype = accumulation_dtype(like.dtype)
         limits = torch.finfo(dtype)

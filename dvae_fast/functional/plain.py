@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from dvae_fast._checks import check_float, check_same, values_are_checked
+from dvae_fast._checks import check_float, check_same, is_number, values_are_checked
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast.functional._autograd import needs_grad
 from dvae_fast.functional._rows import check_rows
@@ -82,7 +82,7 @@ def _operands(likelihood: Likelihood, params: Any) -> list[Tensor]:
     for name, p in given.items():
         if name in tensors:
             check_float(name, p)
-        elif not isinstance(p, (int, float)) or isinstance(p, bool):
+        elif not is_number(p):
             raise TypeError(f"{name} must be a number or a tensor, got {type(p).__name__}")
     if not tensors:
         raise TypeError(f"{next(iter(given))} must be a tensor (*L, B, K, D), got a number")

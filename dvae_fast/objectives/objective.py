@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from dvae_fast._checks import check_choice
+from dvae_fast._checks import check_choice, is_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -163,10 +163,11 @@ class Objective:
         for name, bound in OBJECTIVES.items():
             if bound.parameter is not None:
                 self._check_parameter(bound.parameter, name)
-        if not _is_number(self.free_bits) or not 0 <= self.free_bits < math.inf:
+        if not is_number(self.free_bits) or not 0 <= self.free_bits < math.inf:
             raise ValueError(
                 f"free_bits must be a finite number >= 0, in nats; got {self.free_bits!r}"
             )
+        object.__setattr__(self, "free_bits", float(self.free_bits))
         if self.free_bits and not self.bound.analytic:
             raise ValueError(
                 "free_bits must be 0 unless the objective is "
@@ -185,9 +186,11 @@ class Objective:
                 )
         elif value is None:
             object.__setattr__(self, argument, default)
-        elif not _is_number(value) or not lower <= value <= upper or math.isinf(value):
+        elif not is_number(value) or not lower <= value <= upper or math.isinf(value):
             rule = "finite" if math.isinf(lower) else f"in [{lower:g}, {upper:g}]"
             raise ValueError(f"{argument} must be a number, {rule}; got {value!r}")
+        else:
+            object.__setattr__(self, argument, float(value))
 
     def check_samples(self, groups: int, samples: int) -> None:
         """Raise ValueError unless M = `groups` and K = `samples` are enough for the estimator."""
@@ -253,10 +256,6 @@ class Objective:
     def rescales(self) -> bool:
         """Whether z's gradient has coefficients other than the generative network's."""
         return self.splits or (self.gradient.doubly and not self.bound.outside)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def as_objective(objective: str | Objective, estimator: str | None = None) -> Objective:

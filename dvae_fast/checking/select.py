@@ -13,6 +13,7 @@ from dvae_fast.checking.operands import (
     DTYPES,
     LARGE,
     NO_EXAMPLES,
+    ONE_SAMPLE,
     TINY_LATENT,
     Maker,
     Sample,
@@ -32,8 +33,9 @@ _KINDS = ("masking", "bit_flip", "salt_and_pepper")
 def samples(
     device: str, *, small: bool = False, operators: Iterable[str] = OPERATORS
 ) -> list[Sample]:
-    """float32 has the whole table; the other dtypes a large size, no examples, and a small size in
-    two layouts. Each has its special numbers and, on a GPU, calls that are large for it.
+    """float32 has the whole table; the other dtypes rows of whole packs, no examples, a small size,
+    and bfloat16 a large one, in two layouts. Each has its special numbers and, on a GPU, calls that
+    are large for it.
 
     `small`: float32 and bfloat16, a small size, no examples and one layout.
     """
@@ -53,7 +55,9 @@ def samples(
             elif dtype == torch.float32:
                 keep = every
             else:
-                names = tuple(map(named, (LARGE, TINY_LATENT, NO_EXAMPLES)))
+                sizes = [ONE_SAMPLE, TINY_LATENT, NO_EXAMPLES]
+                # Most of the time is the reference's, at the large size.
+                names = tuple(map(named, sizes + [LARGE] * (dtype == torch.bfloat16)))
                 layouts = ("contiguous", "strided")
                 keep = [s for s in every if s.label.startswith(names) and s.layout in layouts]
             out += [*keep, *special_samples(op, dtype, device)]

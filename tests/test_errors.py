@@ -640,3 +640,48 @@ def test_operator_refuses_operands_that_do_not_fit(case: str) -> None:
     name, args = OPERANDS[case]
     with pytest.raises((RuntimeError, ValueError, TypeError)):
         getattr(op, name)(*args)
+
+
+@pytest.mark.parametrize(
+    "f, shape",
+    [
+        (lambda t: dvae_fast.iwae_loss(t, torch.full((3, 7), 0.4), torch.zeros(3, 5)), (3, 5, 7)),
+        (lambda t: dvae_fast.log_weights(t, torch.full((3, 7), 0.4), torch.zeros(3, 5)), (3, 5, 7)),
+        (
+            lambda t: dvae_fast.log_weights(torch.full((3, 5, 7), 0.4), torch.full((3, 7), 0.4), t),
+            (3, 5),
+        ),
+        (lambda t: dvae_fast.logmeanexp(t), (3, 5)),
+        (lambda t: dvae_fast.sample_latent(t, torch.zeros(3, 2), 5, seed=1)[0], (3, 2)),
+        (
+            lambda t: dvae_fast.latent_log_ratio(
+                t, torch.full((3, 2), 0.4), torch.full((3, 2), 0.4)
+            ),
+            (3, 5, 2),
+        ),
+        (lambda t: dvae_fast.functional.softplus(t), (3, 7)),
+        (lambda t: dvae_fast.corrupt(t, dvae_fast.corruptions.Masking(0.3), seed=1), (3, 7)),
+    ],
+)
+# torch's own doing, at the first jvp.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("transform", ["jvp", "jacfwd"])
+def test_forward_mode_is_refused_and_never_zero(f: Any, shape: Any, transform: str) -> None:
+    t = torch.rand(shape)
+    run = {
+        "jvp": lambda: torch.func.jvp(f, (t,), (torch.ones_like(t),)),
+        "jacfwd": lambda: torch.func.jacfwd(f)(t),
+    }[transform]
+    with pytest.raises(NotImplementedError, match="no forward-mode derivatives"):
+        run()
+
+
+def test_a_rate_is_made_whatever_the_default_device() -> None:
+    x = torch.rand(3, 7)
+    expected = dvae_fast.corrupt(x, dvae_fast.corruptions.SaltAndPepper(0.3), copies=2, seed=1)
+    torch.set_default_device("meta")
+    try:
+        found = dvae_fast.corrupt(x, dvae_fast.corruptions.SaltAndPepper(0.3), copies=2, seed=1)
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(found, expected)

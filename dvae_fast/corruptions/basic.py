@@ -19,7 +19,7 @@ from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
 from dvae_fast._checks import check_choice, is_number
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast.corruptions.base import Corruption
-from dvae_fast.functional._autograd import differentiable_once, needs_grad
+from dvae_fast.functional._autograd import differentiable_once, needs_function
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +52,8 @@ def _parameter(name: str, value: float | Tensor, lower: float, upper: float) -> 
             raise TypeError(f"{name} must be a float or a floating-point tensor, got {value.dtype}")
         tensor = value
     elif is_number(value):
-        tensor = torch.tensor(float(value))
+        # Not on a default device, "meta" perhaps: the value is looked at below.
+        tensor = torch.tensor(float(value), device="cpu")
     else:
         raise TypeError(
             f"{name} must be a float or a floating-point tensor, got {type(value).__name__}"
@@ -171,7 +172,7 @@ class FusedCorruption(Corruption):
         if self._additive and parameter.dtype != accumulation_dtype(x.dtype):
             parameter = parameter.to(accumulation_dtype(x.dtype))
         where = (copies, first_example, first_copy)
-        if needs_grad(flat, parameter):
+        if needs_function(flat, parameter):
             out = _Corrupt.apply(flat, parameter, salt, key, self.kind, *where, self._additive)
         else:
             out = _op.corrupt(flat, self.kind, parameter, salt, key, *where)

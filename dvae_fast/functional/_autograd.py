@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
@@ -14,7 +15,14 @@ from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["apply_upstream", "autocast_dtype", "differentiable_once", "graph_is_kept", "needs_grad"]
+__all__ = [
+    "apply_upstream",
+    "autocast_dtype",
+    "differentiable_once",
+    "graph_is_kept",
+    "needs_function",
+    "needs_grad",
+]
 
 _op: Any = torch.ops.dvae_fast
 
@@ -37,6 +45,25 @@ def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
 
 def needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def needs_function(*tensors: Tensor | None) -> bool:
+    """Whether to call an operator's autograd function rather than the operator itself.
+
+    The operator would drop a tangent without a word, and the derivative be 0.
+
+    Raises:
+        NotImplementedError: in forward mode, of which the functions have no derivatives.
+    """
+    # The level is the one thing that tells cheaply; -1 outside of forward mode.
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        for t in tensors:
+            if t is not None and forward_ad.unpack_dual(t).tangent is not None:
+                raise NotImplementedError(
+                    "dvae_fast: the fused operators have no forward-mode derivatives "
+                    "(torch.func.jvp, jacfwd); take them in reverse mode"
+                )
+    return needs_grad(*tensors)
 
 
 # A constant to torch.compile, for torch 2.11's cannot trace the query.

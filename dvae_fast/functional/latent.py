@@ -11,7 +11,7 @@ from torch import Tensor
 from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
 from dvae_fast._checks import check_count, check_float, check_index, check_same, check_shape
 from dvae_fast._seeds import seed_tensor
-from dvae_fast.functional._autograd import autocast_dtype, differentiable_once, needs_grad
+from dvae_fast.functional._autograd import autocast_dtype, differentiable_once, needs_function
 
 __all__ = [
     "check_mean_and_log_var",
@@ -115,7 +115,7 @@ def sample_latent(
     """
     shape, mean, log_var = sampled_rows(mean, log_var, k, first_example, first_sample)
     key = seed_tensor(seed, mean.device)
-    if needs_grad(mean, log_var):
+    if needs_function(mean, log_var):
         z, log_ratio = _SampleLatent.apply(mean, log_var, key, k, first_example, first_sample)
     else:
         z, log_ratio = _op.sample_latent(mean, log_var, k, key, first_example, first_sample)
@@ -161,7 +161,7 @@ def latent_log_ratio(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
         mean.reshape(rows, shape[-1]),
         log_var.reshape(rows, shape[-1]),
     )
-    out = _LatentLogRatio.apply(*args) if needs_grad(*args) else _op.latent_log_ratio(*args)
+    out = _LatentLogRatio.apply(*args) if needs_function(*args) else _op.latent_log_ratio(*args)
     return cast("Tensor", out.view(shape[:-1]))
 
 
@@ -227,7 +227,9 @@ def mixture_log_ratio(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
         z = z.reshape(leading, examples, k, size).transpose(0, 1)
         z = z.reshape(examples, leading * k, size)
     args = (z, mean, log_var)
-    out = _MixtureLogRatio.apply(*args) if needs_grad(*args) else _op.mixture_log_ratio(*args)[0]
+    out = (
+        _MixtureLogRatio.apply(*args) if needs_function(*args) else _op.mixture_log_ratio(*args)[0]
+    )
     if len(shape) > 3:
         out = out.view(examples, leading, k).transpose(0, 1).contiguous().view(shape[:-1])
     return cast("Tensor", out)

@@ -16,7 +16,12 @@ from dvae_fast._checks import (
     check_shape,
     values_are_checked,
 )
-from dvae_fast.functional._autograd import autocast_dtype, differentiable_once, needs_grad
+from dvae_fast.functional._autograd import (
+    autocast_dtype,
+    differentiable_once,
+    needs_function,
+    needs_grad,
+)
 from dvae_fast.functional._rows import check_rows
 from dvae_fast.functional.log_weights import check_scale, log_weights
 from dvae_fast.functional.softplus import softplus
@@ -119,7 +124,7 @@ def linear_log_weights(
     leading = hidden.shape[:-1]
     hidden = hidden.reshape(math.prod(leading[:-1]), *hidden.shape[-2:])
     args = (hidden, weight, bias, scale, x, log_ratio, lik.kernel)
-    if needs_grad(hidden, weight, bias, scale, log_ratio):
+    if needs_function(hidden, weight, bias, scale, log_ratio):
         out = _LinearLogWeights.apply(*args)
     else:
         out = _op.linear_log_weights(*args)
@@ -260,7 +265,7 @@ def mlp_log_weights(
     _check_has_scale(lik, scale)
     wide = z.dtype in (torch.float32, torch.float64)
     whole = z.device.type == "cpu" and wide and lik.kernel is not None
-    if not whole or needs_grad(z, log_ratio, *tensors):
+    if not whole or needs_function(z, log_ratio, *tensors):
         hidden = z
         for layer in layers[:-1]:
             hidden = DENSE_ACTIVATIONS[activation](torch.nn.functional.linear(hidden, *layer))

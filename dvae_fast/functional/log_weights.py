@@ -15,6 +15,7 @@ from dvae_fast.functional._autograd import (
     apply_upstream,
     differentiable_once,
     graph_is_kept,
+    needs_function,
     needs_grad,
 )
 from dvae_fast.functional._rows import check_rows
@@ -167,7 +168,7 @@ def log_weights(
 def _log_weights(
     params: Tensor, scale: Tensor | None, x: Tensor, log_ratio: Tensor, kind: str
 ) -> Tensor:
-    if needs_grad(params, scale, x, log_ratio):
+    if needs_function(params, scale, x, log_ratio):
         return cast("Tensor", _LogWeights.apply(params, scale, x, log_ratio, kind))
     return cast("Tensor", _op.log_weights(params, scale, x, log_ratio, kind))
 
@@ -217,7 +218,7 @@ def logmeanexp(log_w: Tensor, dim: int = -1) -> Tensor:
     moved = log_w.movedim(dim, -1).to(accumulation_dtype(log_w.dtype))
     shape = moved.shape[:-1]
     flat = moved.reshape(math.prod(shape), moved.shape[-1])
-    out = _LogMeanExp.apply(flat) if needs_grad(flat) else _op.logmeanexp(flat)
+    out = _LogMeanExp.apply(flat) if needs_function(flat) else _op.logmeanexp(flat)
     return cast("Tensor", out.view(shape))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
 from dvae_fast._checks import check_float
-from dvae_fast.functional._autograd import differentiable_once, needs_grad
+from dvae_fast.functional._autograd import differentiable_once, needs_function
 
 __all__ = ["softplus"]
 
@@ -45,4 +45,4 @@ def softplus(x: Tensor) -> Tensor:
         TypeError: if x is not a floating-point tensor.
     """
     check_float("x", x)
-    return cast("Tensor", _Softplus.apply(x) if needs_grad(x) else _op.softplus(x))
+    return cast("Tensor", _Softplus.apply(x) if needs_function(x) else _op.softplus(x))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +12,7 @@ import distributed_worker as worker
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import LIMIT, PLACE, environment, free_port
 
 from dvae_fast.distributed import TIMEOUT_VARIABLE, World, all_gather_tensors, all_max, join
 from dvae_fast.files import CHECKPOINT
@@ -23,33 +22,13 @@ from dvae_fast.training.loop import check_world
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
 
-ROOT = Path(__file__).resolve().parent.parent
-_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-LIMIT = 240.0  # seconds for both ranks to finish, on a loaded machine
+WORKER = str(Path(worker.__file__))
 
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*_PLACE, TIMEOUT_VARIABLE):
+    for name in (*PLACE, TIMEOUT_VARIABLE):
         monkeypatch.delenv(name, raising=False)
-
-
-def environment(**more: str) -> dict[str, str]:
-    paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
-    place = {name: value for name, value in os.environ.items() if name not in _PLACE}
-    return place | {
-        "PYTHONPATH": os.pathsep.join(p for p in paths if p),
-        "PYTHONWARNINGS": "ignore::RuntimeWarning",
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-        **more,
-    }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the results and runs of both ranks. In the last check rank 1 exits."""
     path = tmp_path_factory.mktemp("two")
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               str(ROOT / "tests" / "distributed_worker.py"), str(path)]  # fmt: skip
+               WORKER, str(path)]  # fmt: skip
     launcher = subprocess.Popen(
         [sys.executable, *command, *(str(free_port()) for _ in range(3))],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),

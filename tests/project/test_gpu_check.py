@@ -17,7 +17,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-sys.path.append(str(Path(__file__).parent.parent / "scripts"))
+sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
 from gpu_check import main, process, steps
 from gpu_check.main import limits, run_step, run_steps

@@ -16,7 +16,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-sys.path.append(str(Path(__file__).parent.parent / "scripts"))
+sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
 from gpu_check import library, steps
 from gpu_check.process import Outcome

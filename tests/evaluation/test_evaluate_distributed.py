@@ -11,7 +11,7 @@ import evaluate_worker as worker
 import numpy as np
 import pytest
 import torch.distributed as dist
-from test_distributed import LIMIT, environment
+from ranks import LIMIT, environment
 
 from dvae_fast.evaluation import estimate_log_likelihood
 from dvae_fast.evaluation.importance import _divide

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from typer.testing import Result
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--latent-size", "4", "--hidden-sizes", "9,7", "-M", "2", "-K", "3", "--batch-size", "237",
         "--threads", "1"]  # fmt: skip
 

@@ -39,7 +39,7 @@ from dvae_fast.training import TrainConfig, default_config, load_config, stoppin
 if TYPE_CHECKING:
     from typer.testing import Result
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -551,7 +551,7 @@ def test_a_commit_is_told_where_the_package_is_tracked() -> None:
 
 def test_the_results_kept_are_of_the_rows_as_they_are() -> None:
     """Read under the names and options of now: none of them is run again, and none refused."""
-    folder = Path(__file__).parent.parent / "docs" / "reproduction" / "small"
+    folder = Path(__file__).parents[2] / "docs" / "reproduction" / "small"
     runs = plan(ROWS.values(), SCALES["small"])
     kept = {path.stem for path in folder.glob("*.json")}
     assert kept == {run.name for run in runs} - {run.name for run in unfinished(runs, folder)}

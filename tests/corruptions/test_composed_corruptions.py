@@ -38,11 +38,6 @@ M, B, K, Z, D = 3, 5, 2, 4, 11
 SEED = 123
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 # --- the mean image ---------------------------------------------------------------------------
 
 

@@ -43,11 +43,6 @@ RATES: dict[str, Corruption] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 # --- the oracle -------------------------------------------------------------------------------
 
 

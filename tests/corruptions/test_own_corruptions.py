@@ -103,11 +103,6 @@ OWN: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(B, D), (B, 1, 28, 28), (1, 3)])
 @pytest.mark.parametrize("name", OWN)

@@ -41,11 +41,6 @@ FIELDS = ("log_likelihood", "standard_error", "ess", "acceptance", "step_size")
 SHORT: dict[str, Any] = {"chains": C, "temperatures": T, "leapfrog": L, "seed": SEED}
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def _model(likelihood: str = "bernoulli", latent: int = Z) -> LatentVariableModel:
     return make_model("iwae", D, latent, (8, 6), likelihood=likelihood).double()
 

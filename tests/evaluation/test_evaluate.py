@@ -32,11 +32,6 @@ SEED = 99
 FIELDS = ("log_likelihood", "standard_error", "ess", "elbo")
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def _model(likelihood: str = "bernoulli", name: str = "iwae") -> LatentVariableModel:
     corruption: Corruption | None = corruptions.Masking(0.9) if name == "dvae" else None
     return make_model(name, D, Z, (8, 6), likelihood=likelihood, corruption=corruption).double()

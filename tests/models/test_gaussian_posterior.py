@@ -36,11 +36,6 @@ D = SHAPE[0] * SHAPE[1]
 SEED = 123
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def _posterior(*leading: int) -> tuple[Tensor, Tensor]:
     mean = torch.randn(*leading, Z, dtype=torch.float64)
     factor = torch.randn(*leading, Z, Z, dtype=torch.float64).tril(-1)

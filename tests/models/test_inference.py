@@ -32,11 +32,6 @@ D = SHAPE[0] * SHAPE[1]
 SEEING = [name for name in ENCODERS if name != "mlp"]
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def _encoder(inference: str) -> nn.Module:
     return make_encoder(inference, D, SHAPE, HIDDEN, Z, "tanh").double()
 

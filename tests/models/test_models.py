@@ -46,11 +46,6 @@ CORRUPTIONS: dict[str, corruptions.Corruption] = {
 FOUR = ("vae", "iwae", "dvae", "diwae")
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def _model(name: str, **options: Any) -> LatentVariableModel:
     options = {"samples": K, "data_mean": torch.linspace(0.2, 0.8, D), **options}
     if MODELS[name].denoising:

@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 D, Z, HIDDEN = 9, 3, (7, 5)
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("leading", [(), (4,), (2, 4), (2, 4, 6)])
 @pytest.mark.parametrize("hidden", [(), (7,), HIDDEN])
 def test_shapes(hidden: tuple[int, ...], leading: tuple[int, ...]) -> None:

@@ -42,11 +42,6 @@ D = SHAPE[0] * SHAPE[1]
 ANALYTIC = next(name for name in OBJECTIVES if Objective(name).bound.analytic)
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def _data(n: int = B, d: int = D) -> Tensor:
     return torch.rand(n, d, generator=torch.Generator().manual_seed(1)).round()
 

@@ -1,22 +1,28 @@
-"""What a benchmark is made of: a case and its rivals, and the model and data that several share."""
+"""What a benchmark is made of: a case and its rivals, and the model and data that several share.
+
+Tensors are made on torch's default device, so that a GPU can have the same cases.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
+import pytest
 import rivals
 import torch
 from torch import Tensor, nn
 
 from dvae_fast.corruptions import SaltAndPepper
-from dvae_fast.models import DIWAE
+from dvae_fast.models import DIWAE, BernoulliLatentModel
 from dvae_fast.reference import accumulation_dtype
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+Call = Callable[[], Any]
+Calls = dict[str, Call]
 
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -25,13 +31,14 @@ B, D, Z, HIDDEN = 100, 784, 50, (200, 200)
 RATE, SALT = 0.1, 0.5
 NETWORK = "784-200-200-50-200-200-784"
 PLAIN = ("ours", "eager", "compile")
+FLOAT = torch.float32
 
 
 @dataclass
 class Rival:
     """One way to do a case's work: `call` is timed, `prepare` runs before each call, untimed."""
 
-    call: Callable[[], Any]
+    call: Call
     prepare: Callable[[], None] | None = None
     variant: str = ""
     threads: int = THREADS
@@ -50,13 +57,12 @@ class Case:
     #: how many times as long as others each way to write plain code is tried
     patience = 1.0
 
-    def ways(self, rival: str) -> dict[str, Callable[[], Any]]:
+    def ways(self, rival: str) -> Calls:
         """The calls that do `rival`'s work, by the name of their formula."""
         raise NotImplementedError
 
     def check(self, rival: str, result: Any) -> None:
         """Fail if `result` is not what the case asks for."""
-        raise NotImplementedError
 
     def build(self, rival: str) -> Rival:
         """The rival called `rival` by its fastest way, compiled."""
@@ -71,6 +77,16 @@ class Case:
         self.check(rival, built.call())
 
 
+#: makes a case of a table, by its name, and times one of its rivals
+Measure = Callable[[Mapping[str, Callable[[], Case]], str], None]
+
+
+def rivals_of(table: Mapping[str, Iterable[str]]) -> pytest.MarkDecorator:
+    """Every rival of every case of a table, for pytest."""
+    pairs = [(case, rival) for case, names in table.items() for rival in names]
+    return pytest.mark.parametrize(("case", "rival"), pairs)
+
+
 def close(name: str, actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
     """Relative to the largest value: loose enough for any order of summation, no looser."""
     expected = expected.detach().double()
@@ -83,14 +99,9 @@ def close(name: str, actual: Tensor, expected: Tensor, tolerance: float = 1e-4) 
     )
 
 
-def no_grad(call: Callable[[], Any]) -> Callable[[], Any]:
-    """`call` under torch.no_grad, the context a part of its time."""
-
-    def wrapped() -> Any:
-        with torch.no_grad():
-            return call()
-
-    return wrapped
+def no_grad(function: Callable[..., Any], *args: Any, **options: Any) -> Call:
+    """A call under torch.no_grad, the context a part of its time."""
+    return torch.no_grad()(partial(function, *args, **options))
 
 
 def make_data(b: int, d: int = D) -> Tensor:
@@ -99,7 +110,7 @@ def make_data(b: int, d: int = D) -> Tensor:
 
 
 def decoder_output(
-    b: int, k: int, d: int = D, dtype: torch.dtype = torch.float32
+    b: int, k: int, d: int = D, dtype: torch.dtype = FLOAT
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(logits, x, log_ratio): binary data and logits of a trained decoder's size.
 
@@ -115,11 +126,18 @@ def make_model(k: int, d: int = D, z: int = Z, m: int = 1, **options: Any) -> DI
     return DIWAE(d, z, HIDDEN, corruption=SaltAndPepper(RATE, SALT), samples=k, copies=m, **options)
 
 
+def make_bernoulli(k: int, estimator: str) -> BernoulliLatentModel:
+    return BernoulliLatentModel(
+        D, Z, HIDDEN, corruption=SaltAndPepper(RATE, SALT), samples=k, estimator=estimator
+    )
+
+
 def make_rival(model: DIWAE) -> rivals.DIWAE:
-    """The same network in plain PyTorch, with the same parameters."""
-    sizes = (model.data_size, model.latent_size, HIDDEN)
-    rival = rivals.DIWAE(*sizes, nn.Softplus, model.samples, RATE, SALT, model.copies)
-    rival.copy_parameters(model)
+    """The same network in plain PyTorch, with the same parameters in the same order."""
+    sizes = (model.data_size, *HIDDEN, model.latent_size)
+    rival = rivals.DIWAE(sizes, model.samples, RATE, SALT, model.copies)
+    theirs = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    nn.utils.vector_to_parameters(theirs, rival.parameters())
     return rival
 
 

@@ -62,18 +62,10 @@ def changes(before: Groups, after: Groups, threshold: float) -> tuple[list[Chang
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """What was not the same about the two runs, in words."""
-
-    def facts(content: dict[str, Any]) -> dict[str, Any]:
-        setting = content["machine_info"]["measured_with"]
-        return {
-            "CPU": setting["cpu"]["model"],
-            "threads": setting["threads"],
-            "torch": setting["torch"],
-            "malloc": setting["malloc"],
-        }
-
-    a, b = facts(before), facts(after)
-    return [f"{name}: {a[name]} before, {b[name]} after" for name in a if a[name] != b[name]]
+    a, b = (content["machine_info"]["measured_with"] for content in (before, after))
+    facts = {name: (a[name], b[name]) for name in ("threads", "torch", "malloc")}
+    facts["CPU"] = (a["cpu"]["model"], b["cpu"]["model"])
+    return [f"{name}: {x} before, {y} after" for name, (x, y) in facts.items() if x != y]
 
 
 def compare(before: Path, after: Path, threshold: float) -> int:

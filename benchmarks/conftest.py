@@ -8,11 +8,9 @@ it is part of the time for everybody.
 
 from __future__ import annotations
 
-import functools
 import gc
 import os
-import statistics
-import time
+import timeit
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +23,9 @@ import dvae_fast
 from dvae_fast import ops
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
-    #: makes a case and times one of its rivals
-    Measure = Callable[[Callable[[], Case]], None]
+    from cases import Measure
 
 
 class Timer:
@@ -65,36 +62,19 @@ class Timer:
         torch.set_num_threads(rival.threads)
         benchmark.group = self.case.group
         work = rival.case or self.case
-        benchmark.extra_info.update(
-            {name: getattr(work, name) for name in ("elements", "bytes", "flops")},
-            rival=name,
-            variant=rival.variant,
-            threads=torch.get_num_threads(),
-            **rival.extra,
-        )
+        size = {name: getattr(work, name) for name in ("elements", "bytes", "flops")}
+        about = {"rival": name, "variant": rival.variant, "threads": rival.threads}
+        benchmark.extra_info.update(size | about | rival.extra)
 
         def call() -> None:
             rival.call()
 
-        # Planning calls it at least thrice, and short calls are warmed further, after the other
-        # rivals have had the caches and the allocator.
-        rounds, iterations = self._plan(rival)
-        repeat = {"rounds": rounds, "warmup_rounds": rounds // 10, "iterations": iterations}
-        benchmark.pedantic(call, setup=rival.prepare, **repeat)
-
-    def _plan(self, rival: Rival) -> tuple[int, int]:
-        """Rounds, and calls in each, to fill the time of one turn."""
-        times, spent = [], time.perf_counter()
-        while len(times) < 3 or (len(times) < 50 and time.perf_counter() - spent < 0.02):
-            if rival.prepare is not None:
-                rival.prepare()
-            start = time.perf_counter()
-            rival.call()
-            times.append(time.perf_counter() - start)
-        each = statistics.median(times)
-        # Short calls in groups of 1 ms, far above the clock's resolution; never with a prepare.
-        iterations = 1 if rival.prepare is not None else max(1, int(1e-3 / each))
-        return max(5, min(500, int(self.seconds / (each * iterations)))), iterations
+        if rival.prepare is None:  # short calls in groups: --benchmark-min-time
+            benchmark(call)
+            return
+        once = min(timeit.repeat(call, rival.prepare, number=1, repeat=3))
+        rounds = max(5, min(500, int(self.seconds / once)))
+        benchmark.pedantic(call, setup=rival.prepare, rounds=rounds, warmup_rounds=rounds // 10)
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +86,7 @@ def timer(request: pytest.FixtureRequest) -> Iterator[Timer]:
     rivals.choosing_seconds = option("--choose")
     if option("--ahead") is not None:
         rivals.FIRST_ROUNDS = rivals.LAST_ROUNDS = 1
-    yield Timer(option("--seconds"), option("--ahead"))
+    yield Timer(float(option("--benchmark-max-time")), option("--ahead"))
     torch._dynamo.reset()
 
 
@@ -114,7 +94,10 @@ def timer(request: pytest.FixtureRequest) -> Iterator[Timer]:
 def measure(
     request: pytest.FixtureRequest, benchmark: Any, timer: Timer, rival: str, turn: int
 ) -> Measure:
-    return functools.partial(timer, benchmark, _case_of(request.node), rival)
+    def timed(table: Mapping[str, Callable[[], Case]], case: str) -> None:
+        timer(benchmark, _case_of(request.node), rival, table[case])
+
+    return timed
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -122,7 +105,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     load = os.getloadavg()[0]
     for name, kind, default, text in (
         ("turns", int, 3, "times each rival gets its turn"),
-        ("seconds", float, 0.3, "timed seconds a rival and turn"),
         ("choose", float, 0.15, "seconds for each way to write plain code; 0 takes the first"),
         ("load", float, load, "load average before the run, where this is not its beginning"),
         ("ahead", Path, None, "only compile what no other process with the same folder has"),
@@ -135,26 +117,27 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("turn", range(metafunc.config.getoption("--turns")))
 
 
-def _case_of(item: Any) -> tuple[object, ...]:
+def _case_of(item: Any) -> tuple[str, str]:
     """What all rivals and turns of one case have in common."""
-    rest = {k: v for k, v in item.callspec.params.items() if k not in ("turn", "rival")}
-    return (item.originalname, *sorted(rest.items()))
+    return item.originalname, item.callspec.params["case"]
+
+
+def _rival_of(item: Any) -> str:
+    return item.callspec.params["rival"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Case by case, in each turn by turn, and in each the rivals in a rotated order."""
     if config.getoption("--ahead") is not None:
-        items[:] = [item for item in items if "compile" in item.callspec.params["rival"]]  # type: ignore[attr-defined]
-    found: dict[object, dict[str, int]] = {}  # by case: the rivals and their places
+        items[:] = [item for item in items if "compile" in _rival_of(item)]
+    names: dict[tuple[str, str], dict[str, None]] = {}  # of the rivals of each case, in order
     for item in items:
-        names = found.setdefault(_case_of(item), {})
-        names.setdefault(item.callspec.params["rival"], len(names))  # type: ignore[attr-defined]
-    cases = list(found)
+        names.setdefault(_case_of(item), {})[_rival_of(item)] = None
+    cases = {case: (i, list(found)) for i, (case, found) in enumerate(names.items())}
 
     def order(item: Any) -> tuple[int, int, int]:
-        case, turn = _case_of(item), item.callspec.params["turn"]
-        place = found[case][item.callspec.params["rival"]]
-        return cases.index(case), turn, (place - turn) % len(found[case])
+        (case, found), turn = cases[_case_of(item)], item.callspec.params["turn"]
+        return case, turn, (found.index(_rival_of(item)) - turn) % len(found)
 
     items.sort(key=order)
 
@@ -195,6 +178,6 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: An
         },
         "load_average": config.getoption("--load"),
         "turns": config.getoption("--turns"),
-        "seconds": config.getoption("--seconds"),
+        "seconds": float(config.getoption("--benchmark-max-time")),
         "malloc": {k: v for k, v in os.environ.items() if k.startswith(("MALLOC_", "LD_PRELOAD"))},
     }

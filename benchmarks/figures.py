@@ -43,6 +43,10 @@ class Figure:
         """Slowest over fastest median of a turn."""
         return max(self.turns) / min(self.turns)
 
+    def rate(self, work: str) -> float:
+        """Bytes or flops a second."""
+        return getattr(self, work) / self.median
+
     def ratio_range(self, ours: Figure) -> tuple[float, float]:
         """Least and most of this over ours, turn by turn: what moves both alike moves neither."""
         ratios = [a / b for a, b in zip(self.turns, ours.turns, strict=False)]

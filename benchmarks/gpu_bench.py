@@ -6,17 +6,14 @@ A run measures some families and adds them to what the file has of others.
 
 from __future__ import annotations
 
-import json
-import os
-import statistics
-import time
 import traceback
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch.utils import benchmark
+
+from dvae_fast.files import read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,9 +27,6 @@ FAMILIES = ("ours", "eager", "compile", "max-autotune")
 #: can go on, with `--resume`
 BROKEN = 3
 
-#: of results of a dtype, beside float64: the largest difference over 1 + |expected|
-AGREEMENT = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
-
 
 def family(rival: str) -> str:
     return rival.partition(",")[0]
@@ -42,8 +36,7 @@ def family(rival: str) -> str:
 class Result:
     """Of one case, by rival: seconds, or what one that failed said; and the work of one call.
 
-    `host_seconds` is what a call takes until it returns, with the GPU left behind; `wall_seconds`
-    is what each of several calls in a row takes with the wait for the last one.
+    `wall_seconds` is what a single call takes with the wait for it.
     """
 
     key: str
@@ -51,65 +44,12 @@ class Result:
     bytes: int = 0
     flops: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
-    host_seconds: dict[str, float] = field(default_factory=dict)
     wall_seconds: dict[str, float] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
 
 
 class BrokenError(RuntimeError):
     """The GPU takes no more work in this process."""
-
-
-class Timer:
-    def __init__(self, device: torch.device, seconds: float) -> None:
-        self.gpu, self.seconds = device.type == "cuda", seconds
-
-    def __call__(self, call: Callable[[], object]) -> float:
-        """Median seconds of a call, after it has been warmed up (and compiled)."""
-        call()
-        once = statistics.median(self._times(call, 1 if self.gpu else 3))
-        if once > self.seconds:  # all the cases are to fit in minutes
-            return statistics.median([once, *self._times(call, 2)])
-        rounds = max(5, min(200, int(self.seconds / max(once, 1e-6))))
-        return statistics.median(self._times(call, rounds))
-
-    def _times(self, call: Callable[[], object], rounds: int) -> list[float]:
-        if not self.gpu:
-            times = []
-            for _ in range(rounds):
-                start = time.perf_counter()
-                call()
-                times.append(time.perf_counter() - start)
-            return times
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(rounds + 1)]
-        torch.cuda.synchronize()
-        marks[0].record()
-        for mark in marks[1:]:
-            call()
-            mark.record()
-        torch.cuda.synchronize()
-        return [a.elapsed_time(b) / 1e3 for a, b in pairwise(marks)]
-
-    def by_clock(self, call: Callable[[], object], once: float) -> tuple[float, float]:
-        """Seconds a call until it returns, and with the wait; the least of three spells.
-
-        Few calls a spell, or the queue of launches is full and the host waits for the GPU.
-        """
-        rounds = 1 if once > min(0.05, self.seconds) else 20
-        spells = []
-        for _ in range(1 if once > 0.2 else 3):
-            self._wait()
-            start = time.perf_counter()
-            for _ in range(rounds):
-                call()
-            returned = time.perf_counter() - start
-            self._wait()
-            spells.append((returned / rounds, (time.perf_counter() - start) / rounds))
-        return min(s[0] for s in spells), min(s[1] for s in spells)
-
-    def _wait(self) -> None:
-        if self.gpu:
-            torch.cuda.synchronize()
 
 
 class Store:
@@ -123,7 +63,7 @@ class Store:
         #: families of which every case has been run
         self.complete: list[str] = []
         if append and path.exists():
-            content = json.loads(path.read_text())
+            content = read_json(path)
             self.results = {r["key"]: Result(**r) for r in content["results"]}
             self.failures, self.complete = content["failures"], content["complete"]
 
@@ -139,54 +79,23 @@ class Store:
             "failures": self.failures,
             "complete": self.complete,
         }
-        part = self.path.with_name(self.path.name + ".part")
-        part.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(part, self.path)
+        write_json(self.path, content)
 
 
 class Bench:
     def __init__(
-        self,
-        device: torch.device,
-        seconds: float,
-        tiny: bool,
-        store: Store,
-        resume: bool = False,
+        self, device: torch.device, seconds: float, tiny: bool, store: Store, resume: bool = False
     ) -> None:
         self.device, self.tiny, self.store, self.resume = device, tiny, store, resume
         #: of the case that is run, and the families that are measured
         self.key, self.families = "", tuple(FAMILIES)
-        self.time = Timer(device, seconds)
+        self.seconds = seconds
         self.failed = False
-
-    def wants(self, rival: str) -> bool:
-        return family(rival) in self.families
-
-    def size(self, full: int, tiny: int) -> int:
-        return tiny if self.tiny else full
-
-    def tensor(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.randn(*shape, device=self.device).to(dtype)
-
-    def compiled(self, function: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
-        """torch.compile as it comes, and told to try everything, for products in minutes."""
-        how: dict[str, dict[str, Any]] = {
-            "compile": {},
-            "max-autotune": {"mode": "max-autotune-no-cudagraphs"},
-        }
-        if self.tiny:  # traced, without the minutes that making code takes
-            how = {name: {"backend": "aot_eager"} for name in how}
-        return {
-            name: torch.compile(function, dynamic=False, fullgraph=True, **options)
-            for name, options in how.items()
-            if self.wants(name)
-        }
 
     def run(
         self,
         case: str,
         calls: Calls,
-        *,
         bytes: int = 0,
         flops: int = 0,
         agrees: Callable[[], None] | None = None,
@@ -199,7 +108,9 @@ class Bench:
             calls = {"ours, result": agrees, **calls}
         known = self.store.results.get(self.key)
         done = {*known.seconds, *known.errors} if known and self.resume else set()
-        calls = {n: call for n, call in calls.items() if self.wants(n) and n not in done}
+        calls = {
+            n: call for n, call in calls.items() if family(n) in self.families and n not in done
+        }
         if not calls:
             return
         result = self.store.result(self.key, case, bytes, flops)
@@ -209,10 +120,12 @@ class Bench:
                 if name == "ours, result":
                     call()
                     continue
-                result.seconds[name] = once = self.time(call)
-                result.host_seconds[name], result.wall_seconds[name] = self.time.by_clock(
-                    call, once
-                )
+                call()  # compiles
+                timer = benchmark.Timer(
+                    "call()", globals={"call": call}, num_threads=torch.get_num_threads()
+                )  # which waits for the GPU
+                result.seconds[name] = timer.blocked_autorange(min_run_time=self.seconds).median
+                result.wall_seconds[name] = min(timer.timeit(1).median for _ in range(3))
             except Exception as error:  # one that fails must not take the others along
                 result.errors[name] = self.failure(error)
                 self.store.write()
@@ -238,24 +151,8 @@ class Bench:
             raise BrokenError(str(error)) from None
 
     def _print(self, result: Result, calls: Calls) -> None:
-        rates, ours = "", result.seconds.get("ours")
-        if ours:
-            rates += f", {result.bytes / ours / 1e9:.0f} GB/s" if result.bytes else ""
-            rates += f", {result.flops / ours / 1e12:.1f} TFLOP/s" if result.flops else ""
-        print(f"{result.case}{rates}", flush=True)
-        for name in calls:
-            if name in result.seconds:
-                host = result.host_seconds.get(name, 0.0)
-                print(
-                    f"    {name:24} {result.seconds[name] * 1e6:12.1f} µs"
-                    f"   returns after {host * 1e6:10.1f} µs",
-                    flush=True,
-                )
-
-
-def assert_agrees(what: str, actual: Tensor, expected: Tensor, within: float) -> None:
-    """`expected` is the same of some of the rows, in float64 or by themselves."""
-    expected = expected.detach().double()
-    worst = ((actual.detach().double() - expected).abs() / (1 + expected.abs())).max().item()
-    if not worst <= within:
-        raise AssertionError(f"{what} must be as expected to {within:g}, got {worst:g}")
+        print(result.case)
+        for name in (n for n in calls if n in result.wall_seconds):
+            once, wall = result.seconds[name], result.wall_seconds[name]
+            rates = f"{result.bytes / once / 1e9:.0f} GB/s, {result.flops / once / 1e12:.1f} TF/s"
+            print(f"    {name:24} {once * 1e6:12.1f} µs, alone {wall * 1e6:12.1f} µs   {rates}")

@@ -8,10 +8,11 @@ is one of those known here.
 from __future__ import annotations
 
 import math
+import statistics
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from figures import MIB, Figure, Groups, mebibytes, seconds
+from figures import MIB, Figure, Groups, mebibytes, seconds, table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -72,9 +73,10 @@ class Series(NamedTuple):
     unit: str
     points: tuple[Point, ...]
 
-    def slope(self) -> float:
-        """Of log time over log size; 1 where time is proportional to size."""
-        return slope([p.value for p in self.points], [p.time for p in self.points])
+    def slope(self, last: int = 0) -> float:
+        """Of log time over log size, 1 where they are proportional; of all sizes or the last."""
+        points = self.points[-last:]
+        return slope([p.value for p in points], [p.time for p in points])
 
     def fixed(self) -> tuple[float, float] | None:
         """a and b of time ≈ a + b · work, in seconds and seconds a unit, both >= 0.
@@ -98,37 +100,27 @@ class Series(NamedTuple):
                 return a, b
         return 0.0, sum(v) / vv
 
-    def end_slope(self) -> float:
-        """The same over the last three sizes, where a call's fixed cost counts least."""
-        last = self.points[-3:]
-        return slope([p.value for p in last], [p.time for p in last])
-
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
     """Least squares of log y over log x; NaN of fewer than two points."""
     if len(x) < 2:
         return math.nan
     u, v = [math.log(a) for a in x], [math.log(b) for b in y]
-    mean_u, mean_v = sum(u) / len(u), sum(v) / len(v)
-    spread = sum((a - mean_u) ** 2 for a in u)
-    return sum((a - mean_u) * (b - mean_v) for a, b in zip(u, v, strict=True)) / spread
+    return statistics.linear_regression(u, v).slope
 
 
 def series(groups: Groups) -> list[Series]:
     """The growth series among the figures, sizes in order, in the order measured."""
-    out = []
-    for group in groups.values():
-        found: dict[str, list[Point]] = {}
-        for figure in group.values():
-            if "axis" in figure.extra:
-                point = Point(figure.extra["value"], figure, figure.extra["unit"])
-                found.setdefault(figure.extra["who"], []).append(point)
-        for who, points in found.items():
-            extra = points[0].figure.extra
-            if extra["axis"] != "dtype":
-                points.sort(key=lambda point: point.value)
-            out.append(Series(extra["operator"], extra["axis"], who, extra["unit"], tuple(points)))
-    return out
+    found: dict[tuple[str, ...], list[Point]] = {}
+    for figure in (figure for group in groups.values() for figure in group.values()):
+        extra = figure.extra
+        if "axis" in extra:
+            key = tuple(extra[name] for name in ("operator", "axis", "who", "unit"))
+            found.setdefault(key, []).append(Point(extra["value"], figure, extra["unit"]))
+    for (_, axis, *_), points in found.items():
+        if axis != "dtype":
+            points.sort(key=lambda point: point.value)
+    return [Series(*key, tuple(points)) for key, points in found.items()]
 
 
 def machine_of(content: dict[str, Any]) -> Machine:
@@ -187,86 +179,91 @@ def cause(one: Series, a: Point, b: Point, machine: Machine) -> str:
 
 # --- tables ---------------------------------------------------------------------------------------
 
-SLOPE_HEAD = [
-    "operator",
-    "over",
-    "sizes",
-    "slope",
-    "last three",
-    "ns a unit, least",
-    "most",
-    "unit",
-]
-STEP_HEAD = ["operator", "over", "sizes", "ns a unit", "ratio", "cause"]
-MEMORY_HEAD = ["operator", "over", "slope of peak memory", "least", "most"]
-THREAD_HEAD = ["operator", "who", "1 thread", "threads", "time", "speed-up"]
-DTYPE_HEAD = ["operator", "who", "dtype", "ns/element", "of float32"]
+
+def _named(one: Series) -> str:
+    return one.operator if one.who == "ours" else f"{one.operator}, {one.who}"
 
 
-def sizes_of(found: list[Series]) -> list[Series]:
-    """Those over a size, which have slopes."""
-    return [one for one in found if one.axis not in CONDITIONS]
-
-
-def _named(operator: str, who: str) -> str:
-    return operator if who == "ours" else f"{operator}, {who}"
-
-
-def slope_rows(found: list[Series]) -> list[list[str]]:
+def slope_table(found: list[Series]) -> str:
+    head = ["operator", "over", "sizes", "slope", "last three", "ns a unit, least", "most", "unit"]
     rows = []
-    for one in sizes_of(found):
+    for one in found:
         costs = [p.cost for p in one.points]
         sizes = f"{one.points[0].value}–{one.points[-1].value}"
-        slopes = (f"{one.slope():.2f}", f"{one.end_slope():.2f}")
-        bounds = (f"{min(costs):.3g}", f"{max(costs):.3g}")
-        rows.append([_named(one.operator, one.who), one.axis, sizes, *slopes, *bounds, one.unit])
-    return rows
+        slopes = [f"{slope:.2f}" for slope in (one.slope(), one.slope(last=3))]
+        bounds = [f"{cost:.3g}" for cost in (min(costs), max(costs))]
+        rows.append([_named(one), one.axis, sizes, *slopes, *bounds, one.unit])
+    return table(head, rows, ("over",))
 
 
 def step_rows(found: list[Series], machine: Machine) -> list[list[str]]:
     """Ours alone: others are not this study's to explain."""
     rows = []
-    for one in sizes_of(found):
-        for step in steps(one, machine) if one.who == "ours" else ():
-            a, b, ratio = step.before, step.after, step.after.cost / step.before.cost
-            changes = (f"{a.value} → {b.value}", f"{a.cost:.3g} → {b.cost:.3g}", f"{ratio:.2f}")
-            rows.append([one.operator, one.axis, *changes, step.cause or "**not explained**"])
+    for one in found:
+        for a, b, cause in steps(one, machine) if one.who == "ours" else ():
+            changes = [f"{a.value} → {b.value}", f"{a.cost:.3g} → {b.cost:.3g}"]
+            why = cause or "**not explained**"
+            rows.append([one.operator, one.axis, *changes, f"{b.cost / a.cost:.2f}", why])
     return rows
 
 
 def memory_rows(memory: list[dict[str, Any]]) -> list[list[str]]:
     """Slopes of peak memory, of series of three sizes or more."""
-    found: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in memory:
         if row["resident"] >= MEMORY_NOISE:
-            key = (row["operator"], row["axis"], row["who"])
-            found.setdefault(key, []).append((row["value"], row["resident"]))
+            who = "" if row["who"] == "ours" else f", {row['who']}"
+            points = found.setdefault((row["operator"] + who, row["axis"]), [])
+            points.append((row["value"], row["resident"]))
     rows = []
-    for (operator, axis, who), points in found.items():
-        if len(points) >= 3:
-            sizes, peaks = zip(*points, strict=True)
-            bounds = (mebibytes(min(peaks)), mebibytes(max(peaks)))
-            rows.append([_named(operator, who), axis, f"{slope(sizes, peaks):.2f}", *bounds])
+    for names, points in found.items():
+        sizes, peaks = zip(*points, strict=True)
+        bounds = (mebibytes(min(peaks)), mebibytes(max(peaks)))
+        rows += [[*names, f"{slope(sizes, peaks):.2f}", *bounds]] if len(points) >= 3 else []
     return rows
 
 
 def thread_rows(found: list[Series]) -> list[list[str]]:
     """Speed-up over one thread."""
     rows = []
-    for one in found:
-        for point in one.points[1:] if one.axis == "threads" else ():
-            alone = one.points[0].time
-            times = (seconds(alone), str(point.value), seconds(point.time))
-            rows.append([one.operator, one.who, *times, f"{alone / point.time:.2f}×"])
+    for one in (one for one in found if one.axis == "threads"):
+        alone = one.points[0].time
+        for p in one.points[1:]:
+            times = [seconds(alone), str(p.value), seconds(p.time), f"{alone / p.time:.2f}×"]
+            rows.append([one.operator, one.who, *times])
     return rows
 
 
 def dtype_rows(found: list[Series]) -> list[list[str]]:
     """Cost of each dtype, and against float32."""
     rows = []
-    for one in found:
-        costs = {str(p.value): p.cost for p in one.points} if one.axis == "dtype" else {}
+    for one in (one for one in found if one.axis == "dtype"):
+        costs = {str(p.value): p.cost for p in one.points}
         base = costs.get("float32", math.nan)
-        for dtype, cost in costs.items():
-            rows.append([one.operator, one.who, dtype, f"{cost:.3g}", f"{cost / base:.2f}"])
+        shown = {t: (f"{cost:.3g}", f"{cost / base:.2f}") for t, cost in costs.items()}
+        rows += [[one.operator, one.who, t, *cells] for t, cells in shown.items()]
     return rows
+
+
+def parts(content: dict[str, Any], groups: Groups, memory: list[dict[str, Any]]) -> dict[str, Any]:
+    """Growth, where it is not flat, threads and dtypes, for the report."""
+    found = series(groups)
+    sizes = [one for one in found if one.axis not in CONDITIONS]
+    rows = step_rows(sizes, machine_of(content))
+    step_head = ["operator", "over", "sizes", "ns a unit", "ratio", "cause"]
+    memory_head = ["operator", "over", "slope of peak memory", "least", "most"]
+    out = {
+        "slopes": slope_table(sizes),
+        "memory_slopes": table(memory_head, memory_rows(memory), ("over",)),
+        "flat": FLAT,
+        "steps": len(rows),
+        "unexplained": sum(1 for row in rows if row[-1].startswith("**")),
+        "step_table": table(step_head, rows, ("over", "sizes", "cause")),
+    }
+    if rows := thread_rows(found):
+        head = ["operator", "who", "1 thread", "threads", "time", "speed-up"]
+        out["threads"] = table(head, rows, ("who",))
+    if rows := dtype_rows(found):
+        head = ["operator", "who", "dtype", "ns/element", "of float32"]
+        out["dtypes"] = table(head, rows, ("who", "dtype"))
+    return out

@@ -26,16 +26,25 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import rivals
+import torch
+from bench_growth import AXES
+from bench_operators import LinearLogWeightsCase
+from cases import THREADS, B, Call, Step, make_data, make_model, make_rival
+from figures import MIB, mebibytes
+from growth import CONDITIONS
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+import dvae_fast
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-from figures import MIB, mebibytes
-
-FOLDER = Path(__file__).resolve().parent
-sys.path[:0] = [str(FOLDER), str(FOLDER.parent / "tests")]
 
 STEPS = 5
 #: bytes of data below which the growth of the resident set is noise
@@ -52,8 +61,9 @@ def _status(name: str) -> int:
     raise RuntimeError(f"/proc/self/status must have a line {name}: Linux only")
 
 
-def _resident_peak(call: Callable[[], object], calls: int) -> int:
+def _resident_peak(call: Call, calls: int) -> int:
     """Growth of the resident set at its largest."""
+    gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from VmRSS
     before = _status("VmRSS")
     for _ in range(calls):
@@ -61,18 +71,13 @@ def _resident_peak(call: Callable[[], object], calls: int) -> int:
     return _status("VmHWM") - before
 
 
-def _allocator_peak(run: Callable[[], object]) -> int:
-    """The largest sum of live tensors during `run`, less that before it."""
-    from torch.profiler import ProfilerActivity, profile
-
+def _allocator_peak(call: Call) -> int:
+    """The largest sum of live tensors during a call, less that before it."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
+        call()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
+    ordered = sorted(events, key=lambda e: e.start_ns())
+    return max(accumulate((e.nbytes() for e in ordered), initial=0))
 
 
 # --- one work of one rival, in a process of its own -----------------------------------------------
@@ -80,59 +85,42 @@ def _allocator_peak(run: Callable[[], object]) -> int:
 
 def _warm_up_torch() -> None:
     """Load what any training needs: the matrix library, threads, autograd, fused Adam."""
-    import rivals
-    import torch
-    from torch import nn
-
     model = nn.Sequential(nn.Linear(64, 32), nn.Softplus(), nn.Linear(32, 48))
-    step = rivals.training_step(
-        lambda x: nn.functional.softplus(model(x)).sum(), rivals.adam(model), torch.randn(128, 64)
-    )
+    step = Step(model, torch.randn(128, 64), lambda x: nn.functional.softplus(model(x)).sum())
     for _ in range(2):
         step()
 
 
-def _step(rival: str) -> Callable[[], None]:
+def _step(rival: str) -> Call:
     """Of K = 50; eager's formulas are named, with the samples that keep least."""
-    import rivals
-    from cases import B, Step, make_data, make_model, make_rival
-
     ours, x = make_model(50), make_data(B)
     if rival == "ours":
         return Step(ours, x)
     plain = make_rival(ours)
     if rival == "compile":
-        plain.density = rivals.density_softplus
         return Step(plain, x, rivals.compiled(plain.loss))
-    plain.density = rivals.EAGER_DENSITIES[rival.partition(", ")[2]]
+    plain.density = rivals.DENSITIES[rival.partition(", ")[2]]
     plain.reparameterise = rivals.reparameterise_dot
     return Step(plain, x)
 
 
-def _linear(rival: str) -> Callable[[], object]:
-    from bench_operators import LinearLogWeightsCase
-
-    return LinearLogWeightsCase().build(rival).call
-
-
-def _evaluation(rival: str) -> Callable[[], object]:
-    from cases import make_data, make_model
-
-    import dvae_fast
-
-    model, x, k = make_model(1), make_data(50), int(rival.split()[-1])
-    return lambda: dvae_fast.estimate_log_likelihood(model, x, k, seed=1)
+def _evaluation(rival: str) -> Call:
+    k = int(rival.split()[-1])
+    return partial(dvae_fast.estimate_log_likelihood, make_model(1), make_data(50), k, seed=1)
 
 
 #: growth of the resident set, tensors alone; a third, "process", is all of the resident set
 METHODS = ("resident", "tensors")
 #: by what is measured: how a rival's call is made, and the rivals, each with its methods
-WORK: dict[str, tuple[Callable[[str], Callable[[], object]], dict[str, tuple[str, ...]]]] = {
+WORK: dict[str, tuple[Callable[[str], Call], dict[str, tuple[str, ...]]]] = {
     "training step": (
         _step,
         dict.fromkeys(("ours", "eager, softplus+bmm", "eager, bce", "compile"), METHODS),
     ),
-    "linear_log_weights": (_linear, dict.fromkeys(("ours", "addmm"), METHODS)),
+    "linear_log_weights": (
+        lambda rival: LinearLogWeightsCase().build(rival).call,
+        dict.fromkeys(("ours", "addmm"), METHODS),
+    ),
     "evaluation": (
         _evaluation,
         {"k = 50": ("process",), "k = 5000": ("tensors", "process"), "k = 50000": ("tensors",)},
@@ -142,10 +130,6 @@ WORK: dict[str, tuple[Callable[[str], Callable[[], object]], dict[str, tuple[str
 
 def _child(work: str, rival: str) -> dict[str, int]:
     """Bytes by method, measured in this process."""
-    import torch
-    from cases import THREADS
-
-    torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     _warm_up_torch()
     make, methods_of = WORK[work]
@@ -153,7 +137,6 @@ def _child(work: str, rival: str) -> dict[str, int]:
     # Makes what stays: Adam's state, the same for all; threads, and pages of code, of which more
     # are run at k = 5000. A compiler's own memory is not the step's either.
     call()
-    gc.collect()
     grown = _resident_peak(call, STEPS) if methods != ("tensors",) else 0
     found = {"resident": grown, "process": _status("VmHWM")}
     if "tensors" in methods:  # last, for profiling takes memory itself
@@ -161,55 +144,43 @@ def _child(work: str, rival: str) -> dict[str, int]:
     return {method: found[method] for method in methods}
 
 
-def measure(work: str, rival: str) -> dict[str, int]:
-    """Bytes by method, measured in a new process; nothing where this system cannot tell."""
-    environment = {**os.environ, **MALLOC}
-    command = [sys.executable, __file__, "--child", work, rival]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if process.returncode != 0:
-        print(f"{work}, {rival}: {process.stderr.strip()[-300:]}", file=sys.stderr)
-        return {}
-    return json.loads(process.stdout.splitlines()[-1])
+def _again(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """This file in a new process, for malloc reads its settings when one starts."""
+    command = [sys.executable, __file__, *arguments]
+    return subprocess.run(command, env={**os.environ, **MALLOC}, text=True, check=False, **options)
 
 
 def measure_all() -> list[dict[str, Any]]:
+    """Bytes by method; none where this system cannot tell."""
     results = []
-    for work, (_, methods_of) in WORK.items():
-        for rival in methods_of:
-            found = measure(work, rival)
-            results.append({"work": work, "rival": rival, **found})
-            shown = ", ".join(f"{method} {mebibytes(size)}" for method, size in found.items())
-            print(f"{work}, {rival}: {shown}", flush=True)
+    for work, rival in ((work, rival) for work, (_, all) in WORK.items() for rival in all):
+        process = _again("--child", work, rival, capture_output=True)
+        if process.returncode != 0:
+            print(f"{work}, {rival}: {process.stderr.strip()[-300:]}", file=sys.stderr)
+        found = json.loads(process.stdout.splitlines()[-1]) if process.returncode == 0 else {}
+        results.append({"work": work, "rival": rival, **found})
+        shown = ", ".join(f"{method} {mebibytes(size)}" for method, size in found.items())
+        print(f"{work}, {rival}: {shown}", flush=True)
     return results
-
-
-# --- the points of the growth study ---------------------------------------------------------------
 
 
 def measure_growth() -> list[dict[str, Any]]:
     """Every point of an axis that is a size, from 1/4 MiB of data on; smaller peaks are noise."""
-    import rivals
-    import torch
-    from bench_growth import AXES, GrowthCase
-    from cases import THREADS
-    from growth import CONDITIONS
-
-    torch.set_num_threads(THREADS)
     rivals.choosing_seconds = 0
     rows = []
-    for axis in AXES:
-        for name in axis.points() if axis.name not in CONDITIONS else ():
+    for case in (make() for make in AXES.values()):
+        for name in case.points() if case.axis not in CONDITIONS else ():
             torch.manual_seed(0)
-            rival = GrowthCase(axis).build(name)
+            rival = case.build(name)
             if 4 * rival.case.elements < LEAST_DATA:
                 continue
             prepare = rival.prepare or (lambda: None)
             prepare()
             rival.call()  # makes what stays: threads, Adam's state
             prepare()
-            gc.collect()
             rows.append({**rival.extra, "resident": _resident_peak(rival.call, 1)})
-            print(f"{axis.operator}, {name}: {mebibytes(rows[-1]['resident'])}", flush=True)
+            print(f"{case.operator}, {name}: {mebibytes(rows[-1]['resident'])}", flush=True)
+        case.cases.clear()
     return rows
 
 
@@ -219,12 +190,12 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true", help="the points of bench_growth.py")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     a = parser.parse_args()
+    torch.set_num_threads(THREADS)
     if a.child:
         print(json.dumps(_child(*a.child)))
         return
     if a.growth and any(os.environ.get(name) != value for name, value in MALLOC.items()):
-        command = [sys.executable, *sys.argv]  # malloc reads it when a process starts
-        sys.exit(subprocess.run(command, env={**os.environ, **MALLOC}, check=False).returncode)
+        sys.exit(_again(*sys.argv[1:]).returncode)
     results = measure_growth() if a.growth else measure_all()
     if a.json:
         a.json.write_text(json.dumps(results, indent=1))

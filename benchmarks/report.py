@@ -1,14 +1,11 @@
 """The report of one run: `report/RESULTS.md` from the benchmarks' JSON.
 
-    python benchmarks/report.py FOLDER [--output FOLDER]
-
-The first folder holds what `run.py` collects: times.json, and kept, growth, memory, growth_memory,
-and evaluator where they were measured; results.md is the text around its figures.
+The folder holds what `run.py` collects: times.json, and kept, growth, memory and growth_memory
+where they were measured; results.md is the text around its figures.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections import Counter
@@ -17,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import growth
 import targets
-from figures import Figure, load, mebibytes, seconds, table
+from figures import load, mebibytes, seconds, table
 
 if TYPE_CHECKING:
     from figures import Groups
@@ -33,41 +30,27 @@ def rival_table(groups: Groups) -> str:
         for i, figure in enumerate(group.values()):
             label = figure.rival + (f" ({figure.variant})" if figure.variant else "")
             each = f"{figure.median / figure.elements * 1e9:.3g}" if figure.elements else ""
-            spread = (f"{figure.spread:.0%}", f"{figure.drift:.2f}")
             where = (name if i == 0 else "", label, seconds(figure.median))
-            of_ours = _of_ours(figure, group.get("ours"))
+            spread = (f"{figure.spread:.0%}", f"{figure.drift:.2f}")
+            of_ours = "1" if figure is group.get("ours") else ""
+            if "ours" in group and not of_ours:
+                low, high = figure.ratio_range(group["ours"])
+                of_ours = f"{figure.median / group['ours'].median:.2f} ({low:.2f}–{high:.2f})"
             rows.append([*where, *spread, each, of_ours, str(len(figure.times))])
     return table(RIVALS_HEAD, rows, ("rival",))
 
 
-def _of_ours(figure: Figure, ours: Figure | None) -> str:
-    """Time over ours, with its range from turn to turn."""
-    if ours is None:
-        return ""
-    if figure is ours:
-        return "1"
-    low, high = figure.ratio_range(ours)
-    return f"{figure.median / ours.median:.2f} ({low:.2f}–{high:.2f})"
-
-
 def roofline_table(groups: Groups) -> str:
     """Bytes and operations a second as shares of what copy and GEMM reached in the same run."""
-    ceilings = groups.get("ceilings", {})
-    best = [
-        (work, getattr(ceilings[name], work) / ceilings[name].median if name in ceilings else None)
-        for work, name in (("bytes", "copy"), ("flops", "GEMM"))
-    ]
-    rows = []
+    ceilings, rows = groups.get("ceilings", {}), []
     for name, group in groups.items():
         for rival, figure in group.items():
-            if rival.startswith("eager") or "torch.compile" in rival:
-                continue
-            cells = []
-            for work, ceiling in best:
-                rate = getattr(figure, work) / figure.median
+            cells: list[str] = []
+            for work, best in (("bytes", "copy"), ("flops", "GEMM")):
+                rate, top = figure.rate(work), ceilings.get(best)
                 cells.append(f"{rate / 1e9:.3g}" if rate else "")
-                cells.append(f"{rate / ceiling:.0%}" if rate and ceiling else "")
-            if any(cells):
+                cells.append(f"{rate / top.rate(work):.0%}" if rate and top else "")
+            if any(cells) and not rival.startswith("eager") and "torch.compile" not in rival:
                 rows.append([f"{name}: {rival}", *cells])
     return table(ROOFLINE_HEAD, rows)
 
@@ -114,33 +97,11 @@ def target_parts(groups: Groups, memory: list[dict[str, Any]], folder: Path) -> 
         *targets.speed_rows(groups),
         *targets.memory_rows(memory),
         *targets.evaluation_memory_rows(memory),
-        *targets.evaluator_rows(read(folder / "evaluator.json") or {}),
         *targets.likelihood_rows(FOLDER / "iwae_mnist" / "metrics.json"),
     ]
     verdicts = Counter(row[-1] for row in rows if row[-1])
     shown = table(targets.HEAD, rows, ("against", ""))
     return {"met": verdicts["met"], "judged": sum(verdicts.values()), "targets": shown}
-
-
-def growth_parts(folder: Path) -> dict[str, Any]:
-    """Growth, where it is not flat, threads and dtypes."""
-    groups, content = load(folder / "growth.json")
-    found = growth.series(groups)
-    steps = growth.step_rows(found, growth.machine_of(content))
-    memory = growth.memory_rows(read(folder / "growth_memory.json"))
-    parts = {
-        "slopes": table(growth.SLOPE_HEAD, growth.slope_rows(found), ("over",)),
-        "memory_slopes": table(growth.MEMORY_HEAD, memory, ("over",)),
-        "flat": growth.FLAT,
-        "steps": len(steps),
-        "unexplained": sum(1 for row in steps if row[-1].startswith("**")),
-        "step_table": table(growth.STEP_HEAD, steps, ("over", "sizes", "cause")),
-    }
-    if rows := growth.thread_rows(found):
-        parts["threads"] = table(growth.THREAD_HEAD, rows, ("who",))
-    if rows := growth.dtype_rows(found):
-        parts["dtypes"] = table(growth.DTYPE_HEAD, rows, ("who", "dtype"))
-    return parts
 
 
 def report(folder: Path, command: str) -> str:
@@ -156,7 +117,8 @@ def report(folder: Path, command: str) -> str:
         **target_parts(groups, memory, folder),
     }
     if (folder / "growth.json").exists():
-        parts |= growth_parts(folder)
+        groups, content = load(folder / "growth.json")
+        parts |= growth.parts(content, groups, read(folder / "growth_memory.json"))
     if (folder / "kept.json").exists():
         kept, about = load(folder / "kept.json")
         malloc = about["machine_info"]["measured_with"]["malloc"]
@@ -178,16 +140,3 @@ def write(folder: Path, output: Path, command: str) -> None:
     text = report(folder, command)
     output.mkdir(parents=True, exist_ok=True)
     (output / "RESULTS.md").write_text(text)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="The report of the benchmarks' JSON.")
-    parser.add_argument("folder", type=Path, help="where run.py left its JSON")
-    parser.add_argument("--output", type=Path, default=FOLDER / "report")
-    parser.add_argument("--command", default="make bench", help="to be named")
-    a = parser.parse_args()
-    write(a.folder, a.output, a.command)
-
-
-if __name__ == "__main__":
-    main()

@@ -10,12 +10,12 @@ Shapes: B examples, K samples, Z latent and D data dimensions.
 
 from __future__ import annotations
 
-import functools
 import math
 import statistics
 import time
+from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +24,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    Calls = dict[str, Callable[..., Any]]
     Density = Callable[[Tensor, Tensor], Tensor]
-    Noise = Callable[[Tensor, Tensor, float, float], Tensor]
-
-T = TypeVar("T")
 
 #: seconds that `fastest` gives each candidate; 0 takes the first one untried
 choosing_seconds = 0.15
@@ -38,28 +36,45 @@ FAR = 1.5
 #: the least of rounds that follow
 FIRST_ROUNDS, FIRST_SECONDS, LAST_ROUNDS = 2, 5e-3, 3
 
+#: what torch.compile is told; the second tries everything, for products in minutes
+COMPILERS: dict[str, dict[str, Any]] = {
+    "compile": {},
+    "max-autotune": {"mode": "max-autotune-no-cudagraphs"},
+}
+#: what eager PyTorch gains nothing from, and a compiler; and what a compiler makes one pass of, all
+#: that it is given where compiling takes minutes
+FOR_COMPILERS, FOR_EAGER = ("explicit",), ("logsigmoid+bmm",)
+FUSED = ("select", "sum", "broadcast", "explicit")
+fused_alone = False
 
-def compiled(function: Callable[..., T], **options: bool) -> Callable[..., T]:
+
+def compiled(function: Callable[..., Any], how: str = "compile", **options: bool) -> Any:
     """torch.compile as it is fastest here: static shapes, and an error instead of a graph break."""
-    return torch.compile(function, dynamic=False, fullgraph=True, options=options or None)
+    return torch.compile(
+        function, dynamic=False, fullgraph=True, options=options or None, **COMPILERS[how]
+    )
 
 
-#: how torch.compile may draw random numbers
-GENERATORS = {"Inductor's generator": False, "ATen's generator": True}
+def candidates(formulas: Calls, rival: str) -> Calls:
+    """Those that `rival`, eager or a compiler, is to try."""
+    if rival not in COMPILERS:
+        return {n: f for n, f in formulas.items() if n not in FOR_COMPILERS}
+    if fused_alone and len(formulas) > 1:
+        return {n: f for n, f in formulas.items() if n in FUSED}
+    return {n: f for n, f in formulas.items() if n not in FOR_EAGER}
 
 
-def ways(
-    formulas: Mapping[str, Callable[..., Any]], rival: str, random: bool = False
-) -> dict[str, Callable[..., Any]]:
-    """The formulas as `rival` runs them, "eager" or "compile"; random ones with each generator."""
-    if rival != "compile":
-        return dict(formulas)
-    if not random:
-        return {name: compiled(formula) for name, formula in formulas.items()}
+def ways(formulas: Calls, rival: str, random: bool = False) -> Calls:
+    """The formulas as `rival` runs them, eager or compiled; random ones with each generator."""
+    tried = candidates(formulas, rival).items()
+    if rival not in COMPILERS:
+        return dict(tried)
+    if not random or fused_alone:
+        return {name: compiled(formula, rival) for name, formula in tried}
     return {
-        f"{name}, {source}": compiled(formula, fallback_random=fallback)
-        for name, formula in formulas.items()
-        for source, fallback in GENERATORS.items()
+        f"{name}, {source} generator": compiled(formula, fallback_random=source == "ATen's")
+        for name, formula in tried
+        for source in ("Inductor's", "ATen's")
     }
 
 
@@ -105,12 +120,12 @@ def fastest(
 
 
 def by_chunk(
-    make: Callable[[str, int], Callable[[], object]],
+    make: Callable[[str, int], Callable[[], Any]],
     names: Iterable[str],
     chunks: Sequence[int],
     rows: str,
     times_longer: float = 1.0,
-) -> dict[str, Callable[[], object]]:
+) -> Calls:
     """`make(name, chunk)` with every chunk, by the name that is fastest with the middling one."""
     middling = chunks[len(chunks) // 2]
     best = fastest({name: make(name, middling) for name in names}, times_longer=times_longer)
@@ -126,29 +141,30 @@ def corrupt_where(x: Tensor, u: Tensor, rate: float, salt: float) -> Tensor:
     return torch.where(u < rate * salt, one, torch.where(u < rate, zero, x))
 
 
-def corrupt_masked_fill(x: Tensor, u: Tensor, rate: float, salt: float) -> Tensor:
-    return x.masked_fill(u < rate, 0.0).masked_fill(u < rate * salt, 1.0)
-
-
-def corrupt_select(x: Tensor, u: Tensor, rate: float, salt: float) -> Tensor:
-    """One comparison less in the select: the hit value is itself a comparison."""
-    return torch.where(u < rate, (u < rate * salt).to(x.dtype), x)
-
-
-CORRUPTIONS: dict[str, Noise] = {
+CORRUPTIONS: Calls = {
     "where": corrupt_where,
-    "masked_fill": corrupt_masked_fill,
-    "select": corrupt_select,
+    "masked_fill": lambda x, u, rate, salt: x.masked_fill(u < rate, 0.0).masked_fill(
+        u < rate * salt, 1.0
+    ),
+    # One comparison less in the select: the hit value is itself a comparison.
+    "select": lambda x, u, rate, salt: torch.where(u < rate, (u < rate * salt).to(x.dtype), x),
 }
 
 
-def corrupt(x: Tensor, copies: int | None, rate: float, salt: float, formula: Noise) -> Tensor:
+def corrupt(
+    x: Tensor, copies: int | None, rate: float, salt: float, formula: Callable[..., Tensor]
+) -> Tensor:
     """x (B, D) → x̃ (B, D), or (copies, B, D)."""
     shape = x.shape if copies is None else (copies, *x.shape)
     return formula(x, torch.rand(shape, device=x.device), rate, salt)
 
 
 # --- latent samples -----------------------------------------------------------------------------
+
+
+def _squares(t: Tensor) -> Tensor:
+    """Σ t² as an inner product, which keeps no intermediate of t's size."""
+    return torch.linalg.vecdot(t, t)
 
 
 def reparameterise(mean: Tensor, log_var: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,18 +174,14 @@ def reparameterise(mean: Tensor, log_var: Tensor, noise: Tensor) -> tuple[Tensor
 
 
 def reparameterise_dot(mean: Tensor, log_var: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """The same with inner products, which keep no (B, K, Z) intermediate."""
     z = torch.addcmul(mean.unsqueeze(1), torch.exp(0.5 * log_var).unsqueeze(1), noise)
-    squares = torch.linalg.vecdot(noise, noise) - torch.linalg.vecdot(z, z)
-    return z, 0.5 * (squares + log_var.sum(-1, keepdim=True))
+    return z, 0.5 * (_squares(noise) - _squares(z) + log_var.sum(-1, keepdim=True))
 
 
-REPARAMETERISATIONS = {"sum": reparameterise, "vecdot": reparameterise_dot}
+REPARAMETERISATIONS: Calls = {"sum": reparameterise, "vecdot": reparameterise_dot}
 
 
-def sample_latent(
-    mean: Tensor, log_var: Tensor, k: int, formula: Callable[..., tuple[Tensor, Tensor]]
-) -> tuple[Tensor, Tensor]:
+def sample_latent(mean: Tensor, log_var: Tensor, k: int, formula: Callable[..., Any]) -> Any:
     noise = torch.randn(mean.shape[0], k, mean.shape[1], device=mean.device)
     return formula(mean, log_var, noise)
 
@@ -183,13 +195,11 @@ def log_ratio_sum(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
 
 
 def log_ratio_vecdot(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
-    """The same with inner products."""
     noise = (z - mean.unsqueeze(1)) * torch.exp(-0.5 * log_var).unsqueeze(1)
-    squares = torch.linalg.vecdot(noise, noise) - torch.linalg.vecdot(z, z)
-    return 0.5 * (squares + log_var.sum(-1, keepdim=True))
+    return 0.5 * (_squares(noise) - _squares(z) + log_var.sum(-1, keepdim=True))
 
 
-LOG_RATIOS = {"sum": log_ratio_sum, "vecdot": log_ratio_vecdot}
+LOG_RATIOS: Calls = {"sum": log_ratio_sum, "vecdot": log_ratio_vecdot}
 
 
 def logmeanexp(log_w: Tensor) -> Tensor:
@@ -208,11 +218,9 @@ def mixture_broadcast(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
 
 
 def mixture_vecdot(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
-    """The same with inner products."""
     noise = (z - mean.unsqueeze(2)) * torch.exp(-0.5 * log_var).unsqueeze(2)
-    log_q = -0.5 * (torch.linalg.vecdot(noise, noise) + log_var.sum(-1).unsqueeze(2))
-    squares = torch.linalg.vecdot(z, z)
-    return math.log(mean.shape[0]) - torch.logsumexp(log_q, 0) - 0.5 * squares
+    log_q = -0.5 * (_squares(noise) + log_var.sum(-1).unsqueeze(2))
+    return math.log(mean.shape[0]) - torch.logsumexp(log_q, 0) - 0.5 * _squares(z)
 
 
 def mixture_matmul(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
@@ -225,7 +233,11 @@ def mixture_matmul(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
     return math.log(mean.shape[0]) - torch.logsumexp(log_q, -1) - 0.5 * z.square().sum(-1)
 
 
-MIXTURES = {"broadcast": mixture_broadcast, "vecdot": mixture_vecdot, "matmul": mixture_matmul}
+MIXTURES: Calls = {
+    "broadcast": mixture_broadcast,
+    "vecdot": mixture_vecdot,
+    "matmul": mixture_matmul,
+}
 
 
 # --- Bernoulli log-density from logits (B, K, D) and x (B, D), summed over D --------------------
@@ -251,113 +263,70 @@ def density_logsigmoid_bmm(logits: Tensor, x: Tensor) -> Tensor:
 
 
 def density_explicit(logits: Tensor, x: Tensor) -> Tensor:
-    """x l − max(l, 0) − log(1 + e^−|l|), for compilers to fuse."""
+    """x l − max(l, 0) − log(1 + e^−|l|), for compilers to fuse; never in half precision."""
+    logits = logits.float() if logits.itemsize < 4 else logits
     softplus = logits.clamp(min=0) + torch.log1p(torch.exp(-logits.abs()))
     return (x.unsqueeze(1) * logits - softplus).sum(-1)
 
 
 #: Eager PyTorch gains from matrix products and composed kernels, a compiler from pointwise code.
-EAGER_DENSITIES: dict[str, Density] = {
+DENSITIES: Calls = {
     "bce": density_bce,
     "softplus": density_softplus,
     "softplus+bmm": density_softplus_bmm,
     "logsigmoid+bmm": density_logsigmoid_bmm,
-}
-COMPILED_DENSITIES: dict[str, Density] = {
-    "bce": density_bce,
-    "softplus": density_softplus,
-    "softplus+bmm": density_softplus_bmm,
     "explicit": density_explicit,
 }
 
 
-def densities(rival: str) -> dict[str, Density]:
-    return COMPILED_DENSITIES if rival == "compile" else EAGER_DENSITIES
-
-
-def ways_by_density(
-    function: Callable[..., Tensor], rival: str
-) -> dict[str, Callable[..., Tensor]]:
-    """`function`, which takes a density, by each that suits `rival`."""
-    formulas = {n: functools.partial(function, density=d) for n, d in densities(rival).items()}
-    return ways(formulas, rival)
+def by_density(function: Callable[..., Tensor]) -> Calls:
+    """`function`, which takes a density, by each."""
+    return {name: partial(function, density=density) for name, density in DENSITIES.items()}
 
 
 def log_weights(logits: Tensor, x: Tensor, log_ratio: Tensor, density: Density) -> Tensor:
     return density(logits, x) + log_ratio
 
 
-def log_weights_chunked(
-    logits: Tensor, x: Tensor, log_ratio: Tensor, density: Density, chunk: int
-) -> Tensor:
-    """`log_weights` in chunks of one example's samples, so that intermediates stay in cache."""
-    out = torch.empty_like(log_ratio)
-    for b in range(logits.shape[0]):
-        for k in range(0, logits.shape[1], chunk):
-            out[b, k : k + chunk] = density(logits[b : b + 1, k : k + chunk], x[b : b + 1])[0]
-    return out.add_(log_ratio)
-
-
 def iwae_loss(logits: Tensor, x: Tensor, log_ratio: Tensor, density: Density) -> Tensor:
+    return loss_of(density(logits, x) + log_ratio)
+
+
+def loss_of(log_w: Tensor) -> Tensor:
     """−mean over B of log (1/K Σ_k w_k); one sample needs no logsumexp."""
-    log_w = density(logits, x) + log_ratio
     if log_w.shape[1] == 1:
         return -log_w.mean()
     return math.log(log_w.shape[1]) - torch.logsumexp(log_w, 1).mean()
 
 
-def iwae_by_hand(logits: Tensor, x: Tensor, log_ratio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Value and gradients without autograd, in place where possible: (loss, ∂logits, ∂log_ratio).
-
-    Not plain code, and no target speaks of it: it shows how much of the gain over eager PyTorch
-    is had by writing the gradient out, with no kernel.
-    """
-    b, k = log_ratio.shape
-    log_w = density_softplus_bmm(logits, x).add_(log_ratio)
-    loss = math.log(k) - torch.logsumexp(log_w, 1).mean()
-    grad_ratio = torch.softmax(log_w, 1).mul_(-1 / b)
-    grad = torch.sigmoid(logits).sub_(x.unsqueeze(1)).mul_(-grad_ratio.unsqueeze(2))
-    return loss, grad, grad_ratio
+# --- in tiles that stay in cache ----------------------------------------------------------------
 
 
-# --- last linear layer and likelihood -----------------------------------------------------------
-
-
-def linear_step(density: Density) -> Callable[..., Tensor]:
-    """A tile's step for a compiler: one fused pass after the product."""
-
-    def step(rows: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-        return density(F.linear(rows, weight, bias).unsqueeze(0), x.unsqueeze(0))[0]
-
-    return step
-
-
-def linear_log_weights(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    x: Tensor,
-    log_ratio: Tensor,
-    density: Density,
-    tile: int,
-    step: Callable[..., Tensor] | None = None,
+def tiled(
+    step: Callable[[Tensor, Tensor], Tensor], rows: Tensor, x: Tensor, log_ratio: Tensor, tile: int
 ) -> Tensor:
-    """Tiles of one example's rows: hidden (B, K, H) → (B, K), by a `linear_step` where it is given.
-
-    Else the density follows the product, into a buffer that all tiles use.
-    """
-    if step is None:
-        buffer = hidden.new_empty(tile, weight.shape[0])
-
-        def step(rows: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-            logits = torch.addmm(bias, rows, weight.t(), out=buffer[: rows.shape[0]])
-            return density(logits.unsqueeze(0), x.unsqueeze(0))[0]
-
+    """Log-weights (B, K) by `step` of at most `tile` of one example's rows (B, K, …)."""
     out = torch.empty_like(log_ratio)
-    for b in range(hidden.shape[0]):
-        for k in range(0, hidden.shape[1], tile):
-            out[b, k : k + tile] = step(hidden[b, k : k + tile], weight, bias, x[b])
+    for b in range(rows.shape[0]):
+        for k in range(0, rows.shape[1], tile):
+            out[b, k : k + tile] = step(rows[b, k : k + tile], x[b])
     return out.add_(log_ratio)
+
+
+def density_step(density: Density) -> Callable[[Tensor, Tensor], Tensor]:
+    """Logits (N, D) of one example to its log-density (N,)."""
+    return lambda logits, x: density(logits.unsqueeze(0), x.unsqueeze(0))[0]
+
+
+def linear_step(
+    weight: Tensor, bias: Tensor, density: Density, tile: int | None = None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The last layer and the density: into a buffer that all tiles use, or for a compiler."""
+    after = density_step(density)
+    if tile is None:
+        return lambda rows, x: after(F.linear(rows, weight, bias), x)
+    out = weight.new_empty(tile, weight.shape[0])
+    return lambda rows, x: after(torch.addmm(bias, rows, weight.t(), out=out[: len(rows)]), x)
 
 
 # --- model --------------------------------------------------------------------------------------
@@ -365,9 +334,7 @@ def linear_log_weights(
 
 def mlp(sizes: Sequence[int], activation: Callable[[], nn.Module]) -> nn.Sequential:
     """Linear and activation alternating, no activation after the last layer."""
-    layers: list[nn.Module] = []
-    for a, b in pairwise(sizes):
-        layers += [nn.Linear(a, b), activation()]
+    layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), activation())]
     return nn.Sequential(*layers[:-1])
 
 
@@ -375,64 +342,35 @@ class DIWAE(nn.Module):
     """A denoising importance-weighted autoencoder in plain PyTorch, Bernoulli decoder.
 
     It encodes each example once, keeps no copy it does not need, and draws its noise in one call
-    each. `*_from` methods take the noise instead of drawing it, so that they can be checked.
+    each, unless it is given, so that the formulas can be checked: x̃ (M · B, D), all copies of a
+    batch together, and ε (rows, K, Z). `sizes` are the encoder's: D, …, Z.
     """
 
-    def __init__(
-        self,
-        data_size: int,
-        latent_size: int,
-        hidden_sizes: Sequence[int],
-        activation: Callable[[], nn.Module],
-        k: int,
-        rate: float,
-        salt: float,
-        copies: int = 1,
-    ) -> None:
+    def __init__(self, sizes: Sequence[int], k: int, rate: float, salt: float, m: int = 1) -> None:
         super().__init__()
-        self.latent_size, self.k, self.rate, self.salt = latent_size, k, rate, salt
-        self.copies = copies
-        self.encoder = mlp([data_size, *hidden_sizes, 2 * latent_size], activation)
-        self.decoder = mlp([latent_size, *reversed(hidden_sizes), data_size], activation)
+        self.latent_size, self.k, self.m, self.corruption = sizes[-1], k, m, (rate, salt)
+        self.encoder = mlp([*sizes[:-1], 2 * sizes[-1]], nn.Softplus)
+        self.decoder = mlp(sizes[::-1], nn.Softplus)
         self.density: Density = density_softplus
-        self.noise: Noise = corrupt_where
         self.reparameterise = reparameterise
 
-    def copy_parameters(self, model: nn.Module) -> None:
-        """Take `model`'s parameters, which must be the same ones in the same order."""
-        with torch.no_grad():
-            for mine, theirs in zip(self.parameters(), model.parameters(), strict=True):
-                if mine.shape != theirs.shape:
-                    raise ValueError(
-                        f"model must have the same layers, got a parameter of shape "
-                        f"{tuple(theirs.shape)} for {tuple(mine.shape)}"
-                    )
-                mine.copy_(theirs)
+    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.encoder(x).chunk(2, -1)
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_var = self.encoder(x).chunk(2, -1)
-        return mean, log_var
-
-    def loss_from(self, x: Tensor, corrupted: Tensor, noise: Tensor) -> Tensor:
-        """From x̃ (copies · B, D) and ε (copies · B, K, Z), all copies of a batch together."""
-        x = x if self.copies == 1 else x.repeat(self.copies, 1)
-        z, log_ratio = self.reparameterise(*self.encode(corrupted), noise)
-        return iwae_loss(self.decoder(z), x, log_ratio, self.density)
-
-    def loss(self, x: Tensor) -> Tensor:
-        copies = None if self.copies == 1 else self.copies
-        corrupted = corrupt(x, copies, self.rate, self.salt, self.noise).view(-1, x.shape[1])
-        rows = corrupted.shape[0]
-        noise = torch.randn(rows, self.k, self.latent_size, device=x.device)
-        return self.loss_from(x, corrupted, noise)
-
-    def log_weights_from(self, x: Tensor, mean: Tensor, log_var: Tensor, noise: Tensor) -> Tensor:
+    def log_weights(
+        self, x: Tensor, mean: Tensor, log_var: Tensor, k: int, noise: Tensor | None = None
+    ) -> Tensor:
+        if noise is None:
+            noise = torch.randn(mean.shape[0], k, self.latent_size, device=x.device)
         z, log_ratio = self.reparameterise(mean, log_var, noise)
-        return log_weights(self.decoder(z), x, log_ratio, self.density)
+        return self.density(self.decoder(z), x) + log_ratio
 
-    def log_weights(self, x: Tensor, mean: Tensor, log_var: Tensor, k: int) -> Tensor:
-        noise = torch.randn(x.shape[0], k, self.latent_size, device=x.device)
-        return self.log_weights_from(x, mean, log_var, noise)
+    def loss(self, x: Tensor, noisy: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+        if noisy is None:
+            copies = None if self.m == 1 else self.m
+            noisy = corrupt(x, copies, *self.corruption, corrupt_where).view(-1, x.shape[1])
+        x = x if self.m == 1 else x.repeat(self.m, 1)
+        return loss_of(self.log_weights(x, *self.encode(noisy), self.k, noise))
 
 
 def estimate_log_likelihood(
@@ -445,7 +383,7 @@ def estimate_log_likelihood(
         for start in range(0, k, chunk):
             n = min(chunk, k - start)
             log_w[:, start : start + n] = log_weights(x, mean, log_var, n)
-        return torch.logsumexp(log_w, 1) - math.log(k)
+        return logmeanexp(log_w)
 
 
 def training_step(
@@ -461,6 +399,6 @@ def training_step(
     return step
 
 
-def adam(model: nn.Module, rate: float = 1e-3) -> torch.optim.Optimizer:
+def adam(model: nn.Module, rate: float = 1e-3, capturable: bool = False) -> torch.optim.Optimizer:
     """The fused implementation is the fastest of torch's Adams on the CPU too."""
-    return torch.optim.Adam(model.parameters(), lr=rate, fused=True)
+    return torch.optim.Adam(model.parameters(), lr=rate, fused=True, capturable=capturable)

@@ -19,8 +19,6 @@ from cases import THREADS
 from report import write
 
 from dvae_fast import ops
-from dvae_fast.files import CheckpointError
-from dvae_fast.models import load_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,22 +26,22 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 RAW = ROOT / "build" / "benchmarks"
-PYTEST = (sys.executable, "-m", "pytest", "-x", "-q")
+STUDY = FOLDER / "bench_growth.py"
+OTHERS = (str(FOLDER), f"--ignore={STUDY}")
 
 # Large blocks from the heap too, and no memory back to the system: see results.md.
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
-KEPT_BENCHMARKS = ("bench_iwae_loss", "bench_log_weights")
-KEPT_SIZES = "50-ours or 50-eager or 50-compile or bench_log_weights"
+KEPT_CASES = "(iwae_loss and 50 and not overwrite) or (log_weights and not linear)"
 
 # Of the growth study, whose slopes are of many points: the share of --seconds of each, and turns.
 GROWTH_SHARE, GROWTH_TURNS = 0.1, 2
 
 
-def run(*commands: Sequence[str], environment: dict[str, str] | None = None) -> None:
+def run(*commands: Sequence[str], **environment: str) -> None:
     """Commands side by side; fails when all have ended, if one did."""
     begun, shown = time.monotonic(), [shlex.join(command) for command in commands]
     print("$", " & ".join(shown), flush=True)
-    whole = {**os.environ, **(environment or {})}
+    whole = {**os.environ, **environment}
     processes = [subprocess.Popen(command, cwd=ROOT, env=whole) for command in commands]
     statuses = [process.wait() for process in processes]
     print(f"took {(time.monotonic() - begun) / 60:.1f} minutes", flush=True)
@@ -52,21 +50,13 @@ def run(*commands: Sequence[str], environment: dict[str, str] | None = None) -> 
             sys.exit(f"benchmarks: {command} failed with status {status}")
 
 
-def run_together(*commands: Sequence[str]) -> None:
-    """Commands that time nothing, of more threads than cores."""
-    run(*commands, environment={"OMP_WAIT_POLICY": "PASSIVE"})
+def pytest(*arguments: str, **options: object) -> tuple[str, ...]:
+    given = [f"--{name}={value}" for name, value in options.items()]
+    return (sys.executable, "-m", "pytest", "-x", "-q", *arguments, *given)
 
 
-def compile_ahead(*arguments: str) -> None:
-    """Fill the compiler's cache, on all cores at once: it works on one while a benchmark waits."""
-    once = ("--benchmark-disable", "--turns=1", "--seconds=0.001", "--choose=0.001")
-    with tempfile.TemporaryDirectory() as folder:
-        command = (*PYTEST, *arguments, *once, f"--ahead={folder}")
-        run_together(*[command] * min(THREADS, 8))
-
-
-def script(name: str, json: Path, *arguments: str) -> tuple[str, ...]:
-    return (sys.executable, str(FOLDER / name), f"--json={json}", *arguments)
+def script(name: str, json: str, *arguments: str) -> tuple[str, ...]:
+    return (sys.executable, str(FOLDER / name), f"--json={RAW / json}", *arguments)
 
 
 def main() -> None:
@@ -75,21 +65,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.3, help="timed seconds a rival and turn")
     parser.add_argument("--quick", action="store_true", help="one short turn, to see that it works")
     parser.add_argument("--output", type=Path, default=FOLDER / "report", help="report's folder")
-    parser.add_argument(
-        "--run", type=Path, help="folder of a run on MNIST, to try a tolerance on (evaluator.py)"
-    )
-    parser.add_argument(
-        "--allow-reference", action="store_true", help="run without compiled kernels too"
-    )
     a = parser.parse_args()
     if a.turns < 1 or a.seconds <= 0:
         parser.error(f"--turns and --seconds must be > 0, got {a.turns} and {a.seconds}")
-    if a.run is not None:  # it is read last, after all the rest
-        try:
-            load_model(a.run)
-        except CheckpointError as error:
-            parser.error(f"--run: {error}")
-    if not ops.library_loaded() and not a.allow_reference:
+    if not ops.library_loaded():
         why = f"no compiled kernels ({ops.LIBRARY_ERROR})"
         sys.exit(f"benchmarks: {why}; build them with: {ops.BUILD_COMMAND}")
     busy = os.getloadavg()[0]
@@ -101,26 +80,27 @@ def main() -> None:
     RAW.mkdir(parents=True, exist_ok=True)
     for old in RAW.glob("*.json"):
         old.unlink()  # a report is of one run
+    passive = {"OMP_WAIT_POLICY": "PASSIVE"}  # of what times nothing, with more threads than cores
 
-    def timed(name: str, *arguments: str, choose: float = seconds / 2) -> tuple[str, ...]:
+    # The compiler works on one core while a benchmark waits: its cache is filled on all before.
+    with tempfile.TemporaryDirectory() as folder:
+        once = {"turns": 1, "choose": 0.001, "ahead": folder}
+        run(*[pytest(*OTHERS, "--benchmark-disable", **once)] * min(THREADS, 8), **passive)
+
+    def timed(name: str, *arguments: str, share: float = 1, **options: object) -> tuple[str, ...]:
         """`choose` is how long each way to write plain code is tried."""
         shown = ("--benchmark-enable", "--benchmark-columns=median,iqr,rounds")
-        options = (f"--benchmark-json={RAW / name}.json", f"--choose={choose}")
-        return (*PYTEST, *shown, f"--turns={turns}", f"--seconds={seconds}", *options, *arguments)
+        spent = (f"--benchmark-max-time={seconds * share}", "--benchmark-min-time=0.001")
+        usual = {"turns": turns, "choose": seconds / 2, "load": busy, "benchmark-json": RAW / name}
+        return pytest(*shown, *spent, *arguments, **usual | options)
 
-    study = FOLDER / "bench_growth.py"
-    others = (str(FOLDER), f"--ignore={study}")
-    compile_ahead(*others)
-    run(timed("times", *others, f"--load={busy}"))
-    names = [f"{FOLDER / 'bench_operators.py'}::{name}" for name in KEPT_BENCHMARKS]
-    run(timed("kept", *names, "-k", KEPT_SIZES, f"--seconds={seconds / 2}"), environment=KEPT)
-    shorter = (f"--seconds={seconds * GROWTH_SHARE}", f"--turns={min(turns, GROWTH_TURNS)}")
-    run(timed("growth", str(study), *shorter, choose=0))
-    run_together(
-        script("peak_memory.py", RAW / "memory.json"),
-        script("peak_memory.py", RAW / "growth_memory.json", "--growth"),
-    )
-    run(script("evaluator.py", RAW / "evaluator.json", *(("--run", str(a.run)) if a.run else ())))
+    run(timed("times.json", *OTHERS))
+    operators = str(FOLDER / "bench_operators.py")
+    run(timed("kept.json", operators, "-k", KEPT_CASES, share=0.5), **KEPT)
+    fewer = min(turns, GROWTH_TURNS)
+    run(timed("growth.json", str(STUDY), share=GROWTH_SHARE, turns=fewer, choose=0))
+    growth = script("peak_memory.py", "growth_memory.json", "--growth")
+    run(script("peak_memory.py", "memory.json"), growth, **passive)
     write(RAW, a.output, shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]]))
     print(f"Wrote {a.output} after {(time.monotonic() - begun) / 60:.1f} minutes.")
 

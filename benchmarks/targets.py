@@ -36,33 +36,25 @@ TARGETS: dict[str, list[tuple[Any, ...]]] = {
     ],
     "pythae's VAE": [("pythae", 4.5)],
 }
-COPY_SHARE = 0.70
-PRODUCT_SHARE = 0.85
+COPY, COPY_SHARE = "copy bandwidth at 8 bytes an element", 0.70
+PRODUCTS, PRODUCT_SHARE = "its matrix products alone", 0.85
 SAME_MEMORY = 0.05
 MEMORY_SHARE = 0.6
 LINEAR_EXTRA = 32e6
-PROCESSES = 1e-5  # relative difference
-GAP = 0.1
-SPEED_UP, APART = 3, 0.02  # of a tolerance of 0.02
 NLL = 89.5  # of the run in iwae_mnist
 
 HEAD = ["what", "against", "ours", "theirs", "ratio", "target", ""]
 
 
 def row(
-    what: str,
-    against: str,
-    target: str,
-    met: bool | None,
-    ours: str = "",
-    theirs: str = "",
-    ratio: str = "",
+    what: str, against: str, target: str, met: bool | None = None, *shown: str, ratio: str = ""
 ) -> list[str]:
     """Of `HEAD`; nobody's target where `target` is "". `met` is None where it was not measured.
 
     A target must not vanish from the table, and so from the count, because a run broke.
     """
     verdict = "**not measured**" if met is None else "met" if met else "**missed**"
+    ours, theirs, *_ = (*shown, "", "")
     return [what, against, ours, theirs, ratio, target, verdict if target else ""]
 
 
@@ -83,59 +75,55 @@ def speed_rows(groups: Groups) -> list[list[str]]:
             ours, rival = group.get(mine), group.get(against)
             said = (f"{name}{mine.removeprefix('ours')}", against, f"≥ {factor:g}×")
             if ours is None or rival is None:
-                rows.append(row(*said, None))
+                rows.append(row(*said))
                 continue
             ratio, (low, high) = rival.median / ours.median, rival.ratio_range(ours)
             shown = f"{ratio:.2f}× ({low:.2f}–{high:.2f})"
             times = (seconds(ours.median), seconds(rival.median))
-            rows.append(row(*said, ratio >= factor, *times, shown))
-    return rows + _copy_rows(groups) + _product_rows(groups)
+            rows.append(row(*said, ratio >= factor, *times, ratio=shown))
+    return rows + _share_rows(groups)
 
 
-def _share(what: str, against: str, least: float, ours: float, bound: float) -> list[str]:
-    """How much of our time the least possible would take."""
-    times, share = (seconds(ours), seconds(bound)), bound / ours
-    return row(what, against, f"≥ {least:.0%}", share >= least, *times, f"{share:.0%}")
-
-
-def _copy_rows(groups: Groups) -> list[list[str]]:
-    """The loss against a copy of as many bytes."""
-    name, group = find(groups, f"{LOSS}50")
-    copy, against = groups.get("ceilings", {}).get("copy"), "copy bandwidth at 8 bytes an element"
-    rows = []
-    for rival in ("ours", "ours, overwrite_params"):
-        if copy is not None and (ours := group.get(rival)) is not None:
-            what = f"{name}{rival.removeprefix('ours')}"
-            same = copy.median * ours.bytes / copy.bytes
-            rows.append(_share(what, against, COPY_SHARE, ours.median, same))
-    return rows or [row(name, against, f"≥ {COPY_SHARE:.0%}", None)]
-
-
-def _product_rows(groups: Groups) -> list[list[str]]:
-    """The share of an evaluation that its matrix products alone would take."""
-    (name, group), against = find(groups, EVALUATION), "its matrix products alone"
-    if "ours" not in group or "products" not in group:
-        return [row(name, against, f"≥ {PRODUCT_SHARE:.0%}", None)]
-    return [_share(name, against, PRODUCT_SHARE, *(group[r].median for r in ("ours", "products")))]
+def _share_rows(groups: Groups) -> list[list[str]]:
+    """How much of our time the least possible would take: a copy of as many bytes as the loss reads
+    and writes, and an evaluation's matrix products.
+    """
+    rows, copy = [], groups.get("ceilings", {}).get("copy")
+    for prefix, rival, against, least in (
+        (f"{LOSS}50", "ours", COPY, COPY_SHARE),
+        (f"{LOSS}50", "ours, overwrite_params", COPY, COPY_SHARE),
+        (EVALUATION, "ours", PRODUCTS, PRODUCT_SHARE),
+    ):
+        name, group = find(groups, prefix)
+        ours, products = group.get(rival), group.get("products")
+        said = (f"{name}{rival.removeprefix('ours')}", against, f"≥ {least:.0%}")
+        bound = products.median if products else None
+        if against == COPY and ours and copy:
+            bound = ours.bytes / copy.rate("bytes")
+        if ours is None or bound is None:
+            rows.append(row(*said))
+            continue
+        times, share = (seconds(ours.median), seconds(bound)), bound / ours.median
+        rows.append(row(*said, share >= least, *times, ratio=f"{share:.0%}"))
+    return rows
 
 
 def memory_rows(memory: list[dict[str, Any]]) -> list[list[str]]:
     """Growth of the resident set, of a training step and of the last layer."""
-    figures = {(one["work"], one["rival"]): one.get("resident") for one in memory}
-    ours = figures.get(("training step", "ours"))
+    found = {(one["work"], one["rival"]): one.get("resident") for one in memory}
+    ours = found.pop(("training step", "ours"), None)
     rows, step = [], "peak memory, training step K=50"
-    for (work, rival), theirs in figures.items():
-        if ours is None or theirs is None or work != "training step" or rival == "ours":
-            continue
-        bar = f"≤ {MEMORY_SHARE}" if rival.startswith("eager") else ""
-        share, sizes = ours / theirs, (mebibytes(ours), mebibytes(theirs))
-        rows.append(row(step, rival, bar, share <= MEMORY_SHARE, *sizes, f"{share:.2f}"))
+    for (work, rival), theirs in found.items():
+        if ours is not None and theirs is not None and work == "training step":
+            bar = f"≤ {MEMORY_SHARE}" if rival.startswith("eager") else ""
+            share, sizes = ours / theirs, (mebibytes(ours), mebibytes(theirs))
+            rows.append(row(step, rival, bar, share <= MEMORY_SHARE, *sizes, ratio=f"{share:.2f}"))
     if not any(one[5] for one in rows):
-        rows.append(row(step, "eager", f"≤ {MEMORY_SHARE}", None))
+        rows.append(row(step, "eager", f"≤ {MEMORY_SHARE}"))
     what = ("peak extra memory, linear_log_weights", "addmm", f"< {LINEAR_EXTRA / 1e6:.0f} MB")
-    extra, product = (figures.get(("linear_log_weights", r)) for r in ("ours", "addmm"))
+    extra, product = (found.get(("linear_log_weights", r)) for r in ("ours", "addmm"))
     if extra is None or product is None:
-        return [*rows, row(*what, None)]
+        return [*rows, row(*what)]
     return [*rows, row(*what, extra < LINEAR_EXTRA, mebibytes(extra), mebibytes(product))]
 
 
@@ -151,44 +139,11 @@ def evaluation_memory_rows(memory: list[dict[str, Any]]) -> list[list[str]]:
         many, few = (figures.get(k, {}).get(method) for k in (larger, smaller))
         said = (f"{what}, evaluation, {larger}", smaller, f"within {SAME_MEMORY:.0%}")
         if many is None or few is None:
-            rows.append(row(*said, None))
+            rows.append(row(*said))
             continue
-        same = abs(many / few - 1) <= SAME_MEMORY
-        rows.append(row(*said, same, mebibytes(many), mebibytes(few), f"{many / few:.3f}"))
+        same, sizes = abs(many / few - 1) <= SAME_MEMORY, (mebibytes(many), mebibytes(few))
+        rows.append(row(*said, same, *sizes, ratio=f"{many / few:.3f}"))
     return rows
-
-
-def evaluator_rows(evaluator: dict[str, Any]) -> list[list[str]]:
-    """Processes, annealed bounds and a tolerance, of `evaluator.py`."""
-    two, bar = evaluator.get("processes"), f"≤ {PROCESSES:.0e}"
-    what = "2 processes" + (f", k = {two['k']}, {two['examples']} examples" if two else "")
-    apart = two and two["relative_difference"]
-    said = (what, "1 process, each log p(x)", bar)
-    rows = [row(*said, apart <= PROCESSES, f"{apart:.1e}") if two else row(*said, None)]
-    for start in ("posterior", "prior"):
-        what = f"AIS from the {start}, forward and reverse, linear-Gaussian"
-        found, bar = evaluator.get("annealed", {}).get(start), f"around, gap < {GAP}"
-        if found is None:
-            rows.append(row(what, "exact log p(x)", bar, None))
-            continue
-        # Each mean within five of its own standard errors.
-        below, above = (5 * found[f"{side}_standard_error"] for side in ("lower", "upper"))
-        inside = found["lower"] - below <= found["exact"] <= found["upper"] + above
-        bounds = ", ".join(
-            f"{found[side]:.4f} ± {found[f'{side}_standard_error']:.4f}"
-            for side in ("lower", "upper")
-        )
-        against, met = f"exact log p(x), {found['exact']:.4f}", inside and found["gap"] < GAP
-        rows.append(row(what, against, bar, met, bounds, ratio=f"{found['gap']:.4f}"))
-    what, bar = "evaluation, tolerance 0.02, MNIST test", f"≥ {SPEED_UP}×, mean within {APART}"
-    found = next((t for t in evaluator.get("tolerances", ()) if t["tolerance"] == 0.02), None)
-    if found is None:
-        return [*rows, row(what, "k = 5000", bar, None)]
-    fixed, ours = found["seconds"]["fixed"], found["seconds"]["tolerance"]
-    apart = abs(found["mean"]["fixed"] - found["mean"]["tolerance"])
-    met = fixed / ours >= SPEED_UP and apart <= APART
-    said = (f"{what}, mean apart by {apart:.3f}", f"k = {found['max_k']}", bar, met)
-    return [*rows, row(*said, seconds(ours), seconds(fixed), f"{fixed / ours:.2f}×")]
 
 
 def likelihood_rows(run: Path) -> list[list[str]]:

@@ -86,7 +86,8 @@ def test_targets_of_wrong_results_are_missed() -> None:
 
 def test_benchmarks_keep_what_others_failed_at_and_add_to_the_file(tmp_path: Path) -> None:
     import torch
-    from gpu_bench import Bench, Store, assert_agrees
+    from cases import close
+    from gpu_bench import Bench, Store
 
     path, x = tmp_path / "bench.json", torch.ones(3)
 
@@ -96,7 +97,7 @@ def test_benchmarks_keep_what_others_failed_at_and_add_to_the_file(tmp_path: Pat
     def bench(families: tuple[str, ...], append: bool) -> dict[str, Any]:
         b = Bench(torch.device("cpu"), 0.001, True, Store(path, {"device": "CPU"}, append))
         b.key, b.families = "sum", families
-        wrong = lambda: assert_agrees("sum", x.sum(), x.double().sum() + 1e-3, 1e-4)
+        wrong = lambda: close("sum", x.sum(), x.double().sum() + 1e-3, 1e-4)
         calls = {"ours": lambda: x.sum(), "eager, a": fails, "compile": lambda: x + 1}
         b.run("sum of 3", calls, bytes=12, agrees=wrong)
         assert b.failed == ("ours" in families)
@@ -106,7 +107,7 @@ def test_benchmarks_keep_what_others_failed_at_and_add_to_the_file(tmp_path: Pat
     first = bench(("ours", "eager"), append=False)
     assert set(first["seconds"]) == set(first["wall_seconds"]) == {"ours"}
     assert first["errors"]["eager, a"] == "RuntimeError: no kernel image"
-    assert "sum must be as expected to 0.0001, got 0.000" in first["errors"]["ours, result"]
+    assert "sum: " in first["errors"]["ours, result"]
     both = bench(("compile",), append=True)
     assert set(both["seconds"]) == {"ours", "compile"}
     assert both["errors"] == first["errors"]

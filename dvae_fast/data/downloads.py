@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import lzma
+import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dvae_fast._extras import MissingExtraError, require
+from dvae_fast.files import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -44,23 +48,54 @@ class DataError(RuntimeError):
     """A data file is absent or not what it should be; the message says which, and what to do."""
 
 
+# What zipfile and numpy raise of a file that is damaged, encrypted, or another kind of file.
+_DAMAGE = (
+    OSError, ValueError, EOFError, NotImplementedError, RuntimeError, SyntaxError, MemoryError,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+)  # fmt: skip
+
+
 def read_npz(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Images]:
-    """The named uint8 arrays of an .npz file, after checking that they are there and fit."""
+    """The named uint8 arrays of an .npz file, after checking that they are there and fit.
+
+    Headers first: an array that is not what it should be is never unpacked.
+    """
     try:
-        # Opened here, because np.load leaves a damaged file open.
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in shapes if key in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} cannot be read as an .npz file: {error}") from None
-    for key, shape in shapes.items():
-        if key not in arrays:
-            raise DataError(f"{path} must hold an array {key!r}, and does not")
-        if arrays[key].shape != shape or arrays[key].dtype != np.uint8:
+        with zipfile.ZipFile(path) as file:
+            names = set(file.namelist())
+            for key in shapes:
+                if f"{key}.npy" not in names:
+                    raise DataError(f"{path} must hold an array {key!r}, and does not")
+            return {key: _read_array(path, file, key, shape) for key, shape in shapes.items()}
+    except DataError:
+        raise
+    except _DAMAGE as error:
+        raise DataError(f"{path} cannot be read as an .npz file: {one_line(error)}") from None
+
+
+def _read_array(path: Path, file: zipfile.ZipFile, key: str, shape: tuple[int, ...]) -> Images:
+    with file.open(f"{key}.npy") as entry:
+        version = np.lib.format.read_magic(entry)
+        if version > (2, 0):  # for names of fields beyond Latin-1, which bytes have none of
+            raise ValueError(f"array {key!r} is of npy version {version}")
+        read = np.lib.format.read_array_header_1_0
+        if version == (2, 0):
+            read = np.lib.format.read_array_header_2_0
+        found, fortran, dtype = read(entry)
+        if dtype.hasobject:
+            raise ValueError(f"array {key!r} holds Python objects, which are not loaded")
+        if found != shape or dtype != np.uint8:
             raise DataError(
-                f"{path}: array {key!r} must be uint8 of shape {shape}, "
-                f"got {arrays[key].dtype} of shape {arrays[key].shape}"
+                f"{path}: array {key!r} must be uint8 of shape {shape}, got {dtype} of shape "
+                f"{one_line(str(found))}"
             )
-    return arrays
+        size = math.prod(shape)
+        data = entry.read(size)
+        # The end is read too, which is where the checksum is looked at.
+        if len(data) < size or entry.read(1):
+            raise ValueError(f"array {key!r} does not hold {size} bytes")
+    values = np.frombuffer(data, np.uint8)
+    return values.reshape(shape, order="F" if fortran else "C")
 
 
 def local_file(folder: Path | None, name: str) -> Path | None:
@@ -87,7 +122,11 @@ MNIST_FILES = {
     "train-images-idx3-ubyte.gz": "md5:f68b3c2dcbeaaa9fbdd348bbdeb94873",
     "t10k-images-idx3-ubyte.gz": "md5:9fb629c4189551a2d022fa330f9573f3",
 }
-BINARISED_BASES = ("http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/",)
+#: the checksum is what is trusted: without encryption the second serves as well
+BINARISED_BASES = tuple(
+    f"{scheme}://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/"
+    for scheme in ("https", "http")
+)
 BINARISED_FILES = {
     "binarized_mnist_train.amat": (
         "sha256:ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d"
@@ -139,24 +178,29 @@ def _reason(error: Exception) -> str:
     return (text[0] if text else type(error).__name__)[:200]
 
 
+#: as many as the largest idx file of a known checksum, and more
+_MOST_VALUES = 2**28
+
+
 def read_idx(path: Path) -> Images:
     """A gzipped idx file of unsigned bytes: 0, 0, type 8, rank, the dimensions, the values."""
     try:
         with gzip.open(path) as file:
-            data = file.read()
+            start = file.read(4)
+            rank = start[3] if len(start) > 3 else 0
+            dimensions = file.read(4 * rank)
+            if start[:3] != b"\0\0\x08" or not 0 < rank < 9 or len(dimensions) < 4 * rank:
+                raise DataError(f"{path} is not an idx file of unsigned bytes")
+            shape = struct.unpack(f">{rank}I", dimensions)
+            size = math.prod(shape)
+            # As many as the header says, and one to see that there are no more.
+            data = file.read(min(size, _MOST_VALUES) + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read as a gzip file: {error}") from None
-    rank = data[3] if len(data) > 3 else 0
-    start = 4 + 4 * rank
-    if data[:3] != b"\0\0\x08" or len(data) < start:
-        raise DataError(f"{path} is not an idx file of unsigned bytes")
-    shape = struct.unpack(f">{rank}I", data[4:start])
-    values = np.frombuffer(data, np.uint8, offset=start)
-    if values.size != np.prod(shape):
-        raise DataError(
-            f"{path} must hold {np.prod(shape)} values, as its header says, got {values.size}"
-        )
-    return values.reshape(shape)
+        raise DataError(f"{path} cannot be read as a gzip file: {one_line(error)}") from None
+    if len(data) != size:
+        got = f"got {len(data)}" if len(data) <= min(size, _MOST_VALUES) else "it holds more"
+        raise DataError(f"{path} must hold {size} values, as its header says; {got}")
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def read_amat(path: Path) -> Images:

@@ -73,7 +73,7 @@ def _bernoulli(probability: Tensor, seed: Tensor, example: int = 0) -> Tensor:
 
 def _fixed_draw(grey: Tensor, seed: int, split: str) -> Tensor:
     """The draw of a whole split, a function of (seed, split, index, pixel) alone."""
-    key = torch.tensor([seed], dtype=torch.int64)
+    key = torch.tensor([seed], dtype=torch.int64, device=grey.device)
     first = SPLITS.index(split) << 20
     blocks = [_bernoulli(b, key, first + i) for i, b in enumerate(torch.split(grey, _BLOCK))]
     return torch.cat(blocks)
@@ -129,7 +129,7 @@ class Dataset:
         if self.binarise != "dynamic":
             return grey
         # The generator gives the seed and the kernel the noise: one number drawn, not B·D.
-        seed = torch.randint(0, 2**63 - 1, (1,), generator=generator)
+        seed = torch.randint(0, 2**63 - 1, (1,), generator=generator, device=generator.device)
         return _bernoulli(grey, seed.to(grey.device, non_blocking=True))
 
     def evaluation(self, split: str) -> Tensor:
@@ -143,7 +143,8 @@ class Dataset:
         if self.binarise != "dynamic":
             return images
         if split not in self._drawn:
-            self._drawn[split] = _fixed_draw(images, self.seed, split)
+            with torch.inference_mode(False):  # kept for whoever wants a gradient later
+                self._drawn[split] = _fixed_draw(images, self.seed, split)
         return self._drawn[split]
 
 
@@ -184,6 +185,12 @@ def load_dataset(
         )
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be an int from 0 to 2**32 - 1, got {seed!r}")
+    # Tensors of inference mode could be used in no graph; those of another device in no batch.
+    with torch.inference_mode(False), torch.device("cpu"):
+        return _load(name, binarise, seed, folder)
+
+
+def _load(name: str, binarise: str, seed: int, folder: str | os.PathLike[str] | None) -> Dataset:
     chosen = folder if folder is not None else os.environ.get(FOLDER_VARIABLE) or None
     where = None if chosen is None else Path(chosen).expanduser()
 

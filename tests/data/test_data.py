@@ -6,6 +6,7 @@ import gzip
 import os
 import struct
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +292,102 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         load_dataset("frey", folder=tmp_path)
 
 
+def _npy(header: bytes, values: bytes = b"", version: bytes = b"\1\0") -> bytes:
+    size = len(header).to_bytes(2 if version == b"\1\0" else 4, "little")
+    return b"\x93NUMPY" + version + size + header + values
+
+
+def _zipped(path: Path, entry: bytes, name: str = "images.npy") -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr(name, entry)
+
+
+FREY = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1965, 28, 20)}"
+GIANT = b"{'descr': '|u1', 'fortran_order': False, 'shape': (4000000000000, 28, 20)}"
+
+
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        (b"not an array", "cannot be read.*magic string"),
+        (b"", "cannot be read"),
+        (_npy(b"(" * 5000), "cannot be read"),
+        (_npy(b"{" + b"'a': [" * 1000 + b"]" * 1000 + b"}"), "cannot be read"),
+        (_npy(GIANT), r"uint8 of shape \(1965, 28, 20\), got uint8 of shape \(4000000000000, 28"),
+        (_npy(FREY, bytes(1000)), "'images' does not hold 1100400 bytes"),
+        (_npy(FREY, bytes(1100401)), "'images' does not hold 1100400 bytes"),
+        (_npy(FREY.replace(b"|u1", b"|S1"), bytes(1100400)), r"got \|S1 of shape"),
+        (_npy(FREY, version=b"\3\0"), r"of npy version \(3, 0\)"),
+        (_npy(FREY, version=b"\7\0"), "cannot be read"),
+    ],
+    ids=["no magic", "empty", "brackets", "nested", "giant", "short", "long", "strings", "npy 3",
+         "npy 7"],
+)  # fmt: skip
+def test_damaged_arrays_are_one_line(entry: bytes, message: str, tmp_path: Path) -> None:
+    _zipped(tmp_path / "frey_face.npz", entry)
+    with pytest.raises(DataError, match=message) as caught:
+        load_dataset("frey", folder=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_array_is_not_unpacked_before_it_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 MB of zeros in 40 kB: too many for their header, and, with another, of another shape."""
+    read: list[int] = []
+    original = zipfile.ZipExtFile.read
+
+    def counted(self: Any, n: int = -1) -> bytes:
+        data = original(self, n)
+        read.append(len(data))
+        return data
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", counted)
+    for header, message in ((FREY, "does not hold 1100400 bytes"), (GIANT, "got uint8 of shape")):
+        _zipped(tmp_path / "frey_face.npz", _npy(header, bytes(40_000_000)))
+        read.clear()
+        with pytest.raises(DataError, match=message):
+            load_dataset("frey", folder=tmp_path)
+        assert sum(read) < 2_000_000
+
+
+def test_encrypted_arrays_and_other_checksums_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "frey_face.npz"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("images.npy", _npy(FREY, bytes(1100400)))
+    data = bytearray(path.read_bytes())
+    central = data.rindex(b"PK\1\2")
+    for at in (6, central + 8):  # the flag of either header that says so
+        data[at] |= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"frey_face\.npz cannot be read.*encrypted"):
+        load_dataset("frey", folder=tmp_path)
+    for at in (6, central + 8):
+        data[at] &= 0xFE
+    data[1000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"frey_face\.npz cannot be read.*CRC"):
+        load_dataset("frey", folder=tmp_path)
+
+
+def test_data_is_the_same_under_any_default(folder: Path) -> None:
+    expected = load_dataset("digits")
+    torch.set_default_device("meta")
+    try:
+        with torch.inference_mode():
+            found = load_dataset("digits")
+            test = found.evaluation("test")
+            batch = found.train_batch(
+                torch.arange(5, device="cpu"), torch.Generator("cpu").manual_seed(3)
+            )
+    finally:
+        torch.set_default_device(None)
+    assert not test.is_inference()
+    assert torch.equal(test, expected.evaluation("test"))
+    generator = torch.Generator().manual_seed(3)
+    assert torch.equal(batch, expected.train_batch(torch.arange(5), generator))
+
+
 @pytest.mark.skipif(REAL_FOLDER is None, reason="DVAE_FAST_DATA is not set")
 @pytest.mark.parametrize(
     "name, binarise, means",
@@ -423,6 +520,19 @@ def test_fixed_mnist_is_downloaded_and_parsed(
         np.testing.assert_array_equal(part, bits[:count])
 
 
+def test_fixed_mnist_is_asked_for_by_https_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def retrieve(url: str, *_: Any, **__: Any) -> str:
+        asked.append(url)
+        raise OSError("no route")
+
+    monkeypatch.setattr("pooch.retrieve", retrieve)
+    with pytest.raises(DataError, match=r"https://www\.cs\.toronto\.edu.*no route"):
+        _fixed_mnist(None)
+    assert [url.partition(":")[0] for url in asked] == ["https", "http"]
+
+
 def test_a_download_with_the_wrong_content_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -448,10 +558,23 @@ def test_a_download_with_the_wrong_content_is_refused(
         (gzip.compress(b"\0\0\x0d\x03" + b"\0" * 12), "is not an idx file of unsigned bytes"),
         (gzip.compress(b"\0\0\x08\x03\0"), "is not an idx file of unsigned bytes"),
         (gzip.compress(idx(np.ones((2, 3, 4)))[:-1]), "must hold 24 values.*got 23"),
+        (gzip.compress(idx(np.ones((2, 3, 4))) + b"\0"), "must hold 24 values.*it holds more"),
+        (gzip.compress(b"\0\0\x08\x03" + b"\xff" * 12), "must hold 79228162458924105385300197375"),
+        (gzip.compress(b"\0\0\x08\xff" + b"\0\0\0\1" * 255), "is not an idx file"),
         (gzip.compress(idx(np.ones((2, 3, 4))))[:-9], "cannot be read as a gzip file"),
         (gzip.compress(b"x")[:10] + b"\xff" * 20, "cannot be read as a gzip file"),
     ],
-    ids=["not-gzip", "floats", "short-header", "short-values", "cut-off", "bad-deflate"],
+    ids=[
+        "not-gzip",
+        "floats",
+        "short-header",
+        "short-values",
+        "more",
+        "giant",
+        "rank",
+        "cut-off",
+        "bad-deflate",
+    ],
 )
 def test_damaged_idx_files_are_named(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "x-ubyte.gz"

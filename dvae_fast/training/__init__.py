@@ -11,30 +11,37 @@ gradient as in one process, so the same run up to rounding. Rank 0 alone reads a
 folder and calls back.
 """
 
+from dvae_fast.kept import METRICS
 from dvae_fast.training.board import reconstructions
+from dvae_fast.training.checkpoint import load_run
 from dvae_fast.training.config import (
     CONFIG,
     LR_SCHEDULES,
+    MOST_THREADS,
+    OptionError,
     TrainConfig,
     default_config,
     kl_weight,
     learning_rate,
     load_config,
 )
-from dvae_fast.training.loop import METRICS, Progress, train
+from dvae_fast.training.loop import Progress, train
 from dvae_fast.training.run import NonFiniteError, mean_bound
 
 __all__ = [
     "CONFIG",
     "LR_SCHEDULES",
     "METRICS",
+    "MOST_THREADS",
     "NonFiniteError",
+    "OptionError",
     "Progress",
     "TrainConfig",
     "default_config",
     "kl_weight",
     "learning_rate",
     "load_config",
+    "load_run",
     "mean_bound",
     "reconstructions",
     "train",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import threading
 import time
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -34,11 +35,16 @@ def reconstructions(model: Autoencoder, x: Tensor, seed: int) -> tuple[Tensor, T
 
 
 class Board:
-    """TensorBoard's events, or nothing where it is not wanted or not installed."""
+    """TensorBoard's events, or nothing where it is not wanted or not installed.
+
+    A context manager, which closes them. Its thread writes them: what fails there is told by the
+    next call here, and not by a traceback too.
+    """
 
     def __init__(self, folder: Path, wanted: bool, epoch: int) -> None:
         self.writer: Any = None
         self.next_picture = 0.0
+        self._excepthook = threading.excepthook
         if wanted and importlib.util.find_spec("tensorboard") is not None:
             with warnings.catch_warnings():  # its own dependencies' deprecations
                 warnings.simplefilter("ignore")
@@ -46,8 +52,14 @@ class Board:
 
             # Whatever a crashed run wrote beyond its checkpoint is hidden.
             purge = epoch + 1 if epoch else None
+            threading.excepthook = self._hook
             with self._optional():
                 self.writer = SummaryWriter(str(folder), purge_step=purge)
+
+    def _hook(self, args: threading.ExceptHookArgs) -> None:
+        ours = type(args.thread).__module__.partition(".")[0] == "tensorboard"
+        if not (ours and isinstance(args.exc_value, OSError)):
+            self._excepthook(args)
 
     @contextlib.contextmanager
     def _optional(self) -> Iterator[None]:
@@ -91,7 +103,12 @@ class Board:
             ):
                 self.writer.add_images(tag, images.clamp(0, 1).reshape(shape), epoch)
 
-    def close(self) -> None:
+    def __enter__(self) -> Board:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self.writer is not None:
             with self._optional():
                 self.writer.close()
+        if threading.excepthook == self._hook:
+            threading.excepthook = self._excepthook

@@ -42,11 +42,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
+    "CHANGEABLE",
     "CONFIG",
     "DEFAULT_EPOCHS",
     "DEFAULT_LEARNING_RATES",
     "DEFAULT_LEVEL",
     "LR_SCHEDULES",
+    "MOST_THREADS",
+    "OptionError",
     "TrainConfig",
     "default_config",
     "kl_weight",
@@ -56,6 +59,15 @@ __all__ = [
 
 CONFIG = "config.json"
 LR_SCHEDULES = ("constant", "stepwise")
+#: the fields that a run that is resumed may change
+CHANGEABLE = ("epochs", "threads", "device", "cuda_graph")
+#: more than any machine has; of very many the system's own limits end the process
+MOST_THREADS = 1024
+
+
+class OptionError(ValueError):
+    """An option does not fit what is there: the folder, the run in it, the other processes."""
+
 
 #: by data set: an epoch of the digits is 13 steps, one of MNIST 500
 DEFAULT_EPOCHS = {"digits": 300, "mnist": 100, "frey": 300}
@@ -86,6 +98,11 @@ class TrainConfig(ModelConfig):
         "dynamic",
         "How; fixed exists for mnist only. Default: dynamic; none for frey.",
         choices=BINARISATIONS,
+    )
+    likelihood: str = option(
+        "bernoulli",
+        "p(x|z). Default: bernoulli; gaussian for grey values.",
+        choices=LIKELIHOODS,
     )
     # A name here, which `level` makes a corruption of.
     corruption: str = option(  # type: ignore[assignment]
@@ -177,6 +194,8 @@ class TrainConfig(ModelConfig):
         for name in ("train_examples", "valid_examples", "threads"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), 1)
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise ValueError(f"threads must be <= {MOST_THREADS}, got {self.threads}")
         # A run is read on machines other than its own, too.
         check_device("device", self.device, here=False)
         if self.cuda_graph and torch.device(self.device).type != "cuda":
@@ -272,6 +291,10 @@ class TrainConfig(ModelConfig):
         values = {name: getattr(self, name) for name in names}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
+    def origin(self) -> dict[str, Any]:
+        """Those of :meth:`to_dict` that a model's numbers depend on."""
+        return {name: v for name, v in self.to_dict().items() if name not in CHANGEABLE}
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
         """From :meth:`to_dict`.
@@ -295,7 +318,7 @@ def default_config(model: str = "diwae", data: str = "digits", **given: Any) -> 
         given: its other fields; None counts as not given. What suits is the model's own default
             (``samples``: 5 inside the logarithm or for vimco, else 1), and of the data
             ``binarise``, ``epochs`` and ``learning_rate``; ``likelihood`` is gaussian for grey
-            frey, else bernoulli. A denoising model's ``corruption`` is of salt and pepper,
+            values, else bernoulli. A denoising model's ``corruption`` is of salt and pepper,
             gaussian for any likelihood but bernoulli, at ``level`` 0.05; any other model has none.
 
     Raises:
@@ -305,7 +328,7 @@ def default_config(model: str = "diwae", data: str = "digits", **given: Any) -> 
     check_choice("data", data, DATASETS)
     values = {name: value for name, value in given.items() if value is not None}
     values.setdefault("binarise", "none" if data == "frey" else "dynamic")
-    grey = data == "frey" and values["binarise"] == "none"
+    grey = values["binarise"] == "none"
     values.setdefault("likelihood", "gaussian" if grey else "bernoulli")
     for name, value in MODELS[model].defaults.items():
         if name not in ("objective", "corruption"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,13 @@ import torch
 from dvae_fast._checks import check_device
 from dvae_fast.corruptions import Learnable
 from dvae_fast.distributed import World, broadcast_object, join, on_main
-from dvae_fast.files import CHECKPOINT, CheckpointError, write_json
+from dvae_fast.files import CHECKPOINT, CheckpointError, sweep_temporaries, write_json
+from dvae_fast.kept import METRICS
+from dvae_fast.locking import locked
 from dvae_fast.training import stopping
 from dvae_fast.training.board import Board
-from dvae_fast.training.config import CONFIG, TrainConfig
+from dvae_fast.training.checkpoint import read_checkpoint
+from dvae_fast.training.config import CONFIG, OptionError, TrainConfig
 from dvae_fast.training.run import Run
 from dvae_fast.training.stopping import Pace, Signals
 
@@ -28,14 +32,14 @@ if TYPE_CHECKING:
 
 __all__ = ["METRICS", "Progress", "check_world", "cpu_threads", "train"]
 
-METRICS = "metrics.json"
 _CHECKPOINT_SECONDS = 30.0
+_LOCK = ".training.lock"
 
 
 def check_world(config: TrainConfig, world: World) -> None:
-    """Raise ValueError if the run cannot be made by that many processes."""
+    """Raise OptionError if the run cannot be made by that many processes."""
     if config.cuda_graph and world.size > 1:
-        raise ValueError(
+        raise OptionError(
             f"cuda_graph must be off in a run of several processes; there are {world.size}"
         )
 
@@ -100,7 +104,8 @@ def train(
         tensorboard: write its events, if it is installed.
         on_progress: called a few times a second, on rank 0 alone.
         on_epoch: called after each epoch with its line of ``history``, on rank 0 alone.
-        checkpoint_seconds: how often to save; always at the start, the end and when stopped.
+        checkpoint_seconds: how often to save; always at the start, the end and when stopped. Where
+            it fails in between, a warning says so, and the run goes on.
 
     Returns:
         What ``metrics.json`` holds: ``status`` ("finished" or "interrupted"), ``config``,
@@ -111,53 +116,76 @@ def train(
         ``signal``. The same on every rank.
 
     Raises:
-        ValueError: if the folder holds a run and `resume` is False, or holds another than
-            `config` says; if the device is not there, or torchrun's environment is not whole;
-            for ``cuda_graph`` with several processes.
+        OptionError: a ValueError; if the folder holds a run and `resume` is False, or holds
+            another than `config` says; for ``cuda_graph`` with several processes.
+        ValueError: if the device is not there, or torchrun's environment is not whole.
         DistributedError: if another process ends or is silent for too long.
         NonFiniteError: if a bound becomes NaN or infinite; the last good checkpoint is kept.
-        CheckpointError: if a file cannot be written or read; earlier ones stay intact.
+        CheckpointError: if a file cannot be read, or not be written at the start or the end
+            (earlier ones stay intact); if another training is under way in the folder.
         DataError, MissingExtraError: if the data or safetensors cannot be had.
     """
     check_device("device", config.device)
     folder = Path(run_dir)
-    with join(config.device) as world:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_on_cpu())
+        world = stack.enter_context(join(config.device))
         check_world(config, world)
-        on_main(lambda: _check_folder(folder, resume), world)
+        on_main(lambda: stack.enter_context(_own(folder, resume)), world)
+        saved = None
+        if resume:
+            saved = on_main(lambda: read_checkpoint(folder / CHECKPOINT, config), world)
         data = _load_data(config, world)
-        with cpu_threads(config.threads), Signals() as signals:
-            run = Run(config, folder, data, world)
-            if resume:
-                run.restore()
-            on_main(lambda: write_json(folder / CONFIG, config.to_dict()), world)
-            run.save()  # that the folder can be written shows before the work, not after
-            board = Board(folder, tensorboard and world.is_main, run.epoch)
-            pace = Pace(world, signals)
-            try:
-                _loop(run, board, pace, on_progress, on_epoch, checkpoint_seconds)
-                finished = run.epoch >= config.epochs
-                run.save()
-                metrics = run.metrics("finished" if finished else "interrupted")
-                if finished:
-                    run.model.load_state_dict(run.best)
-                    if isinstance(run.model.corruption, Learnable):
-                        metrics["learnt_level"] = run.model.corruption.level.detach().mean().item()
-                    metrics["test_bound"] = run.bound("test", run.test_seed)
-                    board.pictures(run.model, data, run.best_epoch, last=True)
-                pace.agree()
-                if pace.stop is not None:
-                    metrics["signal"] = pace.stop
-                on_main(lambda: write_json(folder / METRICS, metrics), world)
-                return broadcast_object(metrics, world)  # the times are rank 0's
-            finally:
-                board.close()
+        stack.enter_context(cpu_threads(config.threads))
+        signals = stack.enter_context(Signals())
+        run = Run(config, folder, data, world)
+        if saved is not None:
+            run.restore(saved)
+            del saved
+        on_main(lambda: write_json(folder / CONFIG, config.to_dict()), world)
+        run.save()  # that the folder can be written shows before the work, not after
+        board = stack.enter_context(Board(folder, tensorboard and world.is_main, run.epoch))
+        pace = Pace(world, signals)
+        _loop(run, board, pace, on_progress, on_epoch, checkpoint_seconds)
+        finished = run.epoch >= config.epochs
+        run.save()
+        metrics = run.metrics("finished" if finished else "interrupted")
+        if finished:
+            run.model.load_state_dict(run.best)
+            if isinstance(run.model.corruption, Learnable):
+                metrics["learnt_level"] = run.model.corruption.level.detach().mean().item()
+            metrics["test_bound"] = run.bound("test", run.test_seed)
+            board.pictures(run.model, data, run.best_epoch, last=True)
+        pace.agree()
+        if pace.stop is not None:
+            metrics["signal"] = pace.stop
+        on_main(lambda: write_json(folder / METRICS, metrics), world)
+        return broadcast_object(metrics, world)  # the times are rank 0's
+
+
+def _on_cpu() -> contextlib.AbstractContextManager[object]:
+    """What is made without a device is made on the CPU, whatever the default."""
+    # Only where it changes something: it looks at every call.
+    off = torch.get_default_device().type != "cpu"
+    return torch.device("cpu") if off else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _own(folder: Path, resume: bool) -> Iterator[None]:
+    """The folder, for this run alone and rid of what killed runs left in it."""
+    with locked(folder / _LOCK, "another training"):
+        _check_folder(folder, resume)
+        sweep_temporaries(folder)
+        yield
 
 
 def _check_folder(folder: Path, resume: bool) -> None:
     if resume and not (folder / CHECKPOINT).is_file():
         raise CheckpointError(f"{folder} holds no {CHECKPOINT} to resume from")
     if not resume and (folder / CHECKPOINT).exists():
-        raise ValueError(f"run_dir must not hold a run already, unless it is resumed; got {folder}")
+        raise OptionError(
+            f"run_dir must not hold a run already, unless it is resumed; got {folder}"
+        )
 
 
 def _load_data(config: TrainConfig, world: World) -> Dataset:
@@ -215,7 +243,7 @@ def _loop(
                 trained += waited
                 report(total)
                 if saving:
-                    run.save()
+                    _try_to_save(run)
                     next_save = time.perf_counter() + checkpoint_seconds
                 last = time.perf_counter()
                 next_report = last + stopping.REPORT_SECONDS
@@ -225,3 +253,14 @@ def _loop(
             board.pictures(run.model, run.data, run.epoch)
             pace.signals.call(on_epoch, record)
             pace.agree()
+
+
+def _try_to_save(run: Run) -> None:
+    """A full disk may have room again by the next time; only the last one has to succeed."""
+    try:
+        run.save()
+    except CheckpointError as error:
+        if run.world.is_main:
+            warnings.warn(
+                f"{error}; going on, and trying again later", RuntimeWarning, stacklevel=2
+            )

@@ -14,21 +14,22 @@ from torch.nn.parallel import DistributedDataParallel
 from dvae_fast import ops
 from dvae_fast._version import __version__
 from dvae_fast.distributed import World, all_sum, any_true, on_main, share
-from dvae_fast.files import CHECKPOINT, CheckpointError, load_tensors, save_tensors
+from dvae_fast.files import CHECKPOINT, CheckpointError, one_line, save_tensors
+from dvae_fast.kept import mark_old
 from dvae_fast.models import Autoencoder, save_model
 from dvae_fast.models.layers import evaluating
 from dvae_fast.models.saving import MODEL
+from dvae_fast.training.checkpoint import Checkpoint, load_optimizer, optimizer_tensors
 from dvae_fast.training.config import TrainConfig, kl_weight, learning_rate
 from dvae_fast.training.graphed import GraphedStep
 from dvae_fast.training.heap import return_free_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from dvae_fast.data import Dataset
 
-__all__ = ["NonFiniteError", "Run", "load_optimizer", "mean_bound", "optimizer_tensors"]
+__all__ = ["NonFiniteError", "Run", "mean_bound"]
 
 
 class NonFiniteError(RuntimeError):
@@ -261,37 +262,19 @@ class Run:
             "history": self.history,
         }
         if not self.best_saved and self.best_epoch:
-            save_model(self.folder / MODEL, self.model, self.best)
+            run = self.config.origin()
+            digest = save_model(self.folder / MODEL, self.model, self.best, run=run)
             self.best_saved = True
+            mark_old(self.folder, digest)
         save_tensors(self.folder / CHECKPOINT, tensors, header)
 
-    def restore(self) -> None:
-        path = self.folder / CHECKPOINT
-        tensors, header = on_main(lambda: load_tensors(path), self.world)
-        try:
-            old = TrainConfig.from_dict(header["config"]).to_dict()
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path} is not a run's checkpoint: {error}") from None
-        new = self.config.to_dict()
-        for name in old.keys() - {"epochs", "threads", "device", "cuda_graph"}:
-            if old[name] != new[name]:
-                raise ValueError(
-                    f"{name} must be as in the run to resume, {old[name]!r}; got {new[name]!r}"
-                )
-        if self.config.lr_schedule != "constant" and old["epochs"] != new["epochs"]:
-            raise ValueError(
-                f"epochs must be as in the run to resume, {old['epochs']}, unless the learning "
-                f"rate is constant; got {new['epochs']}"
-            )
-        if self.config.epochs < header["epoch"]:
-            raise ValueError(
-                f"epochs must be >= {header['epoch']}, the epochs done, to resume; "
-                f"got {self.config.epochs}"
-            )
-        groups: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            group, _, name = key.partition("/")
-            groups.setdefault(group, {})[name] = tensor
+    def restore(self, saved: Checkpoint) -> None:
+        """Go on from `saved`, which is of a run with this configuration.
+
+        Raises:
+            CheckpointError: if its tensors do not fit.
+        """
+        groups, examples = saved.groups, len(self.data.train)
         try:
             self.model.load_state_dict(groups["model"])
             load_optimizer(self.optimizer, self.names, groups.get("optimizer", {}))
@@ -299,14 +282,33 @@ class Run:
                 t.copy_(groups["best"][name])
             self.generator.set_state(groups["run"]["generator"])
             self.permutation = groups["run"]["permutation"]
+            self._check_position(saved.position, examples)
             total = groups["run"]["total"]
             self.total.copy_(total if self.world.is_main else torch.zeros_like(total))
-            self.epoch, self.position = header["epoch"], header["position"]
             self.gradient_norms.copy_(groups["run"]["gradient_norms"])
-            self.seconds, self.history = header["seconds"], header["history"]
-            self.best_epoch, self.best_bound = header["best_epoch"], header["best_bound"]
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{path} does not fit this run: {error}") from None
+        except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            what = f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
+            raise CheckpointError(
+                f"{self.folder / CHECKPOINT} does not fit this run: {what}"
+            ) from None
+        self.epoch, self.position = saved.epoch, saved.position
+        self.seconds, self.history = saved.seconds, saved.history
+        self.best_epoch, self.best_bound = saved.best_epoch, saved.best_bound
+
+    def _check_position(self, position: int, examples: int) -> None:
+        if position > examples:
+            raise ValueError(f"position must be <= {examples}, the examples, got {position}")
+        if position % self.config.batch_size and position != examples:
+            raise ValueError(
+                f"position must be a multiple of {self.config.batch_size}, a batch, got {position}"
+            )
+        if not position:
+            return
+        order = self.permutation
+        if order.dtype != torch.int64 or order.shape != (examples,):
+            raise ValueError(f"permutation must be int64 of {examples} examples")
+        if not torch.equal(order.sort().values, torch.arange(examples)):
+            raise ValueError("permutation must name each example once")
 
     def metrics(self, status: str) -> dict[str, Any]:
         return {
@@ -326,28 +328,3 @@ class Run:
             "best": {"epoch": self.best_epoch, "valid_bound": self.best_bound},
             "history": self.history,
         }
-
-
-def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
-) -> dict[str, Tensor]:
-    """The optimiser's state, every entry a tensor, under ``<parameter's name>/<entry>``."""
-    return {
-        f"{names[parameter]}/{key}": value
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-    }
-
-
-def load_optimizer(
-    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], tensors: Mapping[str, Tensor]
-) -> None:
-    """Put back what :func:`optimizer_tensors` gave."""
-    states: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        name, _, entry = key.rpartition("/")
-        states.setdefault(name, {})[entry] = value
-    order = [names[p] for group in optimizer.param_groups for p in group["params"]]
-    state = {i: states[name] for i, name in enumerate(order) if name in states}
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})

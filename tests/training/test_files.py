@@ -23,7 +23,7 @@ from dvae_fast.files import (
     write_json,
 )
 from dvae_fast.models import MODELS, load_model, make_model, save_model, saving
-from dvae_fast.training.run import load_optimizer, optimizer_tensors
+from dvae_fast.training.checkpoint import load_optimizer, optimizer_tensors
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -172,6 +172,7 @@ def test_defaults_suit_the_model_and_the_data() -> None:
         ({"seed": -1}, "seed must be an integer from 0 to 9223372036854775807, got -1"),
         ({"data_seed": 2**32}, "data_seed must be an integer from 0 to 4294967295"),
         ({"threads": 0}, "threads must be an integer >= 1, got 0"),
+        ({"threads": 10**9}, "threads must be <= 1024, got 1000000000"),
     ],
 )  # fmt: skip
 def test_wrong_fields_name_the_rule(options: dict[str, Any], message: str) -> None:
@@ -700,25 +701,55 @@ def test_nothing_that_is_not_finite_is_ever_saved(
     assert load_tensors(tmp_path / CHECKPOINT)[1]["position"] == 0
 
 
-def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint(
+class Disk:
+    """A disk that is full for the writes of a range, counted from 1."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, full: range) -> None:
+        real, self.writes = os.fsync, 0
+
+        def fsync(descriptor: int) -> None:
+            if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+                return real(descriptor)
+            self.writes += 1
+            if self.writes in full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+
+def test_a_disk_that_is_full_for_a_while_does_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every_step: None
 ) -> None:
-    real, writes = os.fsync, []
+    disk = Disk(monkeypatch, range(4, 8))
+    with pytest.warns(RuntimeWarning, match="No space left on device; the earlier file is intact;"
+                      " going on, and trying again later") as caught:  # fmt: skip
+        metrics = train(tiny(), tmp_path, tensorboard=False, checkpoint_seconds=0.0)
+    assert disk.writes > 12
+    assert len(caught) == 4
+    assert metrics["status"] == "finished"
+    monkeypatch.undo()
+    train(tiny(), tmp_path / "straight", tensorboard=False)
+    assert_same_state(tmp_path, tmp_path / "straight")
+    assert (
+        load_model(tmp_path).state_dict().keys()
+        == load_model(tmp_path / "straight").state_dict().keys()
+    )
 
-    def fsync(descriptor: int) -> None:
-        writes.append(1)
-        if len(writes) > 9:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(descriptor)
 
-    monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(
-        CheckpointError, match="No space left on device; the earlier file is intact"
+def test_a_disk_that_stays_full_ends_the_run_and_keeps_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every_step: None
+) -> None:
+    Disk(monkeypatch, range(6, 1000))
+    with (
+        pytest.warns(RuntimeWarning, match="trying again later"),
+        pytest.raises(CheckpointError, match="No space left on device"),
     ):
         train(tiny(), tmp_path, tensorboard=False, checkpoint_seconds=0.0)
     monkeypatch.undo()
     position = load_tensors(tmp_path / CHECKPOINT)[1]["position"]
-    assert position > 0
+    assert 0 < position < N
+    assert not list(tmp_path.glob(".*"))
     train(tiny(), tmp_path / "straight", tensorboard=False)
     train(tiny(), tmp_path, tensorboard=False, resume=True)
     assert_same_state(tmp_path, tmp_path / "straight")
@@ -737,6 +768,35 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(
         metrics = train(tiny(), tmp_path)
     assert metrics["status"] == "finished"
     assert len([w for w in caught if "TensorBoard" in str(w.message)]) == 1
+
+
+def test_a_log_whose_thread_fails_prints_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A real disk without room, from TensorBoard's second write on."""
+    record_writer = pytest.importorskip("tensorboard.summary.writer.record_writer")
+    threading_hook = threading.excepthook
+
+    def full(self: Any, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(record_writer.RecordWriter, "write", full)
+    with pytest.warns(RuntimeWarning, match="No space left on device.*going on without") as caught:
+        metrics = train(tiny(), tmp_path)
+    assert metrics["status"] == "finished"
+    assert len(caught) == 1
+    assert "Traceback" not in capfd.readouterr().err
+    assert threading.excepthook is threading_hook
+
+
+def test_a_default_device_is_of_no_account(tmp_path: Path) -> None:
+    train(tiny(), tmp_path / "a", tensorboard=False)
+    torch.set_default_device("meta")
+    try:
+        train(tiny(), tmp_path / "b", tensorboard=False)
+    finally:
+        torch.set_default_device(None)
+    assert_same_state(tmp_path / "a", tmp_path / "b")
 
 
 def test_a_checkpoint_of_something_else_is_named(tmp_path: Path) -> None:

@@ -41,8 +41,11 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _write(figure: Any, path: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI)
+    """As what the name ends in: png, pdf, svg."""
+    buffer, kind = io.BytesIO(), path.suffix[1:].lower() or "png"
+    # Without its date, the same picture is the same file.
+    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    figure.savefig(buffer, format=kind, dpi=_DPI, metadata=undated.get(kind))
     write_atomically(path, buffer.getvalue())
 
 

@@ -1,7 +1,8 @@
 """The command line: ``dvae-fast train | evaluate | sample | reproduce | info | check``.
 
 Exit codes: 0 done; 1 something is missing, damaged or cannot be written; 2 an option is wrong;
-128 + the signal's number (130 for Ctrl-C) interrupted.
+128 + the signal's number (130 for Ctrl-C) interrupted. A reader who is gone, as ``head`` is after
+some lines, changes nothing: the work goes on, untold.
 
 ``torchrun --nproc-per-node N -m dvae_fast train | evaluate`` shares the work among N processes;
 rank 0 alone prints.
@@ -9,8 +10,7 @@ rank 0 alone prints.
 
 from __future__ import annotations
 
-import io
-import sys
+from typing import Annotated
 
 from dvae_fast._extras import INSTALL
 
@@ -23,9 +23,11 @@ except ModuleNotFoundError as error:
         f"{INSTALL}"
     ) from None
 
+from dvae_fast._version import __version__
 from dvae_fast.checking.cli import check_command
 from dvae_fast.cli.evaluate import evaluate_command
 from dvae_fast.cli.info import info_command
+from dvae_fast.cli.outlet import say, standard_outlets
 from dvae_fast.cli.reproduce import reproduce_command
 from dvae_fast.cli.sample import sample_command
 from dvae_fast.cli.train import train_command
@@ -46,9 +48,25 @@ app.command("info")(info_command)
 app.command("check")(check_command)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(f"dvae-fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
     """Entry point of ``dvae-fast`` and ``python -m dvae_fast``."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # an ASCII terminal has no − and no x̃
-    app(prog_name="dvae-fast")
+    with standard_outlets():
+        app(prog_name="dvae-fast")

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import torch
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from dvae_fast._extras import MissingExtraError
+from dvae_fast.cli.outlet import say
 from dvae_fast.data import DataError
 from dvae_fast.distributed import DistributedError, is_main_process
-from dvae_fast.files import CheckpointError
-from dvae_fast.training import NonFiniteError
+from dvae_fast.files import CheckpointError, one_line
+from dvae_fast.training import MOST_THREADS, NonFiniteError, OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from rich.console import Console
 
 __all__ = [
     "check_seed",
+    "check_threads",
     "fail",
     "format_duration",
     "format_number",
@@ -37,8 +41,12 @@ __all__ = [
 def fail(message: str, code: int, *, shared: bool = False) -> NoReturn:
     """`shared`: every process of the run fails alike, and one message is enough."""
     if is_main_process() or not shared:
-        typer.echo(f"dvae-fast: {message}", err=True)
+        say(f"dvae-fast: {' '.join(message.splitlines())}", error=True)
     raise typer.Exit(code)
+
+
+#: how torch says that there is not enough memory for a size, or that no memory is
+_TOO_LARGE = re.compile("DefaultCPUAllocator|overflow|too large to convert|invalid size", re.I)
 
 
 @contextlib.contextmanager
@@ -48,18 +56,39 @@ def one_line_errors() -> Iterator[None]:
         yield
     except NonFiniteError as error:
         fail(str(error), 1, shared=True)
+    except OptionError as error:
+        fail(str(error), 2, shared=True)
     except (CheckpointError, DataError, DistributedError, MissingExtraError) as error:
         fail(str(error), 1, shared=isinstance(error.__cause__, DistributedError))
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        fail(f"out of memory: {one_line(error)}", 1)
+    except (RuntimeError, OverflowError, TypeError) as error:
+        if not _TOO_LARGE.search(str(error)):
+            raise
+        said = str(error).partition("Exception raised")[0]  # and then torch's own stack
+        fail(f"a size is too large for this machine: {one_line(said)}", 1)
     except KeyboardInterrupt:
         fail("interrupted", 130, shared=True)
 
 
 @contextlib.contextmanager
-def wrong_options(*, shared: bool = True) -> Iterator[None]:
-    """A ValueError from checking the options is the user's."""
+def wrong_options(
+    *, shared: bool = True, begun: Callable[[], bool] | None = None
+) -> Iterator[None]:
+    """A ValueError from checking the options is the user's.
+
+    Args:
+        shared: as for `fail`.
+        begun: whether the work has begun, if some is done within the block: from there on a
+            ValueError is no option's.
+    """
     try:
         yield
+    except UnicodeError:  # one that no check raises
+        raise
     except ValueError as error:
+        if begun is not None and begun():
+            raise
         fail(str(error), 2, shared=shared)
 
 
@@ -91,6 +120,11 @@ def two_columns(rows: Iterable[tuple[str, str]], title: str) -> Table:
 def check_seed(seed: int) -> None:
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed must be from 0 to {2**63 - 1}, got {seed}")
+
+
+def check_threads(threads: int | None) -> None:
+    if threads is not None and threads > MOST_THREADS:
+        raise ValueError(f"threads must be <= {MOST_THREADS}, got {threads}")
 
 
 def print_warnings(console: Console, report: dict[str, Any]) -> None:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import io
 import math
 import time
 from pathlib import Path  # noqa: TC003  (typer reads the annotations)
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from torch import Tensor
 
 from dvae_fast._checks import check_choice, check_device
-from dvae_fast._extras import MissingExtraError
 from dvae_fast.cli.console import (
     check_seed,
+    check_threads,
     fail,
     format_duration,
     format_number,
@@ -29,9 +24,10 @@ from dvae_fast.cli.console import (
     two_columns,
     wrong_options,
 )
-from dvae_fast.cli.pictures import evaluation_pictures
+from dvae_fast.cli.outlet import new_console, say
+from dvae_fast.cli.results import GREY, Results, evaluation_rows
 from dvae_fast.data import SPLITS
-from dvae_fast.distributed import World, barrier, is_main_process, join
+from dvae_fast.distributed import World, barrier, is_main_process, join, on_main
 from dvae_fast.evaluation import (
     DTYPES,
     PROPOSALS,
@@ -40,21 +36,21 @@ from dvae_fast.evaluation import (
     estimate_log_likelihood,
 )
 from dvae_fast.evaluation.partial import PARTIAL, partial_exists, remove_partial
-from dvae_fast.files import write_atomically, write_json
-from dvae_fast.likelihoods import get_likelihood
-from dvae_fast.models import load_model
-from dvae_fast.training import load_config
+from dvae_fast.files import can_write_in
+from dvae_fast.kept import MODEL_DIGEST
+from dvae_fast.training import load_run
 from dvae_fast.training.loop import cpu_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
+
+    from rich.console import Console
 
     from dvae_fast.evaluation import AISEstimate, EvaluationProgress
+    from dvae_fast.models.saving import SavedModel
+    from dvae_fast.training import TrainConfig
 
-__all__ = ["evaluate", "evaluate_command", "evaluation_rows", "keep_estimate"]
-
-EVALUATION = "evaluation.json"
-
+__all__ = ["evaluate", "evaluate_command"]
 
 METHODS = ("importance", "ais")
 
@@ -64,7 +60,9 @@ def evaluate_command(
     k: Annotated[
         int | None,
         typer.Option(
-            "--k", "-k", help="Importance samples an example, or AIS chains.  [default: 5000, 16]"
+            "--k",
+            "-k",
+            help="Importance samples an example, or AIS chains. Default: 5000; 16 chains.",
         ),
     ] = None,
     method: Annotated[
@@ -95,10 +93,10 @@ def evaluate_command(
         int | None, typer.Option("--max-k", help="With a tolerance. Default: 20 k.")
     ] = None,
     temperatures: Annotated[
-        int | None, typer.Option(help="Of AIS: distributions on the way.  [default: 500]")
+        int | None, typer.Option(help="Of AIS: distributions on the way. Default: 500.")
     ] = None,
     leapfrog: Annotated[
-        int | None, typer.Option(help="Of AIS: steps of a Hamiltonian move.  [default: 10]")
+        int | None, typer.Option(help="Of AIS: steps of a Hamiltonian move. Default: 10.")
     ] = None,
     dtype: Annotated[
         str | None,
@@ -108,10 +106,12 @@ def evaluate_command(
         bool, typer.Option("--compile", help="Run the decoder through torch.compile.")
     ] = False,
     batch_size: Annotated[
-        int | None, typer.Option(help="Examples at once; changes speed and memory alone.")
+        int | None,
+        typer.Option(help="Examples at once; changes speed and memory only. Default: by memory."),
     ] = None,
     chunk: Annotated[
-        int | None, typer.Option(help="Samples at once; changes speed and memory alone.")
+        int | None,
+        typer.Option(help="Samples at once; changes speed and memory only. Default: by memory."),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads. Default: PyTorch's choice.")
@@ -120,12 +120,19 @@ def evaluate_command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an evaluation that was interrupted.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder for the results, or a file that ends in .json. Default: the run's."
+        ),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Estimate log p(x) of a run's best model by importance sampling.
 
     Writes evaluation.json, evaluation.npz with each example's numbers, and pictures, into the
-    run's folder.
+    run's folder; and the first two once more for each split, method, proposal and k, as
+    evaluation-test-importance-posterior-k5000.json, say.
     """
     with one_line_errors():
         with wrong_options():
@@ -149,6 +156,7 @@ def evaluate_command(
             if max_k is not None and max_k < (k or 5000):
                 raise ValueError(f"max-k must be >= k = {k or 5000}, got {max_k}")
             check_seed(seed)
+            check_threads(threads)
             check_device("device", device)
         options: dict[str, Any] = {"k": k, "seed": seed, "batch_size": batch_size}
         importance = {
@@ -160,24 +168,45 @@ def evaluate_command(
             if copies != _UNSET["copies"] and proposal != "mixture":
                 raise ValueError("copies must come with the proposal mixture")
             options |= _of_method(method, {"importance": importance, "ais": ais})
-        console = Console(quiet=quiet or not is_main_process(), highlight=False)
+        console = new_console(quiet=quiet or not is_main_process())
         with contextlib.ExitStack() as stack:
             stack.enter_context(cpu_threads(threads))
             with wrong_options(shared=False):  # each process has an environment of its own
                 world = stack.enter_context(join(device))
             if method == "ais" and world.size > 1:
                 fail("method must be importance for several processes, got ais", 2, shared=True)
+            stack.enter_context(one_line_errors())  # told while the others are still there
+            config, saved = on_main(lambda: load_run(run_dir), world)
+            results = Results.at(out or run_dir)
+            writable = on_main(lambda: can_write_in(results.folder), world)
+            if not writable:
+                _cannot_write(results.folder, silent=out is not None or quiet, world=world)
+            on_main(lambda: stack.enter_context(results.locked()), world)
             report, estimate = evaluate(
-                console, run_dir, world, method=method, split=split, limit=limit, **options
-            )
-        if not is_main_process():
-            return
-        title = f"{report['model']} on {report['data']}, {report['split']} set"
-        try:
-            keep_estimate(console, run_dir, report, estimate)
-        finally:  # a full disk does not take all along, nor does a closed pipe
-            console.print(two_columns(evaluation_rows(report), title))
-            print_warnings(console, report)
+                console, config, saved, results if writable else None, world, method=method,
+                split=split, limit=limit, **options,
+            )  # fmt: skip
+            if not world.is_main:
+                return
+            title = f"{report['model']} on {report['data']}, {report['split']} set"
+            try:
+                if writable:
+                    results.keep(console, config, saved.model, report, estimate)
+            finally:  # a full disk does not take all along
+                console.print(two_columns(evaluation_rows(report), title))
+                print_warnings(console, report)
+
+
+def _cannot_write(folder: Path, *, silent: bool, world: World) -> None:
+    """Before the work: an error where the results would be lost, a warning where they are shown."""
+    if silent:
+        fail(f"cannot write in {folder}: name another folder with --out", 1, shared=True)
+    if world.is_main:
+        say(
+            f"dvae-fast: warning: cannot write in {folder}: the results are printed, not kept; "
+            "--out names a folder that keeps them",
+            error=True,
+        )
 
 
 def _of_method(method: str, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -196,7 +225,9 @@ _UNSET = {"proposal": "posterior", "copies": 10, "compile": False, "resume": Fal
 
 def evaluate(
     console: Console,
-    folder: Path,
+    config: TrainConfig,
+    saved: SavedModel,
+    results: Results | None,
     world: World,
     *,
     k: int | None,
@@ -207,22 +238,30 @@ def evaluate(
     resume: bool = False,
     **options: Any,
 ) -> tuple[dict[str, Any], LikelihoodEstimate | AISEstimate]:
-    """Evaluate the run's best model: what evaluation.json holds, and all of it."""
-    config, model = load_config(folder), load_model(folder).to(world.device)
+    """Evaluate the run's best model: what evaluation.json holds, and all of it.
+
+    `results`: where what is done is kept on the way; None for nowhere.
+    """
+    model = saved.model.to(world.device)
     x = config.load_data().evaluation(split)[:limit]
-    with _evaluation_bar(console, world) as advance:
+    console.print(
+        f"Evaluating {config.model} on {config.data}, {split} set: {len(x):,} examples",
+        soft_wrap=True,
+        markup=False,
+    )
+    with _Bar(console, world) as bar:
         start = time.perf_counter()
         estimate: LikelihoodEstimate | AISEstimate
-        with wrong_options():
+        with wrong_options(begun=lambda: bar.begun):
             if method == "ais":
                 if k is not None:
                     options["chains"] = k
                 estimate = annealed_importance_sampling(
-                    model, x, seed=seed, progress=advance, **options
+                    model, x, seed=seed, progress=bar.advance, **options
                 )
             else:
-                partial = folder / PARTIAL
-                if not resume and world.is_main and remove_partial(partial):
+                partial = results.folder / PARTIAL if results else None
+                if partial and not resume and world.is_main and remove_partial(partial):
                     console.print(
                         "An unfinished evaluation is dropped; --resume would have gone on with it."
                     )
@@ -231,136 +270,90 @@ def evaluate(
                     options["k"] = k
                 try:
                     estimate = estimate_log_likelihood(
-                        model, x, seed=seed, progress=advance, partial=partial, world=world,
+                        model, x, seed=seed, progress=bar.advance, partial=partial, world=world,
                         **options,
                     )  # fmt: skip
                 except KeyboardInterrupt:
-                    kept = "; what is done is kept, go on with --resume"
-                    fail(f"interrupted{kept if partial_exists(partial) else ''}", 130, shared=True)
+                    is_kept = partial and partial_exists(partial)
+                    kept = "; what is done is kept, go on with --resume" * bool(is_kept)
+                    fail(f"interrupted{kept}", 130, shared=True)
         seconds = time.perf_counter() - start
     report = {
         "model": config.model,
+        MODEL_DIGEST: saved.digest,
         "data": config.data,
         "binarise": config.binarise,
         "likelihood": config.likelihood,
         "split": split,
+        "limit": limit,
         **estimate.summary(),
     }
+    report["grey_bernoulli"] = config.is_grey_bernoulli
+    if report["grey_bernoulli"]:
+        report["warnings"] = [*report["warnings"], GREY]
     report["seconds"] = seconds
     report["processes"] = world.size
     return report, estimate
 
 
-def keep_estimate(
-    console: Console,
-    folder: Path,
-    report: dict[str, Any],
-    estimate: LikelihoodEstimate | AISEstimate,
-) -> None:
-    """evaluation.json, evaluation.npz with each example's numbers, and pictures."""
-    write_json(folder / EVALUATION, report)
-    file = io.BytesIO()
-    np.savez(file, **_arrays(estimate))
-    write_atomically((folder / EVALUATION).with_suffix(".npz"), file.getvalue())
-    remove_partial(folder / PARTIAL)
-    for name in ("bounds", "ess", "worst"):  # of an earlier evaluation
-        (folder / f"evaluation_{name}.png").unlink(missing_ok=True)
-    try:
-        evaluation_pictures(folder, report, estimate)
-    except MissingExtraError as error:
-        console.print(f"No pictures: {error}", soft_wrap=True, markup=False)
+_LINES = 10
 
 
-def _arrays(estimate: LikelihoodEstimate | AISEstimate) -> dict[str, Any]:
-    """All that has a number an example, and the k of the curve."""
-    values = {f.name: getattr(estimate, f.name) for f in dataclasses.fields(estimate)}
-    arrays = {name: v.numpy() for name, v in values.items() if isinstance(v, Tensor)}
-    if "curve_k" in values:
-        arrays["curve_k"] = np.array(values["curve_k"])
-    return arrays
+class _Bar:
+    """A bar of this process's share; the others' goes at about the same pace.
 
+    Where the output is no terminal: lines, ten of them or fewer.
+    """
 
-@contextlib.contextmanager
-def _evaluation_bar(console: Console, world: World) -> Iterator[Any]:
-    """A bar of this process's share; the others' goes at about the same pace."""
-    if console.quiet:
-        yield None
-        return
-    bar = Progress(
-        TextColumn("evaluating"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed}/{task.total} examples"),
-        TextColumn("{task.fields[rate]} samples/s"),
-        TextColumn("log p(x) {task.fields[value]} nats"),
-        TextColumn("{task.fields[left]} left"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    task = bar.add_task("", total=None, rate="–", value="–", left="–:––")
-    start = time.perf_counter()
+    def __init__(self, console: Console, world: World) -> None:
+        self.begun = False
+        self._console, self._world = console, world
+        self._start, self._told = time.perf_counter(), 0
+        self._bar = Progress(
+            TextColumn("evaluating"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total} examples"),
+            TextColumn("{task.fields[rate]} samples/s"),
+            TextColumn("log p(x) {task.fields[value]} nats"),
+            TextColumn("{task.fields[left]} left"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=None, rate="–", value="–", left="–:––")
 
-    def advance(state: EvaluationProgress) -> None:
-        seconds = time.perf_counter() - start
+    def __enter__(self) -> _Bar:
+        if not self._console.quiet:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def advance(self, state: EvaluationProgress) -> None:
+        self.begun = True
+        if self._console.quiet:
+            return
+        seconds = time.perf_counter() - self._start
         value = "not finite"
         if math.isfinite(state.log_likelihood):
             value = (
                 f"{format_number(state.log_likelihood)} ± {format_number(state.standard_error, 3)}"
             )
-        bar.update(
-            task,
+        left = format_duration(seconds * (state.total - state.examples) / state.examples)
+        self._bar.update(
+            self._task,
             total=state.total,
             completed=state.examples,
-            rate=f"{world.size * state.samples / max(seconds, 1e-9):,.0f}",
+            rate=f"{self._world.size * state.samples / max(seconds, 1e-9):,.0f}",
             value=value,
-            left=format_duration(seconds * (state.total - state.examples) / state.examples),
+            left=left,
         )
-
-    with bar:
-        yield advance
-
-
-def evaluation_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
-    def shown(key: str, digits: int = 2) -> str:
-        value = report[key]
-        return "not finite" if value is None else format_number(value, digits)
-
-    annealed = report["method"] == "ais"
-    if annealed:
-        samples = f"{report['chains']} chains, {report['temperatures']} temperatures"
-    elif report["samples"] == report["k"] * report["examples"]:
-        samples = f"k = {report['k']:,}"
-    else:
-        samples = f"k = {report['samples'] / report['examples']:,.0f} on average"
-    is_density = get_likelihood(report["likelihood"]).is_density
-    density = ", of a density on [0, 1]" if is_density else ""
-    rows = [
-        (
-            "log p(x)",
-            f"{shown('log_likelihood')} ± {shown('standard_error', 3)} nats "
-            f"({samples}, {report['examples']:,} examples)",
-        ),
-        ("bits per dimension", shown("bits_per_dimension", 4) + density),
-    ]
-    if annealed:
-        rows += [
-            ("acceptance", shown("acceptance")),
-            (
-                "effective chains",
-                f"{shown('ess_mean', 1)} on average, {shown('ess_min', 1)} at least",
-            ),
-        ]
-    else:
-        rows += [
-            ("ELBO", f"{shown('elbo')} nats"),
-            (
-                "effective samples",
-                f"{shown('ess_mean', 1)} on average, {shown('ess_min', 1)} at least, below 10 for "
-                f"{report['ess_below_10']:,}",
-            ),
-            ("Pareto k̂", f"above 0.7 for {report['pareto_k_above_0.7']:,} examples"),
-        ]
-    rows.append(("evaluated in", f"{report['seconds']:.1f} s"))
-    if report["non_finite"]:
-        rows.append(("not finite", f"{report['non_finite']} of {report['examples']} examples"))
-    return rows
+        tenth = state.examples * _LINES // max(state.total, 1)
+        if self._console.is_terminal or tenth == self._told or state.examples == state.total:
+            return
+        self._told = tenth
+        self._console.print(
+            f"{state.examples}/{state.total} examples   log p(x) {value} nats   {left} left",
+            soft_wrap=True,
+        )

@@ -6,10 +6,9 @@ import importlib.util
 import os
 from typing import Any
 
-from rich.console import Console
-
 from dvae_fast._extras import INSTALL
 from dvae_fast.cli.console import two_columns
+from dvae_fast.cli.outlet import new_console
 
 __all__ = ["info_command"]
 
@@ -18,7 +17,7 @@ def info_command() -> None:
     """Versions, backends, the instruction set in use, and what is missing."""
     from dvae_fast._build import build_info
 
-    console = Console(highlight=False)
+    console = new_console()
     info = dict(build_info())
     missing = [*info.pop("missing", []), *_missing_extras()]
     rows = [(_label(name), _shown(value)) for name, value in info.items()]

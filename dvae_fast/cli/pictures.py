@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dvae_fast._extras import MissingExtraError
 from dvae_fast.evaluation import LikelihoodEstimate
+from dvae_fast.kept import PICTURES
 from dvae_fast.models import Autoencoder, LatentVariableModel, load_model
 from dvae_fast.plots import (
     plot_bounds,
@@ -16,7 +17,7 @@ from dvae_fast.plots import (
     plot_samples,
     plot_worst,
 )
-from dvae_fast.training import TrainConfig, load_config, reconstructions
+from dvae_fast.training import TrainConfig, reconstructions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,23 +35,30 @@ _SIDE = 13  # images a side of the picture of two latents
 
 
 def evaluation_pictures(
-    folder: Path, report: dict[str, Any], estimate: LikelihoodEstimate | AISEstimate
+    stem: Path,
+    config: TrainConfig,
+    model: Autoencoder,
+    report: dict[str, Any],
+    estimate: LikelihoodEstimate | AISEstimate,
 ) -> None:
+    """``<stem>_bounds.png`` and the others; those of an earlier evaluation go."""
+    bounds, ess, lowest = paths = [stem.with_name(f"{stem.name}_{name}.png") for name in PICTURES]
+    for path in paths:
+        path.unlink(missing_ok=True)
     title = f"{report['model']} on {report['data']}, {report['split']} set"
     if isinstance(estimate, LikelihoodEstimate):
         if len(estimate.curve_k) > 1:
             plot_bounds(
-                estimate.curve_k, estimate.curve, estimate.curve_standard_error,
-                folder / "evaluation_bounds.png", title=title,
+                estimate.curve_k, estimate.curve, estimate.curve_standard_error, bounds,
+                title=title,
             )  # fmt: skip
-        plot_ess(estimate.ess, estimate.spent, folder / "evaluation_ess.png", title=title)
-    config, model = load_config(folder), load_model(folder)
+        plot_ess(estimate.ess, estimate.spent, ess, title=title)
     data = config.load_data()
     worst = estimate.log_likelihood.nan_to_num(-math.inf).argsort()[:_PICTURED]
     x = data.evaluation(report["split"])[worst]
     labels = [f"#{i}\n{estimate.log_likelihood[i]:.1f}" for i in worst.tolist()]
     plot_worst(
-        x, model.reconstruct(x), labels, data.image_shape, folder / "evaluation_worst.png",
+        x, model.reconstruct(x), labels, data.image_shape, lowest,
         title=f"{title}: lowest log p(x), in nats",
     )  # fmt: skip
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
@@ -23,7 +22,9 @@ from dvae_fast.cli.console import (
     one_line_errors,
     wrong_options,
 )
+from dvae_fast.cli.outlet import new_console, say
 from dvae_fast.cli.train import RUNS
+from dvae_fast.files import one_line
 from dvae_fast.reproduction import processes, table
 from dvae_fast.reproduction.rows import FIGURES, ROWS, SCALES, Row, Scale, select
 from dvae_fast.reproduction.runs import Run, plan, read_results, unfinished
@@ -31,6 +32,8 @@ from dvae_fast.training import Progress as TrainProgress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from rich.console import Console
 
     from dvae_fast.evaluation import EvaluationProgress
 
@@ -91,7 +94,7 @@ def reproduce_command(
             runs = plan(chosen, SCALES[scale], epochs=epochs, seeds=seeds, device=device)
             if os.environ.get("WORLD_SIZE", "1") != "1":
                 raise ValueError("reproduce starts its processes itself: run it without torchrun")
-        console = Console(quiet=quiet, highlight=False)
+        console = new_console(quiet=quiet)
         folder = folder or RUNS / f"reproduction-{scale}"
         if list_rows:
             console.print(_rows_table(chosen if rows else ROWS.values(), SCALES[scale]))
@@ -167,7 +170,7 @@ def _reproduce(console: Console, runs: list[Run], total: int, folder: Path, jobs
             bar.remove_task(tasks.pop(run.name))
         if kind == processes.FAILED:
             failed.append(run.name)
-            typer.echo(f"dvae-fast: {run.name} failed: {value}", err=True)
+            say(f"dvae-fast: {run.name} failed: {one_line(str(value))}", error=True)
             return
         done += 1
         figures = "; ".join(

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003  (typer reads the annotations)
+import io
+from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
-from dvae_fast.cli.console import check_seed, one_line_errors, wrong_options
+from dvae_fast.cli.console import check_seed, listed, one_line_errors, wrong_options
+from dvae_fast.cli.outlet import say
 from dvae_fast.cli.pictures import SAMPLED
-from dvae_fast.models import load_model
+from dvae_fast.files import write_atomically
 from dvae_fast.plots import plot_samples
-from dvae_fast.training import load_config
+from dvae_fast.training import load_run
 
 __all__ = ["sample_command"]
+
+_ARRAYS = ".npz"
+_KINDS = (".png", ".pdf", ".svg", _ARRAYS)
 
 
 def sample_command(
@@ -24,21 +30,33 @@ def sample_command(
         bool, typer.Option("--draw", help="Draw x ~ p(x|z) instead of showing its mean.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="The PNG. Default: samples.png in the run's folder.")
+        Path | None,
+        typer.Option(
+            help=f"A file that ends in {listed(_KINDS)}; {_ARRAYS} holds the array images, "
+            "(n, height, width). Default: samples.png in the run's folder."
+        ),
     ] = None,
 ) -> None:
-    """Draw images from a run's best model and write them as one PNG."""
+    """Draw images from a run's best model and write them as one picture, or as an array."""
     with one_line_errors():
         with wrong_options():
             if n < 1:
                 raise ValueError(f"n must be >= 1, got {n}")
             check_seed(seed)
-        config, model = load_config(run_dir), load_model(run_dir)
-        path = out or run_dir / "samples.png"
-        kind = "draws from" if draw else "means of"
-        images = model.sample(n, seed=seed, draw=draw)
-        plot_samples(
-            images, config.image_shape, path,
-            title=f"{config.model} on {config.data}: {kind} p(x|z), z from the prior",
-        )  # fmt: skip
-        typer.echo(f"{path}")
+            path = Path(out or run_dir / "samples.png")
+            kind = path.suffix.lower()
+            if kind not in _KINDS:
+                raise ValueError(f"out must end in {listed(_KINDS)}, got {str(out)!r}")
+        config, saved = load_run(run_dir)
+        images = saved.model.sample(n, seed=seed, draw=draw)
+        if kind == _ARRAYS:
+            file = io.BytesIO()
+            np.savez(file, images=images.reshape(n, *config.image_shape).numpy())
+            write_atomically(path, file.getvalue())
+        else:
+            plot_samples(
+                images, config.image_shape, path,
+                title=f"{config.model} on {config.data}: {'draws from' if draw else 'means of'} "
+                "p(x|z), z from the prior",
+            )  # fmt: skip
+        say(f"{path}")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import shlex
+import time
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import torch
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from dvae_fast._checks import check_device
@@ -25,9 +25,11 @@ from dvae_fast.cli.console import (
     two_columns,
     wrong_options,
 )
-from dvae_fast.cli.evaluate import evaluate, evaluation_rows, keep_estimate
+from dvae_fast.cli.evaluate import evaluate
 from dvae_fast.cli.options import given_values, with_options
+from dvae_fast.cli.outlet import new_console, say
 from dvae_fast.cli.pictures import run_pictures
+from dvae_fast.cli.results import GREY, Results, evaluation_rows
 from dvae_fast.distributed import World, broadcast_object, is_main_process, join, on_main
 from dvae_fast.files import CHECKPOINT, CheckpointError, write_json
 from dvae_fast.models import MODELS
@@ -37,14 +39,20 @@ from dvae_fast.training import (
     TrainConfig,
     default_config,
     load_config,
+    load_run,
     train,
 )
 from dvae_fast.training import Progress as TrainProgress
 from dvae_fast.training.loop import check_world, cpu_threads
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 __all__ = ["RUNS", "train_command"]
 
 RUNS = Path("runs")
+#: between two lines of a long epoch, where the output is no terminal
+_LINE_SECONDS = 60.0
 
 
 def _new_run_dir(config: TrainConfig) -> Path:
@@ -107,14 +115,12 @@ def _train_command(
             else:
                 config = default_config(**values)
             check_device("device", config.device)
-        console = Console(quiet=quiet or not is_main_process(), highlight=False)
+        console = new_console(quiet=quiet or not is_main_process())
         folder, metrics = _train_together(
             console, config, run_dir, resume=resume, tensorboard=not no_tensorboard
         )
         if not is_main_process():
             return
-        hint = _evaluate_hint(folder)
-        pictures = run_pictures(console, config, folder, metrics)
         rows = [
             ("best epoch", f"{metrics['best']['epoch']} of {config.epochs}"),
             ("validation bound", f"{format_number(metrics['best']['valid_bound'])} nats"),
@@ -123,23 +129,49 @@ def _train_command(
         if "learnt_level" in metrics:
             learnt = f"{metrics['learnt_level']:.4g}, from {config.level:g}"
             rows.append((f"{config.corruption} level", learnt))
-        if evaluate_k:
-            try:
-                with cpu_threads(config.threads):
-                    report, estimate = evaluate(
-                        console, folder, _this_process(config.device), k=evaluate_k
-                    )
-            except KeyboardInterrupt:
-                fail(f"interrupted after training; to evaluate the model: {hint}", 130)
-            metrics["evaluation"] = report
-            keep_estimate(console, folder, report, estimate)
-            write_json(folder / METRICS, metrics)
-            rows += evaluation_rows(report)
-        rows.append(("files", f"{folder}: {listed([METRICS, *pictures])}, …"))
-        console.print()
-        console.print(two_columns(rows, f"{config.model} on {config.data}"))
+        pictures = _pictures(console, config, folder, metrics)
+        try:
+            if evaluate_k:
+                rows += evaluation_rows(_evaluate(console, config, folder, metrics, evaluate_k))
+        finally:  # what is known of the training is told, whatever becomes of the evaluation
+            rows.append(("files", f"{folder}: {listed([METRICS, *pictures])}, …"))
+            console.print()
+            console.print(two_columns(rows, f"{config.model} on {config.data}"))
         if evaluate_k:
             print_warnings(console, metrics["evaluation"])
+
+
+def _pictures(
+    console: Console, config: TrainConfig, folder: Path, metrics: dict[str, Any]
+) -> list[str]:
+    """Those of the run; they can be done without where the disk is full."""
+    try:
+        return run_pictures(console, config, folder, metrics)
+    except CheckpointError as error:
+        say(f"dvae-fast: warning: no pictures: {error}", error=True)
+        return []
+
+
+def _evaluate(
+    console: Console, config: TrainConfig, folder: Path, metrics: dict[str, Any], k: int
+) -> dict[str, Any]:
+    """The report of the best model's evaluation, kept also in `metrics`."""
+    results = Results(folder)
+    with cpu_threads(config.threads), results.locked():
+        saved = load_run(folder)[1]
+        try:
+            report, estimate = evaluate(
+                console, config, saved, results, _this_process(config.device), k=k
+            )
+        except KeyboardInterrupt:
+            hint = _evaluate_hint(folder)
+            fail(f"interrupted after training; to evaluate the model: {hint}", 130)
+        metrics["evaluation"] = report
+        try:
+            results.keep(console, config, saved.model, report, estimate)
+        finally:
+            write_json(folder / METRICS, metrics)
+    return report
 
 
 train_command = with_options(_train_command, TrainConfig)
@@ -198,7 +230,7 @@ def _train_together(
 
 def _stop(message: str, signal: int, world: World) -> NoReturn:
     # torchrun ends all processes when the first fails: not before the message is out.
-    on_main(lambda: typer.echo(f"dvae-fast: {message}", err=True), world)
+    on_main(lambda: say(f"dvae-fast: {message}", error=True), world)
     raise typer.Exit(128 + signal)
 
 
@@ -228,6 +260,8 @@ def _announce(
         soft_wrap=True,
         markup=False,
     )
+    if config.is_grey_bernoulli:
+        console.print(f"Warning: {GREY}", soft_wrap=True, markup=False)
 
 
 def _train(
@@ -246,7 +280,7 @@ def _train(
         auto_refresh=False,
     )
     task = bar.add_task("", epoch=f"1/{config.epochs}", bound="–", rate="–", left="–:––", total=1)
-    every = max(1, config.epochs // 10)
+    every, last_line = max(1, config.epochs // 10), time.monotonic()
 
     def on_progress(state: TrainProgress) -> None:
         fields: dict[str, Any] = {
@@ -259,9 +293,17 @@ def _train(
         bar.update(
             task, completed=state.examples, total=state.total_examples, refresh=True, **fields
         )
+        nonlocal last_line
+        if not console.is_terminal and time.monotonic() > last_line + _LINE_SECONDS:
+            last_line = time.monotonic()
+            shown = f", bound {fields['bound']} nats" if "bound" in fields else ""
+            console.print(
+                f"in epoch {fields['epoch']}{shown}, {fields['left']} left", soft_wrap=True
+            )
 
     def on_epoch(record: dict[str, float]) -> None:
-        epoch = int(record["epoch"])
+        nonlocal last_line
+        last_line, epoch = time.monotonic(), int(record["epoch"])
         if epoch % every == 0 or epoch in (1, config.epochs):
             console.print(
                 f"epoch {epoch:>{len(str(config.epochs))}}/{config.epochs}   "
@@ -272,7 +314,7 @@ def _train(
             )
 
     quiet = console.quiet
-    with contextlib.nullcontext() if quiet else bar, wrong_options():
+    with contextlib.nullcontext() if quiet else bar:
         return train(
             config,
             folder,

@@ -280,6 +280,11 @@ class TrainConfig(ModelConfig):
         return data.first(self.train_examples, self.valid_examples)
 
     @property
+    def is_grey_bernoulli(self) -> bool:
+        """Whether a Bernoulli is asked for the density of grey values, which it has none of."""
+        return self.binarise == "none" and isinstance(get_likelihood(self.likelihood), Bernoulli)
+
+    @property
     def image_shape(self) -> tuple[int, int]:
         """(height, width)."""
         return IMAGE_SHAPES[self.data]

@@ -20,7 +20,7 @@ from dvae_fast.models import Autoencoder, save_model
 from dvae_fast.models.layers import evaluating
 from dvae_fast.models.saving import MODEL
 from dvae_fast.training.checkpoint import Checkpoint, load_optimizer, optimizer_tensors
-from dvae_fast.training.config import TrainConfig, kl_weight, learning_rate
+from dvae_fast.training.config import OptionError, TrainConfig, kl_weight, learning_rate
 from dvae_fast.training.graphed import GraphedStep
 from dvae_fast.training.heap import return_free_memory
 
@@ -70,7 +70,10 @@ class Run:
         initial, self.valid_seed, self.test_seed = seeds
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(initial)
-            self.model = config.make_model(data)
+            try:
+                self.model = config.make_model(data)
+            except ValueError as error:
+                raise OptionError(str(error)) from None
         self.device = self.world.device
         self.model.to(self.device)
         self.images = data.to(self.device)

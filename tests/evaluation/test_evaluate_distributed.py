@@ -112,8 +112,9 @@ def test_the_command_line(tmp_path: Path) -> None:
         elif name != "seconds":
             assert together[name] == pytest.approx(value, rel=1e-5), name
     assert sorted(p.name for p in run.glob("evaluation*")) == [
-        "evaluation.json", "evaluation.npz", "evaluation_bounds.png", "evaluation_ess.png",
-        "evaluation_worst.png",
+        "evaluation-test-importance-posterior-k30-first31.json",
+        "evaluation-test-importance-posterior-k30-first31.npz", "evaluation.json",
+        "evaluation.npz", "evaluation_bounds.png", "evaluation_ess.png", "evaluation_worst.png",
     ]  # fmt: skip
     wrong = torchrun("-m", "dvae_fast", *evaluate, "--method", "ais")
     assert wrong.returncode != 0

@@ -1,0 +1,150 @@
+"""The results of an evaluation: where they are kept, and how they are shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from dvae_fast._extras import MissingExtraError
+from dvae_fast.cli.console import format_number
+from dvae_fast.cli.pictures import evaluation_pictures
+from dvae_fast.evaluation.partial import PARTIAL, remove_partial
+from dvae_fast.files import CheckpointError, sweep_temporaries, write_atomically, write_json
+from dvae_fast.kept import EVALUATION, evaluation_name
+from dvae_fast.likelihoods import get_likelihood
+from dvae_fast.locking import locked
+
+if TYPE_CHECKING:
+    import contextlib
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from dvae_fast.evaluation import AISEstimate, LikelihoodEstimate
+    from dvae_fast.models import Autoencoder
+    from dvae_fast.training import TrainConfig
+
+__all__ = ["GREY", "Results", "evaluation_rows"]
+
+GREY = (
+    "The pixels are grey and the likelihood is a Bernoulli, whose values at grey pixels are no "
+    "probabilities: neither log p(x) nor bits per dimension can be compared with those of another "
+    "likelihood. Take --likelihood gaussian, or --binarise dynamic."
+)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Where the results of an evaluation go.
+
+    `name` is that of the files; None for the names of a run's folder (see `dvae_fast.kept`).
+    """
+
+    folder: Path
+    name: str | None = None
+
+    @classmethod
+    def at(cls, out: Path) -> Results:
+        return cls(out.parent, out.stem) if out.suffix.lower() == ".json" else cls(out)
+
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """One evaluation at a time: they would take each other's partial results."""
+        return locked(self.folder / ".evaluation.lock", "another evaluation")
+
+    def keep(
+        self,
+        console: Console,
+        config: TrainConfig,
+        model: Autoencoder,
+        report: dict[str, Any],
+        estimate: LikelihoodEstimate | AISEstimate,
+    ) -> None:
+        """The report, each example's numbers, and pictures.
+
+        What can be written is written; CheckpointError then tells the first that cannot.
+        """
+        latest = self.name or EVALUATION
+        arrays = io.BytesIO()
+        np.savez(arrays, **_arrays(estimate))
+        failed = []
+        for name in dict.fromkeys((self.name or evaluation_name(report), latest)):
+            for write in (
+                partial(write_atomically, self.folder / f"{name}.npz", arrays.getvalue()),
+                partial(write_json, self.folder / f"{name}.json", report),
+            ):
+                try:
+                    write()
+                except CheckpointError as error:
+                    failed.append(error)
+        if failed:
+            raise failed[0]
+        remove_partial(self.folder / PARTIAL)
+        sweep_temporaries(self.folder)
+        try:
+            evaluation_pictures(self.folder / latest, config, model, report, estimate)
+        except MissingExtraError as error:
+            console.print(f"No pictures: {error}", soft_wrap=True, markup=False)
+
+
+def _arrays(estimate: LikelihoodEstimate | AISEstimate) -> dict[str, Any]:
+    """All that has a number an example, and the k of the curve."""
+    values = {f.name: getattr(estimate, f.name) for f in dataclasses.fields(estimate)}
+    arrays = {name: v.numpy() for name, v in values.items() if isinstance(v, Tensor)}
+    if "curve_k" in values:
+        arrays["curve_k"] = np.array(values["curve_k"])
+    return arrays
+
+
+def evaluation_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    def shown(key: str, digits: int = 2) -> str:
+        value = report[key]
+        return "not finite" if value is None else format_number(value, digits)
+
+    annealed = report["method"] == "ais"
+    if annealed:
+        samples = f"{report['chains']} chains, {report['temperatures']} temperatures"
+    elif report["samples"] == report["k"] * report["examples"]:
+        samples = f"k = {report['k']:,}"
+    else:
+        samples = f"k = {report['samples'] / report['examples']:,.0f} on average"
+    is_density = get_likelihood(report["likelihood"]).is_density
+    density = ", of a density on [0, 1]" if is_density else ""
+    of_what = ""
+    if report["grey_bernoulli"]:
+        density = of_what = ", which is no probability: a Bernoulli of grey pixels"
+    rows = [
+        (
+            "log p(x)",
+            f"{shown('log_likelihood')} ± {shown('standard_error', 3)} nats "
+            f"({samples}, {report['examples']:,} examples){of_what}",
+        ),
+        ("bits per dimension", shown("bits_per_dimension", 4) + density),
+    ]
+    if annealed:
+        rows += [
+            ("acceptance", shown("acceptance")),
+            (
+                "effective chains",
+                f"{shown('ess_mean', 1)} on average, {shown('ess_min', 1)} at least",
+            ),
+        ]
+    else:
+        rows += [
+            ("ELBO", f"{shown('elbo')} nats"),
+            (
+                "effective samples",
+                f"{shown('ess_mean', 1)} on average, {shown('ess_min', 1)} at least, below 10 for "
+                f"{report['ess_below_10']:,}",
+            ),
+            ("Pareto k̂", f"above 0.7 for {report['pareto_k_above_0.7']:,} examples"),
+        ]
+    rows.append(("evaluated in", f"{report['seconds']:.1f} s"))
+    if report["non_finite"]:
+        rows.append(("not finite", f"{report['non_finite']} of {report['examples']} examples"))
+    return rows

@@ -32,6 +32,14 @@ from dvae_fast.checking.operands import (
     arrange,
     named,
 )
+from dvae_fast.corruptions import (
+    AdditiveGaussian,
+    BitFlip,
+    FusedCorruption,
+    Identity,
+    Masking,
+    SaltAndPepper,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,7 +52,10 @@ _SIZES_AND_LAYOUTS = [
     *((TINY_LATENT, layout) for layout in LAYOUTS[1:]),
 ]
 
-_KINDS = ("identity", "masking", "salt_and_pepper", "bit_flip", "gaussian")
+#: the corruptions, by the name of their formula
+KINDS: dict[str, type[FusedCorruption]] = {
+    kind.kind: kind for kind in (Identity, Masking, SaltAndPepper, BitFlip, AdditiveGaussian)
+}
 
 
 def _label(s: Sizes, layout: str, *more: str) -> str:
@@ -53,13 +64,13 @@ def _label(s: Sizes, layout: str, *more: str) -> str:
 
 def _level(make: Maker, kind: str, shape: tuple[int, ...]) -> Tensor:
     """Rates are float32 whatever the data is; a standard deviation has the dtype of sums."""
-    if kind == "gaussian":
+    if KINDS[kind].additive:
         return make.uniform(*shape, low=0.1, high=2.0, dtype=make.sums)
     return make.uniform(*shape, low=0.1, high=0.6, dtype=torch.float32)
 
 
 def _salt(make: Maker, kind: str, shape: tuple[int, ...]) -> Tensor | None:
-    if kind != "salt_and_pepper":
+    if not KINDS[kind].salted:
         return None
     return make.uniform(*shape, low=0.1, high=0.9, dtype=torch.float32)
 
@@ -68,10 +79,10 @@ def _corruption_cases() -> Iterator[tuple[Sizes, str, str, tuple[int, ...]]]:
     """(sizes, layout, kind, shape of rate or standard deviation)."""
     for i, (s, layout) in enumerate(_SIZES_AND_LAYOUTS):
         # Every kind at two sizes and in one layout or more; every parameter shape with each.
-        for j, kind in enumerate(_KINDS):
+        for j, kind in enumerate(KINDS):
             if s in (LARGE, NO_EXAMPLES) or layout != "contiguous" or (i + j) % 3 == 0:
                 yield s, layout, kind, ((), (s.d,), (1,))[(i + j) % 3]
-    yield MANY_SAMPLES, "contiguous", "gaussian", (5, 13)  # as an image: D = 65 elements
+    yield MANY_SAMPLES, "contiguous", AdditiveGaussian.kind, (5, 13)  # as an image: D = 65 elements
 
 
 def _corrupt(backward: bool) -> Iterator[_Build]:
@@ -94,7 +105,7 @@ def _corrupt_backward_std() -> Iterator[_Build]:
         shape = ((), (s.d,), (1,))[i % 3]
 
         def build(make: Maker, s: Sizes = s, shape: tuple[int, ...] = shape) -> tuple[Any, ...]:
-            std = _level(make, "gaussian", shape)
+            std = _level(make, AdditiveGaussian.kind, shape)
             return (make.normal(s.m, s.b, s.d), std, make.seed(2**40 + 7, 1), 5, 2)
 
         yield _label(s, layout, "scalar" if math.prod(shape) == 1 else "per-pixel"), layout, build

@@ -43,6 +43,8 @@ class Row(NamedTuple):
     layer: float = 1.0
     #: whether the mean must be positive
     positive: bool = False
+    #: whether it costs the reference so little that large cases have a scale an element
+    cheap: bool = False
 
 
 def _terms_bernoulli(logits: Tensor, scale: None, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,7 +85,7 @@ def _terms_negative_binomial(mean: Tensor, t: Tensor, x: Tensor) -> tuple[Tensor
 
 LIKELIHOODS: dict[str, Row] = {
     "bernoulli": Row(lambda n: 4 * n, None, lambda u: u, _terms_bernoulli, roundings=4, spread=0.5),
-    "gaussian": Row(lambda n: n, lambda u: u, lambda u: u, _terms_gaussian),
+    "gaussian": Row(lambda n: n, lambda u: u, lambda u: u, _terms_gaussian, cheap=True),
     # Not so narrow that e^−|x − mean|/scale leaves float32: see test_discrete_likelihoods.py.
     "discretised_logistic": Row(
         lambda n: 0.5 + 0.3 * n,

@@ -10,6 +10,7 @@ import torch
 from dvae_fast.checking.cases import decoder_arguments
 from dvae_fast.checking.likelihoods import LIKELIHOODS
 from dvae_fast.checking.operands import Maker, Sample, Sizes
+from dvae_fast.corruptions import AdditiveGaussian, FusedCorruption, Masking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,8 +35,7 @@ def _builds(op: str, multiprocessors: int) -> Iterator[tuple[str, Build]]:
     s = _rows(multiprocessors)
     if op == "log_weights":
         for likelihood, row in LIKELIHOODS.items():
-            # One that costs the reference little has its scale an element.
-            kind = "full" if likelihood == "gaussian" else "per-pixel"
+            kind = "full" if row.cheap else "per-pixel"
             kind = "no-scale" if row.scale is None else kind
 
             def of(make: Maker, of: tuple[str, str] = (likelihood, kind)) -> tuple[Any, ...]:
@@ -65,16 +65,16 @@ def _builds(op: str, multiprocessors: int) -> Iterator[tuple[str, Build]]:
 
         yield "given", given
     elif op == "corrupt":
-        for kind in ("masking", "gaussian"):
+        for corruption in (Masking, AdditiveGaussian):
 
-            def copied(make: Maker, kind: str = kind) -> tuple[Any, ...]:
+            def copied(make: Maker, of: type[FusedCorruption] = corruption) -> tuple[Any, ...]:
                 level = torch.full((), 0.3, dtype=make.sums, device=make.device)
-                level = level if kind == "gaussian" else level.float()
+                level = level if of.additive else level.float()
                 # Above the 16 copies a multiprocessor from which a thread makes several of them.
                 copies = 16 * multiprocessors + 9
-                return make.uniform(1, 65), kind, level, None, make.seed(-3, 1), copies, 5, 2
+                return make.uniform(1, 65), of.kind, level, None, make.seed(-3, 1), copies, 5, 2
 
-            yield kind, copied
+            yield corruption.kind, copied
 
 
 def many_samples(

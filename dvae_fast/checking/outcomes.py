@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast.checking.cases import (
+    KINDS,
     MUTATING,
     clone,
     map_tensors,
@@ -115,7 +116,7 @@ def expect(sample: Sample, args: tuple[Any, ...]) -> Expected:
     A discrete corruption is compared bit for bit with what the reference draws in its dtype.
     """
     op = sample.op
-    if op == "corrupt" and args[1] != "gaussian":
+    if op == "corrupt" and not KINDS[args[1]].additive:
         (values,) = run_reference(op, args)
         zeros = torch.zeros(values.shape, dtype=torch.float64)
         what = "masks" if values.numel() else "empty"

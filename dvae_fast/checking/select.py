@@ -20,6 +20,7 @@ from dvae_fast.checking.operands import (
     named,
 )
 from dvae_fast.checking.special import special_samples
+from dvae_fast.corruptions import BitFlip, FusedCorruption, Masking, SaltAndPepper
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 #: Operators without a kernel on GPUs, where the public function never calls them.
 CPU_ONLY = ("mlp_log_weights",)
 
-_KINDS = ("masking", "bit_flip", "salt_and_pepper")
+_MASKS = (Masking, BitFlip, SaltAndPepper)
 
 
 def samples(
@@ -72,11 +73,11 @@ def samples(
 def _masks(device: str, small: bool) -> Iterable[Sample]:
     """Every discrete corruption at many sizes: the noise's own bits, through thresholds."""
     for d in (1, 65) if small else (1, 15, 16, 63, 64, 65, 785):
-        for kind in _KINDS:
+        for kind in _MASKS:
             for seed in (-1,) if small else (0, -1, 2**40 + 3):
 
                 def build(
-                    make: Maker, d: int = d, kind: str = kind, seed: int = seed
+                    make: Maker, d: int = d, kind: type[FusedCorruption] = kind, seed: int = seed
                 ) -> tuple[Any, ...]:
                     rate, salt = (
                         torch.linspace(*ends, d, dtype=torch.float32).to(make.device)
@@ -84,16 +85,16 @@ def _masks(device: str, small: bool) -> Iterable[Sample]:
                     )
                     return (
                         torch.full((5, d), 0.25, dtype=torch.float32, device=make.device),
-                        kind,
+                        kind.kind,
                         rate,
-                        salt if kind == "salt_and_pepper" else None,
+                        salt if kind.salted else None,
                         make.seed(seed, 1),
                         3,
                         2,
                         1,
                     )
 
-                label = f"{kind}-D{d}-seed{seed}"
+                label = f"{kind.kind}-D{d}-seed{seed}"
                 yield Sample("corrupt", label, torch.float32, device, "contiguous", build)
 
 

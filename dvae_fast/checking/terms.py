@@ -17,6 +17,7 @@ from torch import Tensor
 from dvae_fast import reference
 from dvae_fast.checking.likelihoods import LIKELIHOODS
 from dvae_fast.checking.operands import LOW_PRECISION
+from dvae_fast.corruptions import AdditiveGaussian
 from dvae_fast.noise import STREAM_CORRUPTION, STREAM_LATENT, uniform_bits
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _terms_corrupt(
     first_example: int,
     first_copy: int,
 ) -> tuple[Tensor, ...]:
-    if kind != "gaussian":
+    if kind != AdditiveGaussian.kind:
         return ((1 + x.abs()).expand(copies, *x.shape),)
     b, size = x.shape
     radius = _corruption_radius(copies, b, size, seed, first_example, first_copy)

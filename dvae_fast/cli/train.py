@@ -30,6 +30,8 @@ from dvae_fast.cli.options import given_values, with_options
 from dvae_fast.cli.outlet import new_console, say
 from dvae_fast.cli.pictures import run_pictures
 from dvae_fast.cli.results import GREY, Results, evaluation_rows
+from dvae_fast.corruptions import Identity
+from dvae_fast.data import BINARISATIONS
 from dvae_fast.distributed import World, broadcast_object, is_main_process, join, on_main
 from dvae_fast.files import CHECKPOINT, CheckpointError, write_json
 from dvae_fast.models import MODELS
@@ -237,13 +239,11 @@ def _stop(message: str, signal: int, world: World) -> NoReturn:
 def _announce(
     console: Console, config: TrainConfig, folder: Path, world: World, resume: bool
 ) -> None:
-    values = "grey values" if config.binarise == "none" else f"{config.binarise} binarisation"
-    parts = [values, f"{config.likelihood} likelihood"]
-    if config.encoder != "mlp":
-        parts.append(f"{config.encoder} encoder")
-    if config.covariance != "diagonal":
-        parts.append(f"{config.covariance} covariance")
-    if config.corruption != "identity":
+    parts = [BINARISATIONS[config.binarise].label, f"{config.likelihood} likelihood"]
+    for name in ("encoder", "covariance"):
+        if getattr(config, name) != getattr(TrainConfig, name):
+            parts.append(f"{getattr(config, name)} {name}")
+    if config.corruption != Identity.kind:
         how = " by pixel" * config.per_pixel + ", learnt" * (config.gradient is not None)
         parts.append(f"{config.corruption} {config.level:g}{how}, M = {config.copies}")
     elif config.copies > 1:

@@ -115,8 +115,9 @@ class FusedCorruption(Corruption):
     level_name: ClassVar[str]
     level_rule: ClassVar[str]
     level_limit: ClassVar[float]
-    #: whether it adds noise times the parameter, which then has a gradient
-    _additive: ClassVar[bool] = False
+    #: whether it adds noise times the parameter, which then has a gradient; whether it has a salt
+    additive: ClassVar[bool] = False
+    salted: ClassVar[bool] = False
     _moved: FusedCorruption | None = None
 
     @staticmethod
@@ -169,11 +170,11 @@ class FusedCorruption(Corruption):
         """x (B, ...) → x̃ (M, B, ...); see `Corruption`."""
         parameter, salt = self._on(x.device)
         flat = x if x.dim() == 2 else x.reshape(x.shape[0], math.prod(x.shape[1:]))
-        if self._additive and parameter.dtype != accumulation_dtype(x.dtype):
+        if self.additive and parameter.dtype != accumulation_dtype(x.dtype):
             parameter = parameter.to(accumulation_dtype(x.dtype))
         where = (copies, first_example, first_copy)
         if needs_function(flat, parameter):
-            out = _Corrupt.apply(flat, parameter, salt, key, self.kind, *where, self._additive)
+            out = _Corrupt.apply(flat, parameter, salt, key, self.kind, *where, self.additive)
         else:
             out = _op.corrupt(flat, self.kind, parameter, salt, key, *where)
         return cast("Tensor", out.view(copies, *x.shape))
@@ -329,6 +330,7 @@ class SaltAndPepper(RateCorruption):
     """
 
     kind = "salt_and_pepper"
+    salted = True
 
     def __init__(self, rate: float | Tensor, salt: float | Tensor = 0.5) -> None:
         super().__init__(rate)
@@ -369,7 +371,7 @@ class AdditiveGaussian(FusedCorruption):
     kind = "gaussian"
     estimators = ("pathwise",)
     level_name, level_rule, level_limit = "std", "> 0", math.inf
-    _additive = True
+    additive = True
 
     @staticmethod
     def constrained(free: Tensor) -> Tensor:

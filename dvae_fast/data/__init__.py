@@ -29,10 +29,11 @@ from dvae_fast.data.downloads import FOLDER_VARIABLE, DataError
 from dvae_fast.data.sets import (
     BINARISATIONS,
     DATASETS,
-    GREY_LEVEL_DATASETS,
-    IMAGE_SHAPES,
     SPLITS,
+    Binarisation,
     Dataset,
+    NamedSet,
+    check_binarise,
     evenly_spaced,
     load_dataset,
 )
@@ -41,11 +42,12 @@ __all__ = [
     "BINARISATIONS",
     "DATASETS",
     "FOLDER_VARIABLE",
-    "GREY_LEVEL_DATASETS",
-    "IMAGE_SHAPES",
     "SPLITS",
+    "Binarisation",
     "DataError",
     "Dataset",
+    "NamedSet",
+    "check_binarise",
     "evenly_spaced",
     "load_dataset",
 ]

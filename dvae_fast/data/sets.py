@@ -29,26 +29,54 @@ from dvae_fast.data.downloads import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dvae_fast.data.downloads import Images
 
 __all__ = [
     "BINARISATIONS",
     "DATASETS",
-    "GREY_LEVEL_DATASETS",
-    "IMAGE_SHAPES",
     "SPLITS",
+    "Binarisation",
     "Dataset",
+    "NamedSet",
+    "check_binarise",
     "evenly_spaced",
     "load_dataset",
 ]
 
-#: (height, width) of each data set's images
-IMAGE_SHAPES = {"digits": (8, 8), "mnist": (28, 28), "frey": (28, 20)}
-DATASETS = tuple(IMAGE_SHAPES)
-BINARISATIONS = ("dynamic", "once", "fixed", "none")
-#: Data sets whose grey values are multiples of 1/255.
-GREY_LEVEL_DATASETS = ("mnist", "frey")
 SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Binarisation:
+    """A way to make grey values binary, and what messages call the data.
+
+    Attributes:
+        anew: drawn anew in every epoch; drawn once for validation and test.
+        once: drawn once, when the data are loaded.
+        published: drawn by others, in a file of its own.
+        likelihood: what suits the values.
+    """
+
+    label: str
+    anew: bool = False
+    once: bool = False
+    published: bool = False
+    likelihood: str = "bernoulli"
+
+    @property
+    def grey(self) -> bool:
+        """Whether the values stay as they are."""
+        return not (self.anew or self.once or self.published)
+
+
+BINARISATIONS = {
+    "dynamic": Binarisation("dynamic binarisation", anew=True),
+    "once": Binarisation("once binarisation", once=True),
+    "fixed": Binarisation("fixed binarisation", published=True),
+    "none": Binarisation("grey values", likelihood="gaussian"),
+}
 
 
 # --- Bernoulli draws --------------------------------------------------------------------------
@@ -126,7 +154,7 @@ class Dataset:
     def train_batch(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """Training examples by index: (B,) int64 → (B, D); ``dynamic`` draws from `generator`."""
         grey = self.train.index_select(0, index.to(self.train.device, non_blocking=True))
-        if self.binarise != "dynamic":
+        if not BINARISATIONS[self.binarise].anew:
             return grey
         # The generator gives the seed and the kernel the noise: one number drawn, not B·D.
         seed = torch.randint(0, 2**63 - 1, (1,), generator=generator, device=generator.device)
@@ -140,7 +168,7 @@ class Dataset:
         """
         check_choice("split", split, SPLITS)
         images = cast("Tensor", getattr(self, split))
-        if self.binarise != "dynamic":
+        if not BINARISATIONS[self.binarise].anew:
             return images
         if split not in self._drawn:
             with torch.inference_mode(False):  # kept for whoever wants a gradient later
@@ -151,6 +179,18 @@ class Dataset:
 def evenly_spaced(x: Tensor, n: int) -> Tensor:
     """n of the rows of x, from the first on: of a set sorted by class, as many of each."""
     return x[torch.arange(n) * len(x) // n]
+
+
+def check_binarise(data: str, binarise: str) -> None:
+    """Raise ValueError unless the data set `data` can be had so."""
+    check_choice("binarise", binarise, BINARISATIONS)
+    if BINARISATIONS[binarise].published and DATASETS[data].published is None:
+        others = ", ".join(n for n, way in BINARISATIONS.items() if not way.published)
+        have = ", ".join(n for n, named in DATASETS.items() if named.published is not None)
+        raise ValueError(
+            f"binarise must be one of {others} for {data} ({binarise} exists for {have} alone); "
+            f"got {binarise!r}"
+        )
 
 
 def load_dataset(
@@ -176,13 +216,7 @@ def load_dataset(
         MissingExtraError: if scikit-learn, which brings the digits, is not installed.
     """
     check_choice("name", name, DATASETS)
-    check_choice("binarise", binarise, BINARISATIONS)
-    if binarise == "fixed" and name != "mnist":
-        others = ", ".join(b for b in BINARISATIONS if b != "fixed")
-        raise ValueError(
-            f"binarise must be one of {others} for {name} (fixed exists for mnist alone); "
-            "got 'fixed'"
-        )
+    check_binarise(name, binarise)
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be an int from 0 to 2**32 - 1, got {seed!r}")
     # Tensors of inference mode could be used in no graph; those of another device in no batch.
@@ -194,25 +228,18 @@ def _load(name: str, binarise: str, seed: int, folder: str | os.PathLike[str] | 
     chosen = folder if folder is not None else os.environ.get(FOLDER_VARIABLE) or None
     where = None if chosen is None else Path(chosen).expanduser()
 
-    if name == "digits":
-        parts, highest = _permuted(_digits(), (1297, 200, 300), seed), 16
-    elif name == "frey":
-        parts, highest = _permuted(_frey(where), (1572, 193, 200), seed), 255
-    elif binarise == "fixed":
-        parts, highest = _fixed_mnist(where), 1
+    named, way = DATASETS[name], BINARISATIONS[binarise]
+    if way.published and named.published is not None:
+        parts, highest = named.published(where), 1
     else:
-        sixty, ten = _mnist(where)
-        parts, highest = (sixty[:50000], sixty[50000:], ten), 255
-
-    shape = IMAGE_SHAPES[name]
-    size = shape[0] * shape[1]
+        parts, highest = named.grey(where, seed), named.highest
     tensors = []
     for split, part in zip(SPLITS, parts, strict=True):
-        images = torch.from_numpy(part.reshape(-1, size).astype(np.float32)).div_(highest)
-        tensors.append(_fixed_draw(images, seed, split) if binarise == "once" else images)
+        images = torch.from_numpy(part.reshape(len(part), -1).astype(np.float32)).div_(highest)
+        tensors.append(_fixed_draw(images, seed, split) if way.once else images)
     mean = tensors[0].mean(0, dtype=torch.float64).float()
     train, valid, test = tensors
-    return Dataset(name, train, valid, test, shape, binarise, seed, mean)
+    return Dataset(name, train, valid, test, named.image_shape, binarise, seed, mean)
 
 
 def _permuted(images: Images, counts: tuple[int, int, int], seed: int) -> tuple[Images, ...]:
@@ -225,9 +252,14 @@ def _permuted(images: Images, counts: tuple[int, int, int], seed: int) -> tuple[
 # --- files ------------------------------------------------------------------------------------
 
 
-def _digits() -> Images:
+def _digits(folder: Path | None, seed: int) -> tuple[Images, ...]:
     datasets = require("sklearn.datasets", "scikit-learn", "the data set 'digits'")
-    return cast("Images", datasets.load_digits().images.astype(np.uint8))
+    return _permuted(datasets.load_digits().images.astype(np.uint8), (1297, 200, 300), seed)
+
+
+def _split_mnist(folder: Path | None, seed: int) -> tuple[Images, ...]:
+    sixty, ten = _mnist(folder)
+    return sixty[:50000], sixty[50000:], ten
 
 
 def _mnist(folder: Path | None) -> tuple[Images, Images]:
@@ -258,7 +290,7 @@ def _fixed_mnist(folder: Path | None) -> tuple[Images, ...]:
     return tuple(np.unpackbits(arrays[key], axis=1) for key in counts)
 
 
-def _frey(folder: Path | None) -> Images:
+def _frey(folder: Path | None, seed: int) -> tuple[Images, ...]:
     path = local_file(folder, "frey_face.npz")
     if path is None:
         raise absent_file(
@@ -267,4 +299,39 @@ def _frey(folder: Path | None) -> Images:
             "it has no download with a published checksum",
             " It is an .npz file with one uint8 array 'images' of shape (1965, 28, 20).",
         )
-    return read_npz(path, {"images": (1965, 28, 20)})["images"]
+    images = read_npz(path, {"images": (1965, 28, 20)})["images"]
+    return _permuted(images, (1572, 193, 200), seed)
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """A data set of the registry, and what suits it.
+
+    Attributes:
+        grey: (folder, seed) to the three splits' images, whole numbers from 0 to `highest`.
+        image_shape: (height, width).
+        published: folder to the splits of a draw that others published, where there is one.
+        binarise: one of :data:`BINARISATIONS`.
+        epochs, learning_rate: of a training.
+    """
+
+    grey: Callable[[Path | None, int], tuple[Images, ...]]
+    image_shape: tuple[int, int]
+    highest: int
+    epochs: int
+    learning_rate: float
+    binarise: str = "dynamic"
+    published: Callable[[Path | None], tuple[Images, ...]] | None = None
+
+    @property
+    def grey_levels(self) -> bool:
+        """Whether grey values are multiples of 1/255."""
+        return self.highest == 255
+
+
+# An epoch of the digits is 13 steps, one of MNIST 500.
+DATASETS = {
+    "digits": NamedSet(_digits, (8, 8), 16, 300, 3e-3),
+    "mnist": NamedSet(_split_mnist, (28, 28), 255, 100, 1e-3, published=_fixed_mnist),
+    "frey": NamedSet(_frey, (28, 20), 255, 300, 1e-3, "none"),
+}

@@ -13,7 +13,7 @@ from dvae_fast._seeds import seed_tensor
 from dvae_fast.corruptions import SaltAndPepper
 from dvae_fast.models.base import Autoencoder, groups_of
 from dvae_fast.models.config import register
-from dvae_fast.models.posterior import is_full, sample_gaussian
+from dvae_fast.models.posterior import COVARIANCES, is_full, sample_gaussian
 from dvae_fast.objectives import Latents
 from dvae_fast.objectives.objective import check_posterior_objective
 
@@ -37,7 +37,7 @@ class LatentVariableModel(Autoencoder):
     def check_options(cls, options: ModelConfig, objective: Objective) -> None:
         """Raise ValueError unless the model has the objective with these options."""
         super().check_options(options, objective)
-        if options.covariance == "full":
+        if COVARIANCES.get(options.covariance):
             check_posterior_objective(objective)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:

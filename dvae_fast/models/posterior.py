@@ -30,8 +30,8 @@ __all__ = [
     "split_posterior",
 ]
 
-#: q(z|x)'s covariance: diagonal, or any, as a triangular factor L of L Lᵀ
-COVARIANCES = ("diagonal", "full")
+#: q(z|x)'s covariance, by whether it is any, as a triangular factor L of L Lᵀ, or diagonal
+COVARIANCES = {"diagonal": False, "full": True}
 
 
 def posterior_layer(inputs: int, latent: int, covariance: str | None) -> nn.Linear:
@@ -45,7 +45,7 @@ def posterior_layer(inputs: int, latent: int, covariance: str | None) -> nn.Line
         return linear(inputs, latent)
     check_choice("covariance", covariance, COVARIANCES)
     layer = linear(inputs, 2 * latent)
-    if covariance == "diagonal":
+    if not COVARIANCES[covariance]:
         return layer
     wide: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, 2 * latent + latent * (latent - 1) // 2)
     with torch.no_grad():
@@ -64,7 +64,7 @@ def split_posterior(
     """
     if covariance is None:
         return output
-    if covariance == "diagonal":
+    if not COVARIANCES[covariance]:
         mean, log_var = output.chunk(2, -1)
         return mean, log_var
     mean, log_var, below = output.split((latent, latent, output.shape[-1] - 2 * latent), -1)

@@ -15,21 +15,16 @@ from dvae_fast._checks import check_choice, check_device, check_integer, nearest
 from dvae_fast.corruptions import (
     CORRUPTIONS,
     LEVEL_ESTIMATORS,
+    AdditiveGaussian,
     Corruption,
+    Identity,
     Learnable,
     RateCorruption,
     SaltAndPepper,
     make_corruption,
     rates_from_mean,
 )
-from dvae_fast.data import (
-    BINARISATIONS,
-    DATASETS,
-    GREY_LEVEL_DATASETS,
-    IMAGE_SHAPES,
-    Dataset,
-    load_dataset,
-)
+from dvae_fast.data import BINARISATIONS, DATASETS, Dataset, check_binarise, load_dataset
 from dvae_fast.files import CheckpointError, read_json
 from dvae_fast.likelihoods import LIKELIHOODS, Bernoulli, get_likelihood
 from dvae_fast.models import MODELS, Autoencoder, ModelConfig, make_model
@@ -44,8 +39,6 @@ if TYPE_CHECKING:
 __all__ = [
     "CHANGEABLE",
     "CONFIG",
-    "DEFAULT_EPOCHS",
-    "DEFAULT_LEARNING_RATES",
     "DEFAULT_LEVEL",
     "LR_SCHEDULES",
     "MOST_THREADS",
@@ -69,17 +62,16 @@ class OptionError(ValueError):
     """An option does not fit what is there: the folder, the run in it, the other processes."""
 
 
-#: by data set: an epoch of the digits is 13 steps, one of MNIST 500
-DEFAULT_EPOCHS = {"digits": 300, "mnist": 100, "frey": 300}
-DEFAULT_LEARNING_RATES = {"digits": 3e-3, "mnist": 1e-3, "frey": 1e-3}
+_DEFAULT_DATA = next(iter(DATASETS))
 DEFAULT_LEVEL = 0.05
 _MODEL_FIELDS = frozenset(field.name for field in dataclasses.fields(ModelConfig))
 #: of binary data; of any other, gaussian
-_BINARY_CORRUPTION = next(name for name, make in CORRUPTIONS.items() if make is SaltAndPepper)
+_BINARY_CORRUPTION = SaltAndPepper.kind
 
 
-def _by_data(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{value:g} for {data}" for data, value in values.items())
+def _by_data(name: str) -> str:
+    """What suits each data set."""
+    return ", ".join(f"{getattr(named, name):g} for {data}" for data, named in DATASETS.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +85,7 @@ class TrainConfig(ModelConfig):
     """
 
     model: str = option("diwae", "The model.", choices=MODELS)
-    data: str = option("digits", "The data set.", choices=DATASETS)
+    data: str = option(_DEFAULT_DATA, "The data set.", choices=DATASETS)
     binarise: str = option(
         "dynamic",
         "How; fixed exists for mnist only. Default: dynamic; none for frey.",
@@ -136,11 +128,11 @@ class TrainConfig(ModelConfig):
         None, "Train on the first so many images only. Default: all."
     )
     valid_examples: int | None = option(None, "Validate on the first so many only. Default: all.")
-    epochs: int = option(DEFAULT_EPOCHS["digits"], f"Default: {_by_data(DEFAULT_EPOCHS)}.")
+    epochs: int = option(DATASETS[_DEFAULT_DATA].epochs, f"Default: {_by_data('epochs')}.")
     batch_size: int = option(100, "Examples a step, of all processes together.")
     learning_rate: float = option(
-        DEFAULT_LEARNING_RATES["digits"],
-        f"Adam's, at the start. Default: {_by_data(DEFAULT_LEARNING_RATES)}.",
+        DATASETS[_DEFAULT_DATA].learning_rate,
+        f"Adam's, at the start. Default: {_by_data('learning_rate')}.",
     )
     lr_schedule: str = option(
         "constant", "stepwise falls to a tenth in eight stages.", choices=LR_SCHEDULES
@@ -167,12 +159,7 @@ class TrainConfig(ModelConfig):
             super().__post_init__()
         except TypeError as error:
             raise ValueError(str(error)) from None
-        if self.binarise == "fixed" and self.data != "mnist":
-            others = ", ".join(b for b in BINARISATIONS if b != "fixed")
-            raise ValueError(
-                f"binarise must be one of {others} for {self.data} (fixed exists for mnist only); "
-                "got 'fixed'"
-            )
+        check_binarise(self.data, self.binarise)
         model, objective = MODELS[self.model], self.make_objective()
         if self.samples is None:
             object.__setattr__(self, "samples", default_samples(objective))
@@ -219,15 +206,17 @@ class TrainConfig(ModelConfig):
                 f"likelihood must not be {self.likelihood} for {self.data}: it is of counts, and "
                 "the values of images lie in [0, 1]"
             )
-        if step > 0 and (self.binarise != "none" or self.data not in GREY_LEVEL_DATASETS):
+        grey = BINARISATIONS[self.binarise].grey
+        if step > 0 and not (grey and DATASETS[self.data].grey_levels):
+            names = ", ".join(name for name, named in DATASETS.items() if named.grey_levels)
+            ways = ", ".join(name for name, way in BINARISATIONS.items() if way.grey)
             raise ValueError(
                 f"likelihood must not be {self.likelihood} unless the data has 256 grey levels: "
-                f"{', '.join(GREY_LEVEL_DATASETS)} with binarise none; "
-                f"got {self.data} with {self.binarise}"
+                f"{names} with binarise {ways}; got {self.data} with {self.binarise}"
             )
 
     def _check_corruption(self, model: type[Autoencoder], objective: Objective) -> None:
-        if "corruption" not in options_of(model) and self.corruption != "identity":
+        if "corruption" not in options_of(model) and self.corruption != Identity.kind:
             corrupting = [name for name, cls in MODELS.items() if "corruption" in options_of(cls)]
             raise ValueError(
                 f"corruption must be identity for {self.model} (only {', '.join(corrupting)} "
@@ -282,12 +271,14 @@ class TrainConfig(ModelConfig):
     @property
     def is_grey_bernoulli(self) -> bool:
         """Whether a Bernoulli is asked for the density of grey values, which it has none of."""
-        return self.binarise == "none" and isinstance(get_likelihood(self.likelihood), Bernoulli)
+        return BINARISATIONS[self.binarise].grey and isinstance(
+            get_likelihood(self.likelihood), Bernoulli
+        )
 
     @property
     def image_shape(self) -> tuple[int, int]:
         """(height, width)."""
-        return IMAGE_SHAPES[self.data]
+        return DATASETS[self.data].image_shape
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, JSON-able."""
@@ -332,20 +323,21 @@ def default_config(model: str = "diwae", data: str = "digits", **given: Any) -> 
     check_choice("model", model, MODELS)
     check_choice("data", data, DATASETS)
     values = {name: value for name, value in given.items() if value is not None}
-    values.setdefault("binarise", "none" if data == "frey" else "dynamic")
-    grey = values["binarise"] == "none"
-    values.setdefault("likelihood", "gaussian" if grey else "bernoulli")
+    named = DATASETS[data]
+    values.setdefault("binarise", named.binarise)
+    check_binarise(data, values["binarise"])
+    values.setdefault("likelihood", BINARISATIONS[values["binarise"]].likelihood)
     for name, value in MODELS[model].defaults.items():
         if name not in ("objective", "corruption"):
             values.setdefault(name, value)
-    values.setdefault("epochs", DEFAULT_EPOCHS[data])
-    values.setdefault("learning_rate", DEFAULT_LEARNING_RATES[data])
+    values.setdefault("epochs", named.epochs)
+    values.setdefault("learning_rate", named.learning_rate)
     if MODELS[model].denoising:
         binary = isinstance(LIKELIHOODS.get(values["likelihood"]), Bernoulli)
-        values.setdefault("corruption", _BINARY_CORRUPTION if binary else "gaussian")
+        values.setdefault("corruption", (SaltAndPepper if binary else AdditiveGaussian).kind)
     else:
-        values.setdefault("corruption", "identity")
-    identity = values["corruption"] == "identity"
+        values.setdefault("corruption", Identity.kind)
+    identity = values["corruption"] == Identity.kind
     if identity and values.get("level", 0) != 0:
         raise ValueError(f"level must be 0 without a corruption, got {values['level']!r}")
     values.setdefault("level", 0.0 if identity else DEFAULT_LEVEL)

@@ -204,7 +204,7 @@ def test_an_objective_is_one_option_away() -> None:
         ),
         (["--data", "cifar"], "data must be one of digits, mnist, frey; got 'cifar'"),
         (["--binarise", "x"], "binarise must be one of dynamic, once, fixed, none; got 'x'"),
-        (["--binarise", "fixed"], "dynamic, once, none for digits (fixed exists for mnist only)"),
+        (["--binarise", "fixed"], "dynamic, once, none for digits (fixed exists for mnist alone)"),
         (["--corruption", "x"], "corruption must be one of identity, masking, salt_and_pepper"),
         (["--level", "2"], "level does not fit salt_and_pepper: rate must be in [0, 1], got 2"),
         (["--model", "vae", "--corruption", "masking"], "corruption must be identity for vae"),

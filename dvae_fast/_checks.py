@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_choice",
     "check_count",
+    "check_dense",
     "check_device",
     "check_float",
     "check_index",
@@ -26,6 +27,7 @@ __all__ = [
     "check_shape",
     "check_size",
     "check_sizes",
+    "check_total",
     "is_number",
     "nearest_choice",
     "set_validation",
@@ -33,6 +35,8 @@ __all__ = [
 ]
 
 _FLOATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+
+_MOST = 2**59  # times 8 bytes, an index is signed and has 64 bits
 
 _validate = os.environ.get("DVAE_FAST_VALIDATE", "0") not in ("", "0")
 
@@ -48,9 +52,17 @@ def set_validation(enabled: bool) -> bool:
     return old
 
 
-def check_float(name: str, t: Tensor) -> None:
+def check_dense(name: str, t: Tensor) -> None:
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+    if t.is_nested:
+        raise ValueError(f"{name} must be a dense tensor, got a nested one; pad or stack it")
+    if t.layout is not torch.strided:
+        raise ValueError(f"{name} must be a dense tensor, got {t.layout}; give {name}.to_dense()")
+
+
+def check_float(name: str, t: Tensor) -> None:
+    check_dense(name, t)
     if t.dtype not in _FLOATS:
         raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {t.dtype}")
 
@@ -84,8 +96,18 @@ def is_number(value: Any) -> bool:
 def check_index(name: str, value: int, count: int) -> None:
     """The first of `count` indices in the noise, each one 32-bit word of the counter."""
     check_count(name, value, 0)
-    if value > 2**32 - count:
-        raise ValueError(f"{name} must be <= 2**32 − {count}, the number drawn; got {value}")
+    if count > 2**32:
+        what = name.removeprefix("first_").replace("copy", "copie")
+        raise ValueError(f"a call must draw at most 2**32 {what}s, got {count}")
+    drawn = max(count, 1)
+    if value > 2**32 - drawn:
+        raise ValueError(f"{name} must be <= 2**32 − {drawn}, the number drawn; got {value}")
+
+
+def check_total(name: str, *sizes: int) -> None:
+    """Raise ValueError where numbers of such sizes, one of which may be 0, have no index."""
+    if not torch.compiler.is_compiling() and math.prod(max(n, 1) for n in sizes) > _MOST:
+        raise ValueError(f"{name} must hold at most 2**59 numbers, got shape {sizes}")
 
 
 def values_are_checked() -> bool:

@@ -10,7 +10,9 @@ from torch import Tensor
 
 __all__ = ["derived_key", "generator_seed", "seed_tensor"]
 
-_INT64 = (-(2**63), 2**63 - 1)
+_SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
+_UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+_INTEGERS = frozenset((*_SIGNED, *_UNSIGNED))
 
 
 def seed_tensor(seed: int | np.integer[Any] | Tensor | None, device: torch.device) -> Tensor:
@@ -18,21 +20,25 @@ def seed_tensor(seed: int | np.integer[Any] | Tensor | None, device: torch.devic
     if seed is None:
         return torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device=device)
     if isinstance(seed, Tensor):
-        if seed.dtype != torch.int64 or seed.numel() != 1:
+        if seed.dtype not in _INTEGERS or seed.numel() != 1:
             raise TypeError(
-                "seed must be an int or an int64 tensor of one element, "
+                "seed must be an int or an integer tensor of one element, "
                 f"got {seed.dtype} of shape {tuple(seed.shape)}"
             )
+        if seed.dtype != torch.int64:
+            seed = seed.view(torch.int64) if seed.dtype == torch.uint64 else seed.long()
         return seed if seed.device == device else seed.to(device)
     if isinstance(seed, np.integer):
         seed = int(seed)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise TypeError(
-            "seed must be an int, an int64 tensor of one element or None, "
+            "seed must be an int, an integer tensor of one element or None, "
             f"got {type(seed).__name__}"
         )
-    if not _INT64[0] <= seed <= _INT64[1]:
-        raise ValueError(f"seed must fit in 64 bits, from -2**63 to 2**63 - 1, got {seed}")
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must fit in 64 bits, from -2**63 to 2**64 - 1, got {seed}")
+    if seed >= 2**63:  # the same 64 bits
+        seed -= 2**64
     # Filled on the device: a copy from the host would wait for it, and break a CUDA graph.
     return torch.full((1,), seed, dtype=torch.int64, device=device)
 

@@ -275,6 +275,27 @@ def _fallback(name: str) -> Callable[..., Any]:
     return run
 
 
+def _mapped(name: str) -> Callable[..., Any]:
+    """What `torch.vmap` runs of an operator called as such: one call for each of a batch."""
+
+    def run(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        def at(i: int, arg: Any, dim: Any) -> Any:
+            if isinstance(arg, (tuple, list)):
+                return [at(i, a, d) for a, d in zip(arg, dim, strict=True)]
+            return arg if dim is None else arg.select(dim, i)
+
+        op = getattr(torch.ops.dvae_fast, name)
+        results = [
+            op(*(at(i, a, d) for a, d in zip(args, in_dims, strict=True)))
+            for i in range(info.batch_size)
+        ]
+        if isinstance(results[0], tuple):
+            return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
+        return torch.stack(results), 0
+
+    return run
+
+
 # --- registration -----------------------------------------------------------------------------
 
 _library = torch.library.Library("dvae_fast", "DEF")
@@ -282,6 +303,8 @@ for _name, _schema in _SCHEMAS.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(_name, _fallback(_name), "CompositeExplicitAutograd")
     torch.library.register_fake(f"dvae_fast::{_name}", _FAKES[_name], lib=_library)
+    if "!" not in _schema:  # torch.vmap maps what writes to nothing
+        torch.library.register_vmap(f"dvae_fast::{_name}", _mapped(_name), lib=_library)
 
 
 def _load() -> str | None:

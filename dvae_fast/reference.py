@@ -213,15 +213,15 @@ def mixture_log_ratio_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `latent_log_ratio_backward` for each component, with g w_m for g; ∂z is the sum."""
     dtype = accumulation_dtype(z.dtype)
-    grad_z = torch.zeros(z.shape, dtype=dtype, device=z.device)
+    grad_z = torch.zeros_like(z, dtype=dtype)
     grad_mean, grad_log_var = [], []
     for m, v, w in zip(mean, log_var, weights.to(dtype).unbind(-1), strict=True):
         g = (grad.to(dtype) * w).unsqueeze(-1)
         d_z, d_mean, d_log_var = _log_ratio_slopes(z, m, v, dtype)
         # A weight of zero stops a non-finite derivative: 0 · inf would be NaN.
-        grad_z += _weighted(g, d_z)
-        grad_mean.append(_weighted(g, d_mean).sum(1))
-        grad_log_var.append(_weighted(g, d_log_var).sum(1))
+        grad_z = grad_z + weighted(g, d_z)
+        grad_mean.append(weighted(g, d_mean).sum(1))
+        grad_log_var.append(weighted(g, d_log_var).sum(1))
     return (
         grad_z.to(z.dtype),
         torch.stack(grad_mean).to(mean.dtype),
@@ -278,7 +278,7 @@ def log_weights_backward(
     g = grad.to(data.dtype).unsqueeze(-1)
     # A weight of zero stops a non-finite derivative: 0 · inf would be NaN.
     derivatives = get_likelihood(likelihood).derivatives(tuple(parameters), data)
-    grads = [_weighted(g, d) for d in derivatives]
+    grads = [weighted(g, d) for d in derivatives]
     grad_params = grads[0].to(params.dtype)
     if scale is None:
         return grad_params, params.new_empty(0)
@@ -290,8 +290,10 @@ def log_weights_backward(
     return grad_params, grad_scale.reshape(scale.shape).to(scale.dtype)
 
 
-def _weighted(weight: Tensor, value: Tensor) -> Tensor:
-    return torch.where(weight == 0, torch.zeros_like(value), weight * value)
+def weighted(weight: Tensor, value: Tensor) -> Tensor:
+    """weight · value, in which a weight of 0 stops a value that is not finite; differentiable."""
+    stopped = (weight == 0) & ~value.isfinite()
+    return weight * value.masked_fill(stopped, 0.0)
 
 
 # --- activation -------------------------------------------------------------------------------
@@ -300,7 +302,9 @@ def _weighted(weight: Tensor, value: Tensor) -> Tensor:
 def softplus(x: Tensor) -> Tensor:
     """log(1 + e^x) = max(x, 0) + log1p(e^−|x|), in any shape."""
     v = x.to(accumulation_dtype(x.dtype))
-    out = v.clamp(min=0) + torch.log1p(torch.exp(-v.abs()))
+    # Not abs and clamp, whose derivatives at 0 are neither side's.
+    above = torch.where(v > 0, v, 0.0)
+    out = above + torch.log1p(torch.exp(torch.where(v > 0, -v, v)))
     return out.to(x.dtype, memory_format=torch.contiguous_format)
 
 
@@ -316,7 +320,11 @@ def softplus_backward(grad: Tensor, out: Tensor) -> Tensor:
 
 def logmeanexp(log_w: Tensor) -> Tensor:
     """(N, K) → log (1/K Σ_k exp log_w), (N,). K = 0 has no mean: refused by the caller."""
-    return torch.logsumexp(log_w, -1) - math.log(log_w.shape[-1])
+    # Not torch's logsumexp, whose forward mode cannot be gone back through.
+    top = log_w.detach().amax(-1, keepdim=True)
+    top = torch.where(top.isfinite(), top, 0.0)
+    total = torch.exp(log_w - top).sum(-1)
+    return torch.log(total) + (top.squeeze(-1) - math.log(log_w.shape[-1]))
 
 
 def normalised_weights(log_w: Tensor) -> Tensor:
@@ -324,7 +332,7 @@ def normalised_weights(log_w: Tensor) -> Tensor:
 
     Not e^(log w − bound) / K: the bound is rounded to its own size, at −3000 nats 1e-4 of a weight.
     """
-    top = log_w.amax(-1, keepdim=True)
+    top = log_w.detach().amax(-1, keepdim=True)
     weights = torch.exp(log_w - torch.where(top == -math.inf, 0.0, top))
     # A weight of inf leaves its own w̃ undefined and takes all from the others.
     total = torch.where(top == math.inf, top, weights.sum(-1, keepdim=True))
@@ -333,7 +341,7 @@ def normalised_weights(log_w: Tensor) -> Tensor:
 
 def logmeanexp_backward(grad: Tensor, log_w: Tensor) -> Tensor:
     """g w̃, (N, K)."""
-    return _weighted(grad.unsqueeze(-1), normalised_weights(log_w))
+    return weighted(grad.unsqueeze(-1), normalised_weights(log_w))
 
 
 def iwae(
@@ -433,12 +441,12 @@ def linear_log_weights(
 
     One row n at a time, so that no more than (1, K, D) is held.
     """
-    out = log_ratio.new_empty(log_ratio.shape)
+    rows = [log_ratio[:0]]
     for n in range(hidden.shape[0]):
         params = _linear(hidden[n : n + 1], weight, bias)
         row = x[n % x.shape[0]].unsqueeze(0)
-        out[n] = log_weights(params, scale, row, log_ratio[n : n + 1], likelihood)[0]
-    return out
+        rows.append(log_weights(params, scale, row, log_ratio[n : n + 1], likelihood))
+    return torch.cat(rows)
 
 
 #: what a decoder's hidden layers may make of their linear parts, by name
@@ -485,7 +493,7 @@ def linear_log_weights_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(∂hidden, ∂weight, ∂bias, ∂scale), the linear layer recomputed a row at a time."""
     dtype = accumulation_dtype(hidden.dtype)
-    grad_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+    grad_hidden = [hidden[:0]]
     grad_weight = torch.zeros(weight.shape, dtype=dtype, device=weight.device)
     grad_bias = torch.zeros(weight.shape[0], dtype=dtype, device=weight.device)
     grad_scale = torch.zeros(
@@ -495,13 +503,13 @@ def linear_log_weights_backward(
         params = _linear(hidden[n : n + 1], weight, bias)
         row = x[n % x.shape[0]].unsqueeze(0)
         g, gs = log_weights_backward(grad[n : n + 1], params, scale, row, likelihood)
+        grad_hidden.append(g @ weight)
         g = g[0]
-        grad_hidden[n] = g @ weight
-        grad_weight += (g.transpose(0, 1) @ hidden[n]).to(dtype)
-        grad_bias += g.to(dtype).sum(0)
-        grad_scale += gs.reshape(-1).to(dtype)
+        grad_weight = grad_weight + (g.transpose(0, 1) @ hidden[n]).to(dtype)
+        grad_bias = grad_bias + g.to(dtype).sum(0)
+        grad_scale = grad_scale + gs.reshape(-1).to(dtype)
     return (
-        grad_hidden,
+        torch.cat(grad_hidden),
         grad_weight.to(weight.dtype),
         grad_bias.to(weight.dtype),
         hidden.new_empty(0) if scale is None else grad_scale.reshape(scale.shape).to(scale.dtype),

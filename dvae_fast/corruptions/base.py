@@ -117,6 +117,8 @@ def _for_each_copy(own: Callable[[Any, Tensor, torch.Generator], Tensor]) -> Cal
     ) -> Tensor:
         if isinstance(copies, torch.Generator):
             return own(self, x, copies)
+        if x.is_meta:  # which has no seed to read
+            return x.expand(copies, *x.shape).clone()
         # A path to the parameters would count a second time what the score function counts.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.scores):
             drawn = [

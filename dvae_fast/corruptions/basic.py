@@ -16,13 +16,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
+from dvae_fast import reference
 from dvae_fast._checks import check_choice, is_number
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast.corruptions.base import Corruption
-from dvae_fast.functional._autograd import differentiable_once, needs_function
+from dvae_fast.functional._autograd import Operation, differentiable, keep, needs_function, operator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import TypeVar
 
     Fused = TypeVar("Fused", bound="FusedCorruption")
@@ -69,34 +70,42 @@ def _parameter(name: str, value: float | Tensor, lower: float, upper: float) -> 
     return tensor
 
 
-class _Corrupt(torch.autograd.Function):
+_corrupt = operator("corrupt")
+_corrupt_backward = differentiable("corrupt_backward")
+_corrupt_backward_std = differentiable("corrupt_backward_std")
+
+
+class _Corrupt(Operation):
+    formula = staticmethod(lambda *args: reference.corrupt(*args[:-1]))
+
     @staticmethod
     def forward(
-        ctx: Any,
         x: Tensor,
+        kind: str,
         parameter: Tensor,
         salt: Tensor | None,
         seed: Tensor,
-        kind: str,
         copies: int,
         first_example: int,
         first_copy: int,
         additive: bool,
     ) -> Tensor:
-        ctx.save_for_backward(parameter, salt, seed)
-        ctx.kind, ctx.first, ctx.additive = kind, (first_example, first_copy), additive
-        return cast("Tensor", _op.corrupt(x, kind, parameter, salt, seed, copies, *ctx.first))
+        where = (copies, first_example, first_copy)
+        return cast("Tensor", _corrupt(x, kind, parameter, salt, seed, *where))
 
     @staticmethod
-    @differentiable_once
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        parameter, salt, seed = ctx.saved_tensors
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        keep(ctx, output, None, *inputs[1:])
+
+    @staticmethod
+    def pull(grads: Sequence[Tensor | None], need: Sequence[bool], *args: Any) -> tuple[Any, ...]:
+        _, kind, parameter, salt, seed, _, *first, additive = args
         grad_x = grad_parameter = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _op.corrupt_backward(grad, ctx.kind, parameter, salt, seed, *ctx.first)
-        if ctx.needs_input_grad[1] and ctx.additive:
-            grad_parameter = _op.corrupt_backward_std(grad, parameter, seed, *ctx.first)
-        return grad_x, grad_parameter, *(None,) * 7
+        if need[0]:
+            grad_x = _corrupt_backward(*grads, kind, parameter, salt, seed, *first)
+        if need[2] and additive:
+            grad_parameter = _corrupt_backward_std(*grads, parameter, seed, *first)
+        return grad_x, None, grad_parameter, *(None,) * 6
 
 
 class FusedCorruption(Corruption):
@@ -173,10 +182,11 @@ class FusedCorruption(Corruption):
         if self.additive and parameter.dtype != accumulation_dtype(x.dtype):
             parameter = parameter.to(accumulation_dtype(x.dtype))
         where = (copies, first_example, first_copy)
+        args = (flat, self.kind, parameter, salt, key, *where)
         if needs_function(flat, parameter):
-            out = _Corrupt.apply(flat, parameter, salt, key, self.kind, *where, self.additive)
+            out = _Corrupt.apply(*args, self.additive)
         else:
-            out = _op.corrupt(flat, self.kind, parameter, salt, key, *where)
+            out = _op.corrupt(*args)
         return cast("Tensor", out.view(copies, *x.shape))
 
     def __repr__(self) -> str:
@@ -197,7 +207,7 @@ class Identity(FusedCorruption):
     kind = "identity"
 
     def __init__(self) -> None:
-        self.parameter = torch.zeros(())
+        self.parameter = torch.zeros((), device="cpu")
 
     def __repr__(self) -> str:
         return "Identity()"

@@ -70,7 +70,7 @@ def corruption_from(config: Any) -> Corruption:
             f"config's corruption must have the keys name and level, got {config!r}"
         ) from None
     level, salt = (
-        torch.tensor(value) if isinstance(value, list) else value
+        torch.tensor(value, device="cpu") if isinstance(value, list) else value
         for value in (level, config.get("salt"))
     )
     made = make_corruption(name, level) if salt is None else SaltAndPepper(level, salt)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dvae_fast._checks import check_count, check_float, check_index, nearest_choice
+from dvae_fast._checks import check_count, check_float, check_index, check_total, nearest_choice
 from dvae_fast._seeds import seed_tensor
 from dvae_fast.corruptions.base import Corruption, CorruptionFunction, as_corruption
 from dvae_fast.corruptions.basic import CORRUPTIONS
@@ -65,6 +65,7 @@ def corrupt(
     m = 1 if copies is None else copies
     check_index("first_example", first_example, x.shape[0])
     check_index("first_copy", first_copy, m)
+    check_total("x̃", m, *x.shape)
     corruption.check(x)
     noisy = corruption.draw(x, m, seed_tensor(seed, x.device), first_example, first_copy)
     return noisy.squeeze(0) if copies is None else noisy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import torch
@@ -13,12 +14,18 @@ from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast._seeds import derived_key
 from dvae_fast.corruptions.base import Corruption, check_baseline
 from dvae_fast.corruptions.basic import AdditiveGaussian, FusedCorruption, RateCorruption
+from dvae_fast.functional._autograd import FirstOrder
 
 __all__ = ["LEVEL_ESTIMATORS", "Learnable", "score_function_surrogate"]
 
 #: "pathwise": x̃ = x + std · n is differentiable. "score": the score function of a rate, unbiased.
 #: "relaxed": hits between 0 and 1, which a rate moves; biased.
 LEVEL_ESTIMATORS = ("pathwise", "score", "relaxed")
+
+_FIRST_ORDER = (
+    "the score function's gradient of a rate is an estimate of first order, in reverse mode: there "
+    "is nothing to differentiate again, and no forward mode"
+)
 
 _SALT_KEY = -1  # its index among a seed's keys
 
@@ -52,6 +59,7 @@ def score_function_surrogate(per_copy_loss: Tensor, log_prob: Tensor) -> Tensor:
     loss = per_copy_loss.detach()
     advantage = (loss - loss.mean(0)) * (copies / (copies - 1))
     advantage = torch.where(advantage.isfinite(), advantage, 0.0)
+    log_prob = cast("Tensor", FirstOrder.apply(log_prob, _FIRST_ORDER))
     return (advantage * (log_prob - log_prob.detach())).mean()
 
 
@@ -172,10 +180,11 @@ class Learnable(nn.Module, Corruption):
 
     def _relaxed(self, x: Tensor, copies: int, key: Tensor, first: tuple[int, int]) -> Tensor:
         clean = x.to(accumulation_dtype(x.dtype))
-        zero = torch.zeros_like(clean, requires_grad=False)
+        zero = torch.zeros(clean.shape, dtype=clean.dtype, device=clean.device)
         normal = AdditiveGaussian.at(zero.new_ones(())).draw(zero, copies, key, *first)
         # logit Φ(n), from the tails: a logistic number.
-        logistic = torch.special.log_ndtr(normal) - torch.special.log_ndtr(-normal)
+        tail = normal * math.sqrt(0.5)
+        logistic = torch.log(torch.erfc(-tail) / torch.erfc(tail))
         hit = torch.sigmoid((self.unconstrained + logistic) / self.temperature)
         plain = cast("RateCorruption", self._at(self.level.detach()))
         struck = plain.hit(clean, copies, derived_key(key, _SALT_KEY), *first)

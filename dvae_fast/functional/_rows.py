@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from dvae_fast._checks import check_same, check_shape
+from dvae_fast._checks import check_dense, check_same, check_shape
 from dvae_fast._dtypes import accumulation_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["check_rows"]
 
@@ -20,9 +21,8 @@ def check_rows(
 
     leading is (*L, B, K); x is (B, D) or (*L, B, D).
     """
-    if not isinstance(x, Tensor) or not isinstance(log_ratio, Tensor):
-        name, value = ("x", x) if not isinstance(x, Tensor) else ("log_ratio", log_ratio)
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    check_dense("x", x)
+    check_dense("log_ratio", log_ratio)
     if len(leading) < 2:
         raise ValueError(f"{of_name} must have shape (*L, B, K, D), got {tuple(of.shape)}")
     if leading[-1] < 1:

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
-from dvae_fast._checks import check_count, check_float, check_index, check_same, check_shape
+from dvae_fast import reference
+from dvae_fast._checks import (
+    check_count,
+    check_float,
+    check_index,
+    check_same,
+    check_shape,
+    check_total,
+)
 from dvae_fast._seeds import seed_tensor
-from dvae_fast.functional._autograd import autocast_dtype, differentiable_once, needs_function
+from dvae_fast.functional._autograd import (
+    Operation,
+    autocast_dtype,
+    differentiable,
+    graph_is_asked,
+    keep,
+    needs_function,
+    operator,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "check_mean_and_log_var",
@@ -24,38 +43,34 @@ __all__ = [
 _op: Any = torch.ops.dvae_fast
 
 
-class _SampleLatent(torch.autograd.Function):
+_sample_latent = operator("sample_latent")
+_sample_latent_backward = differentiable("sample_latent_backward")
+_latent_log_ratio = operator("latent_log_ratio")
+_latent_log_ratio_backward = differentiable("latent_log_ratio_backward")
+_mixture_log_ratio = operator("mixture_log_ratio")
+_mixture_log_ratio_backward = differentiable("mixture_log_ratio_backward")
+
+
+class _SampleLatent(Operation):
+    formula = staticmethod(reference.sample_latent)
+
     @staticmethod
     def forward(
-        ctx: Any,
         mean: Tensor,
         log_var: Tensor,
-        seed: Tensor,
         k: int,
+        seed: Tensor,
         first_example: int,
         first_sample: int,
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(mean, log_var, seed)
-        ctx.index = (k, first_example, first_sample)
-        ctx.set_materialize_grads(False)
         return cast(
             "tuple[Tensor, Tensor]",
-            _op.sample_latent(mean, log_var, k, seed, first_example, first_sample),
+            _sample_latent(mean, log_var, k, seed, first_example, first_sample),
         )
 
     @staticmethod
-    @differentiable_once
-    def backward(
-        ctx: Any, grad_z: Tensor | None, grad_log_ratio: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        if grad_z is None and grad_log_ratio is None:
-            return None, None, None, None, None, None
-        mean, log_var, seed = ctx.saved_tensors
-        k, first_example, first_sample = ctx.index
-        grads = _op.sample_latent_backward(
-            grad_z, grad_log_ratio, mean, log_var, k, seed, first_example, first_sample
-        )
-        return *grads, None, None, None, None
+    def pull(grads: Sequence[Tensor | None], need: Sequence[bool], *args: Any) -> tuple[Any, ...]:
+        return *_sample_latent_backward(*grads, *args), *(None,) * 4
 
 
 def check_mean_and_log_var(mean: Tensor, log_var: Tensor) -> None:
@@ -78,6 +93,7 @@ def sampled_rows(
     check_count("k", k, 1)
     check_index("first_example", first_example, mean.shape[-2])
     check_index("first_sample", first_sample, k)
+    check_total("z", *mean.shape[:-1], k, mean.shape[-1])
     if autocast_dtype(mean) is not None:
         mean, log_var = mean.float(), log_var.float()
     shape = mean.shape
@@ -115,23 +131,21 @@ def sample_latent(
     """
     shape, mean, log_var = sampled_rows(mean, log_var, k, first_example, first_sample)
     key = seed_tensor(seed, mean.device)
-    if needs_function(mean, log_var):
-        z, log_ratio = _SampleLatent.apply(mean, log_var, key, k, first_example, first_sample)
-    else:
-        z, log_ratio = _op.sample_latent(mean, log_var, k, key, first_example, first_sample)
+    run = _SampleLatent.apply if needs_function(mean, log_var) else _op.sample_latent
+    z, log_ratio = run(mean, log_var, k, key, first_example, first_sample)
     return z.view(*shape[:-1], k, shape[-1]), log_ratio.view(*shape[:-1], k)
 
 
-class _LatentLogRatio(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
-        ctx.save_for_backward(z, mean, log_var)
-        return cast("Tensor", _op.latent_log_ratio(z, mean, log_var))
+class _LatentLogRatio(Operation):
+    formula = staticmethod(reference.latent_log_ratio)
 
     @staticmethod
-    @differentiable_once
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        return cast("tuple[Tensor, ...]", _op.latent_log_ratio_backward(grad, *ctx.saved_tensors))
+    def forward(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+        return cast("Tensor", _latent_log_ratio(z, mean, log_var))
+
+    @staticmethod
+    def pull(grads: Sequence[Tensor | None], need: Sequence[bool], *args: Any) -> tuple[Any, ...]:
+        return cast("tuple[Tensor, ...]", _latent_log_ratio_backward(*grads, *args))
 
 
 def latent_log_ratio(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
@@ -161,23 +175,31 @@ def latent_log_ratio(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
         mean.reshape(rows, shape[-1]),
         log_var.reshape(rows, shape[-1]),
     )
-    out = _LatentLogRatio.apply(*args) if needs_function(*args) else _op.latent_log_ratio(*args)
+    run = _LatentLogRatio.apply if needs_function(*args) else _op.latent_log_ratio
+    out = run(*args)
     return cast("Tensor", out.view(shape[:-1]))
 
 
-class _MixtureLogRatio(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
-        log_ratio, weights = _op.mixture_log_ratio(z, mean, log_var)
-        # The weights too, M numbers a sample: without them the backward pass would begin with the
-        # whole forward one.
-        ctx.save_for_backward(weights, z, mean, log_var)
-        return cast("Tensor", log_ratio)
+class _MixtureLogRatio(Operation):
+    """The weights are a result too, of M numbers a sample: without them the backward pass would
+    begin with the whole forward one."""
+
+    formula = staticmethod(reference.mixture_log_ratio)
 
     @staticmethod
-    @differentiable_once
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        return cast("tuple[Tensor, ...]", _op.mixture_log_ratio_backward(grad, *ctx.saved_tensors))
+    def forward(z: Tensor, mean: Tensor, log_var: Tensor) -> tuple[Tensor, Tensor]:
+        return cast("tuple[Tensor, Tensor]", _mixture_log_ratio(z, mean, log_var))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        keep(ctx, output, *inputs, output[1])
+
+    @staticmethod
+    def pull(grads: Sequence[Tensor | None], need: Sequence[bool], *args: Any) -> tuple[Any, ...]:
+        *inputs, weights = args
+        if graph_is_asked():  # in which the weights have derivatives too
+            weights = reference.mixture_log_ratio(*inputs)[1]
+        return (*_mixture_log_ratio_backward(grads[0], weights, *inputs),)
 
 
 def mixture_log_ratio(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
@@ -227,9 +249,8 @@ def mixture_log_ratio(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
         z = z.reshape(leading, examples, k, size).transpose(0, 1)
         z = z.reshape(examples, leading * k, size)
     args = (z, mean, log_var)
-    out = (
-        _MixtureLogRatio.apply(*args) if needs_function(*args) else _op.mixture_log_ratio(*args)[0]
-    )
+    run = _MixtureLogRatio.apply if needs_function(*args) else _op.mixture_log_ratio
+    out = run(*args)[0]
     if len(shape) > 3:
         out = out.view(examples, leading, k).transpose(0, 1).contiguous().view(shape[:-1])
     return cast("Tensor", out)

@@ -17,13 +17,15 @@ from dvae_fast._checks import (
     values_are_checked,
 )
 from dvae_fast.functional._autograd import (
+    again,
     autocast_dtype,
-    differentiable_once,
+    graph_is_asked,
+    is_transformed,
     needs_function,
     needs_grad,
 )
 from dvae_fast.functional._rows import check_rows
-from dvae_fast.functional.log_weights import check_scale, log_weights
+from dvae_fast.functional.log_weights import check_scale, log_weights, log_weights_of_rows
 from dvae_fast.functional.softplus import softplus
 from dvae_fast.likelihoods import Likelihood, get_likelihood
 
@@ -35,6 +37,20 @@ if TYPE_CHECKING:
 __all__ = ["DENSE_ACTIVATIONS", "linear_log_weights", "mlp_log_weights", "with_scale"]
 
 _op: Any = torch.ops.dvae_fast
+
+
+def _layer_by_layer(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    x: Tensor,
+    log_ratio: Tensor,
+    kind: str,
+) -> Tensor:
+    """The same, holding the layer's output: for transforms and second derivatives."""
+    params = torch.nn.functional.linear(hidden, weight, bias)
+    return log_weights_of_rows(params, scale, x, log_ratio, kind)
 
 
 class _LinearLogWeights(torch.autograd.Function):
@@ -56,9 +72,15 @@ class _LinearLogWeights(torch.autograd.Function):
         )
 
     @staticmethod
-    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, scale, x = ctx.saved_tensors
+        if graph_is_asked():
+
+            def plain(*layer: Any) -> Tensor:
+                args = (*layer, x, torch.zeros_like(grad), ctx.kind)
+                return _layer_by_layer(*args)
+
+            return *again(plain, (hidden, weight, bias, scale), grad), None, grad, None
         grads = _op.linear_log_weights_backward(grad, hidden, weight, bias, scale, x, ctx.kind)
         grad_hidden, grad_weight, grad_bias, grad_scale = grads
         return (
@@ -124,11 +146,14 @@ def linear_log_weights(
     leading = hidden.shape[:-1]
     hidden = hidden.reshape(math.prod(leading[:-1]), *hidden.shape[-2:])
     args = (hidden, weight, bias, scale, x, log_ratio, lik.kernel)
-    if needs_function(hidden, weight, bias, scale, log_ratio):
+    tensors = (hidden, weight, bias, scale, log_ratio)
+    if is_transformed(*tensors, x):
+        out = _layer_by_layer(*args)
+    elif needs_grad(*tensors):
         out = _LinearLogWeights.apply(*args)
     else:
         out = _op.linear_log_weights(*args)
-    return cast("Tensor", out.view(leading))
+    return out.view(leading)
 
 
 def _check_layer(

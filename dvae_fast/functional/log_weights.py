@@ -5,26 +5,36 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
+from dvae_fast import reference
 from dvae_fast._checks import check_choice, check_float, check_same, is_number, values_are_checked
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast.functional._autograd import (
+    Operation,
+    again,
     apply_upstream,
-    differentiable_once,
+    differentiable,
+    graph_is_asked,
     graph_is_kept,
+    is_transformed,
+    is_wrapped,
+    keep,
     needs_function,
     needs_grad,
+    operator,
 )
 from dvae_fast.functional._rows import check_rows
 from dvae_fast.functional.plain import check_no_gradient, gradient_in_x, plain_log_weights
 from dvae_fast.likelihoods import Likelihood, get_likelihood
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    Overwrite = bool | Callable[[], Tensor]
     Params = Tensor | Sequence[Tensor | float] | Mapping[str, Tensor | float]
 
 __all__ = [
@@ -32,6 +42,7 @@ __all__ = [
     "iwae_loss",
     "iwae_loss_and_weights",
     "log_weights",
+    "log_weights_of_rows",
     "logmeanexp",
 ]
 
@@ -41,25 +52,33 @@ _op: Any = torch.ops.dvae_fast
 # --- log-weights ------------------------------------------------------------------------------
 
 
-class _LogWeights(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, params: Tensor, scale: Tensor | None, x: Tensor, log_ratio: Tensor, kind: str
-    ) -> Tensor:
-        ctx.save_for_backward(params, scale, x)
-        ctx.kind = kind
-        return cast("Tensor", _op.log_weights(params, scale, x, log_ratio, kind))
+_log_weights = operator("log_weights")
+_log_weights_backward = differentiable("log_weights_backward")
+
+
+class _LogWeights(Operation):
+    formula = staticmethod(reference.log_weights)
 
     @staticmethod
-    @differentiable_once
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        params, scale, x = ctx.saved_tensors
-        need = ctx.needs_input_grad
+    def forward(
+        params: Tensor, scale: Tensor | None, x: Tensor, log_ratio: Tensor, kind: str
+    ) -> Tensor:
+        return cast("Tensor", _log_weights(params, scale, x, log_ratio, kind))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        params, scale, x, _, kind = inputs
+        keep(ctx, output, params, scale, x, kind)
+
+    @staticmethod
+    def pull(grads: Sequence[Tensor | None], need: Sequence[bool], *args: Any) -> tuple[Any, ...]:
+        params, scale, x, kind = args
+        grad = cast("Tensor", grads[0])
         grad_params = grad_scale = grad_x = None
         if need[0] or need[1]:
-            grad_params, grad_scale = _op.log_weights_backward(grad, params, scale, x, ctx.kind)
+            grad_params, grad_scale = _log_weights_backward(grad, params, scale, x, kind)
         if need[2]:
-            grad_x = gradient_in_x(grad, params, scale, x, get_likelihood(ctx.kind))
+            grad_x = gradient_in_x(grad, params, scale, x, get_likelihood(kind))
         return grad_params, grad_scale if scale is not None else None, grad_x, grad, None
 
 
@@ -79,6 +98,7 @@ def check_scale(scale: Any, like: Tensor, shape: tuple[int, ...]) -> Tensor:
     check_same("scale", scale, "params", like)
     small = scale.numel() <= shape[-1] and scale.device.type == "cpu"
     look = values_are_checked() or (small and not torch.compiler.is_compiling())
+    look = look and not is_wrapped(scale)
     # NaN is data gone wrong, not a wrong argument: it flows to the result.
     if look and bool((scale.detach() <= 0).any()):
         raise ValueError(f"scale must be > 0, got a minimum of {scale.min().item():g}")
@@ -161,32 +181,35 @@ def log_weights(
     if lik.kernel is None:
         return plain_log_weights(params, x, log_ratio, lik)
     p, scale, x, log_ratio, leading = _check_params(params, x, log_ratio, lik)
-    out = _log_weights(p, scale, x, log_ratio, lik.kernel)
+    out = log_weights_of_rows(p, scale, x, log_ratio, lik.kernel)
     return out if len(leading) == 2 else out.view(leading)
 
 
-def _log_weights(
+def log_weights_of_rows(
     params: Tensor, scale: Tensor | None, x: Tensor, log_ratio: Tensor, kind: str
 ) -> Tensor:
-    if needs_function(params, scale, x, log_ratio):
-        return cast("Tensor", _LogWeights.apply(params, scale, x, log_ratio, kind))
-    return cast("Tensor", _op.log_weights(params, scale, x, log_ratio, kind))
+    """`log_weights` of a kernel's operands: params (N, K, D), x (B, D), log_ratio (N, K)."""
+    run = _LogWeights.apply if needs_function(params, scale, x, log_ratio) else _op.log_weights
+    return cast("Tensor", run(params, scale, x, log_ratio, kind))
 
 
 # --- logmeanexp and the IWAE loss -------------------------------------------------------------
 
 
-class _LogMeanExp(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, log_w: Tensor) -> Tensor:
-        bound = _op.logmeanexp(log_w)
-        ctx.save_for_backward(log_w)
-        return cast("Tensor", bound)
+_logmeanexp = operator("logmeanexp")
+_logmeanexp_backward = differentiable("logmeanexp_backward")
+
+
+class _LogMeanExp(Operation):
+    formula = staticmethod(reference.logmeanexp)
 
     @staticmethod
-    @differentiable_once
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return cast("Tensor", _op.logmeanexp_backward(grad, *ctx.saved_tensors))
+    def forward(log_w: Tensor) -> Tensor:
+        return cast("Tensor", _logmeanexp(log_w))
+
+    @staticmethod
+    def pull(grads: Sequence[Tensor | None], need: Sequence[bool], *args: Any) -> tuple[Any, ...]:
+        return (_logmeanexp_backward(*grads, *args),)
 
 
 def logmeanexp(log_w: Tensor, dim: int = -1) -> Tensor:
@@ -207,7 +230,7 @@ def logmeanexp(log_w: Tensor, dim: int = -1) -> Tensor:
     Source: Burda et al. (arXiv 1509.00519), equation 8.
     """
     check_float("log_w", log_w)
-    if not isinstance(dim, int):
+    if not isinstance(dim, (int, np.integer)) or isinstance(dim, bool):
         raise TypeError(f"dim must be an int, got {type(dim).__name__}")
     if not -log_w.dim() <= dim < log_w.dim():
         raise ValueError(f"dim must be a dimension of log_w, {tuple(log_w.shape)}, got {dim}")
@@ -215,15 +238,22 @@ def logmeanexp(log_w: Tensor, dim: int = -1) -> Tensor:
         raise ValueError(
             f"log_w must hold K >= 1 samples along dim {dim}, got {tuple(log_w.shape)}"
         )
-    moved = log_w.movedim(dim, -1).to(accumulation_dtype(log_w.dtype))
+    moved = log_w.movedim(int(dim), -1).to(accumulation_dtype(log_w.dtype))
     shape = moved.shape[:-1]
     flat = moved.reshape(math.prod(shape), moved.shape[-1])
-    out = _LogMeanExp.apply(flat) if needs_function(flat) else _op.logmeanexp(flat)
-    return cast("Tensor", out.view(shape))
+    return _mean_of_rows(flat).view(shape)
+
+
+def _mean_of_rows(log_w: Tensor) -> Tensor:
+    run = _LogMeanExp.apply if needs_function(log_w) else _op.logmeanexp
+    return cast("Tensor", run(log_w))
 
 
 class _IWAELoss(torch.autograd.Function):
-    """−bound with the gradient made in the forward pass, while the logits are in cache."""
+    """−bound with the gradient made in the forward pass, while the logits are in cache.
+
+    Not for transforms, and gone back through a second time as what it is made of.
+    """
 
     @staticmethod
     def forward(
@@ -234,7 +264,7 @@ class _IWAELoss(torch.autograd.Function):
         log_ratio: Tensor,
         kind: str,
         reduction: str,
-        overwrite: bool,
+        overwrite: Overwrite,
     ) -> tuple[Tensor, Tensor]:
         rows = params.shape[0]
         # A number made from the batch size would be a constant of a compiled graph, one graph for
@@ -252,6 +282,10 @@ class _IWAELoss(torch.autograd.Function):
                 params, scale, x, log_ratio, kind, multiplier
             )
         ctx.multiplier, ctx.per_row = multiplier, reduction == "none"
+        if not torch.compiler.is_compiling():  # for second derivatives, which that has none of
+            ctx.kind, ctx.reduction = kind, reduction
+            ctx.overwrite, ctx.shape = overwrite, params.shape
+            ctx.save_for_backward(None if overwrite else params, scale, x, log_ratio)
         # Not save_for_backward: with overwrite, params is an input that changed.
         ctx.grads = (grad_params, grad_scale if scale is not None else None, weights)
         ctx.mark_non_differentiable(weights)
@@ -259,10 +293,11 @@ class _IWAELoss(torch.autograd.Function):
         return _reduced(bound, reduction), weights
 
     @staticmethod
-    @differentiable_once
     def backward(ctx: Any, upstream: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if upstream is None:
             return (None,) * 7
+        if graph_is_asked():
+            return _iwae_again(ctx, upstream)
         kept = graph_is_kept()
         if ctx.grads is None:
             raise RuntimeError(
@@ -285,6 +320,25 @@ class _IWAELoss(torch.autograd.Function):
         return grad_params, grad_scale, None, grad_log_ratio, None, None, None
 
 
+def _iwae_again(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients, with a graph of their own."""
+    params, scale, x, log_ratio = ctx.saved_tensors
+    if ctx.overwrite:
+        if not callable(ctx.overwrite):
+            raise RuntimeError(
+                "iwae_loss has no second derivatives with overwrite_params=True, which left the "
+                "first in params; give False, or a function that makes params again"
+            )
+        params = ctx.overwrite().reshape(ctx.shape)
+
+    def loss(params: Tensor, scale: Tensor | None, log_ratio: Tensor) -> Tensor:
+        bound = _mean_of_rows(log_weights_of_rows(params, scale, x, log_ratio, ctx.kind))
+        return _reduced(bound, ctx.reduction)
+
+    grad_params, grad_scale, grad_log_ratio = again(loss, (params, scale, log_ratio), upstream)
+    return grad_params, grad_scale, None, grad_log_ratio, None, None, None
+
+
 def iwae_loss(
     params: Params,
     x: Tensor,
@@ -292,7 +346,7 @@ def iwae_loss(
     likelihood: str | Likelihood = "bernoulli",
     reduction: str = "mean",
     *,
-    overwrite_params: bool = False,
+    overwrite_params: Overwrite = False,
 ) -> Tensor:
     """−log (1/K Σ_k w_k), a loss whose value and gradient take one pass over the decoder output.
 
@@ -305,10 +359,11 @@ def iwae_loss(
         overwrite_params: leave the gradient in the decoder output instead of allocating as much
             memory again. Only for an output that nothing else reads, then or in backward, as is
             true of what a linear layer returns; ignored where there is no gradient to make, and
-            under torch.compile, which could not notice another reader.
+            under torch.compile, which could not notice another reader. Second derivatives need
+            the output: give a function that makes it again, of the same graph.
 
     Returns:
-        A scalar in nats, or (*L, B) for "none". Differentiable once.
+        A scalar in nats, or (*L, B) for "none".
 
     Raises:
         TypeError, ValueError: naming the argument, the rule and the value.
@@ -324,7 +379,7 @@ def iwae_loss_and_weights(
     log_ratio: Tensor,
     likelihood: str | Likelihood,
     reduction: str,
-    overwrite_params: bool,
+    overwrite_params: Overwrite,
 ) -> tuple[Tensor, Tensor | None]:
     """`iwae_loss` and, where they are to be had in one pass, the normalised weights (N, K)."""
     check_choice("reduction", reduction, ("mean", "sum", "none"))
@@ -340,18 +395,14 @@ def iwae_loss_and_weights(
     # a loss scale is there to keep.
     small = p.dtype == torch.float16
     fused = needs_grad(p, scale) and not needs_grad(x) and not per_row_scale and not small
-    if fused:
+    if fused and not is_transformed(p, scale, x, log_ratio):
         # Neither a leaf nor a view of one: that memory is a parameter's.
         owner = p if p._base is None else p._base
-        overwrite = (
-            overwrite_params
-            and p.is_contiguous()
-            and not owner.is_leaf
-            and not torch.compiler.is_compiling()
-        )
+        safe = p.is_contiguous() and not owner.is_leaf and not torch.compiler.is_compiling()
+        overwrite = overwrite_params if safe else False
         loss, weights = _IWAELoss.apply(p, scale, x, log_ratio, lik.kernel, reduction, overwrite)
         return loss.view(leading[:-1]) if reduction == "none" else loss, weights
-    bound = logmeanexp(_log_weights(p, scale, x, log_ratio, lik.kernel))
+    bound = _mean_of_rows(log_weights_of_rows(p, scale, x, log_ratio, lik.kernel))
     return _reduced(bound.view(leading[:-1]), reduction), None
 
 

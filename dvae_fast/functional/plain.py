@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from dvae_fast import reference
 from dvae_fast._checks import check_float, check_same, is_number, values_are_checked
 from dvae_fast._dtypes import accumulation_dtype
-from dvae_fast.functional._autograd import needs_grad
+from dvae_fast.functional._autograd import in_forward_mode, is_moved, needs_grad, without_autocast
 from dvae_fast.functional._rows import check_rows
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def plain_log_weights(params: Any, x: Any, log_ratio: Any, likelihood: Likelihoo
         if needs_grad(data):
             data = data.expand(shape)
         *operands, data, carrier = before.apply(*operands, data)
-    with torch.autocast(like.device.type, enabled=False):
+    with without_autocast(like):
         log_p = likelihood.log_prob(tuple(operands), data)
         _check_density(log_p, likelihood, shape)
         total = log_p.to(like.dtype).sum(-1)
@@ -52,7 +53,7 @@ def plain_log_weights(params: Any, x: Any, log_ratio: Any, likelihood: Likelihoo
 
 def check_no_gradient(likelihood: Likelihood, x: Tensor) -> None:
     """Raise ValueError if a gradient of discrete data is asked for."""
-    if needs_grad(x):
+    if is_moved(x):
         raise ValueError(
             f"x must not require a gradient: the {likelihood.kind} likelihood has none for it, "
             "its data being discrete"
@@ -69,9 +70,7 @@ def gradient_in_x(
     if scale is not None:  # of N·K·D, D or one element
         operands.append(scale.to(x.dtype))
     derivative = likelihood.derivative_in_x(tuple(operands), x.repeat(copies, 1).unsqueeze(1))
-    g = grad.to(x.dtype).unsqueeze(-1)
-    # A weight of zero stops a non-finite derivative: 0 · inf would be NaN.
-    each = torch.where(g == 0, 0.0, g * derivative)
+    each = reference.weighted(grad.to(x.dtype).unsqueeze(-1), derivative)
     return each.sum(1).view(copies, *x.shape).sum(0)
 
 
@@ -142,8 +141,9 @@ class _Operands(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         *of_operands, of_carrier = grads
         unused = (of_carrier != 0).unsqueeze(-1)
+        # What is finite is 0 too, but may not be constant.
         return tuple(
-            g.masked_fill(unused, 0.0) if need else None
+            g.masked_fill(unused & ~g.isfinite(), 0.0) if need else None
             for g, need in zip(of_operands, ctx.needs_input_grad, strict=True)
         )
 
@@ -164,22 +164,31 @@ class _Report(torch.autograd.Function):
         return grad, (grad == 0).to(grad.dtype)
 
 
-# Forward mode, which torch.compile refuses to see.
+# Forward mode, which torch.compile refuses to see, and in which a view must stay one.
 
 
-class _OperandsEager(_Operands):
+class _OperandsMoved(_Operands):
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> tuple[Tensor | None, ...]:
-        return (*tangents, None)
+    def forward(*operands: Tensor) -> tuple[Tensor, ...]:
+        *views, carrier = _Operands.forward(*operands)
+        return (*(t.clone() for t in views), carrier)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        carrier = next(t[..., 0] for t in tangents if t is not None)
+        given = (None if t is None else t.clone() for t in tangents)
+        return (*given, torch.zeros_like(carrier))
 
 
-class _ReportEager(_Report):
+class _ReportMoved(_Report):
+    @staticmethod
+    def forward(log_p: Tensor, carrier: Tensor) -> Tensor:
+        return log_p.clone()
+
     @staticmethod
     def jvp(ctx: Any, log_p: Tensor, carrier: Tensor | None) -> Tensor:
-        return log_p
+        return log_p.clone()
 
 
 def _guards() -> tuple[type[_Operands], type[_Report]]:
-    if torch.compiler.is_compiling():
-        return _Operands, _Report
-    return _OperandsEager, _ReportEager
+    return (_OperandsMoved, _ReportMoved) if in_forward_mode() else (_Operands, _Report)

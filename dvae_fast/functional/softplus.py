@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
+from dvae_fast import reference
 from dvae_fast._checks import check_float
-from dvae_fast.functional._autograd import differentiable_once, needs_function
+from dvae_fast.functional._autograd import Operation, differentiable, keep, needs_function, operator
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["softplus"]
 
 _op: Any = torch.ops.dvae_fast
 
 
-class _Softplus(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        out = cast("Tensor", _op.softplus(x))
-        ctx.save_for_backward(out)
-        return out
+_softplus = operator("softplus")
+_softplus_backward = differentiable("softplus_backward")
+
+
+class _Softplus(Operation):
+    formula = staticmethod(reference.softplus)
 
     @staticmethod
-    @differentiable_once
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return cast("Tensor", _op.softplus_backward(grad, *ctx.saved_tensors))
+    def forward(x: Tensor) -> Tensor:
+        return cast("Tensor", _softplus(x))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        keep(ctx, output, output)
+
+    @staticmethod
+    def pull(grads: Sequence[Tensor | None], need: Sequence[bool], *args: Any) -> tuple[Any, ...]:
+        return (_softplus_backward(*grads, *args),)
 
 
 def softplus(x: Tensor) -> Tensor:
@@ -39,7 +50,7 @@ def softplus(x: Tensor) -> Tensor:
         x: any shape, floating point.
 
     Returns:
-        The shape and dtype of x. Differentiable once.
+        The shape and dtype of x.
 
     Raises:
         TypeError: if x is not a floating-point tensor.

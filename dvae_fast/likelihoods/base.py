@@ -125,11 +125,10 @@ class Likelihood:
         return self._autograd(params, x)[-1]
 
     def _autograd(self, params: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:
-        with torch.enable_grad():
-            operands = torch.broadcast_tensors(*params, x)
-            leaves = [t.detach().clone().requires_grad_() for t in operands]
-            total = self.log_prob(tuple(leaves[:-1]), leaves[-1]).sum()
-            return torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+        operands = torch.broadcast_tensors(*params, x)
+        vjp: Any = torch.func.vjp
+        log_p, pull = vjp(lambda *t: self.log_prob(t[:-1], t[-1]), *operands)
+        return tuple(pull(torch.ones_like(log_p)))
 
     # --- data ---------------------------------------------------------------------------------
 

@@ -47,7 +47,8 @@ class Bernoulli(Likelihood):
             return _of_probabilities(*params, x)
         (logits,) = params
         c = torch.where(logits > 0, 1 - x, x)
-        magnitude = logits.abs()
+        # Not abs, whose derivative at 0 is neither side's.
+        magnitude = torch.where(logits > 0, logits, -logits)
         # Only there: elsewhere c = 0 has a derivative in x.
         limit = (c == 0) & magnitude.isinf()
         linear = c * magnitude.masked_fill(limit, 0.0)

@@ -18,6 +18,7 @@ from dvae_fast.corruptions import (
     corrupt,
     score_function_surrogate,
 )
+from dvae_fast.functional._autograd import autocast_dtype, without_autocast
 from dvae_fast.likelihoods import get_likelihood
 from dvae_fast.models.config import (
     MODELS,
@@ -31,6 +32,7 @@ from dvae_fast.models.config import (
 )
 from dvae_fast.models.decoders import Decoder, splits
 from dvae_fast.models.encoders import check_image_shape, make_encoder
+from dvae_fast.models.layers import by_rows
 from dvae_fast.models.priors import (
     PRIORS,
     StandardNormal,
@@ -41,7 +43,7 @@ from dvae_fast.objectives import as_objective
 from dvae_fast.objectives.objective import check_score_objective
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from dvae_fast.corruptions import Corruption
     from dvae_fast.models.priors import Prior
@@ -167,12 +169,12 @@ class Autoencoder(nn.Module):
     def _encoded(self, x: Tensor) -> Any:
         """What ``encoder`` makes of x, (..., D)."""
         ready = isinstance(self.options.encoder, str)
-        return self.encoder(x) if ready else _by_rows(self.encoder, x)
+        return self.encoder(x) if ready else by_rows(self.encoder, x)
 
     def decode(self, z: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """The likelihood's parameters: (..., Z) → logits (..., D), or a pair (mean, scale)."""
         ready = isinstance(self.options.decoder, str)
-        params = self.decoder(z) if ready else _by_rows(self.decoder, z)
+        params = self.decoder(z) if ready else by_rows(self.decoder, z)
         return cast("Tensor | tuple[Tensor, Tensor]", params)
 
     @property
@@ -205,7 +207,7 @@ class Autoencoder(nn.Module):
         Raises:
             ValueError: if it gives another shape.
         """
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z):
             log_prob = self.prior.log_prob(z.to(accumulation_dtype(z.dtype)))
         if log_prob.shape != z.shape[:-1]:
             raise ValueError(
@@ -314,22 +316,40 @@ class Autoencoder(nn.Module):
         self._check_data(x)
         key = seed_tensor(seed, x.device)
         latents = self._sample_posterior(x, key, first_example)
-        # The logits are what a linear layer returned, read by nobody else then or in backward (a
-        # linear layer's needs its input and weight), so the gradient may overwrite them. A
-        # pair's sigmoid (or exp) and softplus do read their results in backward.
+        params, again = self._decoded(latents.z)
         loss = objectives.loss(
-            cast("Tensor | tuple[Tensor, Tensor | float]", self.decode(latents.z)),
+            cast("Tensor | tuple[Tensor, Tensor | float]", params),
             x,
             latents.log_ratio,
             self.likelihood,
             self.objective,
             inference=latents.inference,
             kl_weight=self.kl_weight,
-            overwrite_params=self.split_decoder() is not None,
+            overwrite_params=False if again is None else again,
         )
         if self.corruption is not None and self.corruption.scores:
             loss = loss + self._score_term(self.corruption, x, key, first_example, latents)
         return loss
+
+    def _decoded(self, z: Tensor) -> tuple[Any, Callable[[], Tensor] | None]:
+        """`decode`, and if its result may be overwritten what makes it again.
+
+        Logits are what a linear layer returned, read by nobody else then or in backward (a linear
+        layer's needs its input and weight), so the gradient may overwrite them. A pair's sigmoid
+        (or exp) and softplus do read their results in backward.
+        """
+        decoder = self.split_decoder()
+        if decoder is None:
+            return self.decode(z), None
+        hidden, dtype = decoder.trunk(z), autocast_dtype(z)
+
+        def output() -> Tensor:
+            if dtype is None:
+                return cast("Tensor", decoder.output(hidden))
+            with torch.autocast(z.device.type, dtype):
+                return cast("Tensor", decoder.output(hidden))
+
+        return decoder.output(hidden), output
 
     def _score_term(
         self,
@@ -339,12 +359,16 @@ class Autoencoder(nn.Module):
         first_example: int,
         latents: Latents,
     ) -> Tensor:
-        """0, with the gradient of a rate that the copies' bounds give by the score function."""
+        """0, with the gradient of a rate that the copies' bounds give by the score function.
+
+        The bounds are those whose gradient the loss has: of the divergence as it is weighted.
+        """
         corruption.check_copies(self.copies)
         if not torch.is_grad_enabled():
             return x.new_zeros(())
         with torch.no_grad():
-            log_w = self._log_weights(latents.z, x, latents.log_ratio)  # (M, ..., B, K)
+            log_ratio = self.kl_weight * latents.log_ratio
+            log_w = self._log_weights(latents.z, x, log_ratio)  # (M, ..., B, K)
             bounds = torch.stack([objectives.bound(copy, self.objective) for copy in log_w])
         noisy = self._corrupt(x, key, self.copies, first_example)  # the same numbers again
         return score_function_surrogate(-bounds, corruption.log_prob(noisy, x))
@@ -468,20 +492,3 @@ class Autoencoder(nn.Module):
 def groups_of(t: Tensor, groups: int, dims: int = 1) -> Tensor:
     """(B, *dims) of a posterior without corruptions → (M, B, *dims) without a copy, if M > 1."""
     return t.expand(groups, *t.shape) if groups > 1 and t.dim() == 1 + dims else t
-
-
-def _by_rows(module: nn.Module, t: Tensor) -> Any:
-    """What a module of one's own makes of the rows of t, (..., n), in t's leading dimensions."""
-    leading = t.shape[:-1]
-    rows = t.reshape(-1, t.shape[-1])
-    result = module(rows)
-    if len(leading) == 1:
-        return result
-
-    def unflattened(part: Any) -> Any:
-        by_row = isinstance(part, Tensor) and part.dim() > 1 and len(part) == len(rows)
-        return part.reshape(*leading, *part.shape[1:]) if by_row else part
-
-    if isinstance(result, (tuple, list)):
-        return tuple(unflattened(part) for part in result)
-    return unflattened(result)

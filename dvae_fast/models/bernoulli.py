@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dvae_fast import functional
 from dvae_fast._checks import check_count, check_float, check_shape
 from dvae_fast._dtypes import accumulation_dtype
+from dvae_fast.functional._autograd import without_autocast
 from dvae_fast.models.base import Autoencoder, groups_of
 from dvae_fast.models.config import register
 from dvae_fast.models.encoders import make_encoder
@@ -181,7 +182,7 @@ def _draw(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """h (*L, B, K, Z) in logits' dtype, log p(h) and log q(h) (*L, B, K)."""
     dtype = accumulation_dtype(logits.dtype)
-    with torch.autocast(logits.device.type, enabled=False):
+    with without_autocast(logits):
         wide = logits.to(dtype)
         z = draw_bernoulli(wide, k, seed, first_example=first_example, first_sample=first_sample)
         log_q = _bernoulli_log_density(z, wide)

@@ -172,7 +172,7 @@ class LatentVariableModel(Autoencoder):
                 f"latent_size must be 2 for a plane of latents, got {self.latent_size}"
             )
         like = next(self.parameters())
-        steps = torch.arange(n, dtype=torch.float64) + 0.5
+        steps = torch.arange(n, dtype=torch.float64, device=like.device) + 0.5
         quantiles = torch.special.ndtri(steps / n).to(like)
         z = torch.stack(torch.meshgrid(quantiles, quantiles.flip(0), indexing="xy"), -1)
         return self.likelihood.mean(self.decode(z))

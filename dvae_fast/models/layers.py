@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ from dvae_fast._checks import check_choice, check_sizes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["ACTIVATIONS", "MLP", "Softplus", "evaluating", "hooked", "linear"]
+__all__ = ["ACTIVATIONS", "MLP", "Softplus", "by_rows", "evaluating", "hooked", "linear"]
 
 
 class Softplus(nn.Module):
@@ -98,3 +98,20 @@ def hooked(module: nn.Module) -> bool:
         or every._global_backward_pre_hooks
         or "forward" in module.__dict__
     )
+
+
+def by_rows(module: nn.Module, t: Tensor) -> Any:
+    """What a module of one's own makes of the rows of t, (..., n), in t's leading dimensions."""
+    leading = t.shape[:-1]
+    rows = t.reshape(-1, t.shape[-1])
+    result = module(rows)
+    if len(leading) == 1:
+        return result
+
+    def unflattened(part: Any) -> Any:
+        by_row = isinstance(part, Tensor) and part.dim() > 1 and len(part) == len(rows)
+        return part.reshape(*leading, *part.shape[1:]) if by_row else part
+
+    if isinstance(result, (tuple, list)):
+        return tuple(unflattened(part) for part in result)
+    return unflattened(result)

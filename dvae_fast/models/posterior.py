@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dvae_fast import functional
 from dvae_fast._checks import check_choice, check_float, check_size
 from dvae_fast._dtypes import accumulation_dtype
-from dvae_fast.functional._autograd import autocast_dtype
+from dvae_fast.functional._autograd import autocast_dtype, without_autocast
 from dvae_fast.models.layers import linear
 
 __all__ = [
@@ -118,7 +118,7 @@ def sample_gaussian(
     if not is_full(mean, spread):
         return functional.sample_latent(mean, spread, k, seed, **first)
     check_float("mean", mean)
-    with torch.autocast(mean.device.type, enabled=False):
+    with without_autocast(mean):
         dtype = accumulation_dtype(mean.dtype)
         zero = torch.zeros_like(mean, dtype=dtype)
         noise, _ = functional.sample_latent(zero, zero, k, seed, **first)
@@ -135,7 +135,7 @@ def gaussian_log_ratio(z: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
     """
     if not is_full(mean, spread):
         return functional.latent_log_ratio(z, mean, spread)
-    with torch.autocast(mean.device.type, enabled=False):
+    with without_autocast(mean):
         dtype = accumulation_dtype(mean.dtype)
         z, scale = z.to(dtype), spread.to(dtype)
         centred = z - mean.to(dtype).unsqueeze(-2)

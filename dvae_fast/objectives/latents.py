@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -12,31 +12,49 @@ from dvae_fast import functional
 from dvae_fast._checks import check_count
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast._seeds import seed_tensor
-from dvae_fast.functional._autograd import differentiable_once
+from dvae_fast.functional._autograd import Operation, differentiable, final, keep, operator, same
 from dvae_fast.functional.latent import check_mean_and_log_var, sampled_rows
 from dvae_fast.objectives.bound import joined
 from dvae_fast.objectives.objective import Objective, as_objective
 
-__all__ = ["Latents", "Scaled", "sample_latents"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["FIRST_ORDER", "Latents", "Scaled", "sample_latents"]
 
 _op: Any = torch.ops.dvae_fast
 
+FIRST_ORDER = (
+    "stl, dreg, vimco and piwae say what the inference network's gradient is, in reverse mode and "
+    "of first order: there is nothing to differentiate again, and no forward mode. The standard "
+    "estimator of the other bounds has both"
+)
 
-class Scaled(torch.autograd.Function):
-    """x, with its gradient times `factor`."""
+
+_sample_latent = operator("sample_latent")
+_sample_latent_backward = differentiable("sample_latent_backward")
+_latent_log_ratio_backward = differentiable("latent_log_ratio_backward")
+
+
+class Scaled(Operation):
+    """x, with its derivatives times `factor`."""
+
+    formula = staticmethod(lambda x, factor: x * factor + (x * (1 - factor)).detach())
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: Tensor | float) -> Tensor:
-        ctx.factor = factor
-        return x.view_as(x)
+    def forward(x: Tensor, factor: Tensor | float) -> Tensor:
+        return same(x)
 
     @staticmethod
-    @differentiable_once
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad * ctx.factor, None
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        keep(ctx, output, inputs[1])
+
+    @staticmethod
+    def pull(grads: Sequence[Tensor | None], need: Sequence[bool], *args: Any) -> tuple[Any, ...]:
+        return cast("Tensor", grads[0]) * args[0], None
 
 
-class _PathSample(torch.autograd.Function):
+class _PathSample(Operation):
     """`sample_latent` whose gradient is rescaled row by row, and log q's own φ dropped.
 
     Returns z (M, B, K, Z), log_ratio (M, B, K) and a carrier, zeros like log_ratio: it computes
@@ -47,7 +65,6 @@ class _PathSample(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
         mean: Tensor,
         log_var: Tensor,
         seed: Tensor,
@@ -56,36 +73,35 @@ class _PathSample(torch.autograd.Function):
         drop_score: bool,
         rescales: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        z, log_ratio = _op.sample_latent(mean, log_var, k, seed, first_example, 0)
-        ctx.save_for_backward(mean, log_var, seed, z)
-        ctx.k, ctx.first_example = k, first_example
-        ctx.drop_score, ctx.rescales = drop_score, rescales
-        ctx.set_materialize_grads(False)
+        z, log_ratio = _sample_latent(mean, log_var, k, seed, first_example, 0)
         return z, log_ratio, torch.zeros_like(log_ratio)
 
     @staticmethod
-    @differentiable_once
-    def backward(
-        ctx: Any, grad_z: Tensor | None, grad_log_ratio: Tensor | None, ratio: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        mean, log_var, seed, z = ctx.saved_tensors
-        if ctx.drop_score and grad_log_ratio is not None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        keep(ctx, output, *inputs, output[0])
+
+    @staticmethod
+    def pull(grads: Sequence[Tensor | None], need: Sequence[bool], *args: Any) -> tuple[Any, ...]:
+        mean, log_var, seed, k, first_example, drop_score, rescales, z = args
+        grad_z, grad_log_ratio, ratio = grads
+        if drop_score and grad_log_ratio is not None:
             # ∂(log p(z) − log q(z))/∂z alone.
             rows = (grad_log_ratio, z, mean, log_var)
-            through = _op.latent_log_ratio_backward(*(t.flatten(0, 1) for t in rows))[0]
+            through = _latent_log_ratio_backward(*(t.flatten(0, 1) for t in rows))[0]
             through = through.view(z.shape)
-            grad_z = through if grad_z is None else through.add_(grad_z)
+            grad_z = through if grad_z is None else through + grad_z
             grad_log_ratio = None
         if grad_z is None and grad_log_ratio is None:
             return (None,) * 7
         # A flag, because torch.compile makes zeros of a gradient that nobody gave.
-        if ctx.rescales and ratio is not None:
+        if rescales and ratio is not None:
             grad_z = None if grad_z is None else grad_z * ratio.unsqueeze(-1).to(grad_z.dtype)
             grad_log_ratio = None if grad_log_ratio is None else grad_log_ratio * ratio
-        grads = _op.sample_latent_backward(
-            grad_z, grad_log_ratio, mean, log_var, ctx.k, seed, ctx.first_example, 0
+        pulled = _sample_latent_backward(
+            grad_z, grad_log_ratio, mean, log_var, k, seed, first_example, 0
         )
-        return *grads, None, None, None, None, None
+        upstream = (t for t in grads if t is not None)
+        return *final(pulled, FIRST_ORDER, mean, log_var, *upstream), *(None,) * 5
 
 
 class Latents(NamedTuple):

@@ -9,54 +9,83 @@ import torch
 from torch import Tensor
 
 from dvae_fast import functional
-from dvae_fast.functional._autograd import differentiable_once
+from dvae_fast.functional._autograd import (
+    Operation,
+    differentiable,
+    final,
+    graph_is_asked,
+    keep,
+    same,
+)
 from dvae_fast.functional.log_weights import iwae_loss_and_weights
 from dvae_fast.objectives.bound import bound, rows_of
-from dvae_fast.objectives.latents import Scaled
+from dvae_fast.objectives.latents import FIRST_ORDER, Scaled
 from dvae_fast.objectives.objective import Estimator, Objective, Term, as_objective
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dvae_fast.functional.log_weights import Overwrite
     from dvae_fast.likelihoods import Likelihood
 
 __all__ = ["loss"]
-
-_op: Any = torch.ops.dvae_fast
 
 # PIWAE's generative coefficients are no smaller than this: beside a sum of 1 it is nothing in any
 # dtype, and the inference net's coefficient over it still is a number.
 _LEAST = 1e-20
 
 
-class _WithGradients(torch.autograd.Function):
-    """The scalar `value`, whose derivatives with respect to a and b are said to be da and db."""
+_logmeanexp_backward = differentiable("logmeanexp_backward")
+
+
+class _WithGradients(Operation):
+    """The scalar `value`, whose derivatives with respect to a and b are said to be da and db.
+
+    a are log-weights, which with `shift` added have the coefficients da of the objective.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, value: Tensor, a: Tensor, da: Tensor, b: Tensor | None, db: Tensor | None
+        value: Tensor,
+        a: Tensor,
+        da: Tensor,
+        b: Tensor | None,
+        db: Tensor | None,
+        shift: Tensor | None,
+        objective: Objective,
     ) -> Tensor:
-        ctx.save_for_backward(da, db)
         return value.clone()
 
     @staticmethod
-    @differentiable_once
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        da, db = ctx.saved_tensors
-        return None, upstream * da, None, None if db is None else upstream * db, None
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        keep(ctx, output, *inputs[1:])
+
+    @staticmethod
+    def pull(grads: Sequence[Tensor | None], need: Sequence[bool], *args: Any) -> tuple[Any, ...]:
+        a, da, b, db, shift, objective = args
+        upstream = cast("Tensor", grads[0])
+        if graph_is_asked():  # in which the coefficients have derivatives too
+            da = _of_log_w(a if shift is None else a + shift, objective)
+        of_b = None
+        if db is not None and need[3]:
+            (of_b,) = final((upstream * db,), FIRST_ORDER, upstream, a, b)
+        return None, upstream * da, None, of_b, *(None,) * 3
 
 
-class _Deliver(torch.autograd.Function):
+class _Deliver(Operation):
     """The loss, which in the backward pass hands `ratio` to the `_PathSample` of that carrier."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, carrier: Tensor, ratio: Tensor) -> Tensor:
-        ctx.save_for_backward(ratio)
-        return loss.view_as(loss)
+    def forward(loss: Tensor, carrier: Tensor, ratio: Tensor) -> Tensor:
+        return same(loss)
 
     @staticmethod
-    @differentiable_once
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None]:
-        (ratio,) = ctx.saved_tensors
-        return upstream, ratio, None
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        keep(ctx, output, inputs[2])
+
+    @staticmethod
+    def pull(grads: Sequence[Tensor | None], need: Sequence[bool], *args: Any) -> tuple[Any, ...]:
+        return grads[0], args[0], None
 
 
 # --- coefficients -----------------------------------------------------------------------------
@@ -93,10 +122,15 @@ def _log_mean_gradient(rows: Tensor, t: float) -> Tensor:
     if t == 0:
         return torch.full_like(rows, 1 / rows.shape[-1])
     if math.isinf(t):
-        return torch.zeros_like(rows).scatter_(-1, rows.argmax(-1, keepdim=True), 1.0)
+        return _is_at(rows.argmax(-1, keepdim=True), rows).to(rows.dtype)
     flat = (rows if t == 1 else t * rows).reshape(-1, rows.shape[-1])
-    weights = _op.logmeanexp_backward(torch.ones_like(flat[:, 0]), flat)
+    weights = _logmeanexp_backward(torch.ones_like(flat[:, 0]), flat)
     return cast("Tensor", weights.view(rows.shape))
+
+
+def _is_at(index: Tensor, rows: Tensor) -> Tensor:
+    """Where `index` (..., 1) points to in rows (..., K): bool. Not scatter, which vmap loops."""
+    return torch.arange(rows.shape[-1], device=rows.device) == index
 
 
 def _left_out(rows: Tensor, t: float) -> Tensor:
@@ -118,12 +152,22 @@ def _left_out(rows: Tensor, t: float) -> Tensor:
     shift = torch.where(top == -math.inf, 0.0, top)
     each = torch.exp(scaled - shift)
     total = each.sum(-1, keepdim=True)
-    largest = torch.zeros_like(infinite).scatter_(-1, index, True)
+    largest = _is_at(index, scaled)
     rest = torch.logsumexp(scaled.masked_fill(largest, -math.inf), -1, keepdim=True)
     others = torch.where(largest, rest, torch.log(total - each) + shift)
     whole = torch.log(total) + shift
     signal = (whole - torch.logaddexp(others, mean)) / t
     return signal.masked_fill(top == -math.inf, 0.0)
+
+
+def _of_log_w(log_w: Tensor, objective: Objective) -> Tensor:
+    """∂loss/∂log w, in log_w's shape: what the generative network's gradient has."""
+    shape = log_w.shape
+    rows = log_w.reshape(-1, *shape[-2:])
+    c = _coefficients(rows, objective.generative, Estimator(), 1.0)
+    if objective.splits and not objective.gradient.score_function:
+        c = c.clamp_min(_LEAST)
+    return (c * (-1.0 / max(shape[-2], 1))).view(shape)
 
 
 # --- the loss ---------------------------------------------------------------------------------
@@ -138,7 +182,7 @@ def loss(
     *,
     inference: Tensor | None = None,
     kl_weight: Tensor | float = 1.0,
-    overwrite_params: bool = False,
+    overwrite_params: Overwrite = False,
 ) -> Tensor:
     """The negative bound, a mean over examples: a scalar in nats.
 
@@ -186,22 +230,21 @@ def loss(
     total = -bound(values, objective).mean()
     if not torch.is_grad_enabled():
         return total
-    shape = values.shape
-    if weighted:
-        values = values + (kl_weight - 1) * log_ratio.detach()
-    values = values.reshape(-1, *shape[-2:])
-    factor = -1.0 / max(shape[-2], 1)
-    c = _coefficients(values, objective.generative, Estimator(), kl_weight)
+    shift = (kl_weight - 1) * log_ratio.detach() if weighted else None
+    if shift is not None:
+        values = values + shift
+    dw = _of_log_w(values, objective)
+    dq = ratio = None
     if inference is not None:
-        of_z = _coefficients(values, objective.inference, objective.gradient, kl_weight)
+        rows = values.reshape(-1, *values.shape[-2:])
+        of_z = _coefficients(rows, objective.inference, objective.gradient, kl_weight)
+        of_z = (of_z * (-1.0 / max(values.shape[-2], 1))).view(values.shape)
         if by_score:
-            dq = (factor * of_z).view(shape)
-            dw = (factor * c).view(shape)
-            return cast("Tensor", _WithGradients.apply(total, log_w, dw, inference, dq))
-        if objective.splits:
-            c = c.clamp_min(_LEAST)
-        ratio = (of_z / torch.where(c == 0, 1.0, c)).view(inference.shape)
-    total = _WithGradients.apply(total, log_w, (factor * c).view(shape), None, None)
+            dq = of_z
+        else:
+            ratio = (of_z / torch.where(dw == 0, 1.0, dw)).view(inference.shape)
+    b = inference if by_score else None
+    total = _WithGradients.apply(total, log_w, dw, b, dq, shift, objective)
     if ratio is not None:
         total = _Deliver.apply(total, inference, ratio)
     return cast("Tensor", total)

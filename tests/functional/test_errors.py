@@ -94,7 +94,7 @@ def _show(value: Any) -> str:
 
 
 def _seed_rows(function: str) -> Iterator[Row]:
-    too_large = 2**63
+    too_large = 2**64
     yield Row(function, {"seed": 1.5}, TypeError, ("seed", "int", "float"))
     yield Row(function, {"seed": "1"}, TypeError, ("seed", "int", "str"))
     yield Row(function, {"seed": True}, TypeError, ("seed", "int", "bool"))
@@ -102,11 +102,11 @@ def _seed_rows(function: str) -> Iterator[Row]:
     yield Row(function, {"seed": -(2**63) - 1}, ValueError, ("seed", "64 bits", f"{-(2**63) - 1}"))
     yield Row(function, {"seed": torch.tensor([1, 2])}, TypeError, ("seed", "one element", "(2,)"))
     yield Row(
-        function, {"seed": torch.tensor([1.0])}, TypeError, ("seed", "int64", "torch.float32")
+        function, {"seed": torch.tensor([1.0])}, TypeError, ("seed", "integer", "torch.float32")
     )
     yield Row(
-        function, {"seed": torch.tensor([1], dtype=torch.int32)}, TypeError,
-        ("seed", "int64", "torch.int32"))  # fmt: skip
+        function, {"seed": torch.tensor([True])}, TypeError, ("seed", "integer", "torch.bool")
+    )
 
 
 def _count_rows(function: str, name: str, lower: int) -> Iterator[Row]:
@@ -640,40 +640,6 @@ def test_operator_refuses_operands_that_do_not_fit(case: str) -> None:
     name, args = OPERANDS[case]
     with pytest.raises((RuntimeError, ValueError, TypeError)):
         getattr(op, name)(*args)
-
-
-@pytest.mark.parametrize(
-    "f, shape",
-    [
-        (lambda t: dvae_fast.iwae_loss(t, torch.full((3, 7), 0.4), torch.zeros(3, 5)), (3, 5, 7)),
-        (lambda t: dvae_fast.log_weights(t, torch.full((3, 7), 0.4), torch.zeros(3, 5)), (3, 5, 7)),
-        (
-            lambda t: dvae_fast.log_weights(torch.full((3, 5, 7), 0.4), torch.full((3, 7), 0.4), t),
-            (3, 5),
-        ),
-        (lambda t: dvae_fast.logmeanexp(t), (3, 5)),
-        (lambda t: dvae_fast.sample_latent(t, torch.zeros(3, 2), 5, seed=1)[0], (3, 2)),
-        (
-            lambda t: dvae_fast.latent_log_ratio(
-                t, torch.full((3, 2), 0.4), torch.full((3, 2), 0.4)
-            ),
-            (3, 5, 2),
-        ),
-        (lambda t: dvae_fast.functional.softplus(t), (3, 7)),
-        (lambda t: dvae_fast.corrupt(t, dvae_fast.corruptions.Masking(0.3), seed=1), (3, 7)),
-    ],
-)
-# torch's own doing, at the first jvp.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("transform", ["jvp", "jacfwd"])
-def test_forward_mode_is_refused_and_never_zero(f: Any, shape: Any, transform: str) -> None:
-    t = torch.rand(shape)
-    run = {
-        "jvp": lambda: torch.func.jvp(f, (t,), (torch.ones_like(t),)),
-        "jacfwd": lambda: torch.func.jacfwd(f)(t),
-    }[transform]
-    with pytest.raises(NotImplementedError, match="no forward-mode derivatives"):
-        run()
 
 
 def test_a_rate_is_made_whatever_the_default_device() -> None:

@@ -13,6 +13,7 @@ Everything else is in pyproject.toml.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 import shutil
@@ -229,6 +230,29 @@ def cuda_architectures(toolkit: Toolkit) -> list[str]:
 # --- what is built -----------------------------------------------------------------------------
 
 
+def cuda_pieces() -> list[str]:
+    """Sources that compile csrc/cuda/instantiate.cu for a kernel and a likelihood each.
+
+    Written in the build folder, for torch's BuildExtension compiles a source once.
+    """
+    kernels = re.findall(
+        r"^template <class L>\nstruct (\w+)", (ROOT / "csrc/cuda/likelihoods.h").read_text(), re.M
+    )
+    listed = (ROOT / "csrc/core/params.h").read_text().split("DVAE_LIKELIHOOD_LIST", 1)[1]
+    likelihoods = re.findall(r'\bX\((\w+), "', listed.split("\n\n", 1)[0])
+    folder = ROOT / "build" / "pieces"
+    folder.mkdir(parents=True, exist_ok=True)
+    for kernel, likelihood in itertools.product(kernels, likelihoods):
+        text = (
+            f"#define DVAE_KERNEL {kernel}\n#define DVAE_LIKELIHOOD {likelihood}\n"
+            f'#include "{ROOT / "csrc/cuda/instantiate.cu"}"\n'
+        )
+        piece = folder / f"{kernel}_{likelihood}.cu"
+        if not piece.exists() or piece.read_text() != text:  # else its object stays good
+            piece.write_text(text)
+    return sources(*(f"build/pieces/{k}_{n}.cu" for k in kernels for n in likelihoods))
+
+
 def extensions(toolkit: Toolkit | None, building: bool) -> list[object]:
     from pybind11.setup_helpers import Pybind11Extension
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
@@ -244,6 +268,9 @@ def extensions(toolkit: Toolkit | None, building: bool) -> list[object]:
     if toolkit is not None:
         build = CUDAExtension
         files += sources("csrc/torch/cuda/*.cpp", "csrc/cuda/*.cu")
+        files.remove("csrc/cuda/instantiate.cu")
+        if building:
+            files += cuda_pieces()
         includes = [*toolkit.includes]
         compile_args["nvcc"] = ["-O3", "-std=c++17", "-Xcompiler=-fvisibility=hidden"]
         architectures = " ".join(cuda_architectures(toolkit))

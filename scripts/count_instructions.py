@@ -37,7 +37,8 @@ class HotLoop:
     """The innermost loop of `kernel` (a pattern of its demangled name) with the most `marker`s.
 
     Each `marker` stands for `elements` elements; the loop also has `needs`. Branches over blocks
-    with `skips` are taken: what is read once for many passes.
+    with `skips` are taken: what is read once for many passes. `source` is a file's name, or what
+    instantiate.cu is compiled for.
     """
 
     name: str
@@ -77,25 +78,25 @@ def _latent(dtype: str) -> str:
 
 BFLOAT16, HALF = r"dvae::\w+::BFloat16", r"dvae::\w+::Half"
 LOOPS = (
-    HotLoop("log_weights, Bernoulli, float32", "log_weights_bernoulli", _log_weights("float")),
-    HotLoop("log_weights, Bernoulli, bfloat16", "log_weights_bernoulli", _log_weights(BFLOAT16)),
-    HotLoop("log_weights, Bernoulli, float16", "log_weights_bernoulli", _log_weights(HALF)),
+    HotLoop("log_weights, Bernoulli, float32", "LogWeightsOf<Bernoulli>", _log_weights("float")),
+    HotLoop("log_weights, Bernoulli, bfloat16", "LogWeightsOf<Bernoulli>", _log_weights(BFLOAT16)),
+    HotLoop("log_weights, Bernoulli, float16", "LogWeightsOf<Bernoulli>", _log_weights(HALF)),
     HotLoop(
         "log_weights_backward, Bernoulli, float32",
-        "log_weights_backward_bernoulli",
+        "LogWeightsBackwardOf<Bernoulli>",
         _backward("float"),
     ),
     HotLoop(
         "log_weights_backward, Bernoulli, bfloat16",
-        "log_weights_backward_bernoulli",
+        "LogWeightsBackwardOf<Bernoulli>",
         _backward(BFLOAT16),
     ),
-    HotLoop("iwae_loss, density, float32", "iwae_bernoulli", _iwae("float"), needs="LDG"),
+    HotLoop("iwae_loss, density, float32", "IwaeOf<Bernoulli>", _iwae("float"), needs="LDG"),
     HotLoop(
-        "iwae_loss, gradient, float32", "iwae_bernoulli", _iwae("float"), "STG.E.128", 4, "LDS"
+        "iwae_loss, gradient, float32", "IwaeOf<Bernoulli>", _iwae("float"), "STG.E.128", 4, "LDS"
     ),
-    HotLoop("iwae_loss, density, bfloat16", "iwae_bernoulli", _iwae(BFLOAT16), needs="STS"),
-    HotLoop("iwae_loss, gradient, bfloat16", "iwae_bernoulli", _iwae(BFLOAT16), needs="STG"),
+    HotLoop("iwae_loss, density, bfloat16", "IwaeOf<Bernoulli>", _iwae(BFLOAT16), needs="STS"),
+    HotLoop("iwae_loss, gradient, bfloat16", "IwaeOf<Bernoulli>", _iwae(BFLOAT16), needs="STG"),
     HotLoop(
         "corrupt, salt and pepper, float32", "corrupt", _corrupt("SaltAndPepper"), "STG.E.128", 4
     ),
@@ -282,8 +283,11 @@ def compile_and_parse(
     cubin = folder / f"{source}.cubin"
     arch = ARCH.removeprefix("sm_")
     nvcc = [tools["nvcc"], "-std=c++17", "-O3", "-cubin", "-o", str(cubin)]
-    nvcc += ["-gencode", f"arch=compute_{arch},code={ARCH}", str(ROOT / f"csrc/cuda/{source}.cu")]
-    run(nvcc)
+    nvcc += ["-gencode", f"arch=compute_{arch},code={ARCH}"]
+    if piece := re.fullmatch(r"(\w+)<(\w+)>", source):
+        nvcc += [f"-DDVAE_KERNEL={piece[1]}", f"-DDVAE_LIKELIHOOD={piece[2]}"]
+        source = "instantiate"
+    run([*nvcc, str(ROOT / f"csrc/cuda/{source}.cu")])
     functions = parse(run([tools["cuobjdump"], "-sass", str(cubin)]).stdout)
     names = run(["c++filt"], "\n".join(functions)).stdout.splitlines()
     return dict(zip(names, functions.values(), strict=True))

@@ -1,5 +1,5 @@
 // The fused loss: bound, normalised weights and gradient from one read of the decoder output, for
-// the file of each likelihood to instantiate.
+// instantiate.cu.
 //
 // Fused, while K · D of one example fits in a block's shared memory: 2 · sizeof(T) bytes an element
 // (4 with a full scale), read once and written once. Otherwise sweep, normalise, scale: three
@@ -175,17 +175,14 @@ cudaError_t launch_fused(const LogWeights& p, const Device& device, bool& fits,
 }
 
 template <class L>
-Fused iwae_of(DType dtype, const LogWeights& p, cudaStream_t stream) {
+cudaError_t IwaeOf<L>::launch(DType dtype, const LogWeights& p, bool& fits, cudaStream_t stream) {
   constexpr ScaleKind kScale = L::kHasScale ? ScaleKind::kFull : ScaleKind::kNone;
-  Fused result{false, cudaSuccess};
   Device device;
-  result.error = query(device);
-  if (result.error != cudaSuccess) return result;
-  result.error = with_dtype(dtype, [&](auto type) {
+  if (const cudaError_t error = query(device)) return error;
+  return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    return launch_fused<L, T, kScale>(p, device, result.fits, stream);
+    return launch_fused<L, T, kScale>(p, device, fits, stream);
   });
-  return result;
 }
 
 }  // namespace dvae::cuda

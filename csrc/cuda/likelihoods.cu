@@ -24,7 +24,7 @@ cudaError_t log_weights(LikelihoodKind likelihood, DType dtype, ScaleKind scale,
                         const LogWeights& p, cudaStream_t stream) {
   if (p.begin >= p.end) return cudaSuccess;
   return with_likelihood(likelihood, [&](auto l) {
-    return log_weights_of<typename decltype(l)::type>(dtype, scale, p, stream);
+    return LogWeightsOf<typename decltype(l)::type>::launch(dtype, scale, p, stream);
   });
 }
 
@@ -33,7 +33,7 @@ cudaError_t log_weights_backward(LikelihoodKind likelihood, DType dtype, ScaleKi
   if (p.size == 0) return cudaSuccess;
   if (p.begin >= p.end) return clear_parts(p, stream);
   return with_likelihood(likelihood, [&](auto l) {
-    return log_weights_backward_of<typename decltype(l)::type>(dtype, scale, p, stream);
+    return LogWeightsBackwardOf<typename decltype(l)::type>::launch(dtype, scale, p, stream);
   });
 }
 
@@ -45,9 +45,11 @@ cudaError_t iwae(LikelihoodKind likelihood, DType dtype, ScaleKind scale, const 
   p.begin = p.first_row = 0;
   p.end = p.rows * p.samples;
   if (scale != ScaleKind::kShared && p.rows > 0) {
-    const Fused fused = with_likelihood(
-        likelihood, [&](auto l) { return iwae_of<typename decltype(l)::type>(dtype, p, stream); });
-    if (fused.fits || fused.error != cudaSuccess) return fused.error;
+    bool fits = false;
+    const cudaError_t error = with_likelihood(likelihood, [&](auto l) {
+      return IwaeOf<typename decltype(l)::type>::launch(dtype, p, fits, stream);
+    });
+    if (fits || error != cudaSuccess) return error;
   }
   if (const cudaError_t error = log_weights(likelihood, dtype, scale, p, stream)) return error;
   if (const cudaError_t error = iwae_normalise(dtype, p, stream)) return error;

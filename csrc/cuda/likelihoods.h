@@ -1,5 +1,5 @@
-// The kernels of a likelihood, which a file for each likelihood and operation instantiates, so that
-// they compile side by side.
+// The kernels of a likelihood. instantiate.cu is compiled once for each of these structs and each
+// likelihood, so that they compile side by side; the build reads their names here.
 #pragma once
 
 #include "../core/likelihoods.h"
@@ -8,15 +8,19 @@
 namespace dvae::cuda {
 
 template <class L>
-cudaError_t log_weights_of(DType, ScaleKind, const LogWeights&, cudaStream_t);
-template <class L>
-cudaError_t log_weights_backward_of(DType, ScaleKind, const LogWeights&, cudaStream_t);
-// Whether one example fits in a block; if so, launched. Not for a shared scale.
-struct Fused {
-  bool fits;
-  cudaError_t error;
+struct LogWeightsOf {
+  static cudaError_t launch(DType, ScaleKind, const LogWeights&, cudaStream_t);
 };
+
 template <class L>
-Fused iwae_of(DType, const LogWeights&, cudaStream_t);
+struct LogWeightsBackwardOf {
+  static cudaError_t launch(DType, ScaleKind, const LogWeights&, cudaStream_t);
+};
+
+// fits: whether one example fits in a block; if so, launched. Not for a shared scale.
+template <class L>
+struct IwaeOf {
+  static cudaError_t launch(DType, const LogWeights&, bool& fits, cudaStream_t);
+};
 
 }  // namespace dvae::cuda

@@ -1,4 +1,4 @@
-// log_weights: params (N, K, D) → log_w (N, K), for the file of each likelihood to instantiate.
+// log_weights: params (N, K, D) → log_w (N, K), for instantiate.cu.
 //
 // Bytes an element: sizeof(T) of params (twice that with a full scale); x is read once for kRows
 // rows, from the first-level cache. One sweep, nothing written but a number a row.
@@ -118,8 +118,8 @@ cudaError_t log_weights_scaled(DType dtype, const LogWeights& p, cudaStream_t st
 }
 
 template <class L>
-cudaError_t log_weights_of(DType dtype, [[maybe_unused]] ScaleKind scale, const LogWeights& p,
-                           cudaStream_t stream) {
+cudaError_t LogWeightsOf<L>::launch(DType dtype, [[maybe_unused]] ScaleKind scale,
+                                    const LogWeights& p, cudaStream_t stream) {
   if constexpr (!L::kHasScale) {
     return log_weights_scaled<L, ScaleKind::kNone>(dtype, p, stream);
   } else {

@@ -1,4 +1,4 @@
-// Gradients of log_weights, for the file of each likelihood to instantiate.
+// Gradients of log_weights, for instantiate.cu.
 //
 // Bytes an element: 2 · sizeof(T), read and written (4 with a full scale). A thread keeps its
 // columns and walks over rows, so x is read once an example, and sums over rows (of a bias' or a
@@ -147,8 +147,8 @@ cudaError_t log_weights_backward_scaled(DType dtype, const LogWeights& p, cudaSt
 }
 
 template <class L>
-cudaError_t log_weights_backward_of(DType dtype, [[maybe_unused]] ScaleKind scale,
-                                    const LogWeights& p, cudaStream_t stream) {
+cudaError_t LogWeightsBackwardOf<L>::launch(DType dtype, [[maybe_unused]] ScaleKind scale,
+                                            const LogWeights& p, cudaStream_t stream) {
   if constexpr (!L::kHasScale) {
     return log_weights_backward_scaled<L, ScaleKind::kNone>(dtype, p, stream);
   } else {

@@ -1,8 +1,0 @@
-#include "log_weights_backward.cuh"
-
-namespace dvae::cuda {
-
-template cudaError_t log_weights_backward_of<Gaussian>(DType, ScaleKind, const LogWeights&,
-                                                       cudaStream_t);
-
-}  // namespace dvae::cuda

@@ -262,7 +262,8 @@ def extensions(toolkit: Toolkit | None, building: bool) -> list[object]:
     math = ["-fno-math-errno", "-fno-trapping-math"]
     # -g0: Python's own flags have -g, which makes the library five times as large.
     flags = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", *math]
-    files = sources("csrc/torch/*.cpp", "csrc/torch/cpu/*.cpp", "csrc/cpu/*.cpp")
+    files = sources("csrc/torch/*.cpp", "csrc/torch/ops/*.cpp", "csrc/torch/cpu/*.cpp")
+    files += sources("csrc/cpu/*.cpp")
     macros = [("TORCH_TARGET_VERSION", STABLE_ABI)]
     build, compile_args, includes = CppExtension, {"cxx": flags}, []
     if toolkit is not None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MEMORY_NOISE = 1 << 16
 #: neighbouring sizes whose costs differ by no more are called flat
 FLAT = 1.25
-#: elements from which the kernels wake a second thread (kGrain in csrc/torch/cpu/common.h)
+#: elements from which the kernels wake a second thread (kGrain in csrc/torch/cpu/rows.h)
 GRAIN = 16384
 #: what starting a team of threads may take of a call, in seconds: 6 to 8 µs of calls that follow
 #: one another, measured around the grain on two cores of a Xeon

@@ -34,6 +34,17 @@ struct LogSumExp {
     count = count + other.count;
     max = m;
   }
+
+  // As the operators keep it: kSize numbers.
+  static constexpr int64_t kSize = 5;
+  DVAE_HD static LogSumExp read(const double* v) {
+    LogSumExp s;
+    s.max = v[0], s.s1 = v[1], s.s2 = v[2], s.sum = v[3], s.count = v[4];
+    return s;
+  }
+  DVAE_HD void write(double* v) const {
+    v[0] = max, v[1] = s1, v[2] = s2, v[3] = sum, v[4] = count;
+  }
 };
 
 DVAE_END_CORE

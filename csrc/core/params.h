@@ -13,13 +13,7 @@ namespace dvae {
 enum class DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
 constexpr int kDTypes = 4;
 
-enum class CorruptionKind : int {
-  kIdentity = 0,
-  kMasking = 1,
-  kSaltAndPepper = 2,
-  kBitFlip = 3,
-  kGaussian = 4
-};
+enum class CorruptionKind : int;  // corruptions.h
 
 // Every likelihood: X(its struct in likelihoods.h, its name in the operators, more).
 #define DVAE_LIKELIHOOD_LIST(X, more)                  \
@@ -45,23 +39,22 @@ constexpr const char* kActivationNames[] = {"none", "softplus", "relu", "tanh"};
 // element.
 enum class ScaleKind : int { kNone = 0, kShared = 1, kFull = 2 };
 
+// What the numbers of noise follow from, and where: the kernels read the seed themselves.
 struct NoiseParams {
-  int64_t seed;
+  const int64_t* seed;
   uint32_t first_example;
   uint32_t first_sample;
 };
 
 // x (B, D) → out (M, B, D); or grad (M, B, D) → out (B, D).
 struct CorruptParams {
-  const void* in;      // T
-  void* out;           // T
-  // Per element: thresholds of rate and of rate · salt, or the standard deviation (A). Either a
-  // value for each of D rounded up to whole blocks (table_stride = 64) or one block that serves
-  // them all (table_stride = 0).
-  const int32_t* hit;
-  const int32_t* one;
-  const void* std;
-  int64_t table_stride;
+  const void* in;     // T
+  void* out;          // T
+  const float* rate;  // 1 or D elements; null for Gaussian noise
+  const float* salt;  // 1 or D elements, or null: 0
+  const void* std;    // A, of Gaussian noise
+  int64_t rate_step;  // of rate and std: 1 if there are D, 0 if one serves all
+  int64_t salt_step;
   int64_t copies, examples, size;
   CorruptionKind kind;
   NoiseParams noise;
@@ -97,23 +90,38 @@ struct MixtureParams {
   int64_t components, examples, samples, size;
 };
 
-// params (N, K, D), x (B, D), log_ratio and log_w (N, K).
-struct LogWeightParams {
-  const void* params;     // T
-  const void* bias;       // T, D elements, or null: added to params
-  const void* scale;      // kShared: A, laid out as CorruptParams::std; kFull: T, (N, K, D)
-  int64_t scale_stride;   // 64 or 0, for kShared
-  double log_scale_sum;   // Σ_d log scale, for kShared; else 0
-  const void* x;          // A
-  const void* log_ratio;  // A, or null for 0
-  void* log_w;            // A; output of the forward, and of the fused loss's first sweep
-  const void* grad;       // A; upstream gradient per row
-  void* grad_params;      // T; may be params itself
-  void* grad_scale;       // T, kFull
-  void* bound;            // A, (N,)
-  double multiplier;      // of the gradient, in the fused loss
-  int64_t first_row;      // rows below are row − first_row in params (tiles), not in the others
+// A decoder's outputs, params (N, K, D), and the x (B, D) they are for.
+struct DecoderParams {
+  const void* params;       // T
+  const void* bias;         // T, D elements, or null: added to params
+  const void* scale;        // kShared: A, as the backend lays it out; kFull: T, (N, K, D)
+  int64_t scale_stride;     // of kShared, between elements or blocks; 0: one serves all
+  const double* log_scale;  // Σ_d log scale, for kShared where the likelihood has it
+  const void* x;            // A
+  int64_t first_row;        // row n lies at n − first_row in params (tiles), not in the others
   int64_t rows, examples, samples, size;
+};
+
+// log_ratio → log_w, both (N, K).
+struct LogWeightParams : DecoderParams {
+  const void* log_ratio;  // A, or null for 0
+  void* log_w;            // A
+};
+
+// grad (N, K) → the gradients of params and of a scale an element.
+struct LogWeightGradParams : DecoderParams {
+  const void* grad;   // A
+  void* grad_params;  // T; may be params itself
+  void* grad_scale;   // T, kFull
+};
+
+// The fused loss: log_w becomes the normalised weights, which times multiplier are what the
+// gradients are of.
+struct IwaeParams : LogWeightParams {
+  void* bound;        // A, (N,)
+  void* grad_params;  // T; may be params itself
+  void* grad_scale;   // T, kFull
+  double multiplier;
 };
 
 // A dense layer, f(in Wᵀ + b), of a few rows: in (rows, inputs), out (rows, outputs). W (outputs,

@@ -26,7 +26,7 @@ void log_weights(const LogWeightParams& p, ScaleKind kind, int64_t begin, int64_
 }
 
 template <class L, class T>
-void log_weights_backward(const LogWeightParams& p, ScaleKind kind, double* scale_sum,
+void log_weights_backward(const LogWeightGradParams& p, ScaleKind kind, double* scale_sum,
                           int64_t begin, int64_t end) {
   DVAE_WITH_SCALE(L, kind, K, {
     if (p.bias != nullptr) {
@@ -38,19 +38,19 @@ void log_weights_backward(const LogWeightParams& p, ScaleKind kind, double* scal
 }
 
 template <class L, class T>
-void iwae_sweep(const LogWeightParams& p, ScaleKind kind, int64_t begin, int64_t end) {
+void iwae_sweep(const IwaeParams& p, ScaleKind kind, int64_t begin, int64_t end) {
   DVAE_WITH_SCALE(L, kind, K, iwae_sweep_as<L, T, K>(p, begin, end))
 }
 
 template <class L, class T>
-void iwae_scale(const LogWeightParams& p, ScaleKind kind, double* scale_sum, int64_t begin,
+void iwae_scale(const IwaeParams& p, ScaleKind kind, double* scale_sum, int64_t begin,
                 int64_t end) {
   DVAE_WITH_SCALE(L, kind, K, iwae_scale_as<L, T, K>(p, scale_sum, begin, end))
 }
 
 // An example's K rows are read twice while they lie in L2.
 template <class L, class T>
-void iwae(const LogWeightParams& p, ScaleKind kind, double* scale_sum, int64_t begin, int64_t end) {
+void iwae(const IwaeParams& p, ScaleKind kind, double* scale_sum, int64_t begin, int64_t end) {
   for (int64_t n = begin; n < end; ++n) {
     const int64_t row = n * p.samples;
     iwae_sweep<L, T>(p, kind, row, row + p.samples);

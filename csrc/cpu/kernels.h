@@ -7,12 +7,21 @@
 
 namespace dvae::cpu {
 
+// CorruptParams with what is read beside an element in blocks: a value for each of D rounded up to
+// whole blocks of 64 (table_stride = 64), or one block that serves them all (table_stride = 0).
+struct CorruptTables : CorruptParams {
+  const int32_t* hit;  // threshold of rate
+  const int32_t* one;  // threshold of rate · salt
+  const void* stds;    // A
+  int64_t table_stride;
+};
+
 struct Kernels {
-  // CorruptParams. Rows (copy, example); examples; and blocks of 64 elements.
-  void (*corrupt[kDTypes])(const CorruptParams&, int64_t begin, int64_t end);
-  void (*corrupt_backward[kDTypes])(const CorruptParams&, int64_t begin, int64_t end);
+  // Rows (copy, example); examples; and blocks of 64 elements.
+  void (*corrupt[kDTypes])(const CorruptTables&, int64_t begin, int64_t end);
+  void (*corrupt_backward[kDTypes])(const CorruptTables&, int64_t begin, int64_t end);
   // out: double, whole blocks: Σ grad · noise per element
-  void (*corrupt_backward_std[kDTypes])(const CorruptParams&, double* out, int64_t begin,
+  void (*corrupt_backward_std[kDTypes])(const CorruptTables&, double* out, int64_t begin,
                                         int64_t end);
 
   // LatentParams. Rows (copy, example, sample) forward, (copy, example) backward.
@@ -25,21 +34,21 @@ struct Kernels {
   void (*mixture_log_ratio[kDTypes])(const MixtureParams&, int64_t begin, int64_t end);
   void (*mixture_log_ratio_backward[kDTypes])(const MixtureParams&, int64_t begin, int64_t end);
 
-  // LogWeightParams. Rows (n, k). scale_sum: null, or double of whole blocks, to which a shared
-  // scale's gradient is added.
+  // Rows (n, k). A shared scale lies in blocks, as CorruptTables' stds. scale_sum: null, or double
+  // of whole blocks, to which a shared scale's gradient is added.
   void (*log_weights[kLikelihoods][kDTypes])(const LogWeightParams&, ScaleKind, int64_t begin,
                                              int64_t end);
-  void (*log_weights_backward[kLikelihoods][kDTypes])(const LogWeightParams&, ScaleKind,
+  void (*log_weights_backward[kLikelihoods][kDTypes])(const LogWeightGradParams&, ScaleKind,
                                                       double* scale_sum, int64_t begin,
                                                       int64_t end);
-  // The fused loss over rows n: log_w becomes the normalised weights.
-  void (*iwae[kLikelihoods][kDTypes])(const LogWeightParams&, ScaleKind, double* scale_sum,
+  // The fused loss over rows n.
+  void (*iwae[kLikelihoods][kDTypes])(const IwaeParams&, ScaleKind, double* scale_sum,
                                       int64_t begin, int64_t end);
   // Its three steps, for when there are fewer examples than threads: rows (n, k), n, (n, k).
-  void (*iwae_sweep[kLikelihoods][kDTypes])(const LogWeightParams&, ScaleKind, int64_t begin,
+  void (*iwae_sweep[kLikelihoods][kDTypes])(const IwaeParams&, ScaleKind, int64_t begin,
                                             int64_t end);
-  void (*iwae_normalise[kDTypes])(const LogWeightParams&, int64_t begin, int64_t end);
-  void (*iwae_scale[kLikelihoods][kDTypes])(const LogWeightParams&, ScaleKind, double* scale_sum,
+  void (*iwae_normalise[kDTypes])(const IwaeParams&, int64_t begin, int64_t end);
+  void (*iwae_scale[kLikelihoods][kDTypes])(const IwaeParams&, ScaleKind, double* scale_sum,
                                             int64_t begin, int64_t end);
 
   // Rows n.

@@ -44,7 +44,7 @@ struct RowView {
 };
 
 template <class T>
-DVAE_HD RowView<T> row_view(const LogWeightParams& p, int64_t row) {
+DVAE_HD RowView<T> row_view(const DecoderParams& p, int64_t row) {
   using A = accumulate_t<T>;
   const int64_t at_params = (row - p.first_row) * p.size;
   return {at<T>(p.params, at_params),
@@ -65,7 +65,7 @@ DVAE_HD RowView<T> row_view(const LogWeightParams& p, int64_t row) {
 
 // log p(x|z) of one row. kDerivative: also leaves d log p / d logit in out.
 template <class L, class T, ScaleKind kScale, bool kBias, bool kDerivative>
-DVAE_HD accumulate_t<T> row_density(const LogWeightParams& p, const RowView<T>& v, T* out) {
+DVAE_HD accumulate_t<T> row_density(const DecoderParams& p, const RowView<T>& v, T* out) {
   using A = accumulate_t<T>;
   Lanes<L, A> lanes;
   A total = 0;
@@ -91,7 +91,8 @@ DVAE_HD accumulate_t<T> row_density(const LogWeightParams& p, const RowView<T>& 
     j = stop;
     total = total + lanes.finish();
   }
-  return total + static_cast<A>(L::row_constant(p.size, p.log_scale_sum));
+  const double log_scale = L::kHasLogScale && kScale == ScaleKind::kShared ? *p.log_scale : 0.0;
+  return total + static_cast<A>(L::row_constant(p.size, log_scale));
 }
 
 // Σ of what the rows of an example have in common, made when rows come to another example.
@@ -101,7 +102,7 @@ struct DataTerm {
   int64_t n = -1;
   A value = 0;
 
-  DVAE_HD A of(const LogWeightParams& p, const RowView<T>& v, int64_t row) {
+  DVAE_HD A of(const DecoderParams& p, const RowView<T>& v, int64_t row) {
     if constexpr (L::kHasDataTerm) {
       if (row / p.samples != n) {
         n = row / p.samples;
@@ -112,7 +113,7 @@ struct DataTerm {
   }
 
  private:
-  DVAE_HD static A sum(const LogWeightParams& p, const RowView<T>& v) {
+  DVAE_HD static A sum(const DecoderParams& p, const RowView<T>& v) {
     A total = 0;
     for (int64_t j = 0; j < p.size;) {
       const int64_t stop = min64(p.size, j + kSumRows * kLanes);
@@ -139,7 +140,7 @@ template <class L, class T, ScaleKind kScale>
 struct DataGradient {
   using A = accumulate_t<T>;
   static constexpr bool kWanted = L::kHasDataTerm && kScale == ScaleKind::kShared;
-  const LogWeightParams& p;
+  const DecoderParams& p;
   double* scale_sum;
   int64_t n = -1, row = 0;
   double weight = 0;  // Σ over the example's rows
@@ -178,7 +179,7 @@ struct DataGradient {
 
 // out = weight · d log p / d params of one row (out may be the row itself), and the scale's.
 template <class L, class T, ScaleKind kScale, bool kBias>
-DVAE_HD void row_gradient(const LogWeightParams& p, const RowView<T>& v, accumulate_t<T> weight,
+DVAE_HD void row_gradient(const DecoderParams& p, const RowView<T>& v, accumulate_t<T> weight,
                           T* out, T* out_scale, double* scale_sum) {
   using A = accumulate_t<T>;
   if (weight == A(0)) {

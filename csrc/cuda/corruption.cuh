@@ -9,10 +9,10 @@
 namespace dvae::cuda {
 
 // Thresholds of element j, from the rates as they lie on the device.
-DVAE_DEVICE int32_t hit_threshold(const Corruption& p, int64_t j) {
+DVAE_DEVICE int32_t hit_threshold(const CorruptParams& p, int64_t j) {
   return threshold(p.rate[j * p.rate_step]);
 }
-DVAE_DEVICE int32_t one_threshold(const Corruption& p, int64_t j) {
+DVAE_DEVICE int32_t one_threshold(const CorruptParams& p, int64_t j) {
   return p.salt == nullptr ? 0 : threshold(p.rate[j * p.rate_step] * p.salt[j * p.salt_step]);
 }
 
@@ -23,7 +23,7 @@ constexpr int kNoiseGroup = kPack<T> < 4 ? kPack<T> : 4;
 
 // f(kernel's corruption, T, elements in an access, whether each element has a rate).
 template <class F>
-cudaError_t with_corruption(DType dtype, const Corruption& p, const F& f) {
+cudaError_t with_corruption(DType dtype, const CorruptParams& p, const F& f) {
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const auto with_group = [&](auto corruption, auto each) {
@@ -33,22 +33,12 @@ cudaError_t with_corruption(DType dtype, const Corruption& p, const F& f) {
                  ? f(corruption, type, Vector(), each)
                  : f(corruption, type, Scalar(), each);
     };
-    const auto with = [&](auto corruption) {
-      return p.rate_step != 0 || p.salt_step != 0 ? with_group(corruption, std::true_type())
-                                                  : with_group(corruption, std::false_type());
-    };
-    switch (p.kind) {
-      case CorruptionKind::kMasking:
-        return with(Masking());
-      case CorruptionKind::kSaltAndPepper:
-        return with(SaltAndPepper());
-      case CorruptionKind::kBitFlip:
-        return with(BitFlip());
-      case CorruptionKind::kGaussian:
-        return with(AdditiveGaussian());
-      default:
-        return with_group(Identity(), std::false_type());
-    }
+    return with_corruption(p.kind, [&](auto corruption) {
+      if constexpr (decltype(corruption)::kDraws != Draws::kNothing) {
+        if (p.rate_step != 0 || p.salt_step != 0) return with_group(corruption, std::true_type());
+      }
+      return with_group(corruption, std::false_type());
+    });
   });
 }
 

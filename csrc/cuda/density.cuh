@@ -18,7 +18,7 @@ struct Example {
 };
 
 template <class T>
-DVAE_DEVICE Example<T> example_of(const LogWeights& p, int64_t example) {
+DVAE_DEVICE Example<T> example_of(const DecoderParams& p, int64_t example) {
   using A = accumulate_t<T>;
   return {at<A>(p.x, example * p.size), static_cast<const T*>(p.bias),
           static_cast<const A*>(p.scale), p.scale_stride};
@@ -145,7 +145,7 @@ DVAE_DEVICE void add_density(const Example<T>& example, const T* const (&params)
 
 // What a row's log-density has besides the sum over its elements.
 template <class L, class A>
-DVAE_DEVICE A density_constant(const LogWeights& p, ScaleKind kind) {
+DVAE_DEVICE A density_constant(const DecoderParams& p, ScaleKind kind) {
   return static_cast<A>(
       L::row_constant(p.size, L::kHasLogScale && kind == ScaleKind::kShared ? *p.log_scale : 0.0));
 }
@@ -166,7 +166,7 @@ DVAE_DEVICE A weighted_derivative(A weight, A param, [[maybe_unused]] A scale, A
 }
 
 template <class A>
-DVAE_DEVICE A ratio_of(const LogWeights& p, int64_t row) {
+DVAE_DEVICE A ratio_of(const LogWeightParams& p, int64_t row) {
   return p.log_ratio != nullptr ? *at<A>(p.log_ratio, row) : A(0);
 }
 

@@ -41,7 +41,7 @@ constexpr int kFusedWarps = sizeof(T) == 8 && L::kHeavy      ? 8
 
 template <class L, class T, ScaleKind kScale, bool kVector>
 __global__ void __launch_bounds__(kFusedWarps<L, T>* kWarp, 1)
-    iwae_kernel(const LogWeights p, const FusedLayout l) {
+    iwae_kernel(const Iwae p, const FusedLayout l) {
   using A = accumulate_t<T>;
   using C = ColumnsOf<T, kVector, kWarp>;
   using Held = typename C::template Held<T>;
@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kFusedWarps<L, T>* kWarp, 1)
 // The layout for a block of this device; shared_bytes is too large for it if an example does not
 // fit.
 template <class T, ScaleKind kScale>
-FusedLayout fused_layout(const LogWeights& p, const Device& device, int64_t step, int most_warps) {
+FusedLayout fused_layout(const Iwae& p, const Device& device, int64_t step, int most_warps) {
   using A = accumulate_t<T>;
   FusedLayout l{};
   const int64_t steps = std::max<int64_t>(divide_up(p.size, step), 1);
@@ -157,8 +157,7 @@ FusedLayout fused_layout(const LogWeights& p, const Device& device, int64_t step
 }
 
 template <class L, class T, ScaleKind kScale>
-cudaError_t launch_fused(const LogWeights& p, const Device& device, bool& fits,
-                         cudaStream_t stream) {
+cudaError_t launch_fused(const Iwae& p, const Device& device, bool& fits, cudaStream_t stream) {
   const auto bases = {p.params, p.x, scale_rows<kScale>(p), static_cast<const void*>(p.grad_params),
                       static_cast<const void*>(p.grad_scale)};
   const bool vector = packs_fit<T>(p.size, kPack<T>, bases);
@@ -175,7 +174,7 @@ cudaError_t launch_fused(const LogWeights& p, const Device& device, bool& fits,
 }
 
 template <class L>
-cudaError_t IwaeOf<L>::launch(DType dtype, const LogWeights& p, bool& fits, cudaStream_t stream) {
+cudaError_t IwaeOf<L>::launch(DType dtype, const Iwae& p, bool& fits, cudaStream_t stream) {
   constexpr ScaleKind kScale = L::kHasScale ? ScaleKind::kFull : ScaleKind::kNone;
   Device device;
   if (const cudaError_t error = query(device)) return error;

@@ -13,16 +13,16 @@
 
 namespace dvae::cuda {
 
-cudaError_t corrupt(DType, const Corruption&, cudaStream_t);
-cudaError_t corrupt_backward(DType, const Corruption&, cudaStream_t);
+cudaError_t corrupt(DType, const CorruptParams&, cudaStream_t);
+cudaError_t corrupt_backward(DType, const CorruptParams&, cudaStream_t);
 // std_parts (parts, D): Σ grad · noise over parts of the rows (copy, example).
-cudaError_t corrupt_backward_std(DType, const Corruption&, double* std_parts, int64_t parts,
+cudaError_t corrupt_backward_std(DType, const CorruptParams&, double* std_parts, int64_t parts,
                                  cudaStream_t);
 
-cudaError_t sample_latent(DType, const Latent&, cudaStream_t);
-cudaError_t sample_latent_backward(DType, const Latent&, cudaStream_t);
-cudaError_t latent_log_ratio(DType, const Latent&, cudaStream_t);
-cudaError_t latent_log_ratio_backward(DType, const Latent&, cudaStream_t);
+cudaError_t sample_latent(DType, const LatentParams&, cudaStream_t);
+cudaError_t sample_latent_backward(DType, const LatentParams&, cudaStream_t);
+cudaError_t latent_log_ratio(DType, const LatentParams&, cudaStream_t);
+cudaError_t latent_log_ratio_backward(DType, const LatentParams&, cudaStream_t);
 
 cudaError_t mixture_log_ratio(DType, const MixtureParams&, cudaStream_t);
 cudaError_t mixture_log_ratio_backward(DType, const MixtureParams&, cudaStream_t);
@@ -31,12 +31,12 @@ cudaError_t mixture_log_ratio_backward(DType, const MixtureParams&, cudaStream_t
 cudaError_t log_weights(LikelihoodKind, DType, ScaleKind, const LogWeights&, cudaStream_t);
 // Gradients of grad · multiplier per row; grad_params may be params. For rows of a shared scale,
 // or with bias or bias_parts, sums are kept in parts.
-cudaError_t log_weights_backward(LikelihoodKind, DType, ScaleKind, const LogWeights&, cudaStream_t);
-// The fused loss over all rows: log_w becomes the normalised weights. begin, end and bias are not
-// read. A shared scale needs scale_parts.
-cudaError_t iwae(LikelihoodKind, DType, ScaleKind, const LogWeights&, cudaStream_t);
+cudaError_t log_weights_backward(LikelihoodKind, DType, ScaleKind, const LogWeightGrads&,
+                                 cudaStream_t);
+// The fused loss over all rows. bias is not read. A shared scale needs scale_parts.
+cudaError_t iwae(LikelihoodKind, DType, ScaleKind, const Iwae&, cudaStream_t);
 // Its middle step, where it takes three: bound from log_w, which becomes the normalised weights.
-cudaError_t iwae_normalise(DType, const LogWeights&, cudaStream_t);
+cudaError_t iwae_normalise(DType, const IwaeParams&, cudaStream_t);
 
 // Parts that keep the device busy with column sums over `rows` rows of `size` elements; at least 1.
 int64_t sum_parts(int64_t rows, int64_t size);

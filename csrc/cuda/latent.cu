@@ -18,7 +18,8 @@ struct LatentLayout {
 };
 
 template <class T, bool kSampled, int kTeam>
-__global__ void __launch_bounds__(kThreads, 1) latent_kernel(const Latent p, const LatentLayout l) {
+__global__ void __launch_bounds__(kThreads, 1)
+    latent_kernel(const LatentParams p, const LatentLayout l) {
   using A = accumulate_t<T>;
   const int lane = static_cast<int>(threadIdx.x) % kTeam;
   // In 32 bits, as the noise's counters are: 64 would be a tenth of the instructions.
@@ -73,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, 1) latent_kernel(const Latent p, con
 }
 
 template <bool kSampled>
-cudaError_t run(DType dtype, const Latent& p, cudaStream_t stream) {
+cudaError_t run(DType dtype, const LatentParams& p, cudaStream_t stream) {
   const int64_t rows = p.copies * p.examples;
   if (rows == 0 || p.samples == 0) return cudaSuccess;
   Device device;
@@ -101,11 +102,11 @@ cudaError_t run(DType dtype, const Latent& p, cudaStream_t stream) {
 
 }  // namespace
 
-cudaError_t sample_latent(DType dtype, const Latent& p, cudaStream_t stream) {
+cudaError_t sample_latent(DType dtype, const LatentParams& p, cudaStream_t stream) {
   return run<true>(dtype, p, stream);
 }
 
-cudaError_t latent_log_ratio(DType dtype, const Latent& p, cudaStream_t stream) {
+cudaError_t latent_log_ratio(DType dtype, const LatentParams& p, cudaStream_t stream) {
   return run<false>(dtype, p, stream);
 }
 

@@ -49,11 +49,11 @@ struct LatentNoise {
   }
 };
 
-DVAE_DEVICE LatentNoise latent_noise(const Latent& p, int64_t row) {
+DVAE_DEVICE LatentNoise latent_noise(const LatentParams& p, int64_t row) {
   const Quotient at = divide(row, p.examples);
   return {p.noise.first_example + static_cast<uint32_t>(at.remainder),
           stream_word(kStreamLatent, static_cast<uint32_t>(at.quotient)), p.noise.first_sample,
-          key_from_seed(*p.seed)};
+          key_from_seed(*p.noise.seed)};
 }
 
 }  // namespace dvae::cuda

@@ -16,10 +16,10 @@ struct SampledRow {
   int64_t row;
   LatentNoise noise;
 
-  DVAE_DEVICE SampledRow(const Latent& p, int64_t row_in)
+  DVAE_DEVICE SampledRow(const LatentParams& p, int64_t row_in)
       : row(row_in), noise(latent_noise(p, row_in)) {}
 
-  DVAE_DEVICE void add(const Latent& p, const LatentUnit& unit, const LatentElements<T>& e,
+  DVAE_DEVICE void add(const LatentParams& p, const LatentUnit& unit, const LatentElements<T>& e,
                        int64_t k, LatentGradient<A>& sum) const {
     const int64_t r = row * p.samples + k;
     const A grad_r = p.grad_log_ratio != nullptr ? *at<A>(p.grad_log_ratio, r) : A(0);
@@ -44,9 +44,9 @@ struct GivenRow {
   static constexpr A kPower = kLatentPower<A, false>;
   int64_t row;
 
-  DVAE_DEVICE GivenRow(const Latent&, int64_t row_in) : row(row_in) {}
+  DVAE_DEVICE GivenRow(const LatentParams&, int64_t row_in) : row(row_in) {}
 
-  DVAE_DEVICE void add(const Latent& p, const LatentUnit& unit, const LatentElements<T>& e,
+  DVAE_DEVICE void add(const LatentParams& p, const LatentUnit& unit, const LatentElements<T>& e,
                        int64_t k, LatentGradient<A>& sum) const {
     const int64_t r = row * p.samples + k;
     const A grad_r = *at<A>(p.grad_log_ratio, r);
@@ -64,11 +64,11 @@ struct GivenRow {
 
 }  // namespace
 
-cudaError_t sample_latent_backward(DType dtype, const Latent& p, cudaStream_t stream) {
+cudaError_t sample_latent_backward(DType dtype, const LatentParams& p, cudaStream_t stream) {
   return run_latent_backward<SampledRow>(dtype, p, p.copies * p.examples, stream);
 }
 
-cudaError_t latent_log_ratio_backward(DType dtype, const Latent& p, cudaStream_t stream) {
+cudaError_t latent_log_ratio_backward(DType dtype, const LatentParams& p, cudaStream_t stream) {
   return run_latent_backward<GivenRow>(dtype, p, p.copies * p.examples, stream);
 }
 

@@ -95,7 +95,7 @@ bool packs_fit(int64_t size, int V, std::initializer_list<const void*> bases) {
 
 // The scale where it is read as a row is, else null: one element for all may lie anywhere.
 template <ScaleKind kScale>
-const void* scale_rows(const LogWeights& p) {
+const void* scale_rows(const DecoderParams& p) {
   return kScale == ScaleKind::kShared && p.scale_stride == 0 ? nullptr : p.scale;
 }
 

@@ -8,7 +8,7 @@ namespace dvae::cuda {
 namespace {
 
 // Σ over no rows.
-cudaError_t clear_parts(const LogWeights& p, cudaStream_t stream) {
+cudaError_t clear_parts(const LogWeightGrads& p, cudaStream_t stream) {
   if (p.accumulate) return cudaSuccess;
   for (double* parts : {p.bias_parts, p.scale_parts}) {
     if (parts == nullptr) continue;
@@ -29,7 +29,7 @@ cudaError_t log_weights(LikelihoodKind likelihood, DType dtype, ScaleKind scale,
 }
 
 cudaError_t log_weights_backward(LikelihoodKind likelihood, DType dtype, ScaleKind scale,
-                                 const LogWeights& p, cudaStream_t stream) {
+                                 const LogWeightGrads& p, cudaStream_t stream) {
   if (p.size == 0) return cudaSuccess;
   if (p.begin >= p.end) return clear_parts(p, stream);
   return with_likelihood(likelihood, [&](auto l) {
@@ -37,13 +37,11 @@ cudaError_t log_weights_backward(LikelihoodKind likelihood, DType dtype, ScaleKi
   });
 }
 
-cudaError_t iwae(LikelihoodKind likelihood, DType dtype, ScaleKind scale, const LogWeights& given,
+cudaError_t iwae(LikelihoodKind likelihood, DType dtype, ScaleKind scale, const Iwae& given,
                  cudaStream_t stream) {
-  LogWeights p = given;
+  Iwae p = given;
   p.bias = nullptr;
-  p.bias_parts = nullptr;
-  p.begin = p.first_row = 0;
-  p.end = p.rows * p.samples;
+  p.first_row = 0;
   if (scale != ScaleKind::kShared && p.rows > 0) {
     bool fits = false;
     const cudaError_t error = with_likelihood(likelihood, [&](auto l) {
@@ -51,10 +49,19 @@ cudaError_t iwae(LikelihoodKind likelihood, DType dtype, ScaleKind scale, const 
     });
     if (fits || error != cudaSuccess) return error;
   }
-  if (const cudaError_t error = log_weights(likelihood, dtype, scale, p, stream)) return error;
+  const LogWeights sweep{p, 0, p.rows * p.samples};
+  if (const cudaError_t error = log_weights(likelihood, dtype, scale, sweep, stream)) return error;
   if (const cudaError_t error = iwae_normalise(dtype, p, stream)) return error;
-  p.grad = p.log_w;  // by now the normalised weights
-  return log_weights_backward(likelihood, dtype, scale, p, stream);
+  LogWeightGrads gradient{};
+  static_cast<DecoderParams&>(gradient) = p;
+  gradient.grad = p.log_w;  // by now the normalised weights
+  gradient.grad_params = p.grad_params;
+  gradient.grad_scale = p.grad_scale;
+  gradient.multiplier = p.multiplier;
+  gradient.end = sweep.end;
+  gradient.scale_parts = p.scale_parts;
+  gradient.parts = p.parts;
+  return log_weights_backward(likelihood, dtype, scale, gradient, stream);
 }
 
 }  // namespace dvae::cuda

@@ -14,13 +14,13 @@ struct LogWeightsOf {
 
 template <class L>
 struct LogWeightsBackwardOf {
-  static cudaError_t launch(DType, ScaleKind, const LogWeights&, cudaStream_t);
+  static cudaError_t launch(DType, ScaleKind, const LogWeightGrads&, cudaStream_t);
 };
 
 // fits: whether one example fits in a block; if so, launched. Not for a shared scale.
 template <class L>
 struct IwaeOf {
-  static cudaError_t launch(DType, const LogWeights&, bool& fits, cudaStream_t);
+  static cudaError_t launch(DType, const Iwae&, bool& fits, cudaStream_t);
 };
 
 }  // namespace dvae::cuda

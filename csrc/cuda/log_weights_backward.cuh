@@ -18,7 +18,7 @@ constexpr int kRowsAhead = 4;
 
 template <class L, class T, ScaleKind kScale, bool kSums, bool kVector>
 __global__ void __launch_bounds__(kThreads, 1)
-    log_weights_backward_kernel(const LogWeights p, const ColumnLayout layout) {
+    log_weights_backward_kernel(const LogWeightGrads p, const ColumnLayout layout) {
   using A = accumulate_t<T>;
   constexpr int V = kVector ? kPack<T> : 1;
   using C = Columns<kVector, V, 1>;
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <class L, class T, ScaleKind kScale, bool kSums>
-cudaError_t launch_log_weights_backward(const LogWeights& p, cudaStream_t stream) {
+cudaError_t launch_log_weights_backward(const LogWeightGrads& p, cudaStream_t stream) {
   Device device;
   if (const cudaError_t error = query(device)) return error;
   const int64_t rows = p.end - p.begin;
@@ -134,7 +134,7 @@ cudaError_t launch_log_weights_backward(const LogWeights& p, cudaStream_t stream
 }
 
 template <class L, ScaleKind kScale>
-cudaError_t log_weights_backward_scaled(DType dtype, const LogWeights& p, cudaStream_t stream) {
+cudaError_t log_weights_backward_scaled(DType dtype, const LogWeightGrads& p, cudaStream_t stream) {
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     if constexpr (kScale != ScaleKind::kFull) {
@@ -148,7 +148,7 @@ cudaError_t log_weights_backward_scaled(DType dtype, const LogWeights& p, cudaSt
 
 template <class L>
 cudaError_t LogWeightsBackwardOf<L>::launch(DType dtype, [[maybe_unused]] ScaleKind scale,
-                                            const LogWeights& p, cudaStream_t stream) {
+                                            const LogWeightGrads& p, cudaStream_t stream) {
   if constexpr (!L::kHasScale) {
     return log_weights_backward_scaled<L, ScaleKind::kNone>(dtype, p, stream);
   } else {

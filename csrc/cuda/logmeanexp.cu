@@ -62,7 +62,7 @@ cudaError_t logmeanexp(DType dtype, const LogMeanExpParams& p, cudaStream_t stre
   return run<Make::kBound>(dtype, p.log_w, nullptr, nullptr, p.bound, p.rows, p.samples, stream);
 }
 
-cudaError_t iwae_normalise(DType dtype, const LogWeights& p, cudaStream_t stream) {
+cudaError_t iwae_normalise(DType dtype, const IwaeParams& p, cudaStream_t stream) {
   return run<Make::kBoundAndWeights>(dtype, p.log_w, nullptr, p.log_w, p.bound, p.rows, p.samples,
                                      stream);
 }

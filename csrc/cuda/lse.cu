@@ -8,17 +8,6 @@
 namespace dvae::cuda {
 namespace {
 
-constexpr int kState = 5;
-
-DVAE_DEVICE LogSumExp read_state(const double* v) {
-  LogSumExp s;
-  s.max = v[0], s.s1 = v[1], s.s2 = v[2], s.sum = v[3], s.count = v[4];
-  return s;
-}
-DVAE_DEVICE void write_state(double* v, const LogSumExp& s) {
-  v[0] = s.max, v[1] = s.s1, v[2] = s.s2, v[3] = s.sum, v[4] = s.count;
-}
-
 template <class A, class Team>
 __global__ void __launch_bounds__(kThreads, 1)
     lse_update_kernel(const double* state, const A* log_w, int64_t rows, int64_t samples,
@@ -46,18 +35,18 @@ __global__ void __launch_bounds__(kThreads, 1)
     chunk.sum = Team::sum(chunk.sum);
     chunk.count = static_cast<double>(samples);
     if (Team::rank() != 0) continue;
-    LogSumExp s = read_state(state + n * kState);
+    LogSumExp s = LogSumExp::read(state + n * LogSumExp::kSize);
     if (samples > 0) s.merge(chunk);
-    write_state(out + n * kState, s);
+    s.write(out + n * LogSumExp::kSize);
   }
 }
 
 __global__ void __launch_bounds__(kThreads, 1)
     lse_merge_kernel(const double* a, const double* b, int64_t rows, double* out) {
   for (int64_t n = first_item(); n < rows; n += item_stride()) {
-    LogSumExp s = read_state(a + n * kState);
-    s.merge(read_state(b + n * kState));
-    write_state(out + n * kState, s);
+    LogSumExp s = LogSumExp::read(a + n * LogSumExp::kSize);
+    s.merge(LogSumExp::read(b + n * LogSumExp::kSize));
+    s.write(out + n * LogSumExp::kSize);
   }
 }
 

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/corruptions.h"
 #include "core/half.h"
 #include "core/noise.h"
 #include "cpu/isa.h"
@@ -164,7 +165,7 @@ inline uint32_t word_of(const NoiseParams& n, uint32_t stream, int64_t example, 
   uint32_t w[4];
   noise_lane(element / kBlock, static_cast<int>(element % kLanes),
              n.first_sample + static_cast<uint32_t>(sample),
-             n.first_example + static_cast<uint32_t>(example), stream, key_from_seed(n.seed), w[0],
+             n.first_example + static_cast<uint32_t>(example), stream, key_from_seed(*n.seed), w[0],
              w[1], w[2], w[3]);
   return w[element % kBlock / kLanes];
 }
@@ -182,7 +183,8 @@ inline Normal normal_of(const NoiseParams& n, uint32_t stream, int64_t example, 
 
 // --- corruption -------------------------------------------------------------------------------
 
-constexpr NoiseParams kNoise = {-1234567890123456789, 1000, 7};
+inline constexpr int64_t kSeed = -1234567890123456789;
+constexpr NoiseParams kNoise = {&kSeed, 1000, 7};
 
 template <class T>
 struct Corruption {
@@ -207,9 +209,20 @@ struct Corruption {
     }
   }
 
-  CorruptParams params(const void* in, void* out) const {
-    return {in,     out,      hit.data(), one.data(), std.data(), stride,
-            copies, examples, size,       kind,       kNoise};
+  cpu::CorruptTables params(const void* in, void* out) const {
+    cpu::CorruptTables p{};
+    p.in = in;
+    p.out = out;
+    p.hit = hit.data();
+    p.one = one.data();
+    p.stds = std.data();
+    p.table_stride = stride;
+    p.copies = copies;
+    p.examples = examples;
+    p.size = size;
+    p.kind = kind;
+    p.noise = kNoise;
+    return p;
   }
   size_t table(int64_t e) const { return static_cast<size_t>(stride == 0 ? 0 : e); }
   int32_t uniform(int64_t copy, int64_t example, int64_t e) const {
@@ -217,17 +230,13 @@ struct Corruption {
   }
   // The factor of the gradient with respect to x.
   double derivative(int64_t copy, int64_t example, int64_t e) const {
-    if (kind == CorruptionKind::kIdentity || kind == CorruptionKind::kGaussian) return 1;
+    if (kind == CorruptionKind::kIdentity || kind == CorruptionKind::kAdditiveGaussian) return 1;
     if (uniform(copy, example, e) >= hit[table(e)]) return 1;
     return kind == CorruptionKind::kBitFlip ? -1 : 0;
   }
 };
 
-inline const char* name_of(CorruptionKind kind) {
-  static const char* const names[] = {"identity", "masking", "salt_and_pepper", "bit_flip",
-                                      "gaussian"};
-  return names[static_cast<int>(kind)];
-}
+inline const char* name_of(CorruptionKind kind) { return kCorruptionNames[static_cast<int>(kind)]; }
 
 template <class T>
 void add_corruptions(int64_t d, Random& random, std::vector<Case>& cases) {
@@ -238,7 +247,7 @@ void add_corruptions(int64_t d, Random& random, std::vector<Case>& cases) {
     const Corruption<T> c(kind, d, index % 2 == 0, random);
     const std::string name = std::string(name_of(kind)) + (index % 2 == 0 ? " one" : " each") +
                              " D=" + std::to_string(d);
-    const bool gaussian = kind == CorruptionKind::kGaussian;
+    const bool gaussian = kind == CorruptionKind::kAdditiveGaussian;
     Expected forward, backward, std_gradient;
     forward.exact = !gaussian;
     for (int64_t m = 0; m < c.copies; ++m) {
@@ -275,7 +284,7 @@ void add_corruptions(int64_t d, Random& random, std::vector<Case>& cases) {
     cases.push_back({"corrupt " + name,
                      [c](const Kernels& k, const Parallel& parallel) {
                        auto out = unset<T>(c.copies * c.examples * c.size);
-                       const CorruptParams p = c.params(c.x.data(), out.data());
+                       const cpu::CorruptTables p = c.params(c.x.data(), out.data());
                        parallel(c.copies * c.examples,
                                 [&](int64_t i, int64_t j) { k.corrupt[t](p, i, j); });
                        return std::vector<Output>{output("out", out)};
@@ -284,7 +293,7 @@ void add_corruptions(int64_t d, Random& random, std::vector<Case>& cases) {
     cases.push_back({"corrupt_backward " + name,
                      [c](const Kernels& k, const Parallel& parallel) {
                        auto out = unset<T>(c.examples * c.size);
-                       const CorruptParams p = c.params(c.x.data(), out.data());
+                       const cpu::CorruptTables p = c.params(c.x.data(), out.data());
                        parallel(c.examples,
                                 [&](int64_t i, int64_t j) { k.corrupt_backward[t](p, i, j); });
                        return std::vector<Output>{output("grad", out)};
@@ -306,7 +315,7 @@ void add_corruptions(int64_t d, Random& random, std::vector<Case>& cases) {
     cases.push_back({"corrupt_backward_std " + name,
                      [c](const Kernels& k, const Parallel& parallel) {
                        auto out = unset<double>(whole_blocks(c.size));
-                       const CorruptParams p = c.params(c.x.data(), nullptr);
+                       const cpu::CorruptTables p = c.params(c.x.data(), nullptr);
                        parallel(whole_blocks(c.size) / kBlock, [&](int64_t i, int64_t j) {
                          k.corrupt_backward_std[t](p, out.data(), i, j);
                        });
@@ -625,6 +634,7 @@ struct LogWeights {
   std::vector<T> params, bias, full_scale;
   std::vector<A> shared_scale, x, log_ratio, grad;
   double multiplier = -0.125;
+  double log_scale = 0;  // Σ log scale, of a shared one
 
   // with_scale: the likelihood, where there is a scale; else Bernoulli.
   LogWeights(int64_t size_in, ScaleOf scale_of_in, bool bias_in, Random& random,
@@ -654,6 +664,9 @@ struct LogWeights {
       shared_scale = random.array<A>(whole_blocks(size), 0.2, 2);
     } else if (scale_of == ScaleOf::kFull) {
       full_scale = random.array<T>(rows() * size, 0.2, 2);
+    }
+    if (kind() == ScaleKind::kShared) {
+      for (int64_t e = 0; e < size; ++e) log_scale += std::log(scale(0, e));
     }
   }
 
@@ -741,8 +754,27 @@ struct LogWeights {
             digamma + odds + (mean + x) / (t + mean)};
   }
 
-  LogWeightParams all() const {
+  // Of each kernel, all but where to write.
+  LogWeightParams forward() const {
     LogWeightParams p{};
+    fill(p);
+    p.log_ratio = log_ratio.data();
+    return p;
+  }
+  LogWeightGradParams backward() const {
+    LogWeightGradParams p{};
+    fill(p);
+    p.grad = grad.data();
+    return p;
+  }
+  IwaeParams fused() const {
+    IwaeParams p{};
+    fill(p);
+    p.log_ratio = log_ratio.data();
+    p.multiplier = multiplier;
+    return p;
+  }
+  void fill(DecoderParams& p) const {
     p.params = params.data();
     p.bias = has_bias ? bias.data() : nullptr;
     if (scale_of == ScaleOf::kFull) {
@@ -750,17 +782,13 @@ struct LogWeights {
     } else if (scale_of != ScaleOf::kNone) {
       p.scale = shared_scale.data();
       p.scale_stride = scale_of == ScaleOf::kOne ? 0 : kBlock;
-      for (int64_t e = 0; e < size; ++e) p.log_scale_sum += std::log(scale(0, e));
+      p.log_scale = &log_scale;
     }
     p.x = x.data();
-    p.log_ratio = log_ratio.data();
-    p.grad = grad.data();
-    p.multiplier = multiplier;
     p.rows = rows();
     p.examples = examples;
     p.samples = samples;
     p.size = size;
-    return p;
   }
 
   std::string name() const {
@@ -834,7 +862,7 @@ void add_log_weights(const LogWeights<T>& c, std::vector<Case>& cases) {
   cases.push_back({"log_weights" + c.name(),
                    [c](const Kernels& k, const Parallel& parallel) {
                      auto out = unset<A>(c.rows());
-                     LogWeightParams p = c.all();
+                     LogWeightParams p = c.forward();
                      p.log_w = out.data();
                      parallel(c.rows(), [&](int64_t i, int64_t j) {
                        k.log_weights[c.likelihood()][t](p, c.kind(), i, j);
@@ -852,7 +880,7 @@ void add_log_weights(const LogWeights<T>& c, std::vector<Case>& cases) {
                      auto out = unset<A>(c.rows());
                      const std::vector<T> held(c.params.begin() + first * c.size,
                                                c.params.begin() + (first + rows) * c.size);
-                     LogWeightParams p = c.all();
+                     LogWeightParams p = c.forward();
                      p.params = held.data();
                      p.first_row = first;
                      p.log_w = out.data();
@@ -875,7 +903,7 @@ void add_log_weights(const LogWeights<T>& c, std::vector<Case>& cases) {
       auto d_params = in_place ? c.params : unset<T>(c.rows() * c.size);
       auto d_scale = unset<T>(static_cast<int64_t>(c.full_scale.size()));
       ScaleSum sum(c.size, c.kind() == ScaleKind::kShared);
-      LogWeightParams p = c.all();
+      LogWeightGradParams p = c.backward();
       if (in_place) p.params = d_params.data();
       p.grad_params = d_params.data();
       p.grad_scale = d_scale.data();
@@ -900,7 +928,7 @@ struct Fused {
   std::vector<accumulate_t<T>> log_w, bound;
   std::vector<T> params, scale;
   ScaleSum sum;
-  LogWeightParams p;
+  IwaeParams p;
 
   Fused(const LogWeights<T>& c, bool in_place)
       : log_w(unset<accumulate_t<T>>(c.rows())),
@@ -908,7 +936,7 @@ struct Fused {
         params(in_place ? c.params : unset<T>(c.rows() * c.size)),
         scale(unset<T>(static_cast<int64_t>(c.full_scale.size()))),
         sum(c.size, c.kind() == ScaleKind::kShared),
-        p(c.all()) {
+        p(c.fused()) {
     if (in_place) p.params = params.data();
     p.grad_params = params.data();
     p.grad_scale = scale.data();

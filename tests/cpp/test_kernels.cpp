@@ -230,19 +230,16 @@ struct Limits {
     std::vector<A> x(3 * d, A(1)), log_ratio(rows, A(0)), grad(rows, A(1)), log_w = unset<A>(rows);
     params[2 * d + 64] = make<T>(special);
     x[1 * d + 64] = static_cast<A>(x_there);
-    LogWeightParams p{};
+    DecoderParams p{};
     p.params = params.data();
     p.x = x.data();
-    p.log_ratio = log_ratio.data();
-    p.log_w = log_w.data();
-    p.grad = grad.data();
-    p.grad_params = grad_params.data();
     p.rows = rows;
     p.examples = 3;
     p.samples = 2;
     p.size = d;
-    k.log_weights[0][t](p, ScaleKind::kNone, 0, rows);
-    k.log_weights_backward[0][t](p, ScaleKind::kNone, nullptr, 0, rows);
+    k.log_weights[0][t]({p, log_ratio.data(), log_w.data()}, ScaleKind::kNone, 0, rows);
+    k.log_weights_backward[0][t]({p, grad.data(), grad_params.data(), nullptr}, ScaleKind::kNone,
+                                 nullptr, 0, rows);
     if (gradient != nullptr) *gradient = output("", grad_params).values;
     return output("", log_w).values;
   }
@@ -297,7 +294,7 @@ struct Limits {
     EXPECT_NEAR(g[8], 1, 1e-6);
 
     std::vector<A> bound2 = unset<A>(5);
-    LogWeightParams q{};
+    IwaeParams q{};
     q.log_w = w.data();
     q.bound = bound2.data();
     q.samples = 2;
@@ -336,7 +333,7 @@ struct Limits {
     params[2 * d] = make<T>(-kInf);  // both samples of n = 1
     params[3 * d + 64] = make<T>(-kInf);
     params[4 * d + 7] = make<T>(-kInf);  // one sample of n = 2
-    LogWeightParams p{};
+    IwaeParams p{};
     p.params = params.data();
     p.grad_params = params.data();
     p.x = x.data();
@@ -371,14 +368,13 @@ struct Limits {
     std::vector<A> x(2 * d, A(1)), log_ratio(4, A(0)), log_w = unset<A>(4), bound = unset<A>(2);
     const std::vector<A> upstream = {A(1), A(1), A(0), A(1)};
     params[2 * d + 64] = make<T>(kInf);
-    LogWeightParams p{};
+    IwaeParams p{};
     p.params = params.data();
     p.scale = scale.data();
     p.x = x.data();
     p.log_ratio = log_ratio.data();
     p.log_w = log_w.data();
     p.bound = bound.data();
-    p.grad = upstream.data();
     p.grad_params = grad.data();
     p.grad_scale = grad_scale.data();
     p.multiplier = 1;
@@ -401,7 +397,8 @@ struct Limits {
     row_2_is_zero();
     std::fill(grad.begin(), grad.end(), make<T>(kNaN));
     std::fill(grad_scale.begin(), grad_scale.end(), make<T>(kNaN));
-    k.log_weights_backward[1][t](p, ScaleKind::kFull, nullptr, 0, 4);
+    k.log_weights_backward[1][t]({p, upstream.data(), grad.data(), grad_scale.data()},
+                                 ScaleKind::kFull, nullptr, 0, 4);
     row_2_is_zero();
   }
 
@@ -452,7 +449,7 @@ TEST(Kernels, ScaleSumIsAddedTo) {
   for (const cpu::Isa isa : cpu::available_isas()) {
     const Kernels& k = kernels_of(isa);
     auto grad = unset<double>(c.rows() * c.size);
-    LogWeightParams p = c.all();
+    LogWeightGradParams p = c.backward();
     p.grad_params = grad.data();
     std::vector<double> zero(128, 0.0), thousand(128, 1000.0);
     for (auto* sum : {&zero, &thousand}) {

@@ -2,8 +2,8 @@
 // Part of kernels.inl.
 
 template <class C, class T>
-void corrupt_discrete(const CorruptParams& p, int64_t begin, int64_t end) {
-  const Key key = key_from_seed(p.noise.seed);
+void corrupt_discrete(const CorruptTables& p, int64_t begin, int64_t end) {
+  const Key key = key_from_seed(*p.noise.seed);
   alignas(64) uint32_t w[kBlock];
   for (int64_t row = begin; row < end; ++row) {
     const int64_t copy = row / p.examples, example = row % p.examples;
@@ -30,9 +30,9 @@ void corrupt_discrete(const CorruptParams& p, int64_t begin, int64_t end) {
 }
 
 template <class T>
-void corrupt_gaussian(const CorruptParams& p, int64_t begin, int64_t end) {
+void corrupt_gaussian(const CorruptTables& p, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
-  const Key key = key_from_seed(p.noise.seed);
+  const Key key = key_from_seed(*p.noise.seed);
   alignas(64) A normal[kBlock];
   for (int64_t row = begin; row < end; ++row) {
     const int64_t copy = row / p.examples, example = row % p.examples;
@@ -43,7 +43,7 @@ void corrupt_gaussian(const CorruptParams& p, int64_t begin, int64_t end) {
       noise_normals(block, p.noise.first_sample + static_cast<uint32_t>(copy),
                     p.noise.first_example + static_cast<uint32_t>(example), kStreamCorruption, key,
                     n, normal);
-      const A* std = at<A>(p.std, block * p.table_stride);
+      const A* std = at<A>(p.stds, block * p.table_stride);
 #pragma GCC ivdep
       for (int64_t i = 0; i < n; ++i) {
         store(out[j + i], AdditiveGaussian::apply(load(in[j + i]), normal[i], std[i]));
@@ -53,30 +53,28 @@ void corrupt_gaussian(const CorruptParams& p, int64_t begin, int64_t end) {
 }
 
 template <class T>
-void corrupt(const CorruptParams& p, int64_t begin, int64_t end) {
-  switch (p.kind) {
-    case CorruptionKind::kMasking:
-      return corrupt_discrete<Masking, T>(p, begin, end);
-    case CorruptionKind::kSaltAndPepper:
-      return corrupt_discrete<SaltAndPepper, T>(p, begin, end);
-    case CorruptionKind::kBitFlip:
-      return corrupt_discrete<BitFlip, T>(p, begin, end);
-    case CorruptionKind::kGaussian:
-      return corrupt_gaussian<T>(p, begin, end);
-    case CorruptionKind::kIdentity:
+void corrupt(const CorruptTables& p, int64_t begin, int64_t end) {
+  with_corruption(p.kind, [&](auto corruption) {
+    using C = decltype(corruption);
+    if constexpr (C::kDraws == Draws::kUniform) {
+      corrupt_discrete<C, T>(p, begin, end);
+    } else if constexpr (C::kDraws == Draws::kNormal) {
+      corrupt_gaussian<T>(p, begin, end);
+    } else {
       for (int64_t row = begin; row < end; ++row) {
         const T* in = at<T>(p.in, row % p.examples * p.size);
         T* out = at<T>(p.out, row * p.size);
         for (int64_t i = 0; i < p.size; ++i) out[i] = in[i];
       }
-  }
+    }
+  });
 }
 
-// Σ over copies of grad · ∂x̃/∂x; C = Identity stands for every derivative of 1.
+// Σ over copies of grad · ∂x̃/∂x; 1 where C draws no uniforms.
 template <class C, class T>
-void corrupt_backward_as(const CorruptParams& p, int64_t begin, int64_t end) {
+void corrupt_backward_as(const CorruptTables& p, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
-  const Key key = key_from_seed(p.noise.seed);
+  const Key key = key_from_seed(*p.noise.seed);
   alignas(64) uint32_t w[kBlock];
   alignas(64) A sum[kBlock];
   for (int64_t example = begin; example < end; ++example) {
@@ -87,7 +85,7 @@ void corrupt_backward_as(const CorruptParams& p, int64_t begin, int64_t end) {
       fill(sum, kBlock, A(0));
       for (int64_t copy = 0; copy < p.copies; ++copy) {
         const T* grad = at<T>(p.in, (copy * p.examples + example) * p.size + j);
-        if constexpr (C::kRandom) {
+        if constexpr (C::kDraws == Draws::kUniform) {
           noise_words(block, p.noise.first_sample + static_cast<uint32_t>(copy),
                       p.noise.first_example + static_cast<uint32_t>(example), kStreamCorruption,
                       key, w);
@@ -104,24 +102,18 @@ void corrupt_backward_as(const CorruptParams& p, int64_t begin, int64_t end) {
 }
 
 template <class T>
-void corrupt_backward(const CorruptParams& p, int64_t begin, int64_t end) {
-  switch (p.kind) {
-    case CorruptionKind::kMasking:
-      return corrupt_backward_as<Masking, T>(p, begin, end);
-    case CorruptionKind::kSaltAndPepper:
-      return corrupt_backward_as<SaltAndPepper, T>(p, begin, end);
-    case CorruptionKind::kBitFlip:
-      return corrupt_backward_as<BitFlip, T>(p, begin, end);
-    case CorruptionKind::kIdentity:
-    case CorruptionKind::kGaussian:
-      return corrupt_backward_as<Identity, T>(p, begin, end);
-  }
+void corrupt_backward(const CorruptTables& p, int64_t begin, int64_t end) {
+  with_corruption(p.kind, [&](auto corruption) {
+    using C = decltype(corruption);
+    using Of = std::conditional_t<C::kDraws == Draws::kUniform, C, Identity>;
+    corrupt_backward_as<Of, T>(p, begin, end);
+  });
 }
 
 template <class T>
-void corrupt_backward_std(const CorruptParams& p, double* out, int64_t begin, int64_t end) {
+void corrupt_backward_std(const CorruptTables& p, double* out, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
-  const Key key = key_from_seed(p.noise.seed);
+  const Key key = key_from_seed(*p.noise.seed);
   alignas(64) A normal[kBlock];
   for (int64_t block = begin; block < end; ++block) {
     const int64_t j = block * kTile, n = min64(kTile, p.size - j);

@@ -7,7 +7,7 @@ template <class L, class T>
 constexpr bool kSweepLeavesDerivative = !L::kHasScale && sizeof(T) == sizeof(accumulate_t<T>);
 
 template <class L, class T, ScaleKind kScale>
-void iwae_sweep_as(const LogWeightParams& p, int64_t begin, int64_t end) {
+void iwae_sweep_as(const IwaeParams& p, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
   DataTerm<L, T, kScale> data;
   for (int64_t row = begin; row < end; ++row) {
@@ -19,7 +19,7 @@ void iwae_sweep_as(const LogWeightParams& p, int64_t begin, int64_t end) {
 }
 
 template <class L, class T, ScaleKind kScale>
-void iwae_scale_as(const LogWeightParams& p, double* scale_sum, int64_t begin, int64_t end) {
+void iwae_scale_as(const IwaeParams& p, double* scale_sum, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
   DataGradient<L, T, kScale> data{p, scale_sum};
   for (int64_t row = begin; row < end; ++row) {

@@ -37,7 +37,7 @@ DVAE_HD LatentRow latent_row(const LatentParams& p, int64_t row, int64_t sample)
 template <class T>
 void sample_latent(const LatentParams& p, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
-  const Key key = key_from_seed(p.noise.seed);
+  const Key key = key_from_seed(*p.noise.seed);
   RowExp<T> std;
   alignas(64) A noise[kBlock];
   for (int64_t r = begin; r < end; ++r) {
@@ -81,7 +81,7 @@ struct SampleSum {
 template <class T>
 void sample_latent_backward(const LatentParams& p, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
-  const Key key = key_from_seed(p.noise.seed);
+  const Key key = key_from_seed(*p.noise.seed);
   RowExp<T> std;
   alignas(64) A noise[kBlock];
   alignas(64) A grad_z[kBlock] = {};

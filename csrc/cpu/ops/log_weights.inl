@@ -13,7 +13,7 @@ void log_weights_as(const LogWeightParams& p, int64_t begin, int64_t end) {
 }
 
 template <class L, class T, ScaleKind kScale, bool kBias>
-void log_weights_backward_as(const LogWeightParams& p, double* scale_sum, int64_t begin,
+void log_weights_backward_as(const LogWeightGradParams& p, double* scale_sum, int64_t begin,
                              int64_t end) {
   using A = accumulate_t<T>;
   DataGradient<L, T, kScale> data{p, scale_sum};

@@ -35,7 +35,7 @@ DVAE_HD MaxSum<A> max_and_sum(const A* v, int64_t n, A* out) {
 }
 
 template <class T>
-void iwae_normalise(const LogWeightParams& p, int64_t begin, int64_t end) {
+void iwae_normalise(const IwaeParams& p, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
   for (int64_t row = begin; row < end; ++row) {
     A* w = at<A>(p.log_w, row * p.samples);
@@ -76,8 +76,6 @@ void lse_update(const double* state, const void* log_w, int64_t samples, double*
   using A = accumulate_t<T>;
   for (int64_t row = begin; row < end; ++row) {
     const A* v = at<A>(log_w, row * samples);
-    const double* from = state + row * 5;
-    double* to = out + row * 5;
     LogSumExp chunk;
     bool nan = false;
     for (int64_t k = 0; k < samples; ++k) {
@@ -87,9 +85,8 @@ void lse_update(const double* state, const void* log_w, int64_t samples, double*
     }
     if (nan) chunk.max = quiet_nan<double>();
     for (int64_t k = 0; k < samples; ++k) add_below_maximum(chunk, static_cast<double>(v[k]));
-    LogSumExp s;
-    s.max = from[0], s.s1 = from[1], s.s2 = from[2], s.sum = from[3], s.count = from[4];
+    LogSumExp s = LogSumExp::read(state + row * LogSumExp::kSize);
     if (samples > 0) s.merge(chunk);
-    to[0] = s.max, to[1] = s.s1, to[2] = s.s2, to[3] = s.sum, to[4] = s.count;
+    s.write(out + row * LogSumExp::kSize);
   }
 }

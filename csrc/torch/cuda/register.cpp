@@ -11,27 +11,26 @@
 #include <string>
 #include <vector>
 
-#include "operators.h"
-
-#include "../register.inl"
+#include "../register.h"
 
 namespace dvae::glue {
 namespace {
 
-constexpr size_t kCount = std::size(kKernels);
+constexpr const auto& kOnCuda = kKernels<cuda_backend>;
+constexpr size_t kCount = std::size(kOnCuda);
 
-size_t index_of(const std::string& name) {
+size_t index_of(Name name) {
   std::string names;
   for (size_t i = 0; i < kCount; ++i) {
-    if (name == kKernels[i].name) return i;
-    names += (i > 0 ? ", " : "") + std::string(kKernels[i].name);
+    if (name == kOnCuda[i].name) return i;
+    names += (i > 0 ? ", " : "") + std::string(kOnCuda[i].name);
   }
   STD_TORCH_CHECK(false, "names must be operators with CUDA kernels (", names,
                   "), separated by commas; got \"", name, "\"");
 }
 
 // Every name is looked up before the first is registered.
-std::vector<size_t> indices_of(const std::string& names) {
+std::vector<size_t> indices_of(Name names) {
   std::vector<size_t> found;
   for (size_t begin = 0; begin <= names.size() && !names.empty();) {
     const size_t end = std::min(names.find(',', begin), names.size());
@@ -53,7 +52,7 @@ void enable_cuda_kernels(std::string names) {
   const std::lock_guard<std::mutex> lock(mutex);
   for (const size_t i : wanted) {
     if (enabled[i]) continue;
-    library.impl(kKernels[i].name, kKernels[i].run);
+    library.impl(kOnCuda[i].name, kOnCuda[i].run);
     enabled[i] = true;
   }
 }

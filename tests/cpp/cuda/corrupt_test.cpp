@@ -1,13 +1,15 @@
 // corrupt and its gradients: masks bit for bit the CPU's, Gaussian noise to rounding.
+#include "core/corruptions.h"
 #include "support.h"
 
 namespace dvae::test {
 namespace {
 
-constexpr NoiseParams kNoise = {-1234567890123456789, 1000, 7};
+constexpr int64_t kSeed = -1234567890123456789;
+constexpr NoiseParams kNoise = {&kSeed, 1000, 7};
 constexpr CorruptionKind kKinds[] = {CorruptionKind::kIdentity, CorruptionKind::kMasking,
                                      CorruptionKind::kSaltAndPepper, CorruptionKind::kBitFlip,
-                                     CorruptionKind::kGaussian};
+                                     CorruptionKind::kAdditiveGaussian};
 
 // Which parameters have a value an element.
 struct Each {
@@ -21,11 +23,10 @@ struct CorruptSetup {
   CorruptionKind kind;
   Buffer<float> rate, salt;
   Buffer<A> std;
-  std::vector<int64_t> seed{kNoise.seed};
   std::vector<int32_t> hit, one;
   std::vector<A> std_table;
-  cuda::Corruption device{};
-  CorruptParams host{};
+  CorruptParams device{};
+  cpu::CorruptTables host{};
 
   CorruptSetup(CorruptionKind kind_in, int64_t copies_in, int64_t examples_in, int64_t size_in,
                Each each, Random& random)
@@ -45,20 +46,21 @@ struct CorruptSetup {
       one.push_back(salted ? threshold(r * salt[each.salt ? std::min(i, size - 1) : 0]) : 0);
       std_table.push_back(std[each.rate ? std::min(i, size - 1) : 0]);
     }
-    host = {nullptr,  nullptr, hit.data(), one.data(), std_table.data(), kBlock, copies,
-            examples, size,    kind,       kNoise};
     device.rate = rate.data();
     device.salt = salted ? salt.data() : nullptr;
     device.std = std.data();
     device.rate_step = each.rate ? 1 : 0;
     device.salt_step = each.salt ? 1 : 0;
-    device.seed = seed.data();
-    device.first_example = kNoise.first_example;
-    device.first_copy = kNoise.first_sample;
+    device.noise = kNoise;
     device.copies = copies;
     device.examples = examples;
     device.size = size;
     device.kind = kind;
+    static_cast<CorruptParams&>(host) = device;
+    host.hit = hit.data();
+    host.one = one.data();
+    host.stds = std_table.data();
+    host.table_stride = kBlock;
   }
   std::string name() const {
     return "kind " + std::to_string(static_cast<int>(kind)) + " D=" + std::to_string(size) +
@@ -105,7 +107,7 @@ TYPED_TEST(Corrupt, Forward) {
         s.name(), [&] { return cuda::corrupt(TypeOf<T>::dtype, s.device, nullptr); }, got);
     s.point(x.data(), wanted.data());
     cpu_kernels().corrupt[t](s.host, 0, s.copies * s.examples);
-    if (s.kind == CorruptionKind::kGaussian) {
+    if (s.kind == CorruptionKind::kAdditiveGaussian) {
       expect_close("out", got, wanted, 14);
     } else {
       expect_same_bits("out", got, wanted);
@@ -137,7 +139,7 @@ TYPED_TEST(Corrupt, BackwardStd) {
   for (const int64_t size : kSizes) {
     for (const int64_t parts : {1, 2, 5}) {
       for (const bool each : {false, true}) {
-        CorruptSetup<T> s(CorruptionKind::kGaussian, 3, 4, size, {each, false}, random);
+        CorruptSetup<T> s(CorruptionKind::kAdditiveGaussian, 3, 4, size, {each, false}, random);
         const auto grad = random.buffer<T>(s.copies * s.examples * size, -1, 1, 1);
         s.point(grad.data(), nullptr);
         Buffer<double> sums(parts * size);
@@ -169,7 +171,7 @@ TYPED_TEST(Corrupt, BackwardStd) {
 // More rows than a thread adds up before it goes over to float64.
 TEST(CorruptCases, ManyRowsOfStd) {
   Random random(5);
-  CorruptSetup<float> s(CorruptionKind::kGaussian, 2, 150, 65, {true, false}, random);
+  CorruptSetup<float> s(CorruptionKind::kAdditiveGaussian, 2, 150, 65, {true, false}, random);
   const auto grad = random.buffer<float>(s.copies * s.examples * s.size, -1, 1);
   s.point(grad.data(), nullptr);
   Buffer<double> got(s.size), wanted(whole_blocks(s.size));
@@ -196,7 +198,7 @@ TEST(CorruptCases, SeveralCopiesAThread) {
           s.name(), [&] { return cuda::corrupt(DType::kFloat32, s.device, nullptr); }, got);
       s.point(x.data(), wanted.data());
       cpu_kernels().corrupt[0](s.host, 0, s.copies * s.examples);
-      expect_close("out", got, wanted, kind == CorruptionKind::kGaussian ? 14 : 0);
+      expect_close("out", got, wanted, kind == CorruptionKind::kAdditiveGaussian ? 14 : 0);
     }
   }
 }
@@ -209,10 +211,10 @@ TEST(CorruptCases, DependsOnTheIndicesAlone) {
   Buffer<float> whole(3 * 4 * 64), part(64);
   all.point(x.data(), whole.data());
   ASSERT_EQ(cuda::corrupt(DType::kFloat32, all.device, nullptr), cudaSuccess);
-  cuda::Corruption one = all.device;
+  CorruptParams one = all.device;
   one.copies = one.examples = 1;
-  one.first_copy += 2;
-  one.first_example += 3;
+  one.noise.first_sample += 2;
+  one.noise.first_example += 3;
   one.in = x.data() + 3 * 64;
   one.out = part.data();
   ASSERT_EQ(cuda::corrupt(DType::kFloat32, one, nullptr), cudaSuccess);
@@ -221,7 +223,7 @@ TEST(CorruptCases, DependsOnTheIndicesAlone) {
 
 TEST(CorruptCases, NothingToDo) {
   const int64_t before = emulator::counts.launches;
-  cuda::Corruption p{};
+  CorruptParams p{};
   for (int empty = 0; empty < 3; ++empty) {
     p.copies = empty == 0 ? 0 : 2;
     p.examples = empty == 1 ? 0 : 2;
@@ -234,7 +236,7 @@ TEST(CorruptCases, NothingToDo) {
 // No copies: the gradient of nothing is 0, and so is that of std.
 TEST(CorruptCases, GradientOfNothing) {
   Random random(7);
-  CorruptSetup<float> s(CorruptionKind::kGaussian, 0, 4, 65, {true, false}, random);
+  CorruptSetup<float> s(CorruptionKind::kAdditiveGaussian, 0, 4, 65, {true, false}, random);
   Buffer<float> out(4 * 65);
   s.point(nullptr, out.data());
   ASSERT_EQ(cuda::corrupt_backward(DType::kFloat32, s.device, nullptr), cudaSuccess);

@@ -22,7 +22,7 @@ struct Fused {
         scale(s.full_scale.size(), offset),
         parts(s.shared() ? 2 * s.size : 0) {}
 
-  void point(LogWeightParams& p) {
+  void point(IwaeParams& p) {
     p.bound = bound.data();
     p.log_w = weights.data();
     p.grad_params = params.data();
@@ -33,7 +33,7 @@ struct Fused {
 
 template <class T>
 void run_on_cpu(const Likelihood<T>& s, Fused<T>& out) {
-  LogWeightParams host = s.host();
+  auto host = s.template host<IwaeParams>();
   out.point(host);
   std::vector<double> sums(static_cast<size_t>(whole_blocks(s.size)));
   s.table().iwae[s.l()][s.t](host, s.kind(), s.shared() ? sums.data() : nullptr, 0,
@@ -50,14 +50,13 @@ void run_on_cpu(const Likelihood<T>& s, Fused<T>& out) {
 
 template <class T>
 cudaError_t run_on_device(Likelihood<T>& s, Fused<T>& out, bool in_place) {
-  cuda::LogWeights p = s.device();
+  auto p = s.template device<cuda::Iwae>();
   out.point(p);
   if (in_place) {
     out.params.copy(s.params);
     p.params = out.params.data();
   }
   p.bias = s.bias.data();  // not read
-  p.begin = p.end = -1;    // nor these
   p.parts = 2;
   p.scale_parts = s.shared() ? out.parts.data() : nullptr;
   const cudaError_t error = cuda::iwae(s.likelihood(), TypeOf<T>::dtype, s.kind(), p, nullptr);

@@ -4,7 +4,8 @@
 namespace dvae::test {
 namespace {
 
-constexpr NoiseParams kNoise = {-1234567890123456789, 1000, 7};
+constexpr int64_t kSeed = -1234567890123456789;
+constexpr NoiseParams kNoise = {&kSeed, 1000, 7};
 
 template <class T>
 struct LatentSetup {
@@ -12,8 +13,7 @@ struct LatentSetup {
   int64_t rows;
   Buffer<T> mean, log_var, z, grad_z;
   Buffer<A> grad_r;
-  std::vector<int64_t> seed{kNoise.seed};
-  cuda::Latent p{};
+  LatentParams p{};
 
   LatentSetup(int64_t copies, int64_t examples, int64_t samples, int64_t size, int64_t offset,
               Random& random)
@@ -30,16 +30,9 @@ struct LatentSetup {
     p.samples = samples;
     p.size = size;
     p.noise = kNoise;
-    p.seed = seed.data();
   }
   std::string name() const {
     return "Z=" + std::to_string(p.size) + " K=" + std::to_string(p.samples);
-  }
-  // Without the seed: that lies on the device.
-  cuda::Latent on_device() const {
-    cuda::Latent device = p;
-    device.noise.seed = 0;
-    return device;
   }
 };
 
@@ -69,7 +62,7 @@ TYPED_TEST(Latent, Sample) {
   for_setups<T>([](LatentSetup<T>& s) {
     Buffer<T> z(s.z.size(), s.p.size % 2), wanted_z(z.size());
     Buffer<A> ratio(s.grad_r.size()), wanted_ratio(ratio.size());
-    cuda::Latent p = s.on_device();
+    LatentParams p = s.p;
     p.z = z.data();
     p.log_ratio = ratio.data();
     run_in_all_orders(
@@ -93,7 +86,7 @@ TYPED_TEST(Latent, SampleInChunks) {
     Buffer<A> ratio(s.grad_r.size()), wanted_ratio(ratio.size());
     Device device;
     device->multiprocessors = 1;
-    cuda::Latent p = s.on_device();
+    LatentParams p = s.p;
     p.z = z.data();
     p.log_ratio = ratio.data();
     run_in_all_orders(
@@ -114,7 +107,7 @@ TYPED_TEST(Latent, SampleBackward) {
       Buffer<T> wanted_mean(mean.size()), wanted_log_var(mean.size());
       s.p.grad_z = which != 1 ? s.grad_z.data() : nullptr;
       s.p.grad_log_ratio = which != 0 ? s.grad_r.data() : nullptr;
-      cuda::Latent p = s.on_device();
+      LatentParams p = s.p;
       p.grad_mean = mean.data();
       p.grad_log_var = log_var.data();
       run_in_all_orders(
@@ -136,8 +129,8 @@ TYPED_TEST(Latent, LogRatio) {
   for_setups<T>([](LatentSetup<T>& s) {
     Buffer<A> ratio(s.grad_r.size()), wanted(ratio.size());
     s.p.z = s.z.data();
-    cuda::Latent p = s.on_device();
-    p.seed = nullptr;  // needs none
+    LatentParams p = s.p;
+    p.noise.seed = nullptr;  // needs none
     p.log_ratio = ratio.data();
     run_in_all_orders(
         s.name(), [&] { return cuda::latent_log_ratio(TypeOf<T>::dtype, p, nullptr); }, ratio);
@@ -154,8 +147,8 @@ TYPED_TEST(Latent, LogRatioBackward) {
     Buffer<T> wanted_z(z.size()), wanted_mean(mean.size()), wanted_log_var(mean.size());
     s.p.z = s.z.data();
     s.p.grad_log_ratio = s.grad_r.data();
-    cuda::Latent p = s.on_device();
-    p.seed = nullptr;
+    LatentParams p = s.p;
+    p.noise.seed = nullptr;
     p.grad_z_out = z.data();
     p.grad_mean = mean.data();
     p.grad_log_var = log_var.data();
@@ -179,7 +172,7 @@ TEST(LatentCases, NotFinite) {
   s.mean[50 + 7] = static_cast<float>(kNaN);
   s.log_var[2 * 50 + 7] = static_cast<float>(kInf);
   Buffer<float> z(s.z.size()), wanted_z(z.size()), ratio(12), wanted(12);
-  cuda::Latent p = s.on_device();
+  LatentParams p = s.p;
   p.z = z.data();
   p.log_ratio = ratio.data();
   ASSERT_EQ(cuda::sample_latent(DType::kFloat32, p, nullptr), cudaSuccess);

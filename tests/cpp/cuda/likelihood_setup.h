@@ -66,22 +66,21 @@ struct Likelihood {
   // Bounds the absolute terms of a row: |l|, or u²/2 with u <= 12, or log 20!, and more.
   double terms() const { return (scale_of == ScaleOf::kNone ? 6.0 : 75.0) * size + 5; }
 
-  LogWeightParams host() const {
-    LogWeightParams p{};
+  // What P has, of the operands, for the CPU's kernel or the device's; with where to write unset.
+  template <class P>
+  P host() const {
+    P p{};
     fill(p);
     p.scale_stride = kBlock;
-    p.log_scale_sum = shared() ? log_scale_sum : 0;
+    p.log_scale = shared() ? &log_scale_sum : nullptr;
     if (shared()) p.scale = scale_table.data();
     return p;
   }
   // With Σ log scale as the device makes it.
-  cuda::LogWeights device() {
-    cuda::LogWeights p{};
+  template <class P>
+  P device() {
+    P p{};
     fill(p);
-    p.begin = 0;
-    p.end = rows();
-    p.parts = 1;
-    p.log_scale_sum = kNaN;  // not read
     if (shared()) {
       p.scale = shared_scale.data();
       p.scale_stride = scale_of == ScaleOf::kEach ? 1 : 0;
@@ -90,6 +89,18 @@ struct Likelihood {
                 cudaSuccess);
       p.log_scale = log_scale.data();
     }
+    return p;
+  }
+  cuda::LogWeights forward() {
+    auto p = device<cuda::LogWeights>();
+    p.end = rows();
+    return p;
+  }
+  cuda::LogWeightGrads backward() {
+    auto p = device<cuda::LogWeightGrads>();
+    p.end = rows();
+    p.multiplier = 1;
+    p.parts = 1;
     return p;
   }
   std::string name() const {
@@ -102,17 +113,17 @@ struct Likelihood {
   int l() const { return static_cast<int>(likelihood()); }
 
  private:
-  void fill(LogWeightParams& p) const {
+  template <class P>
+  void fill(P& p) const {
     p.params = params.data();
     if (scale_of == ScaleOf::kFull) p.scale = full_scale.data();
     p.x = x.data();
-    p.log_ratio = log_ratio.data();
-    p.grad = grad.data();
-    p.multiplier = 1;
     p.rows = copies * examples;
     p.examples = examples;
     p.samples = samples;
     p.size = size;
+    if constexpr (std::is_base_of_v<LogWeightParams, P>) p.log_ratio = log_ratio.data();
+    if constexpr (std::is_base_of_v<LogWeightGradParams, P>) p.grad = grad.data();
   }
 };
 

@@ -27,8 +27,8 @@ template <class T>
 void check_forward(Likelihood<T>& s, bool bias) {
   SCOPED_TRACE(s.name() + (bias ? " bias" : ""));
   Buffer<accumulate_t<T>> got(s.rows()), wanted(s.rows());
-  cuda::LogWeights p = s.device();
-  LogWeightParams host = s.host();
+  cuda::LogWeights p = s.forward();
+  auto host = s.template host<LogWeightParams>();
   p.log_w = got.data();
   host.log_w = wanted.data();
   if (bias) host.bias = p.bias = s.bias.data();
@@ -104,7 +104,7 @@ TYPED_TEST(LogWeights, Tile) {
                     tile_scale.bytes().size());
       }
       Buffer<A> got(s.rows()), wanted(s.rows());
-      cuda::LogWeights p = s.device();
+      cuda::LogWeights p = s.forward();
       p.params = tile.data();
       if (scale == ScaleOf::kFull) p.scale = tile_scale.data();
       p.first_row = p.begin = first;
@@ -114,7 +114,7 @@ TYPED_TEST(LogWeights, Tile) {
           s.name(),
           [&] { return cuda::log_weights(s.likelihood(), TypeOf<T>::dtype, s.kind(), p, nullptr); },
           got);
-      LogWeightParams host = s.host();
+      auto host = s.template host<LogWeightParams>();
       host.log_w = wanted.data();
       s.table().log_weights[s.l()][s.t](host, s.kind(), first, first + rows);
       expect_close("log_w", got, wanted, s.terms());  // NaN outside the tile
@@ -133,7 +133,7 @@ TYPED_TEST(LogWeights, LongProducts) {
     Likelihood<T> s(samples == 4 ? 33 : 1, samples, size, ScaleOf::kNone, 0, random);
     std::memset(s.params.data(), 0, s.params.bytes().size());
     Buffer<accumulate_t<T>> log_w(s.rows());
-    cuda::LogWeights p = s.device();
+    cuda::LogWeights p = s.forward();
     p.log_ratio = nullptr;
     p.log_w = log_w.data();
     ASSERT_EQ(cuda::log_weights(s.likelihood(), TypeOf<T>::dtype, s.kind(), p, nullptr),
@@ -188,8 +188,8 @@ void check_backward(Likelihood<T>& s, bool sums, int64_t parts, bool in_place) {
       wanted_scale(s.full_scale.size());
   Sums<A> bias_sums(parts, s.size, s.size);
   Sums<A> scale_sums(parts, s.size, s.scale_of == ScaleOf::kEach ? s.size : 1);
-  cuda::LogWeights p = s.device();
-  LogWeightParams host = s.host();
+  cuda::LogWeightGrads p = s.backward();
+  auto host = s.template host<LogWeightGradParams>();
   p.grad_params = d_params.data();
   p.grad_scale = d_scale.data();
   p.parts = parts;
@@ -284,7 +284,7 @@ TEST(LogWeightsCases, SumsOverTiles) {
   Likelihood<float> s(3, 5, 65, ScaleOf::kEach, 0, random);
   Sums<float> whole(2, s.size, s.size), tiles(2, s.size, s.size);
   Buffer<float> out(s.rows() * s.size), tile_out(s.rows() * s.size);
-  cuda::LogWeights p = s.device();
+  cuda::LogWeightGrads p = s.backward();
   p.parts = 2;
   p.grad_params = out.data();
   p.scale_parts = whole.parts.data();
@@ -317,7 +317,7 @@ TEST(LogWeightsCases, BackwardNotFinite) {
   s.params[s.size + 1] = static_cast<float>(kInf);
   check_backward(s, false, 1, false);
   Buffer<float> out(s.rows() * s.size);
-  cuda::LogWeights p = s.device();
+  cuda::LogWeightGrads p = s.backward();
   p.grad_params = out.data();
   ASSERT_EQ(cuda::log_weights_backward(s.likelihood(), DType::kFloat32, s.kind(), p, nullptr),
             cudaSuccess);
@@ -360,28 +360,30 @@ TEST(LogWeightsCases, BeyondThirtyTwoBits) {
     std::memcpy(params.data() + first * size, s.params.data(), s.params.bytes().size());
     std::memcpy(log_ratio.data() + first, s.log_ratio.data(), s.log_ratio.bytes().size());
     std::memcpy(grad.data() + first, s.grad.data(), s.grad.bytes().size());
-    cuda::LogWeights p = s.device();
-    p.params = params.data();
+    cuda::LogWeights p = s.forward();
+    cuda::LogWeightGrads q = s.backward();
     p.log_ratio = log_ratio.data();
     p.log_w = log_w.data();
-    p.grad = grad.data();
-    p.grad_params = d_params.data();
-    p.rows = all / s.samples;
-    p.begin = first;
-    p.end = all;
+    q.grad = grad.data();
+    q.grad_params = d_params.data();
+    p.params = q.params = params.data();
+    p.rows = q.rows = all / s.samples;
+    p.begin = q.begin = first;
+    p.end = q.end = all;
     ASSERT_EQ(cuda::log_weights(s.likelihood(), DType::kBFloat16, s.kind(), p, nullptr),
               cudaSuccess);
-    ASSERT_EQ(cuda::log_weights_backward(s.likelihood(), DType::kBFloat16, s.kind(), p, nullptr),
+    ASSERT_EQ(cuda::log_weights_backward(s.likelihood(), DType::kBFloat16, s.kind(), q, nullptr),
               cudaSuccess);
     Buffer<float> got(s.rows()), wanted(s.rows());
     Buffer<BFloat16> d_got(s.params.size()), d_wanted(s.params.size());
     std::memcpy(got.data(), log_w.data() + first, got.bytes().size());
     std::memcpy(d_got.data(), d_params.data() + first * size, d_got.bytes().size());
-    LogWeightParams host = s.host();
+    auto host = s.host<LogWeightParams>();
+    auto host_grad = s.host<LogWeightGradParams>();
     host.log_w = wanted.data();
-    host.grad_params = d_wanted.data();
+    host_grad.grad_params = d_wanted.data();
     s.table().log_weights[0][s.t](host, s.kind(), 0, s.rows());
-    s.table().log_weights_backward[0][s.t](host, s.kind(), nullptr, 0, s.rows());
+    s.table().log_weights_backward[0][s.t](host_grad, s.kind(), nullptr, 0, s.rows());
     expect_close("log_w", got, wanted, s.terms());
     expect_close("params", d_got, d_wanted, 2);
   }
@@ -390,28 +392,31 @@ TEST(LogWeightsCases, BeyondThirtyTwoBits) {
 TEST(LogWeightsCases, Empty) {
   Random random(10);
   Likelihood<float> none(0, 3, 5, ScaleOf::kEach, 0, random);
-  cuda::LogWeights p = none.device();
+  const cuda::LogWeights p = none.forward();
   const int64_t before = emulator::counts.launches;
   EXPECT_EQ(cuda::log_weights(none.likelihood(), DType::kFloat32, none.kind(), p, nullptr),
             cudaSuccess);
   EXPECT_EQ(emulator::counts.launches, before);
   // Sums over no rows are 0.
   Buffer<double> parts(2 * 5);
-  p.parts = 2;
-  p.scale_parts = parts.data();
-  EXPECT_EQ(cuda::log_weights_backward(none.likelihood(), DType::kFloat32, none.kind(), p, nullptr),
-            cudaSuccess);
+  cuda::LogWeightGrads sums = none.backward();
+  sums.parts = 2;
+  sums.scale_parts = parts.data();
+  EXPECT_EQ(
+      cuda::log_weights_backward(none.likelihood(), DType::kFloat32, none.kind(), sums, nullptr),
+      cudaSuccess);
   for (int64_t i = 0; i < parts.size(); ++i) EXPECT_EQ(parts[i], 0.0);
 
   // No dimensions: log_w is log_ratio.
   Likelihood<float> flat(2, 3, 0, ScaleOf::kNone, 0, random);
   Buffer<float> log_w(flat.rows());
-  cuda::LogWeights q = flat.device();
+  cuda::LogWeights q = flat.forward();
   q.log_w = log_w.data();
   ASSERT_EQ(cuda::log_weights(flat.likelihood(), DType::kFloat32, flat.kind(), q, nullptr),
             cudaSuccess);
   for (int64_t i = 0; i < log_w.size(); ++i) EXPECT_EQ(log_w[i], flat.log_ratio[i]);
-  EXPECT_EQ(cuda::log_weights_backward(flat.likelihood(), DType::kFloat32, flat.kind(), q, nullptr),
+  EXPECT_EQ(cuda::log_weights_backward(flat.likelihood(), DType::kFloat32, flat.kind(),
+                                       flat.backward(), nullptr),
             cudaSuccess);
 }
 

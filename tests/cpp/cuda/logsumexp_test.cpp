@@ -68,7 +68,7 @@ TYPED_TEST(LogSumExpOf, Normalise) {
   for (const int64_t samples : {1, 33, 1025}) {
     const auto log_w = log_weights<A>(samples, random);
     Buffer<A> bound(kRows), wanted_bound(kRows), weights(log_w.size()), wanted(log_w.size());
-    cuda::LogWeights p{};
+    IwaeParams p{};
     p.bound = bound.data();
     p.log_w = weights.data();
     p.rows = kRows;

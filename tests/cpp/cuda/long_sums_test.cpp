@@ -74,7 +74,7 @@ TEST(LongSums, LatentsOverDimensions) {
   const int64_t size = 12288;
   const Buffer<float> mean = full(size, 3.1f), log_var = full(size, -0.8f), z = full(size, 1.7f);
   Buffer<float> ratio(1);
-  cuda::Latent p{};
+  LatentParams p{};
   p.mean = mean.data();
   p.log_var = log_var.data();
   p.z = const_cast<float*>(z.data());
@@ -96,7 +96,7 @@ TEST(LongSums, LatentGradientsOverSamples) {
     const Buffer<float> grad_z = full(samples * size, 0.3f), grad_r = full(samples, 1);
     Buffer<float> mean(size), log_var(size), grad_z_out(samples * size);
     std::vector<int64_t> seed{1};
-    cuda::Latent p{};
+    LatentParams p{};
     p.mean = zero.data();
     p.log_var = zero.data();
     p.grad_z = grad_z.data();
@@ -105,7 +105,7 @@ TEST(LongSums, LatentGradientsOverSamples) {
     p.copies = p.examples = 1;
     p.samples = samples;
     p.size = size;
-    p.seed = seed.data();
+    p.noise.seed = seed.data();
     ASSERT_EQ(cuda::sample_latent_backward(kFloat, p, nullptr), cudaSuccess);
     expect_all("mean, sampled" + name, mean, k * grad_z.at(0), k * grad_z.at(0));
 

@@ -1,25 +1,18 @@
-// mixture_log_ratio and its gradient, but for the launch: launch(dtype, params, z) on any device.
-#pragma once
-
-#include <tuple>
-#include <utility>
-
-#include "tensor.h"
+// mixture_log_ratio and its gradient.
+#include "../operators.h"
 
 namespace dvae::glue {
+namespace {
 
-inline void check_mixture(const Tensor& z, const Tensor& mean, const Tensor& log_var) {
+void check_mixture(const Backend& on, In z, In mean, In log_var) {
   check_shape(z, "z", {-1, -1, -1});
-  for (const auto& [t, name] : {std::pair{&mean, "mean"}, std::pair{&log_var, "log_var"}}) {
-    check_shape(*t, name, {-1, z.sizes()[0], z.sizes()[2]});
-    check_dtype(*t, name, z.scalar_type());
-    check_device(*t, name, z);
-  }
+  const int64_t examples = z.sizes()[0], size = z.sizes()[2];
+  on.check(mean, "mean", {-1, examples, size}, z.scalar_type(), z);
   STD_TORCH_CHECK(mean.sizes()[0] >= 1, "mean must hold M >= 1 components, got ", shape_of(mean));
-  check_shape(log_var, "log_var", {mean.sizes()[0], z.sizes()[0], z.sizes()[2]});
+  on.check(log_var, "log_var", {mean.sizes()[0], examples, size}, z.scalar_type(), z);
 }
 
-inline MixtureParams mixture_params(const Tensor& z, const Tensor& mean, const Tensor& log_var) {
+MixtureParams mixture_params(In z, In mean, In log_var) {
   MixtureParams p{};
   p.z = z.const_data_ptr();
   p.mean = mean.const_data_ptr();
@@ -31,10 +24,10 @@ inline MixtureParams mixture_params(const Tensor& z, const Tensor& mean, const T
   return p;
 }
 
-template <class Launch>
-std::tuple<Tensor, Tensor> mixture_log_ratio(const Tensor& z_in, const Tensor& mean_in,
-                                             const Tensor& log_var_in, const Launch& launch) {
-  check_mixture(z_in, mean_in, log_var_in);
+}  // namespace
+
+Two mixture_log_ratio(const Backend& on, In z_in, In mean_in, In log_var_in) {
+  check_mixture(on, z_in, mean_in, log_var_in);
   const DType dtype = dtype_of(z_in, "z");
   const Tensor z = packed(z_in), mean = packed(mean_in), log_var = packed(log_var_in);
   MixtureParams p = mixture_params(z, mean, log_var);
@@ -42,22 +35,17 @@ std::tuple<Tensor, Tensor> mixture_log_ratio(const Tensor& z_in, const Tensor& m
   Tensor weights = empty(z, {p.examples, p.samples, p.components}, sum_type(z));
   p.log_ratio = log_ratio.mutable_data_ptr();
   p.weights = weights.mutable_data_ptr();
-  launch(dtype, p, z);
+  on.mixture_log_ratio(z, dtype, p);
   return {log_ratio, weights};
 }
 
-template <class Launch>
-std::tuple<Tensor, Tensor, Tensor> mixture_log_ratio_backward(
-    const Tensor& grad_in, const Tensor& weights_in, const Tensor& z_in, const Tensor& mean_in,
-    const Tensor& log_var_in, const Launch& launch) {
-  check_mixture(z_in, mean_in, log_var_in);
+Three mixture_log_ratio_backward(const Backend& on, In grad_in, In weights_in, In z_in, In mean_in,
+                                 In log_var_in) {
+  check_mixture(on, z_in, mean_in, log_var_in);
   const DType dtype = dtype_of(z_in, "z");
-  check_shape(grad_in, "grad", {z_in.sizes()[0], z_in.sizes()[1]});
-  check_shape(weights_in, "weights", {z_in.sizes()[0], z_in.sizes()[1], mean_in.sizes()[0]});
-  for (const auto& [t, name] : {std::pair{&grad_in, "grad"}, std::pair{&weights_in, "weights"}}) {
-    check_dtype(*t, name, sum_type(z_in));
-    check_device(*t, name, z_in);
-  }
+  const int64_t examples = z_in.sizes()[0], samples = z_in.sizes()[1];
+  on.check(grad_in, "grad", {examples, samples}, sum_type(z_in), z_in);
+  on.check(weights_in, "weights", {examples, samples, mean_in.sizes()[0]}, sum_type(z_in), z_in);
   const Tensor grad = packed(grad_in), weights = packed(weights_in);
   const Tensor z = packed(z_in), mean = packed(mean_in), log_var = packed(log_var_in);
   MixtureParams p = mixture_params(z, mean, log_var);
@@ -68,7 +56,7 @@ std::tuple<Tensor, Tensor, Tensor> mixture_log_ratio_backward(
   p.grad_z = grad_z.mutable_data_ptr();
   p.grad_mean = grad_mean.mutable_data_ptr();
   p.grad_log_var = grad_log_var.mutable_data_ptr();
-  launch(dtype, p, z);
+  on.mixture_log_ratio_backward(z, dtype, p);
   return {grad_z, grad_mean, grad_log_var};
 }
 

@@ -1,0 +1,292 @@
+// Launching on the CPU: kernels over ranges of rows, shared out among torch's threads.
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "../../core/corruptions.h"
+#include "../../core/logsumexp.h"
+#include "rows.h"
+
+namespace dvae::glue {
+namespace {
+
+int at(DType dtype) { return static_cast<int>(dtype); }
+int at(LikelihoodKind likelihood) { return static_cast<int>(likelihood); }
+
+// A kernel of (params, begin, end) over rows of `row_size` elements.
+template <class Kernel, class Params>
+void run(Kernel kernel, const Params& p, int64_t rows, int64_t row_size) {
+  for_rows(rows, row_size, [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
+}
+
+// What CorruptParams say, in blocks.
+struct Tables {
+  cpu::CorruptTables params{};
+  BlockTable<int32_t> hit, one;
+  BlockTable<float> std32;
+  BlockTable<double> std64;
+
+  Tables(DType dtype, const CorruptParams& p) {
+    static_cast<CorruptParams&>(params) = p;
+    if (p.std != nullptr) {
+      dtype == DType::kFloat64 ? fill(std64, p) : fill(std32, p);
+    } else if (p.rate != nullptr) {
+      const bool shared = p.rate_step == 0 && p.salt_step == 0;
+      hit.fill(shared, p.size, [&](int64_t i) { return threshold(p.rate[i * p.rate_step]); });
+      one.fill(shared, p.size, [&](int64_t i) {
+        return p.salt == nullptr ? 0 : threshold(p.rate[i * p.rate_step] * p.salt[i * p.salt_step]);
+      });
+      params.hit = hit.data;
+      params.one = one.data;
+      params.table_stride = hit.stride;
+    }
+  }
+
+ private:
+  template <class A>
+  void fill(BlockTable<A>& table, const CorruptParams& p) {
+    const A* std = static_cast<const A*>(p.std);
+    table.fill(p.rate_step == 0, p.size, [std](int64_t i) { return std[i]; });
+    params.stds = table.data;
+    params.table_stride = table.stride;
+  }
+};
+
+template <class A>
+struct ScaleTable : ScaleLayout {
+  BlockTable<A> table;
+  double log_sum = 0;
+
+  explicit ScaleTable(Decoder& d) {
+    const bool one = d.scale->numel() == 1;
+    with_data(*d.scale, [&](const auto* scale) {
+      table.fill(one, d.p.size, [scale](int64_t i) { return static_cast<A>(load(scale[i])); });
+      if (!has_log_scale(d.likelihood)) return;
+      for (int64_t i = 0; i < (one ? 1 : d.p.size); ++i) {
+        log_sum += std::log(static_cast<double>(load(scale[i])));
+      }
+    });
+    if (one) log_sum *= static_cast<double>(d.p.size);
+    d.p.scale = table.data;
+    d.p.scale_stride = table.stride;
+    d.p.log_scale = &log_sum;
+  }
+};
+
+// Runs kernel(scale_sum, begin, end) over rows; adds a shared scale's gradient to `sums`.
+template <class F>
+void sum_scale_over(const Decoder& d, int64_t rows, int64_t row_size, std::vector<double>& sums,
+                    const F& kernel) {
+  if (d.scale_kind == ScaleKind::kShared) {
+    add_over_parts(rows, row_size, d.p.size, sums, kernel);
+  } else {
+    for_rows(rows, row_size, [&](int64_t begin, int64_t end) { kernel(nullptr, begin, end); });
+  }
+}
+
+class GradientOnCpu final : public Gradient {
+ public:
+  GradientOnCpu(const Decoder& d, bool of_bias)
+      : d_(d),
+        bias_(static_cast<size_t>(of_bias ? round_up_to_block(d.p.size) : 0)),
+        scale_(static_cast<size_t>(d.scale_kind == ScaleKind::kShared ? d.p.size : 0)) {}
+
+  void add(const LogWeightGradParams& p, int64_t begin, int64_t end) override {
+    const auto kernel = cpu::kernels().log_weights_backward[at(d_.likelihood)][at(d_.dtype)];
+    sum_scale_over(d_, end - begin, p.size, scale_, [&](double* sums, int64_t first, int64_t last) {
+      kernel(p, d_.scale_kind, sums, begin + first, begin + last);
+    });
+    if (bias_.empty()) return;
+    const auto column_sums = cpu::kernels().add_column_sums[at(d_.dtype)];
+    const auto blocks = static_cast<int64_t>(bias_.size()) / kBlock;
+    for_rows(blocks, (end - begin) * kBlock, [&](int64_t first, int64_t last) {
+      column_sums(p.grad_params, end - begin, p.size, bias_.data(), first * kBlock,
+                  std::min(p.size, last * kBlock));
+    });
+  }
+  void finish(const Tensor* grad_bias, In grad_scale) override {
+    if (grad_bias != nullptr) write_sums(bias_, d_.p.size, *grad_bias);
+    if (d_.scale_kind == ScaleKind::kShared) write_sums(scale_, d_.p.size, grad_scale);
+  }
+
+ private:
+  const Decoder& d_;
+  std::vector<double> bias_, scale_;
+};
+
+class Cpu final : public Backend {
+  void corrupt(In, DType t, const CorruptParams& p) const override {
+    const Tables tables(t, p);
+    run(cpu::kernels().corrupt[at(t)], tables.params, p.copies * p.examples, p.size);
+  }
+  void corrupt_backward(In, DType t, const CorruptParams& p) const override {
+    const Tables tables(t, p);
+    run(cpu::kernels().corrupt_backward[at(t)], tables.params, p.examples, p.size * p.copies);
+  }
+  void corrupt_backward_std(In, DType t, const CorruptParams& p, In grad_std) const override {
+    const Tables tables(t, p);
+    std::vector<double> sums(static_cast<size_t>(round_up_to_block(p.size)));
+    const auto kernel = cpu::kernels().corrupt_backward_std[at(t)];
+    for_rows(static_cast<int64_t>(sums.size()) / kBlock, p.copies * p.examples * kBlock,
+             [&](int64_t begin, int64_t end) { kernel(tables.params, sums.data(), begin, end); });
+    write_sums(sums, p.size, grad_std);
+  }
+
+  // A normal costs several times what a mask bit does, and a block of them is always drawn whole.
+  void sample_latent(In, DType t, const LatentParams& p) const override {
+    run(cpu::kernels().sample_latent[at(t)], p, p.copies * p.examples * p.samples,
+        4 * round_up_to_block(p.size));
+  }
+  void sample_latent_backward(In, DType t, const LatentParams& p) const override {
+    run(cpu::kernels().sample_latent_backward[at(t)], p, p.copies * p.examples,
+        4 * p.samples * round_up_to_block(p.size));
+  }
+  void latent_log_ratio(In, DType t, const LatentParams& p) const override {
+    run(cpu::kernels().latent_log_ratio[at(t)], p, p.examples * p.samples, p.size);
+  }
+  void latent_log_ratio_backward(In, DType t, const LatentParams& p) const override {
+    run(cpu::kernels().latent_log_ratio_backward[at(t)], p, p.examples, p.samples * p.size);
+  }
+
+  // Few dimensions take as long as a block of them.
+  void mixture_log_ratio(In, DType t, const MixtureParams& p) const override {
+    run(cpu::kernels().mixture_log_ratio[at(t)], p, p.examples * p.samples,
+        p.components * round_up_to_block(p.size));
+  }
+  void mixture_log_ratio_backward(In, DType t, const MixtureParams& p) const override {
+    run(cpu::kernels().mixture_log_ratio_backward[at(t)], p, p.examples,
+        p.samples * p.components * round_up_to_block(p.size));
+  }
+
+  void lay_out_scale(Decoder& d) const override {
+    if (d.dtype == DType::kFloat64) {
+      d.layout = std::make_unique<ScaleTable<double>>(d);
+    } else {
+      d.layout = std::make_unique<ScaleTable<float>>(d);
+    }
+  }
+  void log_weights(const Decoder& d, const LogWeightParams& p, int64_t begin,
+                   int64_t end) const override {
+    const auto kernel = cpu::kernels().log_weights[at(d.likelihood)][at(d.dtype)];
+    for_rows(end - begin, p.size, [&](int64_t first, int64_t last) {
+      kernel(p, d.scale_kind, begin + first, begin + last);
+    });
+  }
+  std::unique_ptr<Gradient> gradient(const Decoder& d, int64_t, bool of_bias) const override {
+    return std::make_unique<GradientOnCpu>(d, of_bias);
+  }
+  void iwae(const Decoder& d, const IwaeParams& p, In grad_scale) const override {
+    const cpu::Kernels& kernels = cpu::kernels();
+    const int likelihood = at(d.likelihood), dtype = at(d.dtype);
+    const int64_t threads = torch::stable::get_num_threads();
+    std::vector<double> sums;
+    if (threads > 1 && p.rows < 4 * threads && p.samples > 1) {
+      // Too few examples to share out evenly: share out their samples, a step at a time.
+      const int64_t rows = p.rows * p.samples;
+      for_rows(rows, 2 * p.size, [&](int64_t begin, int64_t end) {
+        kernels.iwae_sweep[likelihood][dtype](p, d.scale_kind, begin, end);
+      });
+      kernels.iwae_normalise[dtype](p, 0, p.rows);
+      sum_scale_over(d, rows, p.size, sums, [&](double* sum, int64_t begin, int64_t end) {
+        kernels.iwae_scale[likelihood][dtype](p, d.scale_kind, sum, begin, end);
+      });
+    } else {
+      sum_scale_over(d, p.rows, 2 * p.samples * p.size, sums,
+                     [&](double* sum, int64_t begin, int64_t end) {
+                       kernels.iwae[likelihood][dtype](p, d.scale_kind, sum, begin, end);
+                     });
+    }
+    if (d.scale_kind == ScaleKind::kShared) write_sums(sums, p.size, grad_scale);
+  }
+
+  void multiply(In out, In a, In b) const override {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
+  }
+  void add_product(In out, In a, In b) const override {
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));
+  }
+  void add_to(In total, In part) const override {
+    float* to = static_cast<float*>(total.mutable_data_ptr());
+    with_data(part, [&](const auto* from) {
+      for_rows(total.numel(), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) to[i] += static_cast<float>(load(from[i]));
+      });
+    });
+  }
+  // The output takes about 3 MB, which a last-level cache keeps, and has rows enough for the matrix
+  // product to run at full speed.
+  int64_t tile_rows(In on, int64_t size) const override {
+    constexpr int64_t kTileBytes = 3 << 20;
+    const int64_t row = std::max<int64_t>(1, size * static_cast<int64_t>(on.element_size()));
+    return std::clamp<int64_t>(kTileBytes / row, 64, 4096);
+  }
+  // Products of 16-bit numbers have instructions of their own on some processors, which torch uses.
+  bool log_weights_of_layers(const Decoder& d, const std::vector<Layer>& layers, Activation between,
+                             const LogWeightParams& p) const override {
+    if (d.in.scalar_type() != sum_type(d.in)) return false;
+    run_layers(d, layers, between, p);
+    return true;
+  }
+
+  void softplus(In, DType t, const void* x, void* out, int64_t n) const override {
+    const auto kernel = cpu::kernels().softplus[at(t)];
+    for_rows(n, 1, [&](int64_t begin, int64_t end) { kernel(x, out, begin, end); });
+  }
+  void softplus_backward(In, DType t, const void* grad, const void* out, void* grad_x,
+                         int64_t n) const override {
+    const auto kernel = cpu::kernels().softplus_backward[at(t)];
+    for_rows(n, 1, [&](int64_t begin, int64_t end) { kernel(grad, out, grad_x, begin, end); });
+  }
+  bool known_to_be_one(In factor) const override {
+    return factor.numel() == 1 && read_element(factor, 0) == 1.0;
+  }
+  void rescale(In grad, In factor, int64_t rows) const override {
+    void* data = grad.mutable_data_ptr();
+    const auto kernel = cpu::kernels().scale_by[at(dtype_of(grad, "grad"))];
+    if (factor.numel() == 1) {
+      const double f = read_element(factor, 0);
+      for_rows(grad.numel(), 1, [&](int64_t begin, int64_t end) { kernel(data, f, begin, end); });
+      return;
+    }
+    const int64_t size = rows > 0 ? grad.numel() / rows : 0;
+    for_rows(rows, size, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        kernel(data, read_element(factor, n), n * size, (n + 1) * size);
+      }
+    });
+  }
+
+  void logmeanexp(In, DType t, const LogMeanExpParams& p) const override {
+    run(cpu::kernels().logmeanexp[at(t)], p, p.rows, p.samples);
+  }
+  void logmeanexp_backward(In, DType t, const LogMeanExpParams& p) const override {
+    run(cpu::kernels().logmeanexp_backward[at(t)], p, p.rows, p.samples);
+  }
+  void lse_update(In, DType t, const double* state, const void* log_w, int64_t rows,
+                  int64_t samples, double* out) const override {
+    const auto kernel = cpu::kernels().lse_update[at(t)];
+    // Exponentials in double: about ten times a float's cost.
+    for_rows(rows, 10 * samples,
+             [&](int64_t begin, int64_t end) { kernel(state, log_w, samples, out, begin, end); });
+  }
+  void lse_merge(In, const double* a, const double* b, int64_t rows, double* out) const override {
+    for_rows(rows, 100, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        LogSumExp s = LogSumExp::read(a + n * LogSumExp::kSize);
+        s.merge(LogSumExp::read(b + n * LogSumExp::kSize));
+        s.write(out + n * LogSumExp::kSize);
+      }
+    });
+  }
+};
+
+}  // namespace
+
+const Backend& cpu_backend() {
+  static const Cpu cpu;
+  return cpu;
+}
+
+}  // namespace dvae::glue

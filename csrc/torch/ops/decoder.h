@@ -1,0 +1,86 @@
+// A decoder's output, or the input of its last layers, with the likelihood's other operands.
+#pragma once
+
+#include "../../core/likelihoods.h"
+#include "../operators.h"
+
+namespace dvae::glue {
+
+struct Decoder {
+  const Backend& on;
+  LikelihoodKind likelihood;
+  DType dtype;
+  Tensor in;  // (N, K, D), or what comes before layers: (N, K, inputs)
+  Tensor x;
+  Maybe scale;
+  ScaleKind scale_kind;
+  DecoderParams p{};                    // of in only its sizes
+  std::unique_ptr<ScaleLayout> layout;  // the backend's, of a shared scale
+
+  // name: what `in` is called; size: D; held: whether `in` is the output, which may have a scale an
+  // element.
+  Decoder(const Backend& on_in, In in_in, const char* name, int64_t size, bool held,
+          MaybeIn scale_in, In x_in, Name likelihood_in)
+      : on(on_in),
+        likelihood(static_cast<LikelihoodKind>(index_of(
+            likelihood_in, kLikelihoodNames, "likelihood must be one of", ", ", "; got "))),
+        dtype(dtype_of(in_in, name)),
+        in(packed(in_in)),
+        x(packed(x_in)) {
+    check_shape(in, name, {-1, -1, -1});
+    p.rows = in.sizes()[0];
+    p.samples = in.sizes()[1];
+    p.size = size;
+    on.check(x, "x", {-1, size}, sum_type(in), in);
+    p.examples = x.sizes()[0];
+    STD_TORCH_CHECK(p.examples > 0 ? p.rows % p.examples == 0 : p.rows == 0,
+                    "x must have a number of examples that divides the rows, ", p.rows, ", got ",
+                    p.examples);
+    p.x = x.const_data_ptr();
+    scale_kind = kind_of(scale_in, held);
+    if (!scale_in) return;
+    scale = packed(*scale_in);
+    if (scale_kind == ScaleKind::kFull) {
+      p.scale = scale->const_data_ptr();
+    } else {
+      on.lay_out_scale(*this);
+    }
+  }
+
+  // A row each of (n, k), contiguous.
+  Tensor rows(In t, const char* name) const {
+    on.check(t, name, {p.rows, p.samples}, sum_type(in), in);
+    return packed(t);
+  }
+  // Where the scale's gradient goes; of no elements if there is none.
+  Tensor scale_gradient() const {
+    return scale ? new_like(*scale) : empty(in, {0}, in.scalar_type());
+  }
+  void* full_only(In grad_scale) const {
+    return scale_kind == ScaleKind::kFull ? grad_scale.mutable_data_ptr() : nullptr;
+  }
+
+ private:
+  // 1 or D elements shared by all rows, or (N, K, D) of them.
+  ScaleKind kind_of(MaybeIn given, bool held) const {
+    const bool has = has_scale(likelihood);
+    STD_TORCH_CHECK(given.has_value() == has, "scale must ", has ? "" : "not ",
+                    "be given for the likelihood ", kLikelihoodNames[static_cast<int>(likelihood)]);
+    if (!given) return ScaleKind::kNone;
+    dtype_of(*given, "scale");
+    on.check_device(*given, "scale", in);
+    const int64_t count = given->numel();
+    if (count != 1 && given->dim() == 3) {
+      check_dtype(*given, "scale", in.scalar_type());
+      STD_TORCH_CHECK(held, "scale must have 1 or D elements, got shape ", shape_of(*given));
+      check_shape(*given, "scale", {p.rows, p.samples, p.size});
+      return ScaleKind::kFull;
+    }
+    STD_TORCH_CHECK(count == 1 || count == p.size,
+                    "scale must have 1, D or N·K·D elements, D = ", p.size, ", got shape ",
+                    shape_of(*given));
+    return ScaleKind::kShared;
+  }
+};
+
+}  // namespace dvae::glue

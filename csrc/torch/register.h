@@ -1,0 +1,53 @@
+// The operators' kernels of one backend by their names. Schemas and the fallback are registered by
+// dvae_fast/ops.py.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+#include "operators.h"
+
+namespace dvae::glue {
+
+template <auto kOperator, const Backend& (*kBackend)()>
+struct On;
+template <class R, class... A, R (*kOperator)(const Backend&, A...), const Backend& (*kBackend)()>
+struct On<kOperator, kBackend> {
+  static R run(A... arguments) { return kOperator(kBackend(), arguments...); }
+};
+
+struct Kernel {
+  const char* name;
+  void (*run)(StableIValue*, uint64_t, uint64_t);
+};
+
+// An operator as torch calls it.
+template <auto kOperator, const Backend& (*kBackend)()>
+constexpr auto kBoxed = &TORCH_BOX((&On<kOperator, kBackend>::run));
+
+template <const Backend& (*kOn)()>
+constexpr Kernel kKernels[] = {
+    {"corrupt", kBoxed<&corrupt, kOn>},
+    {"corrupt_backward", kBoxed<&corrupt_backward, kOn>},
+    {"corrupt_backward_std", kBoxed<&corrupt_backward_std, kOn>},
+    {"sample_latent", kBoxed<&sample_latent, kOn>},
+    {"sample_latent_backward", kBoxed<&sample_latent_backward, kOn>},
+    {"latent_log_ratio", kBoxed<&latent_log_ratio, kOn>},
+    {"latent_log_ratio_backward", kBoxed<&latent_log_ratio_backward, kOn>},
+    {"mixture_log_ratio", kBoxed<&mixture_log_ratio, kOn>},
+    {"mixture_log_ratio_backward", kBoxed<&mixture_log_ratio_backward, kOn>},
+    {"log_weights", kBoxed<&log_weights, kOn>},
+    {"log_weights_backward", kBoxed<&log_weights_backward, kOn>},
+    {"iwae", kBoxed<&iwae, kOn>},
+    {"iwae_", kBoxed<&iwae_inplace, kOn>},
+    {"rescale_", kBoxed<&rescale_inplace, kOn>},
+    {"softplus", kBoxed<&softplus, kOn>},
+    {"softplus_backward", kBoxed<&softplus_backward, kOn>},
+    {"logmeanexp", kBoxed<&logmeanexp, kOn>},
+    {"logmeanexp_backward", kBoxed<&logmeanexp_backward, kOn>},
+    {"lse_update", kBoxed<&lse_update, kOn>},
+    {"lse_merge", kBoxed<&lse_merge, kOn>},
+    {"linear_log_weights", kBoxed<&linear_log_weights, kOn>},
+    {"linear_log_weights_backward", kBoxed<&linear_log_weights_backward, kOn>},
+};
+
+}  // namespace dvae::glue

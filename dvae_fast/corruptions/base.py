@@ -121,13 +121,33 @@ def _for_each_copy(own: Callable[[Any, Tensor, torch.Generator], Tensor]) -> Cal
             return x.expand(copies, *x.shape).clone()
         # A path to the parameters would count a second time what the score function counts.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.scores):
-            drawn = [
-                _one(self, own, x, generator_seed(cast("Tensor", key), first_example, m))
-                for m in range(first_copy, first_copy + copies)
-            ]
-        return torch.stack(drawn)
+            drawn = _draw_copies(
+                self, own, x, copies, cast("Tensor", key), first_example, first_copy
+            )
+        return cast("Tensor", drawn)
 
     return draw
+
+
+@torch.compiler.disable(  # type: ignore[untyped-decorator]
+    reason="a corruption of one's own draws from torch's generators, whose seed is read on the "
+    "host; compile without fullgraph=True, or define draw(x, copies, key, first_example, "
+    "first_copy)"
+)
+def _draw_copies(
+    self: Corruption,
+    own: Callable[..., Tensor],
+    x: Tensor,
+    copies: int,
+    key: Tensor,
+    first_example: int,
+    first_copy: int,
+) -> Tensor:
+    drawn = [
+        _one(self, own, x, generator_seed(key, first_example, m))
+        for m in range(first_copy, first_copy + copies)
+    ]
+    return torch.stack(drawn)
 
 
 def _one(self: Corruption, own: Callable[..., Tensor], x: Tensor, seed: int) -> Tensor:

@@ -1,0 +1,229 @@
+"""Inputs at the borders of what the functions take: seeds, layouts, devices, sizes, tracing."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import dvae_fast
+from dvae_fast import functional
+from dvae_fast.corruptions import Identity, Masking
+from dvae_fast.likelihoods import Bernoulli
+from dvae_fast.models import DIWAE, VAE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+M, B, K, Z, D, H = 2, 3, 4, 5, 7, 6
+
+
+def _x() -> Tensor:
+    return torch.rand(B, D)
+
+
+#: of each function: its inputs, a call, and the shapes of its results
+FUNCTIONS: dict[str, tuple[Callable[[], tuple[Tensor, ...]], Callable[..., Any], list[Any]]] = {
+    "corrupt": (
+        lambda: (_x(),), lambda x: dvae_fast.corrupt(x, Masking(0.3), M, 1), [(M, B, D)],
+    ),
+    "corrupt by a function": (
+        lambda: (_x(),), lambda x: dvae_fast.corrupt(x, lambda x: x * 2, M, 1), [(M, B, D)],
+    ),
+    "sample_latent": (
+        lambda: (torch.randn(B, Z), torch.randn(B, Z)),
+        lambda m, v: dvae_fast.sample_latent(m, v, K, 1), [(B, K, Z), (B, K)],
+    ),
+    "latent_log_ratio": (
+        lambda: (torch.randn(B, K, Z), torch.randn(B, Z), torch.randn(B, Z)),
+        functional.latent_log_ratio, [(B, K)],
+    ),
+    "mixture_log_ratio": (
+        lambda: (torch.randn(B, K, Z), torch.randn(M, B, Z), torch.randn(M, B, Z)),
+        functional.mixture_log_ratio, [(B, K)],
+    ),
+    "log_weights": (
+        lambda: (torch.randn(B, K, D), _x(), torch.randn(B, K)), dvae_fast.log_weights, [(B, K)],
+    ),
+    "log_weights, a number as scale": (
+        lambda: (torch.randn(B, K, D), _x(), torch.randn(B, K)),
+        lambda p, x, r: dvae_fast.log_weights((p, np.float32(1.5)), x, r, "gaussian"), [(B, K)],
+    ),
+    "log_weights without a kernel": (
+        lambda: (torch.rand(B, K, D), _x(), torch.randn(B, K)),
+        lambda p, x, r: dvae_fast.log_weights(p, x, r, Bernoulli(probabilities=True)), [(B, K)],
+    ),
+    "linear_log_weights": (
+        lambda: (torch.randn(B, K, H), torch.randn(D, H), torch.randn(D), _x(), torch.randn(B, K)),
+        dvae_fast.linear_log_weights, [(B, K)],
+    ),
+    "mlp_log_weights": (
+        lambda: (torch.randn(B, K, Z), torch.randn(D, Z), _x(), torch.randn(B, K)),
+        lambda z, w, x, r: functional.mlp_log_weights(z, [(w, None)], x, r), [(B, K)],
+    ),
+    "logmeanexp": (lambda: (torch.randn(B, K),), dvae_fast.logmeanexp, [(B,)]),
+    "iwae_loss": (
+        lambda: (torch.randn(B, K, D), _x(), torch.randn(B, K)), dvae_fast.iwae_loss, [()],
+    ),
+    "softplus": (lambda: (torch.randn(B, D),), functional.softplus, [(B, D)]),
+}  # fmt: skip
+each_function = pytest.mark.parametrize("name", FUNCTIONS)
+
+
+def _shapes(out: Any) -> list[Any]:
+    return [tuple(t.shape) for t in (out if isinstance(out, tuple) else (out,))]
+
+
+@each_function
+def test_meta_tensors_have_meta_results(name: str) -> None:
+    inputs, call, shapes = FUNCTIONS[name]
+    given = [t.to("meta") for t in inputs()]
+    out = call(*given)
+    assert _shapes(out) == shapes
+    assert {t.device.type for t in (out if isinstance(out, tuple) else (out,))} == {"meta"}
+    given[0].requires_grad_()
+    out = call(*given)
+    (grad,) = torch.autograd.grad(
+        out[0] if isinstance(out, tuple) else out,
+        given[0],
+        torch.empty_like(out[0] if isinstance(out, tuple) else out),
+    )
+    assert grad.is_meta
+    assert grad.shape == given[0].shape
+
+
+@each_function
+def test_a_default_device_changes_nothing(name: str) -> None:
+    inputs, call, _ = FUNCTIONS[name]
+    given = inputs()
+    expected = call(*given)
+    torch.set_default_device("meta")
+    try:
+        found = call(*given)
+    finally:
+        torch.set_default_device(None)
+    torch.testing.assert_close(found, expected)
+
+
+def test_identity_may_be_made_on_any_default_device() -> None:
+    torch.set_default_device("meta")
+    try:
+        identity = Identity()
+    finally:
+        torch.set_default_device(None)
+    x = _x()
+    assert torch.equal(dvae_fast.corrupt(x, identity, seed=1), x)
+
+
+# torch's own words of its layouts.
+@pytest.mark.filterwarnings("ignore:.*(prototype|beta state).*:UserWarning")
+@each_function
+def test_sparse_and_nested_tensors_are_refused_by_name(name: str) -> None:
+    inputs, call, _ = FUNCTIONS[name]
+    given = inputs()
+    for i, t in enumerate(given):
+        if t.dim() < 2:
+            continue
+        nested = torch.nested.nested_tensor(list(t), layout=torch.jagged)
+        for other, word in ((t.to_sparse(), "sparse_coo"), (nested, "nested")):
+            with pytest.raises(ValueError, match=rf"must be a dense tensor, got .*{word}"):
+                call(*given[:i], other, *given[i + 1 :])
+
+
+@pytest.mark.parametrize(
+    "seed, same",
+    [
+        (2**64 - 1, -1),
+        (2**63, -(2**63)),
+        (2**63 + 12, torch.tensor([12 - 2**63])),
+        (np.uint64(2**64 - 5), -5),
+        (np.int32(9), 9),
+        (torch.tensor(2**64 - 5, dtype=torch.uint64), -5),
+        (torch.tensor([9], dtype=torch.int32), 9),
+        (torch.tensor([[200]], dtype=torch.uint8), 200),
+    ],
+)
+def test_a_seed_is_any_64_bits(seed: Any, same: Any) -> None:
+    x = _x()
+    for draw in (
+        lambda s: dvae_fast.corrupt(x, Masking(0.5), seed=s),
+        lambda s: dvae_fast.sample_latent(x, x, K, s)[0],
+    ):
+        assert torch.equal(draw(seed), draw(same))
+        assert not torch.equal(draw(seed), draw(77))
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda: dvae_fast.corrupt(torch.zeros(0, 2**62), Masking(0.1), 8, 1),
+            r"x̃ must hold at most 2\*\*59 numbers, got shape \(8, 0, 4611686018427387904\)",
+        ),
+        (
+            lambda: dvae_fast.corrupt(torch.zeros(1).expand(0, 2**40, 2**30), Masking(0.1), seed=1),
+            "x̃ must hold at most",
+        ),
+        (
+            lambda: dvae_fast.corrupt(torch.zeros(0, D), Masking(0.1), 2**40, 1),
+            r"at most 2\*\*32 copies, got 1099511627776",
+        ),
+        (
+            lambda: dvae_fast.sample_latent(torch.zeros(0, Z), torch.zeros(0, Z), 2**62, 1),
+            r"at most 2\*\*32 samples, got 4611686018427387904",
+        ),
+        (
+            lambda: dvae_fast.sample_latent(*[torch.zeros(1).expand(0, 2**40)] * 2, 2**30, 1),
+            "z must hold at most",
+        ),
+        (
+            lambda: dvae_fast.sample_latent(
+                torch.zeros(0, Z), torch.zeros(0, Z), K, 1, first_example=2**32
+            ),
+            r"first_example must be <= 2\*\*32 − 1, .* got 4294967296",
+        ),
+    ],
+)
+def test_sizes_without_an_index(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_dim_is_any_integer() -> None:
+    w = torch.randn(B, K)
+    assert torch.equal(dvae_fast.logmeanexp(w, np.int64(0)), dvae_fast.logmeanexp(w, 0))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="dim must be an int, got bool"):
+        dvae_fast.logmeanexp(w, True)
+
+
+# torch's own doing.
+@pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Converting a tensor to a Python boolean")
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("grad", [True, False])
+def test_networks_are_traced(likelihood: str, grad: bool) -> None:
+    """And are read again where dvae_fast's operators are not."""
+    model = VAE(D, Z, (H,), likelihood=likelihood)
+    for network, size in ((model.encoder, D), (model.decoder, Z)):
+        with torch.set_grad_enabled(grad):
+            traced = torch.jit.trace(network, torch.rand(B, size))
+        assert "dvae_fast::" not in str(traced.inlined_graph)
+        saved = io.BytesIO()
+        torch.jit.save(traced, saved)
+        saved.seek(0)
+        new = torch.rand(M, size)
+        torch.testing.assert_close(torch.jit.load(saved)(new), network(new))
+
+
+# torch.compile's own doing.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")
+def test_a_corruption_of_ones_own_says_why_it_breaks_a_graph() -> None:
+    model = DIWAE(D, Z, (H,), corruption=lambda x: x * 2)
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="a corruption of one's own draws"):
+        torch.compile(model.loss, backend="aot_eager", fullgraph=True)(_x(), torch.tensor([1]))

@@ -41,18 +41,19 @@ def mean_bound(
 ) -> float:
     """Mean over x (N, D) of the model's own bound, in nats, on the model's device.
 
-    One seed and `batch_size` give one noise, however many processes of `world` share the work.
+    The noise is a function of seed and example: that of the whole of x at once, whatever
+    `batch_size` and however many processes of `world` share the work.
     """
     device = next(model.parameters()).device
     world = world or World(0, 1, 0, device)
     total = torch.zeros((), dtype=torch.float64, device=device)
     with evaluating(model):
-        for i, batch in enumerate(torch.split(x, batch_size)):
-            # A seed for each batch, because the noise counts examples from its first.
-            key = (seed + i) % 2**63
+        for first in range(0, len(x), batch_size):
+            batch = x[first : first + batch_size]
             start, stop = share(len(batch), world)
             if start < stop:
-                bounds = model.bound(batch[start:stop].to(device), key, first_example=start)
+                mine = batch[start:stop].to(device)
+                bounds = model.bound(mine, seed, first_example=first + start)
                 total += bounds.sum(dtype=torch.float64)
     return all_sum(total, world).item() / len(x)
 
@@ -229,8 +230,16 @@ class Run:
             f"{what} became {value} in epoch {self.epoch + 1}, after {self.position} of "
             f"{len(self.data.train)} examples ({gradients}); {self.folder / CHECKPOINT} holds the "
             f"last state before that. Start another run with a smaller learning rate than "
-            f"{self.config.learning_rate:g}."
+            f"{self.config.learning_rate:g}.{self._outside_support()}"
         )
+
+    def _outside_support(self) -> str:
+        """What the likelihood has against the data, looked at where a number is none."""
+        try:
+            self.model.likelihood.check_support(self.data.train)
+        except ValueError as error:
+            return f" And {error}."
+        return ""
 
     # --- files ---
 

@@ -27,6 +27,7 @@ from dvae_fast.functional._autograd import (
     needs_grad,
     operator,
 )
+from dvae_fast.functional._looks import look_at_loss, look_at_params
 from dvae_fast.functional._rows import check_rows
 from dvae_fast.functional.plain import check_no_gradient, gradient_in_x, plain_log_weights
 from dvae_fast.likelihoods import Likelihood, get_likelihood
@@ -388,8 +389,11 @@ def iwae_loss_and_weights(
         log_w = plain_log_weights(params, x, log_ratio, lik)
         rows = log_w.detach().reshape(-1, log_w.shape[-1])
         weights = _op.logmeanexp_backward(torch.ones_like(rows[:, 0]), rows)
-        return _reduced(logmeanexp(log_w), reduction), weights
+        loss = _reduced(logmeanexp(log_w), reduction)
+        look_at_loss(loss, x, lik)
+        return loss, weights
     p, scale, x, log_ratio, leading = _check_params(params, x, log_ratio, lik)
+    look_at_params(p, lik)
     per_row_scale = scale is not None and scale.dim() != 3 and reduction == "none"
     # The fused pass stores the gradient before the upstream one is known: float16 would lose what
     # a loss scale is there to keep.
@@ -401,9 +405,12 @@ def iwae_loss_and_weights(
         safe = p.is_contiguous() and not owner.is_leaf and not torch.compiler.is_compiling()
         overwrite = overwrite_params if safe else False
         loss, weights = _IWAELoss.apply(p, scale, x, log_ratio, lik.kernel, reduction, overwrite)
+        look_at_loss(loss, x, lik)
         return loss.view(leading[:-1]) if reduction == "none" else loss, weights
     bound = _mean_of_rows(log_weights_of_rows(p, scale, x, log_ratio, lik.kernel))
-    return _reduced(bound.view(leading[:-1]), reduction), None
+    loss = _reduced(bound.view(leading[:-1]), reduction)
+    look_at_loss(loss, x, lik)
+    return loss, None
 
 
 def _reduced(bound: Tensor, reduction: str) -> Tensor:

@@ -68,5 +68,8 @@ def _what_else(thing: Any) -> str:
     if isinstance(thing, type) and issubclass(thing, Likelihood):
         return f"{got}; an object of it is {named.__name__}()"
     if hasattr(thing, "log_prob"):
-        return f"{got}; subclass Likelihood and call that log_prob in yours"
+        return (
+            f"{got}; subclass Likelihood and call that log_prob in yours, or take one of "
+            f"{', '.join(LIKELIHOODS)}"
+        )
     return got

@@ -172,6 +172,20 @@ class Likelihood:
             )
         raise ValueError(f"x must lie in the support of the {self.kind} likelihood, got {first:g}")
 
+    def doubt_data(self, x: Tensor) -> str | None:
+        """What looks wrong about data though the support has it, in plain words; None if nothing
+        does."""
+
+    @property
+    def doubtful(self) -> tuple[float, float] | None:
+        """A closed interval within which a decoder's first parameter may not be what it should;
+        None where there is none."""
+        return None
+
+    def doubt_params(self, low: float, high: float) -> str | None:
+        """What looks wrong about a decoder whose first parameter is never below `low` nor above
+        `high`, as of several of its outputs; None if nothing does."""
+
     def check_values(self, params: tuple[Tensor, ...]) -> None:
         """Raise ValueError if parameters are none (NaN passes). By default, whatever they are."""
 

@@ -66,6 +66,32 @@ class Bernoulli(Likelihood):
         logits = torch.logit(parameter) if self.probabilities else parameter
         return logits.expand(torch.broadcast_shapes(logits.shape, x.shape))
 
+    def doubt_data(self, x: Tensor) -> str | None:
+        """Grey values, of which a Bernoulli is no distribution."""
+        grey = int(((x > 0) & (x < 1)).sum())
+        if grey == 0:
+            return None
+        return (
+            f"{grey:,} of the {x.numel():,} values of x lie between 0 and 1, of which a Bernoulli "
+            "is no distribution: these numbers are no log-likelihood, and their bits per dimension "
+            "no code length. Binarise x, or take a likelihood of grey values."
+        )
+
+    @property
+    def doubtful(self) -> tuple[float, float] | None:
+        """Where probabilities lie, which are taken for logits now and then."""
+        return None if self.probabilities else (0.0, 1.0)
+
+    def doubt_params(self, low: float, high: float) -> str | None:
+        """Probabilities in the place of logits; a decoder that always says the same is neither."""
+        if self.probabilities or not 0 <= low < high <= 1:
+            return None
+        return (
+            "The decoder's outputs, taken for logits, all lie in [0, 1] "
+            f"({low:.3g} to {high:.3g}): if they are probabilities, as of a decoder "
+            "that ends in a sigmoid, the likelihood must be Bernoulli(probabilities=True)."
+        )
+
     def check_values(self, params: tuple[Tensor, ...]) -> None:
         (p,) = params
         if self.probabilities and bool(((p < 0) | (p > 1)).any()):

@@ -17,7 +17,9 @@ from dvae_fast.functional._autograd import (
     keep,
     same,
 )
+from dvae_fast.functional._looks import look_at_loss, look_at_params
 from dvae_fast.functional.log_weights import iwae_loss_and_weights
+from dvae_fast.likelihoods import get_likelihood
 from dvae_fast.objectives.bound import bound, rows_of
 from dvae_fast.objectives.latents import FIRST_ORDER, Scaled
 from dvae_fast.objectives.objective import Estimator, Objective, Term, as_objective
@@ -225,9 +227,12 @@ def loss(
         if weights is not None:
             return cast("Tensor", _Deliver.apply(total, inference, weights.view(inference.shape)))
 
-    log_w = functional.log_weights(params, x, given, likelihood)
+    lik = get_likelihood(likelihood)
+    look_at_params(_first(params), lik)
+    log_w = functional.log_weights(params, x, given, lik)
     values = log_w.detach()
     total = -bound(values, objective).mean()
+    look_at_loss(total, x, lik)
     if not torch.is_grad_enabled():
         return total
     shift = (kl_weight - 1) * log_ratio.detach() if weighted else None
@@ -250,8 +255,12 @@ def loss(
     return cast("Tensor", total)
 
 
+def _first(params: Any) -> Any:
+    return params[0] if isinstance(params, (tuple, list)) and params else params
+
+
 def _dtype(params: Any) -> torch.dtype | None:
-    first = params[0] if isinstance(params, (tuple, list)) and params else params
+    first = _first(params)
     return first.dtype if isinstance(first, Tensor) else None
 
 

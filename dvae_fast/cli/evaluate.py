@@ -25,7 +25,7 @@ from dvae_fast.cli.console import (
     wrong_options,
 )
 from dvae_fast.cli.outlet import new_console, say
-from dvae_fast.cli.results import GREY, Results, evaluation_rows
+from dvae_fast.cli.results import Results, evaluation_rows
 from dvae_fast.data import SPLITS
 from dvae_fast.distributed import World, barrier, is_main_process, join, on_main
 from dvae_fast.evaluation import (
@@ -288,9 +288,7 @@ def evaluate(
         "limit": limit,
         **estimate.summary(),
     }
-    report["grey_bernoulli"] = config.is_grey_bernoulli
-    if report["grey_bernoulli"]:
-        report["warnings"] = [*report["warnings"], GREY]
+    report["grey_bernoulli"] = config.is_grey_bernoulli  # the estimate's own warnings say it
     report["seconds"] = seconds
     report["processes"] = world.size
     return report, estimate

@@ -15,6 +15,7 @@ one decode gives ℓ and ∇ℓ, which serve every temperature.
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
@@ -23,11 +24,12 @@ import torch
 from torch import Tensor
 
 from dvae_fast import functional, reference
-from dvae_fast._checks import check_choice, check_size, is_number
-from dvae_fast._dtypes import accumulation_dtype
+from dvae_fast._checks import check_choice, check_index, check_size, is_number
 from dvae_fast._seeds import seed_tensor
 from dvae_fast.evaluation.hamiltonian import EXTRA_NORMALS, Point, Target, move
+from dvae_fast.evaluation.modules import ordinary_tensors
 from dvae_fast.evaluation.results import AISEstimate, BidirectionalEstimate, Meter
+from dvae_fast.evaluation.simulation import normal, simulate
 from dvae_fast.evaluation.statistics import from_state
 from dvae_fast.evaluation.target import Evaluated, rows_at_once
 from dvae_fast.models.posterior import marginal_log_var
@@ -52,12 +54,13 @@ TARGET = 0.65
 _STEEPNESS = 4.0  # δ of the sigmoid schedule, Wu et al.'s
 _TUNING_CHAINS = 4  # enough for a mean acceptance rate, a quarter of the cost of the default
 _RATE = 0.3  # of the step size's logarithm for each unit of acceptance amiss
-# Index of the latents that `bidirectional` simulates from, in the noise of chain 0.
-_SIMULATED = 2**32 - 1
 
 
 class _Decoded:
-    """ℓ of a batch: x (B, D), f_0 = N(mean, exp(log_var)), (B, Z) each. float64 but for p(x|z)."""
+    """ℓ of a batch: x (B, *shape), f_0 = N(mean, exp(log_var)), (B, Z) each.
+
+    float64 but for p(x|z).
+    """
 
     def __init__(self, evaluated: Evaluated, x: Tensor, mean: Tensor, log_var: Tensor) -> None:
         self.evaluated, self.x, self.dtype = evaluated, x, mean.dtype
@@ -84,9 +87,9 @@ def _log_likelihood(evaluated: Evaluated, z: Tensor, x: Tensor) -> tuple[Tensor,
     """
     with torch.enable_grad():
         z = z.detach().requires_grad_()
-        log_p = functional.log_weights(
-            evaluated.decode(z), x, z.new_zeros(z.shape[:-1]), evaluated.likelihood
-        )
+        x = x.flatten(1)
+        params = evaluated.params(z, x.shape[1])
+        log_p = functional.log_weights(params, x, z.new_zeros(z.shape[:-1]), evaluated.likelihood)
         grad = None
         if log_p.requires_grad:
             (grad,) = torch.autograd.grad(log_p, z, torch.ones_like(log_p), allow_unused=True)
@@ -100,7 +103,7 @@ def _log_likelihood(evaluated: Evaluated, z: Tensor, x: Tensor) -> tuple[Tensor,
 
 def _schedule(kind: str, temperatures: int) -> list[float]:
     """β_0 = 0 to β_T = 1; "sigmoid" is Wu et al.'s, section 4: σ(δ (2t/T − 1)), made to fit."""
-    t = torch.linspace(-1, 1, temperatures + 1, dtype=torch.float64)
+    t = torch.linspace(-1, 1, temperatures + 1, dtype=torch.float64, device="cpu")
     if kind == "sigmoid":
         t = torch.sigmoid(_STEEPNESS * t)
     betas: list[float] = ((t - t[0]) / (t[-1] - t[0])).tolist()
@@ -169,10 +172,10 @@ class _Settings:
     batch_size: int | None
 
     def __post_init__(self) -> None:
-        for name in ("chains", "temperatures", "leapfrog"):
-            check_size(name, getattr(self, name))
-        if self.batch_size is not None:
-            check_size("batch_size", self.batch_size)
+        for name in ("chains", "temperatures", "leapfrog", "batch_size"):
+            if name != "batch_size" or self.batch_size is not None:
+                # As a plain int, whatever integer it is.
+                object.__setattr__(self, name, check_size(name, getattr(self, name)))
         for name, value, valid in (
             ("start", self.start, STARTS),
             ("schedule", self.schedule, SCHEDULES),
@@ -187,18 +190,16 @@ class _Settings:
                 )
             if not 0 < self.step_size < math.inf:
                 raise ValueError(f"step_size must be > 0 and finite, got {self.step_size}")
+            object.__setattr__(self, "step_size", float(self.step_size))
 
     def batch(self, device: torch.device) -> int:
         return self.batch_size or max(1, rows_at_once(device) // self.chains)
 
-    def estimate(
-        self, parts: list[dict[str, Tensor]], key: Tensor, data_size: int, reverse: bool
-    ) -> AISEstimate:
+    def estimate(self, parts: list[dict[str, Tensor]], reverse: bool, **given: Any) -> AISEstimate:
         fields = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
         return AISEstimate(
-            **fields,
-            seed=int(key),
-            data_size=data_size,
+            **cast("dict[str, Any]", fields),
+            **given,
             chains=self.chains,
             temperatures=self.temperatures,
             leapfrog=self.leapfrog,
@@ -225,18 +226,6 @@ def _statistics(
     }
 
 
-def _normal(like: Tensor, shape: tuple[int, int, int], key: Tensor, first: int, i: int) -> Tensor:
-    """(B, C, Z) of N(0, 1) in float64: a function of the example, the chain (which is the noise's
-    copy) and i alone."""
-    examples, chains, size = shape
-    dtype = accumulation_dtype(like.dtype)
-    zeros = torch.zeros(chains, examples, size, dtype=dtype, device=like.device)
-    normal, _ = functional.sample_latent(zeros, zeros, 1, key, first_example=first, first_sample=i)
-    return (
-        normal.squeeze(2).transpose(0, 1).to(torch.float64, memory_format=torch.contiguous_format)
-    )
-
-
 def _run(
     evaluated: Evaluated,
     x: Tensor,
@@ -258,7 +247,7 @@ def _run(
 
     def noise(run: int, chains: int) -> Callable[[int], Tensor]:
         shape = (examples, chains, size + EXTRA_NORMALS)
-        return lambda t: _normal(like, shape, key, first, run * temperatures + t)
+        return lambda t: normal(like, shape, key, first, run * temperatures + t)
 
     # The acceptance rate of Hamiltonian moves stays where it is if the step goes as Z^(−1/4).
     start = settings.step_size or size**-0.25
@@ -298,22 +287,29 @@ def _run_all(
     like: Tensor,
     key: Tensor,
     progress: Callable[[EvaluationProgress], None] | None,
+    first_example: int = 0,
 ) -> list[AISEstimate]:
     parts = []
     batch_size = settings.batch(like.device)
     meter = Meter(x.shape[0], progress)
-    with evaluated.evaluating():
+    with ExitStack() as stack:
+        stack.enter_context(evaluated.evaluating())
+        stack.enter_context(ordinary_tensors(evaluated.modules))
         for first in range(0, x.shape[0], batch_size):
             rows = slice(first, first + batch_size)
-            batch = x[rows].to(like.device, like.dtype)
+            batch = x[rows].to(like.device)
             draws = None if exact is None else exact[rows]
-            parts.append(_run(evaluated, batch, draws, settings, like, key, first))
+            parts.append(_run(evaluated, batch, draws, settings, like, key, first_example + first))
             done = parts[-1][0]
             meter.advance(
                 done["log_likelihood"], done["standard_error"], len(batch) * settings.chains
             )
+    about = {
+        "seed": int(key), "first_example": first_example, "data_size": math.prod(x.shape[1:]),
+        "remarks": evaluated.remarks(x),
+    }  # fmt: skip
     return [
-        settings.estimate(list(part), key, x.shape[1], reverse=i == 1)
+        settings.estimate(list(part), reverse=i == 1, **about)
         for i, part in enumerate(zip(*parts, strict=True))
     ]
 
@@ -334,6 +330,7 @@ def annealed_importance_sampling(
     likelihood: str | Likelihood | None = None,
     batch_size: int | None = None,
     seed: int | Tensor | None = None,
+    first_example: int = 0,
     progress: Callable[[EvaluationProgress], None] | None = None,
 ) -> AISEstimate:
     """log p(x) ≈ log 1/C Σ w for each example, w unbiased for p(x); x is not corrupted.
@@ -346,7 +343,7 @@ def annealed_importance_sampling(
 
     Args:
         model: as for `dvae_fast.estimate_log_likelihood`; its decoder must be differentiable.
-        x: (N, D), N >= 1, on any device; batches move to the model's device and dtype.
+        x: (N, D) or (N, *shape), as there.
         chains: C >= 1.
         temperatures: T >= 1, the number of factors of w, with T − 1 moves between them. With one
             this is importance sampling from f_0 with C samples.
@@ -365,6 +362,7 @@ def annealed_importance_sampling(
             result tells which. Noise depends on seed, example, chain and temperature alone, so
             that any batch_size gives the same numbers up to rounding; where rounding tips an
             acceptance, which float32 does now and then, that chain goes another way, as likely.
+        first_example: index of x's first example in the noise, as there.
         progress: called with an `EvaluationProgress` after each batch.
 
     Returns:
@@ -377,13 +375,14 @@ def annealed_importance_sampling(
     """
     evaluated = _evaluated(model, likelihood)
     evaluated.check_data(x)
+    check_index("first_example", first_example, x.shape[0])
     settings = _Settings(
         chains, temperatures, leapfrog, start, schedule, tune, step_size, batch_size
     )
     like = evaluated.like(x)
     key = seed_tensor(seed, like.device)
     x = x.clone() if x.is_inference() else x  # which autograd could not save
-    (forward,) = _run_all(evaluated, x, None, settings, like, key, progress)
+    (forward,) = _run_all(evaluated, x, None, settings, like, key, progress, int(first_example))
     return forward
 
 
@@ -434,31 +433,21 @@ def bidirectional(
             "n must be the number of examples to simulate, got a tensor: the reverse chains start "
             "at an exact draw of the posterior, which only simulated data comes with"
         )
-    check_size("n", n)
+    n = check_size("n", n)
     settings = _Settings(
         chains, temperatures, leapfrog, start, schedule, tune, step_size, batch_size
     )
-    known = getattr(model, "latent_size", None)
+    known = getattr(evaluated.model, "latent_size", None)
     size = known if latent_size is None else latent_size
     if size is None:
         raise ValueError("latent_size must be given for a model without the attribute, got None")
-    check_size("latent_size", size)
+    size = check_size("latent_size", size)
     if known is not None and size != known:
         raise ValueError(f"latent_size must be the model's, {known}, got {size}")
-    like = evaluated.like(torch.empty(0))
-    key = seed_tensor(seed, like.device)
+    place = evaluated.like(torch.empty(0, device="cpu")).device
+    key = seed_tensor(seed, place)
     with evaluated.evaluating():
-        x, z = _simulate(evaluated, n, size, like, key)
-    forward, reverse = _run_all(evaluated, x, z, settings, like, key, progress)
+        x, z = simulate(evaluated, n, size, place, key)
+    evaluated.likelihood.check_support(x)
+    forward, reverse = _run_all(evaluated, x, z, settings, evaluated.like(x), key, progress)
     return BidirectionalEstimate(x.cpu(), z.cpu(), forward, reverse)
-
-
-def _simulate(
-    evaluated: Evaluated, n: int, size: int, like: Tensor, key: Tensor
-) -> tuple[Tensor, Tensor]:
-    """x (N, D) and z (N, Z) of p(x, z)."""
-    z = _normal(like, (n, 1, size), key, 0, _SIMULATED).to(like.dtype)
-    params = evaluated.decode(z)
-    with torch.random.fork_rng([like.device] if like.is_cuda else []):
-        torch.manual_seed(int(key))
-        return evaluated.likelihood.sample(params).squeeze(1), z.squeeze(1)

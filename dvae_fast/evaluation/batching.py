@@ -282,11 +282,11 @@ def fitting(
 # --- transfers ------------------------------------------------------------------------------------
 
 
-def moved(x: Tensor, like: Tensor) -> Tensor:
-    """x on the device and in the dtype of `like`; to a GPU, without a wait for what runs there."""
-    if like.device.type == "cuda" and x.device.type == "cpu":
-        return x.to(like.dtype).pin_memory().to(like.device, non_blocking=True)
-    return x.to(like.device, like.dtype)
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """x on that device; to a GPU, without a wait for what runs there."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
 
 
 class Fetch:

@@ -12,17 +12,24 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, distributed
 
-from dvae_fast._checks import check_size, check_sizes, is_number
-from dvae_fast._dtypes import accumulation_dtype
-from dvae_fast._seeds import seed_tensor
+from dvae_fast import reference
+from dvae_fast._checks import check_index, check_size, check_sizes, is_number
+from dvae_fast._seeds import derived_key, seed_tensor
 from dvae_fast.corruptions import describe_corruption
-from dvae_fast.distributed import patience
 from dvae_fast.evaluation import batching
 from dvae_fast.evaluation.batching import Launched, Limits, fitting, moved
 from dvae_fast.evaluation.partial import PartialResults, fingerprint, read_settings
 from dvae_fast.evaluation.proposals import Proposal
 from dvae_fast.evaluation.results import LikelihoodEstimate, Meter
-from dvae_fast.evaluation.statistics import PENDING, PENDING_CHUNKS, Statistics, above_tolerance
+from dvae_fast.evaluation.sharing import Share, divide, exchange, gather_all, smallest
+from dvae_fast.evaluation.statistics import (
+    MIN_TAIL,
+    PENDING,
+    PENDING_CHUNKS,
+    Statistics,
+    samples_wanted,
+    shapes_of,
+)
 from dvae_fast.evaluation.target import Evaluated, has_bfloat16, precision
 
 if TYPE_CHECKING:
@@ -40,6 +47,9 @@ if TYPE_CHECKING:
 __all__ = ["CURVE", "DTYPES", "estimate_log_likelihood"]
 
 _op: Any = torch.ops.dvae_fast
+
+# The key of a pilot's draws, among those of a seed.
+_PILOT_KEY = 1 << 20
 
 #: of the decoder's matrix products, by name
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -80,30 +90,6 @@ def _log_weights(
         return evaluated.log_weights(z, x, log_ratio)
 
 
-class _Share:
-    """What this process does of the samples of a chunk, which all of a group put together again."""
-
-    def __init__(self, rank: int = 0, size: int = 1, group: Any = None) -> None:
-        self.rank, self.size, self.group = rank, size, group
-
-    def log_weights(
-        self, draw: Callable[[int, int], Tensor], x: Tensor, k: int, first_sample: int
-    ) -> Tensor:
-        """(B, k) of the samples first_sample, first_sample + 1, …, the same on all of the group;
-        draw(k, first_sample) makes those of this process."""
-        edges = [i * k // self.size for i in range(self.size + 1)]
-        begin, end = edges[self.rank], edges[self.rank + 1]
-        if self.size == 1:
-            return draw(k, first_sample)
-        widest = -(-k // self.size)
-        mine = x.new_zeros(len(x), widest, dtype=accumulation_dtype(x.dtype))
-        if end > begin:
-            mine[:, : end - begin] = draw(end - begin, first_sample + begin)
-        parts = [torch.empty_like(mine) for _ in range(self.size)]
-        distributed.all_gather(parts, mine, group=self.group)
-        return torch.cat([parts[i][:, : edges[i + 1] - edges[i]] for i in range(self.size)], 1)
-
-
 @dataclass(frozen=True)
 class _Evaluation:
     """One evaluation's settings, and how it evaluates a batch."""
@@ -118,51 +104,63 @@ class _Evaluation:
     chunk: int  # samples at once of a whole batch
     alone: int  # samples at once of an example that is unsure
     dtype: torch.dtype | None
-    share: _Share
+    share: Share
     limits: Limits
     large: bool  # as a GPU wants it: what is launched pays, not what it holds
 
     def batch(self, x: Tensor, first_example: int) -> Launched:
-        """x, (B, D), evaluated; without a tolerance nothing is waited for."""
+        """x, (B, *shape), evaluated; without a tolerance nothing is waited for."""
         drawer = self.proposal.encode(self.evaluated, x, self.key, first_example)
+        wanted = [self.k] * len(x) if self.tolerance is None else self._wanted(drawer, x)
         pending = max(PENDING, PENDING_CHUNKS * self.chunk) if self.large else PENDING
         statistics = Statistics(len(x), self.max_k, self.ks, x.device, pending)
         for log_w in self._draw([drawer], x, self.chunk, 0, self.k):
             statistics.add(log_w)
         rows = list(range(len(x)))
-        unsure = [] if self.tolerance is None else above_tolerance(statistics, self.tolerance)
-        if not unsure:
+        more = [i for i in rows if wanted[i] > self.k]
+        if not more:
             return Launched([(statistics, rows)])
-        groups = [unsure] if self.large else [[i] for i in unsure]
-        sure = sorted({*rows} - {*unsure})
-        parts = [(statistics.take(_at(sure, x.device)), sure)] if sure else []
-        for group in groups:
-            at = _at(group, x.device)
-            parts += self._until_sure(
-                statistics.take(at), [drawer.row(i) for i in group], x[at], group
-            )
+        done = sorted({*rows} - {*more})
+        parts = [(statistics.take(_at(done, x.device)), done)] if done else []
+        at = _at(more, x.device)
+        drawers = [drawer.row(i) for i in more]
+        parts += self._go_on(statistics.take(at), drawers, x[at], more, wanted)
         return Launched(parts)
 
-    def _until_sure(
-        self, statistics: Statistics, drawers: list[Drawer], x: Tensor, rows: list[int]
+    def _wanted(self, drawer: Drawer, x: Tensor) -> list[int]:
+        """How many samples each example is to have. Draws of their own tell, not those of the
+        estimate: stopping where a sum looks good would make it too large."""
+        if self.k == self.max_k:
+            return [self.k] * len(x)
+        pilot = drawer.with_key(derived_key(self.key, _PILOT_KEY))
+        state = reference.lse_init(len(x), x.device)
+        for log_w in self._draw([pilot], x, self.chunk, 0, min(max(self.k, MIN_TAIL), self.max_k)):
+            state = _op.lse_update(state, log_w)
+        return samples_wanted(state, cast("float", self.tolerance), self.k, self.max_k)
+
+    def _go_on(
+        self,
+        statistics: Statistics,
+        drawers: list[Drawer],
+        x: Tensor,
+        rows: list[int],
+        wanted: list[int],
     ) -> Iterator[tuple[Statistics, list[int]]]:
-        """As many samples again, and again, of those of `rows` that are not sure yet."""
-        while rows and statistics.count < self.max_k:
+        """As many samples again, and again, of those of `rows` that want more."""
+        while rows:
             most = max(1, self.alone // len(rows))
             stop = min(2 * statistics.count, self.max_k)
             for log_w in self._draw(drawers, x, most, statistics.count, stop):
                 statistics.add(log_w)
-            unsure = above_tolerance(statistics, cast("float", self.tolerance))
-            if len(unsure) == len(rows):
+            left = [i for i, row in enumerate(rows) if wanted[row] > stop]
+            if len(left) == len(rows):
                 continue
-            sure = [i for i in range(len(rows)) if i not in {*unsure}]
-            yield statistics.take(_at(sure, x.device)), [rows[i] for i in sure]
-            if unsure:
-                at = _at(unsure, x.device)
+            done = [i for i in range(len(rows)) if i not in {*left}]
+            yield statistics.take(_at(done, x.device)), [rows[i] for i in done]
+            if left:
+                at = _at(left, x.device)
                 statistics, x = statistics.take(at), x[at]
-            rows, drawers = [rows[i] for i in unsure], [drawers[i] for i in unsure]
-        if rows:
-            yield statistics, rows
+            rows, drawers = [rows[i] for i in left], [drawers[i] for i in left]
 
     def _draw(
         self, drawers: list[Drawer], x: Tensor, most: int, start: int, stop: int
@@ -226,49 +224,6 @@ def _memory(
     return cast("tuple[int, int]", found)
 
 
-# --- several processes ----------------------------------------------------------------------------
-
-
-def _divide(world: World | None, examples: int) -> tuple[int, int, _Share]:
-    """(which part of the examples, of how many, and the share of each one's samples).
-
-    Processes divide the examples; only where those are fewer does a group divide the samples too.
-    """
-    if world is None or world.size == 1:
-        return 0, 1, _Share()
-    parts = max(n for n in range(1, world.size + 1) if world.size % n == 0 and n <= examples)
-    size = world.size // parts
-    if size == 1:
-        return world.rank, parts, _Share()
-    mine = None
-    for part in range(parts):  # every process must take part in making every group
-        ranks = list(range(part * size, (part + 1) * size))
-        group = distributed.new_group(ranks, timeout=patience())
-        mine = group if part == world.rank // size else mine
-    return world.rank // size, parts, _Share(world.rank % size, size, mine)
-
-
-def _smallest(world: World | None, sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """Those of all processes, which must divide the work alike: their GPUs may not be."""
-    if world is None or world.size == 1:
-        return sizes
-    everyone: list[Any] = [None] * world.size
-    distributed.all_gather_object(everyone, sizes)
-    return tuple(min(one) for one in zip(*everyone, strict=True))
-
-
-def _exchange(results: PartialResults, world: World | None) -> None:
-    """Give each process the results of all."""
-    if world is None or world.size == 1:
-        return
-    rows = results.done.nonzero().flatten()
-    mine = (rows, {name: values[rows] for name, values in results.fields.items()})
-    everyone: list[Any] = [None] * world.size
-    distributed.all_gather_object(everyone, mine)
-    for rows, fields in everyone:
-        results.merge(rows, fields)
-
-
 # --- the estimate ---------------------------------------------------------------------------------
 
 
@@ -291,6 +246,7 @@ def estimate_log_likelihood(
     dtype: str | torch.dtype | None = None,
     compile: bool = False,
     seed: int | Tensor | None = None,
+    first_example: int = 0,
     progress: Callable[[EvaluationProgress], None] | None = None,
     partial: str | os.PathLike[str] | None = None,
     world: World | None = None,
@@ -303,13 +259,17 @@ def estimate_log_likelihood(
 
     Args:
         model: a `dvae_fast.models.LatentVariableModel`; or anything with methods ``encode(x)`` →
-            (mean, log_var), (B, Z) each, and ``decode(z)`` → params, for z (B, K, Z); or a pair of
-            such callables. Modules are evaluated in evaluation mode and get their own back. Where
-            `decode` is an ``nn.Sequential`` that ends in an ``nn.Linear`` without hooks, the
-            logits of a Bernoulli, or a Gaussian's mean with `scale`, are never held: see
-            `linear_log_weights`. Modules that callables refer to are found and evaluated likewise;
-            those hidden deeper must be in evaluation mode.
-        x: (N, D), N >= 1, on any device; batches move to the model's device and dtype.
+            (mean, log_var), (B, Z) each, and ``decode(z)`` → params (R, D) or (R, *shape), for
+            rows z (R, Z), R = B·K; or a pair of such callables; or a wrapper that has one of these
+            as ``module``. With an attribute ``takes_samples = True``, the model's or the second
+            callable's, ``decode`` gets z as (B, K, Z). Modules are evaluated in evaluation mode
+            and get their own back. Where `decode` is an ``nn.Sequential`` that ends in an
+            ``nn.Linear`` without hooks, the logits of a Bernoulli, or a Gaussian's mean with
+            `scale`, are never held: see `linear_log_weights`. Modules that callables refer to are
+            found and evaluated likewise; those hidden deeper must be in evaluation mode.
+        x: (N, D), or (N, *shape) of D elements each as `encode` takes it, N >= 1, on any device.
+            Batches move to the model's device; `encode` sees them in the model's dtype, that of
+            most of its numbers, and the likelihood as they are.
         k: importance samples an example, >= 1, 5000 by default; need not be a multiple of `chunk`.
         likelihood: as for `dvae_fast.log_weights`. Default: the model's ``likelihood``
             if it has one, else "bernoulli".
@@ -320,10 +280,11 @@ def estimate_log_likelihood(
             1/M Σ_m q(z|x̃_m) with that whole density in the weights.
         corruption: p(x̃|x) of the latter two. Default: the model's.
         copies: M of "mixture".
-        tolerance: in nats. Given, samples are added, as many again each time, to the examples
-            whose standard error is above it or whose effective sample size is below 10, up to
-            `max_k`. An error from few samples of a heavy tail is too small, so this stops too
-            early for some; see `pareto_k`.
+        tolerance: in nats. Given, examples get k samples, 2 k, 4 k, … up to `max_k`, as many as
+            bring the standard error below it and the effective sample size to 10. A pilot of k
+            other samples (21 at least) tells how many, for an estimate that stops on its own
+            samples is too large. It may see too little of a heavy tail: see `standard_error` and
+            `pareto_k` for what came of it.
         max_k: >= k. Default with a tolerance: 20 k.
         curve: the k at which to report the bound too, each >= 1.
         batch_size, chunk: examples and samples at once. Default on a CPU: about 2,500 rows
@@ -339,6 +300,10 @@ def estimate_log_likelihood(
             pays for a decoder of many small operations.
         seed: int, int64 tensor of one element, or None to draw one from torch's generator; the
             result tells which.
+        first_example: index of x's first example in the noise. Data evaluated batch by batch with
+            one seed needs it: two batches that both start at 0 share their noise, so that the
+            error of their mean is larger than it seems. With it the numbers are those of all the
+            data at once; `LikelihoodEstimate.concat` puts them together.
         progress: called with an `EvaluationProgress` after each batch; on a GPU, when the next
             one is under way.
         partial: a file to keep finished examples in, written every 10 seconds and when
@@ -361,7 +326,8 @@ def estimate_log_likelihood(
     k = check_size("k", k)
     evaluated = Evaluated(model, likelihood, scale)
     size = evaluated.check_data(x)
-    evaluated.likelihood.check_support(x)
+    check_index("first_example", first_example, x.shape[0])
+    first_example = int(first_example)
     batch_size, chunk, max_k = (
         value if value is None else check_size(name, value)
         for name, value in (("batch_size", batch_size), ("chunk", chunk), ("max_k", max_k))
@@ -381,7 +347,7 @@ def estimate_log_likelihood(
         if max_k < k:
             raise ValueError(f"max_k must be >= k = {k}, got {max_k}")
     if corruption is None and proposal != "posterior":
-        corruption = getattr(model, "corruption", None)
+        corruption = getattr(evaluated.model, "corruption", None)
     how = Proposal(proposal, corruption, copies)
     like = evaluated.like(x)
     matrices = _matrix_dtype(dtype, like)
@@ -393,21 +359,22 @@ def estimate_log_likelihood(
     ks = tuple(sorted({one for one in curve if one <= max_k}))
 
     examples = x.shape[0]
-    part, parts, share = _divide(world, examples)
+    part, parts, share = divide(world, examples)
     settings: dict[str, Any] = {}
     if partial is not None:
         settings = {
-            "seed": int(key), "k": k, "max_k": max_k, "tolerance": tolerance, "proposal": proposal,
-            "copies": how.copies if proposal == "mixture" else None, "curve": list(ks),
+            "seed": int(key), "first_example": first_example, "k": k, "max_k": max_k,
+            "tolerance": tolerance, "proposal": proposal, "curve": list(ks),
+            "copies": how.copies if proposal == "mixture" else None,
             "corruption": None if proposal == "posterior" else _described(how.corruption),
             "likelihood": evaluated.likelihood.kind, "scale": fingerprint(evaluated.scales),
             "dtype": str(matrices), "data": fingerprint([x]),
             **evaluated.identity(x),
         }  # fmt: skip
     process = world.rank if world is not None and world.size > 1 else None
-    results = PartialResults(examples, partial, settings, process)
+    results = PartialResults(examples, partial, settings, process, shapes_of(ks))
     # Before any of them writes: all must agree on what is left, whatever files each one sees.
-    _exchange(results, world)
+    exchange(results, world)
     left = max(1, -(-int((~results.done).sum()) // parts))  # for each process
     given = {"batch_size": batch_size, "chunk": chunk}
     words = ", ".join(f"{name} = {value}" for name, value in given.items() if value is not None)
@@ -417,12 +384,12 @@ def estimate_log_likelihood(
         rows = evaluated.rows_at_once(like, held=compile or matrices is not None)
         batch_size, step = _split(k, batch_size, chunk, rows)
     else:
-        example, row = _memory(evaluated, how, moved(x[:1], like), key, matrices, limits)
+        example, row = _memory(evaluated, how, moved(x[:1], like.device), key, matrices, limits)
         batch_size, step, rows = batching.plan(
             left, k, row=row, example=example, free=free, several=batching.several(like.device),
             batch_size=batch_size, chunk=chunk,
         )  # fmt: skip
-    batch_size, step, rows = _smallest(world, (batch_size, step, rows))
+    batch_size, step, rows = smallest(world, (batch_size, step, rows))
     if compile:
         evaluated.compile()
     evaluation = _Evaluation(
@@ -441,11 +408,12 @@ def estimate_log_likelihood(
             samples = int(fields["spent"].sum())
             meter.advance(fields["log_likelihood"], fields["standard_error"], samples)
 
+    def run(first: int, stop: int) -> Launched:
+        return evaluation.batch(moved(x[first:stop], like.device), first_example + first)
+
     try:
         with evaluated.evaluating():
-            for one in fitting(
-                batches, limits, lambda i, j: evaluation.batch(moved(x[i:j], like), i)
-            ):
+            for one in fitting(batches, limits, run):
                 launched.append(one)
                 if len(launched) > evaluation.large:  # a GPU has the next one to work on
                     take(tell=True)
@@ -460,10 +428,23 @@ def estimate_log_likelihood(
             results.save()
         if share.group is not None:
             distributed.destroy_process_group(share.group)
-    _exchange(results, world)
+    exchange(results, world)
     return LikelihoodEstimate(
-        **results.fields, curve_k=ks, k=k, seed=int(key), data_size=size, proposal=proposal
+        **results.fields,
+        curve_k=ks,
+        k=k,
+        seed=int(key),
+        first_example=first_example,
+        data_size=size,
+        proposal=proposal,
+        remarks=_remarks(evaluated, x, world),
     )
+
+
+def _remarks(evaluated: Evaluated, x: Tensor, world: World | None) -> tuple[str, ...]:
+    """Those of all processes, each once: not all have seen what one has."""
+    every = gather_all(evaluated.remarks(x), world)
+    return tuple(dict.fromkeys(remark for remarks in every for remark in remarks))
 
 
 def _described(corruption: Corruption) -> Any:

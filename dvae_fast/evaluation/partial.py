@@ -7,6 +7,7 @@ import glob
 import hashlib
 import io
 import json
+import math
 import os
 import time
 import tokenize
@@ -14,7 +15,7 @@ import warnings
 import zipfile
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -65,22 +66,55 @@ def _files(path: Path) -> list[Path]:
 # What numpy, zipfile and json raise of a file that is damaged, or another kind of file.
 _DAMAGE = (
     ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, NotImplementedError,
-    RuntimeError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+    RuntimeError, SyntaxError, MemoryError, OverflowError, tokenize.TokenError,
+    zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
+
+
+def _check_header(info: zipfile.ZipInfo, file: IO[bytes]) -> None:
+    """Raise ValueError unless it is an array of numbers, or the settings, as large as it says: a
+    header may ask for more memory than there is."""
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{info.filename} is compressed")
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    elif version == (2, 0):
+        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+    else:
+        raise ValueError(f"{info.filename} is of version {version}")
+    kinds = "U" if info.filename == f"{_SETTINGS}.npy" else "bfi"
+    if dtype.kind not in kinds or dtype.hasobject:
+        raise ValueError(f"{info.filename} holds {dtype}")
+    if math.prod(shape) * dtype.itemsize != info.file_size - file.tell():
+        raise ValueError(f"{info.filename} is not as large as its header says")
 
 
 def _read(path: Path) -> tuple[dict[str, Any], np.ndarray, dict[str, np.ndarray]]:
     """Settings, the rows done, and their numbers."""
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        content = io.BytesIO(path.read_bytes())
+        with zipfile.ZipFile(content) as archive:
+            for info in archive.infolist():
+                with archive.open(info) as member:
+                    _check_header(info, member)
+        content.seek(0)
+        with np.load(content, allow_pickle=False) as file:
             arrays = dict(file)
         settings = dict(json.loads(str(arrays.pop(_SETTINGS))))
-        (rows,) = arrays.pop(_DONE).nonzero()
+        done = arrays.pop(_DONE)
+        if done.ndim != 1 or done.dtype != bool:
+            raise ValueError(f"{_DONE} is {done.dtype} of shape {done.shape}")
+        for name, values in arrays.items():
+            if values.ndim < 1 or len(values) != len(done):
+                raise ValueError(f"{name} has shape {values.shape}, of {len(done)} examples")
+        (rows,) = done.nonzero()
         return settings, rows, {name: values[rows] for name, values in arrays.items()}
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
     except _DAMAGE as error:
-        raise CheckpointError(f"{path} does not hold partial results: {error}") from None
+        what = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{path} does not hold partial results: {what}") from None
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -124,6 +158,8 @@ class PartialResults:
         settings: JSON-able; a file must have the same.
         process: of several that share the work, each with a file of its own, path.0, path.1, …,
             all of which are read.
+        expected: what the numbers are called, the shape of an example's and their dtype: a file
+            must have all of these and no other. None for whatever it has.
 
     Raises:
         ValueError: if the file is of an evaluation with other settings.
@@ -136,10 +172,12 @@ class PartialResults:
         path: str | os.PathLike[str] | None,
         settings: Mapping[str, Any],
         process: int | None = None,
+        expected: Mapping[str, tuple[tuple[int, ...], torch.dtype]] | None = None,
     ) -> None:
         self.done = torch.zeros(examples, dtype=torch.bool, device="cpu")
         self.fields: dict[str, Tensor] = {}
         self._settings = dict(settings)
+        self._expected = expected
         self._path = None
         self._written = time.monotonic()
         self._unsaved = False
@@ -166,8 +204,34 @@ class PartialResults:
                 raise ValueError(f"partial must hold results of this evaluation: {what}")
         if len(rows) and rows[-1] >= len(self.done):
             raise CheckpointError(f"{file} does not hold partial results of {len(self.done)}")
-        fields = {name: torch.from_numpy(values) for name, values in arrays.items()}
+        try:
+            fields = {name: torch.from_numpy(values) for name, values in arrays.items()}
+        except (TypeError, ValueError) as error:  # a dtype or a byte order that torch has not
+            raise CheckpointError(f"{file} does not hold partial results: {error}") from None
+        if wrong := self._unexpected(fields):
+            raise CheckpointError(
+                f"{file} does not hold partial results of this evaluation: {wrong}; remove it to "
+                "start anew"
+            )
         self.merge(torch.from_numpy(rows), fields)
+
+    def _unexpected(self, fields: Mapping[str, Tensor]) -> str | None:
+        """What is wrong with the fields of a file, if anything."""
+        expected = self._expected
+        if expected is None:
+            if not self.fields:
+                return None
+            expected = {name: (tuple(t.shape[1:]), t.dtype) for name, t in self.fields.items()}
+        for name in expected.keys() - fields.keys():
+            return f"it has no {name}"
+        for name in fields.keys() - expected.keys():
+            return f"it has {name}, which is not known"
+        for name, (shape, dtype) in expected.items():
+            found = fields[name]
+            if tuple(found.shape[1:]) != shape or found.dtype != dtype:
+                got = f"{found.dtype} of shape {tuple(found.shape[1:])}"
+                return f"its {name} is {got} for an example, not {dtype} of shape {shape}"
+        return None
 
     def merge(self, rows: Tensor, fields: Mapping[str, Tensor]) -> None:
         """Take in the numbers of `rows`, an index of examples."""

@@ -43,6 +43,9 @@ class Drawer(Protocol):
     def row(self, i: int) -> Drawer:
         """That of the i-th example alone."""
 
+    def with_key(self, key: Tensor) -> Drawer:
+        """The same proposal, for other draws."""
+
 
 class Proposal:
     """How to draw; `encode` makes the `Drawer` of a batch.
@@ -79,6 +82,7 @@ class Proposal:
         if evaluated.discrete:
             raise ValueError(f"proposal must be posterior for binary latents, got {self.name!r}")
         corruption = self.corruption = self.corruption.to(x.device)  # once, not at every batch
+        x = evaluated.encoded(x)
         if self.name == "corrupted":
             return _Corrupted(evaluated, x, corruption, key, first_example)
         noisy = corrupt(x, corruption, self.copies, key, first_example=first_example)
@@ -108,6 +112,9 @@ class _Posterior:
     def row(self, i: int) -> _Posterior:
         parts = tuple(part[i : i + 1] for part in self.parts)
         return _Posterior(self.sample, parts, self.key, self.first_example + i)
+
+    def with_key(self, key: Tensor) -> _Posterior:
+        return _Posterior(self.sample, self.parts, key, self.first_example)
 
 
 class _Corrupted:
@@ -144,6 +151,11 @@ class _Corrupted:
         other.x, other.first_example = self.x[i : i + 1], self.first_example + i
         return other
 
+    def with_key(self, key: Tensor) -> _Corrupted:
+        other = copy.copy(self)
+        other.key = key
+        return other
+
 
 class _Mixture:
     """Sample s of an example is of component (s + u) mod M, with a u of its own: stratified, and
@@ -177,6 +189,9 @@ class _Mixture:
         other.mean, other.spread = self.mean[:, one], self.spread[:, one]
         other.u, other.first_example = self.u[one], self.first_example + i
         return other
+
+    def with_key(self, key: Tensor) -> _Mixture:
+        return _Mixture(self.mean, self.spread, key, self.first_example)
 
 
 def _mixture_log_ratio(z: Tensor, mean: Tensor, spread: Tensor) -> Tensor:

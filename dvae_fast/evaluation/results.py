@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
 
 from dvae_fast.evaluation.statistics import MAX_PARETO_K, MIN_ESS, MIN_TAIL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from torch import Tensor
+    from collections.abc import Callable, Iterable, Mapping
 
 __all__ = [
     "MIN_AIS_ESS",
@@ -44,6 +45,10 @@ class Estimate:
     seed: int = field(kw_only=True)
     #: D, the number of data dimensions
     data_size: int = field(kw_only=True)
+    #: index of the first example in the noise
+    first_example: int = field(default=0, kw_only=True)
+    #: what looks wrong about model or data, in plain words; part of `warnings`
+    remarks: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def mean(self) -> float:
@@ -52,8 +57,26 @@ class Estimate:
 
     @property
     def mean_standard_error(self) -> float:
-        """Standard error of `mean` over draws of the noise, for these examples."""
+        """Standard error of `mean` over draws of the noise, for these examples; of its bias see
+        `mean_bias`."""
         return float(self.standard_error.square().sum().sqrt()) / len(self.standard_error)
+
+    @property
+    def bias(self) -> Tensor:
+        """By how much the expectation of `log_likelihood` lies above log p(x), about, (N,): minus
+        half its variance, the mean of weights being unbiased and its logarithm not (delta method).
+        NaN where the standard error is."""
+        return -0.5 * self.standard_error.square() * (self._count / (self._count - 1))
+
+    @property
+    def mean_bias(self) -> float:
+        """Of `mean`: unlike its standard error it does not fall with the number of examples."""
+        return float(self.bias.mean())
+
+    @property
+    def _count(self) -> Tensor:
+        """Weights that an example's numbers are made of, (N,)."""
+        raise NotImplementedError
 
     @property
     def bits_per_dimension(self) -> float:
@@ -70,10 +93,23 @@ class Estimate:
         return {
             "log_likelihood": self.mean,
             "standard_error": self.mean_standard_error,
+            "bias": self.mean_bias,
             "bits_per_dimension": self.bits_per_dimension,
             "ess_mean": float(self.ess.mean()),
             "ess_min": float(self.ess.min()),
         }
+
+    def _biased(self, more: str) -> list[str]:
+        """The warning of a bias above the standard error, which more of something makes smaller."""
+        bias, error = self.mean_bias, self.mean_standard_error
+        if not abs(bias) > error:
+            return []
+        side = "below" if bias < 0 else "above"
+        return [
+            f"The mean lies some {abs(bias):.2g} nats {side} log p(x) on average, the logarithm of "
+            f"a mean of few weights being biased: more than its standard error, {error:.2g}. More "
+            f"examples do not change that; {more} do."
+        ]
 
     def _not_finite(self) -> list[str]:
         """The warning of examples without a finite log-likelihood, if there are any."""
@@ -98,38 +134,101 @@ class LikelihoodEstimate(Estimate):
     """What `estimate_log_likelihood` returns: one float64 number an example, on the CPU.
 
     log_likelihood is log 1/k Σ w. Its expectation lies below log p(x), by about half the square
-    of the standard error.
+    of the standard error: see `bias`.
     """
 
     #: the mean of log w, the variational lower bound, in nats, (N,)
     elbo: Tensor
     #: Pareto k̂ of the largest weights, (N,): above 0.7 neither estimate nor error can be trusted.
-    #: +inf for fewer than 21 samples, NaN if every weight is 0.
+    #: +inf for fewer than 21 samples, and where fewer than 5 weights lie above the cutoff, as of
+    #: weights that are all equal; NaN if every weight is 0.
     pareto_k: Tensor
-    #: samples spent on each example, int64 (N,): k, or up to max_k with a tolerance
+    #: samples that each example's numbers are of, int64 (N,): k, or up to max_k with a tolerance,
+    #: whose pilot is not counted
     spent: Tensor
     #: the bounds L_k = E log 1/k Σ w at the k of `curve_k`, in nats, (N, len(curve_k)); NaN where
     #: fewer than k samples were spent
     curve: Tensor
-    #: of `curve`, over draws of the samples, (N, len(curve_k)). NaN where it cannot be told.
+    #: of `curve`, over draws of the samples, (N, len(curve_k)). NaN where it cannot be told. Of g
+    #: groups of k samples, it has g − 1 degrees of freedom: ± 2 of it cover the bound in 70 % of
+    #: all cases if g = 2, for which Student's t takes ± 12.7. The mean over many examples has as
+    #: many degrees of freedom as all of them.
     curve_standard_error: Tensor
     curve_k: tuple[int, ...]
     #: importance samples an example, the first k if there was a tolerance
     k: int
     #: what the samples were drawn from, one of `dvae_fast.evaluation.PROPOSALS`
     proposal: str = "posterior"
+    #: disjoint groups of samples that each number of `curve` is a mean over, int64 (N,
+    #: len(curve_k)). Of one, its standard error is that of log_likelihood, times √(spent / k)
+    curve_groups: Tensor | None = None
+
+    @classmethod
+    def concat(cls, estimates: Iterable[LikelihoodEstimate]) -> LikelihoodEstimate:
+        """One estimate of examples that were evaluated in several calls, each with the same
+        arguments but its own `first_example`, in order: that of one call with all of them.
+
+        Raises:
+            ValueError: if there are none, or they are of other settings, or do not follow one
+                another in the noise: of one seed and first_example they would share it.
+        """
+        parts = list(estimates)
+        if not parts:
+            raise ValueError("estimates must hold one at least, got none")
+        for part in parts:
+            if not isinstance(part, cls):
+                raise TypeError(f"estimates must hold {cls.__name__}s, got {type(part).__name__}")
+        first, at = parts[0], parts[0].first_example
+        for i, part in enumerate(parts):
+            for name in ("seed", "k", "curve_k", "proposal", "data_size"):
+                if getattr(part, name) != getattr(first, name):
+                    raise ValueError(
+                        f"estimates must have one {name}, got {getattr(first, name)} and, at {i}, "
+                        f"{getattr(part, name)}"
+                    )
+            if part.first_example != at:
+                raise ValueError(
+                    "estimates must follow one another in the noise: first_example must be "
+                    f"{at} at {i}, got {part.first_example}"
+                )
+            at += len(part.log_likelihood)
+        every = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
+        joined: dict[str, Any] = {
+            name: torch.cat(values)
+            for name, values in every.items()
+            if all(isinstance(value, Tensor) for value in values)
+        }
+        remarks = dict.fromkeys(remark for part in parts for remark in part.remarks)
+        return replace(first, **joined, remarks=tuple(remarks))
+
+    @property
+    def _count(self) -> Tensor:
+        return self.spent
+
+    def _alike(self) -> Tensor:
+        """Where weights are equal, or differ by no more than float32 rounds their logarithms: the
+        best case, whatever the shape of what is left."""
+        variation = (self.spent / self.ess - 1).clamp(min=0).sqrt()
+        rounding = 4 * torch.finfo(torch.float32).eps * self.elbo.abs()
+        return (self.spent > 1) & (variation <= rounding.clamp(min=1e-3))
 
     def _heavy(self) -> Tensor:
         """Where the tail is too heavy; of too few samples it cannot be told."""
-        return (self.pareto_k > MAX_PARETO_K) & (self.spent >= MIN_TAIL)
+        heavy = (self.pareto_k > MAX_PARETO_K) & (self.spent >= MIN_TAIL)
+        # Nothing to fit a tail to is no sign of one, unless hardly any weight counts.
+        return heavy & ~self._alike() & (self.pareto_k.isfinite() | (self.ess < MIN_ESS))
+
+    def _few(self) -> Tensor:
+        """Where few weights count, but for those that are as good as exact."""
+        return (self.ess < MIN_ESS) & ~self._alike()
 
     def warnings(self) -> list[str]:
         """In plain words, why not to trust the estimate; empty if there is no reason."""
         n = len(self.log_likelihood)
         finite = self.log_likelihood.isfinite()
         heavy = int((finite & self._heavy()).sum())
-        few = int((finite & (self.ess < MIN_ESS)).sum())
-        out = self._not_finite()
+        few = int((finite & self._few()).sum())
+        out = [*self._not_finite(), *self.remarks]
         if heavy:
             out.append(
                 f"{heavy} of {n} examples have weights with too heavy a tail (Pareto k̂ > "
@@ -141,7 +240,13 @@ class LikelihoodEstimate(Estimate):
                 f"{few} of {n} examples have fewer than {MIN_ESS:g} effective samples: their "
                 "estimates hang on a few weights. Raise k."
             )
-        return out
+        return out + self._biased("more samples")
+
+    def _least_groups(self) -> list[int | None]:
+        """Of each k of the curve, the least number of groups of an example."""
+        if self.curve_groups is None:
+            return [None] * len(self.curve_k)
+        return cast("list[int | None]", self.curve_groups.amin(0).tolist())
 
     def summary(self) -> dict[str, Any]:
         """Means over the examples, JSON-able; None stands for a number that is not finite."""
@@ -156,10 +261,11 @@ class LikelihoodEstimate(Estimate):
             **finite_or_none(numbers),
             "bounds": finite_or_none(dict(zip(ks, curve, strict=True))),
             "bound_standard_errors": finite_or_none(dict(zip(ks, errors, strict=True))),
+            "bound_groups": dict(zip(ks, self._least_groups(), strict=True)),
             "examples": len(self.log_likelihood),
             "non_finite": self.non_finite,
             "pareto_k_above_0.7": int(self._heavy().sum()),
-            "ess_below_10": int((self.ess < MIN_ESS).sum()),
+            "ess_below_10": int(self._few().sum()),
             "method": "importance",
             "proposal": self.proposal,
             "k": self.k,
@@ -195,12 +301,22 @@ class AISEstimate(Estimate):
     #: whether the chains went from the posterior to f_0
     reverse: bool = False
 
+    @property
+    def bias(self) -> Tensor:
+        """As of every estimate; in reverse above log p(x), and at least this much."""
+        bias = super().bias
+        return -bias if self.reverse else bias
+
+    @property
+    def _count(self) -> Tensor:
+        return torch.full_like(self.ess, self.chains)
+
     def warnings(self) -> list[str]:
         """In plain words, why not to trust the estimate; empty if there is no reason."""
         finite = self.log_likelihood.isfinite()
         few = int((finite & (self.ess < MIN_AIS_ESS)).sum()) if self.chains > 1 else 0
         rate = float(self.acceptance[finite].mean())
-        out = self._not_finite()
+        out = [*self._not_finite(), *self.remarks]
         if rate < ACCEPTANCE[0]:
             out.append(
                 f"The mean acceptance rate, {rate:.2f}, is below {ACCEPTANCE[0]:g}: the chains "
@@ -216,7 +332,7 @@ class AISEstimate(Estimate):
                 f"{few} of {len(finite)} examples have an effective number of chains below "
                 f"{MIN_AIS_ESS:g}: their estimates hang on one chain. Raise temperatures."
             )
-        return out
+        return out + self._biased("more temperatures, or chains,")
 
     def summary(self) -> dict[str, Any]:
         """Means over the examples, JSON-able; None stands for a number that is not finite."""
@@ -333,3 +449,7 @@ class Meter:
                 n, self._total, self._samples, self._sum / n, self._variance**0.5 / n
             )
         )
+
+
+# So that torch.load reads them back as it reads tensors, running no code of the file's.
+torch.serialization.add_safe_globals([LikelihoodEstimate, AISEstimate, BidirectionalEstimate])

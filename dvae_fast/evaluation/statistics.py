@@ -27,9 +27,10 @@ __all__ = [
     "BoundCurve",
     "ParetoTail",
     "Statistics",
-    "above_tolerance",
     "from_state",
     "pareto_shape",
+    "samples_wanted",
+    "shapes_of",
     "standard_error",
 ]
 
@@ -38,7 +39,12 @@ MAX_PARETO_K = 0.7
 MIN_ESS = 10.0
 MIN_TAIL = 21  # samples, of which five are the tail
 
+_LEAST = math.log(torch.finfo(torch.float64).tiny)  # of a weight, relative to the largest
+
 _op: Any = torch.ops.dvae_fast
+
+# Of the samples that a pilot asks for, because it may see too little of a tail.
+_MARGIN = 1.25
 
 # Elements of an intermediate: on a CPU they stay in cache; a GPU wants few operators.
 _PIECE, _PIECE_GPU = 1 << 14, 1 << 23
@@ -180,38 +186,42 @@ def pareto_shape(tail: Tensor) -> Tensor:
     """The shape k̂ of a generalised Pareto distribution fitted to exceedances.
 
     Args:
-        tail: (N, n) float64, each row the n exceedances over a threshold in ascending order, > 0.
+        tail: (N, n) float64, each row the exceedances over a threshold in ascending order; those
+            at its beginning that are 0 are none, so that rows may have different numbers of them.
 
     Returns:
-        (N,): k̂, drawn towards 0.5 as 10 more observations would. +inf where n < 5 or the tail is
-        a single point; NaN where the tail holds one.
+        (N,): k̂, drawn towards 0.5 as 10 more observations would. +inf of fewer than 5, NaN where
+        the tail holds one.
 
     Source: Zhang and Stephens (Technometrics 51, 2009), with the prior of Vehtari et al.
     (arXiv 1507.02646), appendix C.
     """
-    n = tail.shape[1]
-    if n < 5:
-        return torch.full(tail.shape[:1], math.inf, dtype=torch.float64, device=tail.device)
-    prior_b, prior_k, guesses = 3, 10, 30 + int(n**0.5)
-    i = torch.arange(1, guesses + 1, dtype=torch.float64, device=tail.device)
-    quartile = tail[:, int(n / 4 + 0.5) - 1]
-    largest = tail[:, -1]
+    width, device = tail.shape[1], tail.device
+    if width < 5:
+        return torch.full(tail.shape[:1], math.inf, dtype=torch.float64, device=device)
+    n = (tail != 0).sum(1, keepdim=True)
+    enough = n.clamp(min=5)
+    prior_b, prior_k = 3, 10
+    guesses = 30 + enough.sqrt().floor()
+    i = torch.arange(1, 31 + int(width**0.5), dtype=torch.float64, device=device)
+    quartile = tail.gather(1, width - 1 - enough + (enough + 2) // 4)
     # Candidate θ = −k/σ, one row each; the mean over them by profile likelihood is the estimate.
-    theta = (1 - torch.sqrt(guesses / (i - 0.5))) / (prior_b * quartile[:, None])
-    theta = theta + 1 / largest[:, None]
+    # One may be 0 but for the last term, and its logarithm below that of 0/0.
+    theta = (1 - torch.sqrt(guesses / (i - 0.5))) / (prior_b * quartile) + 1 / tail[:, -1:] + 1e-99
     # −k of each θ; a few θ at a time, in place: all would take more memory than the evaluation.
-    piece = _PIECE if tail.device.type == "cpu" else _PIECE_GPU
+    # What is 0 adds nothing.
+    piece = _PIECE if device.type == "cpu" else _PIECE_GPU
     some = max(1, piece // max(1, tail.numel()))
     shape = torch.cat(
-        [(-t[:, :, None] * tail[:, None, :]).log1p_().mean(-1) for t in theta.split(some, 1)], 1
+        [(-t[:, :, None] * tail[:, None, :]).log1p_().sum(-1) for t in theta.split(some, 1)], 1
     )
-    profile = n * (torch.log(-theta / shape) - shape - 1)
-    weight = torch.softmax(profile, 1)
-    best = (theta * weight).sum(1)
-    k = torch.log1p(-best[:, None] * tail).mean(1)
-    k = (n * k + prior_k * 0.5) / (n + prior_k)
-    degenerate = (largest <= 0) | (quartile <= 0)
-    return torch.where(degenerate, torch.full_like(k, math.inf), k)
+    shape = shape / enough
+    profile = enough * (torch.log(-theta / shape) - shape - 1)
+    weight = torch.softmax(profile.masked_fill(i > guesses, -math.inf), 1)
+    best = (theta * weight).sum(1, keepdim=True)
+    k = torch.log1p(-best * tail).sum(1) / enough[:, 0]
+    k = (enough[:, 0] * k + prior_k * 0.5) / (enough[:, 0] + prior_k)
+    return torch.where(n[:, 0] < 5, math.inf, k)
 
 
 class ParetoTail:
@@ -245,12 +255,18 @@ class ParetoTail:
         return other
 
     def shape(self) -> Tensor:
-        """k̂ of each example, (N,) float64: +inf for fewer than 5 tail weights, NaN if one is."""
+        """k̂ of each example, (N,) float64: +inf where fewer than 5 weights lie above the cutoff,
+        NaN if a weight is, or all are 0.
+
+        The cutoff is the largest weight that is not of the tail; those that equal it are no more
+        above it than that one, and weights of less than 1e-308 of the largest are none.
+        """
         size = min(_tail_size(self._count), self._most)
         if size < 5 or self._count <= size:
             k = torch.full_like(self._bad, math.inf, dtype=torch.float64)
         else:
-            relative = torch.exp(self._top[:, : size + 1] - self._top[:, :1])
+            log_relative = self._top[:, : size + 1] - self._top[:, :1]
+            relative = torch.exp(log_relative.clamp(min=_LEAST))
             k = pareto_shape((relative[:, :-1] - relative[:, -1:]).flip(1))
         return torch.where(self._bad, torch.full_like(k, math.nan), k)
 
@@ -331,8 +347,9 @@ class Statistics:
         are on the CPU."""
         state, tail, bounds, errors = packed.split((5, 1, *[len(self.curve.ks)] * 2), 1)
         fields = from_state(state)
+        groups = torch.tensor(self.curve.groups(), dtype=torch.int64, device=packed.device)
         # A single group of k of the n samples: their error, times √(n/k).
-        single = errors.isnan() & torch.tensor(self.curve.groups(), device=packed.device).eq(1)
+        single = errors.isnan() & groups.eq(1)
         ratio = torch.tensor(
             [math.sqrt(self.count / k) for k in self.curve.ks], device=packed.device
         )
@@ -345,12 +362,30 @@ class Statistics:
             ),
             "curve": bounds,
             "curve_standard_error": torch.where(single, alone, errors),
+            "curve_groups": groups.repeat(len(packed), 1),
         }
 
 
-def above_tolerance(statistics: Statistics, tolerance: float) -> list[int]:
-    """The examples whose standard error is above the tolerance, or rests on too few weights."""
-    _, s1, s2, _, _ = statistics.state.unbind(1)
-    sure = (standard_error(statistics.state) <= tolerance) & (s1.square() / s2 >= MIN_ESS)
-    sure = sure | s1.isnan()  # no sample will change that
-    return [i for i, one in enumerate(cast("list[bool]", sure.tolist())) if not one]
+def shapes_of(ks: Sequence[int]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """What `Statistics.fields` returns: of each name the shape for an example, and the dtype."""
+    single = ("log_likelihood", "standard_error", "ess", "elbo", "pareto_k")
+    return {
+        **dict.fromkeys(single, ((), torch.float64)),
+        "spent": ((), torch.int64),
+        "curve": ((len(ks),), torch.float64),
+        "curve_standard_error": ((len(ks),), torch.float64),
+        "curve_groups": ((len(ks),), torch.int64),
+    }
+
+
+def samples_wanted(state: Tensor, tolerance: float, k: int, most: int) -> list[int]:
+    """How many samples each example needs for a standard error below the tolerance that rests on
+    enough weights, as the state (N, 5) of a pilot tells: k, or k doubled as often as it takes, or
+    `most`."""
+    _, s1, s2, _, count = state.unbind(1)
+    error = standard_error(state) / tolerance
+    more = torch.maximum(_MARGIN * error.square(), MIN_ESS * s2 / s1.square()) * count / k
+    doubled = torch.log2(more.nan_to_num(math.inf).clamp(1, 2 * most / k)).ceil()
+    wanted = (k * torch.exp2(doubled)).clamp(max=most)
+    # Of NaN no sample will make a number.
+    return cast("list[int]", torch.where(s1.isnan(), float(k), wanted).long().tolist())

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import types
+import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
@@ -13,19 +12,24 @@ from torch import Tensor, nn
 
 from dvae_fast import functional
 from dvae_fast._checks import check_float
+from dvae_fast.evaluation.modules import (
+    always_training,
+    evaluating_all,
+    float_dtype,
+    modules_behind,
+    place_of,
+)
 from dvae_fast.evaluation.partial import fingerprint
 from dvae_fast.functional.linear import with_scale
 from dvae_fast.likelihoods import Bernoulli, Likelihood, get_likelihood
 from dvae_fast.models import MLP, Autoencoder, BernoulliLatentModel, Softplus, sample_gaussian
-from dvae_fast.models.layers import evaluating, hooked
+from dvae_fast.models.layers import hooked
 from dvae_fast.models.posterior import is_full
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from dvae_fast.functional.linear import Scale
 
-    Params = Tensor | tuple[Tensor, ...]
+    Params = Tensor | tuple[Tensor | float, ...]
 
 __all__ = ["EncoderDecoder", "Evaluated", "Model", "has_bfloat16", "precision", "rows_at_once"]
 
@@ -34,6 +38,9 @@ __all__ = ["EncoderDecoder", "Evaluated", "Model", "has_bfloat16", "precision", 
 # (about 0.1 ms of 10 ms) vanish. A GPU wants more: this, and importance sampling still more, see
 # `dvae_fast.batching`.
 _ROWS_CPU = 2500
+# Decodes of which the range is looked at, on a CPU no more than it takes; and numbers of which it
+# says something.
+_LOOKS, _ENOUGH = 4, 16
 # Where hidden activations are never held a row is 200 bytes of latents.
 _ROWS_DENSE = 8000
 _ROWS_GPU = 65536
@@ -48,14 +55,17 @@ class EncoderDecoder(Protocol):
     """What a model must have to be evaluated: q(z|x), and the parameters of p(x|z)."""
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, D) → mean and log_var (B, Z) of a diagonal Gaussian; p(z) is N(0, I).
+        """(B, *shape), as the data is → mean and log_var (B, Z) of a diagonal Gaussian; p(z) is
+        N(0, I).
 
         Of a full one, a lower triangular L (B, Z, Z) in the place of log_var: see
         `dvae_fast.models.posterior`.
         """
 
     def decode(self, z: Tensor) -> Params:
-        """(B, K, Z) → logits (B, K, D), or a pair (mean, scale)."""
+        """Rows (R, Z) → logits (R, D) or (R, *shape), or a pair (mean, scale); a scale may be a
+        number, or of D elements. Of a model with the attribute ``takes_samples = True`` (of a pair
+        of functions: of `decode`), z is (B, K, Z) and the result (B, K, D)."""
 
 
 #: what can be evaluated: one of ours, an object with encode and decode, or a pair of functions
@@ -99,6 +109,7 @@ class Evaluated:
         likelihood: str | Likelihood | None = None,
         scale: Scale | None = None,
     ) -> None:
+        self.model = model = _unwrapped(model)
         self.own = model if isinstance(model, Autoencoder) else None
         if isinstance(model, tuple):
             if len(model) != 2 or not all(callable(part) for part in model):
@@ -111,6 +122,9 @@ class Evaluated:
                 "model must have methods encode and decode, or be a pair of callables "
                 f"(encode, decode); got {type(model).__name__}"
             )
+        self.takes_samples = bool(
+            getattr(self.decode if isinstance(model, tuple) else model, "takes_samples", False)
+        )
         self.likelihood = _likelihood_of(model, likelihood)
         self.scale = scale
         #: the parameters that the decoder does not return
@@ -144,15 +158,20 @@ class Evaluated:
         #: draws from what `posterior` returns; that of binary latents is the model's
         self.discrete = isinstance(model, BernoulliLatentModel)
         self.draw = model.draw_posterior if self.discrete else sample_gaussian
-        self.modules = _modules_behind((model, self.encode, self.decode, self.likelihood))
+        self.modules = modules_behind((model, self.encode, self.decode, self.likelihood))
+        encoding = modules_behind((self.encode,))
+        #: of what encode and decode are given; None: of the data, and of what encode returns
+        self.dtype = float_dtype(encoding) or float_dtype(self.modules)
+        self._decoded_dtype = float_dtype(modules_behind((self.decode,)))
+        #: of an example, as decode returned it last
+        self.shape: tuple[int, ...] = ()
+        self._looks = _LOOKS
+        self._seen = 0
+        self._range: tuple[Tensor, Tensor] | None = None
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> AbstractContextManager[None]:
         """Every module in evaluation mode, and each one's own mode again afterwards."""
-        with ExitStack() as stack:
-            for module in self.modules:
-                stack.enter_context(evaluating(module))
-            yield
+        return evaluating_all(self.modules)
 
     def compile(self) -> None:
         """Run the decoder through ``torch.compile`` from now on, but for a last linear layer that
@@ -164,27 +183,39 @@ class Evaluated:
             self.decode = torch.compile(self.decode)
 
     def like(self, x: Tensor) -> Tensor:
-        """A tensor on the device and of the dtype that batches must have."""
-        return next((p for m in self.modules for p in m.parameters()), x)
+        """An empty tensor on the model's device and of its dtype, or of x's where it has none."""
+        device = place_of(self.modules) or x.device
+        return torch.empty(0, dtype=self.dtype or x.dtype, device=device)
 
     def check_data(self, x: Tensor) -> int:
-        """D, if x is a floating-point tensor (N, D) with N >= 1 that the model can take.
+        """D, if x is a floating-point tensor (N, *shape) of N >= 1 examples of D numbers that the
+        model can take and the likelihood's support holds.
 
         Raises:
             TypeError, ValueError: naming x, the rule and the value.
         """
         check_float("x", x)
-        size = self.own.data_size if self.own is not None else x.shape[-1] if x.dim() else 0
-        if x.dim() != 2 or x.shape[1] != size or x.shape[0] < 1:
-            raise ValueError(
-                f"x must have shape (N, D) with N >= 1 and D = {size}, got {tuple(x.shape)}"
-            )
+        if x.is_meta:
+            raise ValueError("x must hold values to be evaluated, got a tensor on meta")
+        size = math.prod(x.shape[1:])
+        wanted = self.own.data_size if self.own is not None else size
+        if x.dim() < 2 or size != wanted or x.shape[0] < 1:
+            rule = "(N, D), or (N, *shape), with N >= 1"
+            if self.own is not None:
+                rule = f"(N, D) with N >= 1 and D = {wanted}"
+            raise ValueError(f"x must have shape {rule}, got {tuple(x.shape)}")
+        self.likelihood.check_support(x)
         return size
 
+    def encoded(self, x: Tensor) -> Tensor:
+        """x as encode takes it, in the model's dtype."""
+        x = x if self.dtype is None else x.to(self.dtype)
+        return x if self.own is None else x.flatten(1)
+
     def posterior(self, x: Tensor) -> tuple[Tensor, ...]:
-        """q(z|x), encoded once: (B, D) → mean (B, Z), and log_var (B, Z) or L (B, Z, Z); of binary
-        latents, logits (B, Z) only."""
-        result = self.encode(x)
+        """q(z|x), encoded once: (B, *shape) → mean (B, Z), and log_var (B, Z) or L (B, Z, Z); of
+        binary latents, logits (B, Z) only."""
+        result = self.encode(self.encoded(x))
         if self.discrete:
             return (result,)
         pair = isinstance(result, (tuple, list)) and len(result) == 2
@@ -206,9 +237,8 @@ class Evaluated:
         states = [(m, name, t) for m in self.modules for name, t in m.state_dict().items()]
         like = self.like(x)
         with self.evaluating():
-            parts = self.posterior(x[:1].to(like.device, like.dtype))
-            params = self.decode(parts[0].unsqueeze(1))
-        first = self.likelihood.unpack(with_scale(params, self.scale))[0]
+            parts = self.posterior(x[:1].to(like.device))
+            first = self.params(parts[0].unsqueeze(1), x[0].numel())[0]
         numbers = [t.double().flatten()[:8].cpu() for t in (*parts, first)]
         numbers.append(first.double().mean().cpu().reshape(1))
         return {
@@ -227,14 +257,17 @@ class Evaluated:
         return rows_at_once(like.device)
 
     def log_weights(self, z: Tensor, x: Tensor, log_ratio: Tensor) -> Tensor:
-        """log p(x|z) + log_ratio: z (B, K, Z), x (B, D), log_ratio (B, K) → (B, K).
+        """log p(x|z) + log_ratio: z (B, K, Z), x (B, *shape), log_ratio (B, K) → (B, K).
 
         Differentiable. The logits of a Bernoulli are not held where the decoder ends in a plain
         linear layer, and hidden activations neither where all its layers are plain.
         """
+        x = x.flatten(1)
         if self._trunk is None:
-            params = with_scale(self.decode(z), self.scale)
+            params = self.params(z, x.shape[1])
             return functional.log_weights(params, x, log_ratio, self.likelihood)
+        if self._decoded_dtype is not None:
+            z = z.to(self._decoded_dtype)
         if self._dense is not None:
             layers, activation = self._dense
             return functional.mlp_log_weights(
@@ -247,46 +280,124 @@ class Evaluated:
                 scale=self.scale,
             )
         weight, bias = self._output.weight, self._output.bias
-        hidden = self._trunk(z)
+        rows = z.flatten(0, 1)
+        hidden = self._trunk(rows)
+        if hidden.shape != (len(rows), weight.shape[1]):
+            raise ValueError(
+                "decode's layers before the last must return one row for each of z, "
+                f"{(len(rows), weight.shape[1])}, got {tuple(hidden.shape)}"
+            )
         return functional.linear_log_weights(
-            hidden, weight, bias, x, log_ratio, self.likelihood, scale=self.scale
+            hidden.unflatten(0, z.shape[:2]), weight, bias, x, log_ratio, self.likelihood,
+            scale=self.scale,
+        )  # fmt: skip
+
+    def params(self, z: Tensor, size: int | None = None) -> tuple[Any, ...]:
+        """The likelihood's parameters of z (B, K, Z): numbers, or tensors that broadcast to
+        (B, K, D); the first is (B, K, D) where the likelihood has a kernel.
+
+        Args:
+            z: latents, which decode sees as rows, (B·K, Z).
+            size: D, if it is known.
+
+        Raises:
+            TypeError, ValueError: if decode returns something else.
+        """
+        if self._decoded_dtype is not None:
+            z = z.to(self._decoded_dtype)
+        given = z if self.takes_samples else z.flatten(0, 1)
+        parts = self.likelihood.unpack(with_scale(self.decode(given), self.scale))
+        leading, first = given.shape[:-1], parts[0]
+        if isinstance(first, Tensor) and first.dim() > len(leading):
+            self.shape = tuple(first.shape[len(leading) :])
+            size = math.prod(self.shape) if size is None else size
+        shaped = [_by_sample(part, leading, z.shape[:2], size) for part in parts]
+        tensors = [part for part in shaped if isinstance(part, Tensor)]
+        sizes = {part.shape[-1] for part in tensors if part.dim() > 0} - {1}
+        found = sizes.pop() if len(sizes) == 1 else 1
+        by_row = any(part.dim() == 3 and part.shape[:2] == z.shape[:2] for part in tensors)
+        if not by_row or sizes or (size is not None and found != size):
+            raise ValueError(self._wrong_shapes(given, parts, size))
+        if self.likelihood.kernel is not None and isinstance(shaped[0], Tensor):
+            shaped[0] = shaped[0].expand(*z.shape[:2], found)
+        self._look(shaped[0])
+        return tuple(shaped)
+
+    def _wrong_shapes(self, z: Tensor, parts: tuple[Any, ...], size: int | None) -> str:
+        names = ", ".join(self.likelihood.params)
+        got = ", ".join(
+            str(tuple(part.shape)) if isinstance(part, Tensor) else str(part) for part in parts
+        )
+        wanted = f"{tuple(z.shape[:-1])} and then D{'' if size is None else f' = {size}'} elements"
+        hint = "" if self.takes_samples else (
+            "; a decoder of (B, K, Z) says so by the attribute takes_samples = True"
+        )  # fmt: skip
+        return (
+            f"decode must return {names} of shape {wanted}, for z of shape {tuple(z.shape)}; "
+            f"got {got}{hint}"
         )
 
+    # --- what looks wrong ---------------------------------------------------------------------
 
-def _modules_behind(parts: Any, depth: int = 3) -> list[nn.Module]:
-    """The modules that are `parts`, or that these refer to: as the owner of a method, attributes,
-    a closure's variables, globals that a function names, arguments of a `functools.partial`."""
-    found: dict[int, nn.Module] = {}
+    def _look(self, first: Any) -> None:
+        """Note the range of a first parameter, as long as it may be the wrong one."""
+        if self._looks == 0 or not isinstance(first, Tensor) or first.is_meta:
+            return
+        if self.likelihood.doubtful is None:
+            return
+        self._looks -= 1
+        low, high = first.detach().aminmax()
+        self._seen += first.numel()
+        if self._range is not None:
+            low, high = torch.minimum(low, self._range[0]), torch.maximum(high, self._range[1])
+        self._range = low, high
+        if first.device.type == "cpu" and self._doubt() is None:
+            self._looks = 0
 
-    def look(thing: Any, left: int) -> None:
-        if isinstance(thing, nn.Module):
-            found[id(thing)] = thing
-        elif left > 0:
-            for other in _referred_to(thing):
-                look(other, left - 1)
+    def _doubt(self) -> str | None:
+        if self._range is None:
+            return None
+        low, high = (float(t) for t in self._range)
+        return self.likelihood.doubt_params(low, high)
 
-    for part in parts:
-        look(part, depth)
-    return list(found.values())
+    def remarks(self, x: Tensor) -> tuple[str, ...]:
+        """What looks wrong about the model and its data, in plain words, after an evaluation."""
+        said = [self.likelihood.doubt_data(x)]
+        if self._seen >= _ENOUGH:
+            said.append(self._doubt())
+        if names := always_training(self.modules):
+            said.append(
+                f"{names[0]} was exported in training mode, which no evaluation mode changes: "
+                "export it after eval()."
+            )
+        return tuple(one for one in said if one is not None)
 
 
-def _referred_to(thing: Any) -> Iterator[Any]:
-    if isinstance(thing, (list, tuple)):
-        yield from thing
-    elif isinstance(thing, dict):
-        yield from thing.values()
-    elif isinstance(thing, functools.partial):
-        yield from (thing.func, *thing.args, *thing.keywords.values())
-    elif isinstance(thing, types.MethodType):
-        yield thing.__self__
-    elif isinstance(thing, types.FunctionType):
-        for cell in thing.__closure__ or ():
-            with suppress(ValueError):  # empty
-                yield cell.cell_contents
-        names = thing.__code__.co_names
-        yield from (thing.__globals__[name] for name in names if name in thing.__globals__)
-    elif not isinstance(thing, (type, types.ModuleType, Tensor)):
-        yield from getattr(thing, "__dict__", {}).values()
+def _unwrapped(model: Any) -> Any:
+    """The model inside a wrapper that has it as `module`, as of data parallel ones, or that is
+    compiled."""
+    while isinstance(model, nn.Module) and not isinstance(model, Autoencoder):
+        inner = model._modules.get("_orig_mod") or (
+            None if hasattr(model, "encode") else model._modules.get("module")
+        )
+        if inner is None:
+            break
+        model = inner
+    return model
+
+
+def _by_sample(part: Any, leading: torch.Size, samples: torch.Size, size: int | None) -> Any:
+    """A parameter that decode returned for `leading` latents: (B, K, D) or (B, K, 1) where those
+    come first, else (D,), or a number, which all share."""
+    if not isinstance(part, Tensor) or part.dim() == 0:
+        return part
+    n = len(leading)
+    if part.dim() == n + 2 and part.shape[:-1] == (1, *leading):
+        part = part.squeeze(0)
+    shared = part.dim() == 1 and part.shape[0] == size and (size != 1 or part.shape != leading)
+    if not shared and part.shape[:n] == leading:
+        return part.reshape(*samples, -1)
+    return part.reshape(-1)
 
 
 def _ends_in_linear(decode: Any) -> bool:

@@ -44,13 +44,20 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and each submodule's own mode again afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    # Frozen TorchScript has no mode.
+    modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
+    try:
+        model.eval()
+    except NotImplementedError:  # exported, or frozen TorchScript: none of its own parts has a mode
+        for module, training in modes:
+            if training:
+                module.training = False
     try:
         yield
     finally:
         for module, training in modes:
-            module.training = training
+            if module.training != training:
+                module.training = training
 
 
 def _activation(name: str) -> Callable[[], nn.Module]:

@@ -390,7 +390,7 @@ def test_default_batch(chains: int, expected: list[int]) -> None:
         return x[:, :Z], x[:, :Z]
 
     annealed_importance_sampling(
-        (encode, lambda z: z.repeat(1, 1, 3)), _data(sum(expected)), chains=chains, temperatures=1
+        (encode, lambda z: z.repeat(1, 3)), _data(sum(expected)), chains=chains, temperatures=1
     )
     assert encoded == expected
 
@@ -621,6 +621,7 @@ def test_summary_and_warnings() -> None:
     expected = {
         "log_likelihood": -4.0, "standard_error": pytest.approx(0.25),
         "bits_per_dimension": pytest.approx(2 / math.log(2)), "ess_mean": 2.75, "ess_min": 1.5,
+        "bias": pytest.approx(-(0.09 + 0.16) / 4 * 8 / 7),
         "acceptance": 0.25, "step_size": 0.5, "examples": 2, "non_finite": 0, "chains": 8,
         "method": "ais",
         "temperatures": 20, "leapfrog": 10, "start": "prior", "schedule": "linear",
@@ -648,12 +649,12 @@ def test_a_pair_of_callables(likelihood: str) -> None:
 
     pair = (model.encode, decode)
     _same(annealed_importance_sampling(pair, x, likelihood=likelihood, **SHORT), expected)
-    assert shapes == {(N, 4, Z), (N, C, Z)}
+    assert shapes == {(N * 4, Z), (N * C, Z)}
     both = bidirectional(pair, N, latent_size=Z, likelihood=likelihood, **SHORT)
     assert both.x.shape == (N, D)
     assert both.x.dtype == torch.float64  # of the model that `encode` is a method of
     plain = bidirectional(
-        (lambda x: (x[:, :Z], x[:, :Z]), lambda z: z.repeat(1, 1, 3)), N, latent_size=Z, **SHORT
+        (lambda x: (x[:, :Z], x[:, :Z]), lambda z: z.repeat(1, 3)), N, latent_size=Z, **SHORT
     )
     assert plain.x.dtype == torch.float32
 
@@ -674,7 +675,7 @@ def test_agrees_with_importance_sampling() -> None:
     [
         lambda z: torch.zeros(*z.shape[:-1], D, dtype=z.dtype),
         lambda z: z.detach().repeat(1, 1, 3) * torch.ones(D, dtype=z.dtype, requires_grad=True),
-        torch.no_grad()(lambda z: z.repeat(1, 1, 3)),
+        torch.no_grad()(lambda z: z.repeat(1, 3)),
     ],
 )
 def test_a_decoder_without_a_gradient(decode: Callable[..., Any]) -> None:

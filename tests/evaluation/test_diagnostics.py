@@ -61,6 +61,38 @@ def test_a_tail_kept_for_more_samples_is_that_of_those_drawn() -> None:
     torch.testing.assert_close(tail.take(slice(3, 4)).shape(), _tail(log_w)[3:4])
 
 
+@pytest.mark.parametrize("kind", ["most are 0", "all but 1 % are 0", "ties", "close ties", "huge"])
+@pytest.mark.parametrize("k", [35, 101, 600])
+def test_agrees_with_arviz_at_the_borders(kind: str, k: int) -> None:
+    """Weights of 0, and ties at the cutoff, of which those above it count only. Not where all of
+    the tail are equal and a candidate is 0 to rounding, of which arviz makes a 0."""
+    arviz = pytest.importorskip("arviz")
+    g = np.random.default_rng(k)
+    log_w = g.normal(size=(60, k)) * g.choice([0.3, 1.0, 3.0], size=(60, 1))
+    if "are 0" in kind:
+        log_w[g.random((60, k)) < (0.9 if kind == "most are 0" else 0.99)] = -math.inf
+        log_w = log_w[np.isfinite(log_w).any(1)]
+    elif "ties" in kind:
+        log_w = np.round(4 * log_w) / (4 if kind == "ties" else 400)
+    elif kind == "huge":
+        log_w *= 300
+    expected = np.array([float(arviz.psislw(row.copy())[1]) for row in log_w])
+    found = _tail(torch.from_numpy(log_w)).numpy()
+    np.testing.assert_array_equal(np.isposinf(found), np.isposinf(expected))
+    finite = np.isfinite(expected)
+    np.testing.assert_allclose(found[finite], expected[finite], rtol=1e-6, atol=1e-6)
+    assert finite.any() or kind == "all but 1 % are 0"
+
+
+def test_exceedances_that_are_all_equal() -> None:
+    """Also of 110, where one candidate is 0: as smooth as for its neighbours."""
+    found = [
+        float(pareto_shape(torch.full((1, n), 0.3, dtype=torch.float64))) for n in (99, 110, 121)
+    ]
+    assert found[0] > found[1] > found[2]
+    assert all(math.isfinite(k) and k < 0 for k in found)
+
+
 def test_extreme_tails() -> None:
     log_w = _log_w(500)
     log_w[1, 3] = math.nan

@@ -460,7 +460,7 @@ def test_a_gaussian_of_someone_else() -> None:
     x = _data()
     scale = torch.full((D,), 0.3, dtype=torch.float64)
     estimate = estimate_log_likelihood(
-        (lambda x: (x[:, :Z], x[:, :Z] - 1), lambda z: (z.repeat(1, 1, 3), scale)),
+        (lambda x: (x[:, :Z], x[:, :Z] - 1), lambda z: (z.repeat(1, 3), scale)),
         x, K, likelihood="gaussian", seed=SEED,
     )  # fmt: skip
     z, ratio = dvae_fast.sample_latent(x[:, :Z], x[:, :Z] - 1, K, SEED)
@@ -497,15 +497,16 @@ def test_a_tolerance_spends_samples_where_they_are_needed(
         model, x, 20, tolerance=0.1, max_k=700, batch_size=batch_size, chunk=chunk, seed=SEED
     )
     assert len(set(estimate.spent.tolist())) > 1
+    # A pilot says how many, and is mostly right.
     sure = (estimate.standard_error <= 0.1) & (estimate.ess >= 10)
-    assert bool((sure | (estimate.spent == 700)).all())
+    assert float(sure.double().mean()) > 0.5
+    plain = estimate_log_likelihood(model, x, 20, seed=SEED)
+    assert float(estimate.standard_error.max()) < 0.7 * float(plain.standard_error.max())
     for i, k in enumerate(estimate.spent.tolist()):
         whole = estimate_log_likelihood(model, x, k, seed=SEED)
         for field in (*FIELDS, "pareto_k"):
             torch.testing.assert_close(getattr(estimate, field)[i], getattr(whole, field)[i])
-        half = estimate_log_likelihood(model, x, max(k // 2, 1), seed=SEED)
-        if 20 < k < 700:
-            assert half.standard_error[i] > 0.1 or half.ess[i] < 10
+        assert k == 700 or k in {20 * 2**j for j in range(6)}
     assert estimate.summary()["samples"] == int(estimate.spent.sum())
 
 
@@ -542,7 +543,9 @@ def test_summary_and_properties() -> None:
         "ess_mean": 6.5, "ess_min": 4.0, "examples": 2, "non_finite": 0, "k": 10, "seed": 3,
         "bits_per_dimension": pytest.approx(2 / math.log(2)), "samples": 40, "ess_below_10": 2,
         "pareto_k_median": pytest.approx(0.2), "pareto_k_above_0.7": 1,
-        "bounds": {"1": -7.0, "20": None}, "method": "importance", "proposal": "posterior",
+        "bias": pytest.approx(-(0.09 * 10 / 9 + 0.16 * 30 / 29) / 4),
+        "bound_groups": {"1": None, "20": None}, "bounds": {"1": -7.0, "20": None},
+        "method": "importance", "proposal": "posterior",
         "bound_standard_errors": {"1": pytest.approx(0.5), "20": None},
         "warnings": estimate.warnings(),
     }  # fmt: skip

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from ranks import LIMIT, environment
 
 from dvae_fast.evaluation import estimate_log_likelihood
-from dvae_fast.evaluation.importance import _divide
 from dvae_fast.evaluation.partial import PartialResults
+from dvae_fast.evaluation.sharing import divide
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
 
@@ -122,5 +122,5 @@ def test_the_command_line(tmp_path: Path) -> None:
 
 
 def test_a_world_of_one_divides_nothing() -> None:
-    part, parts, share = _divide(None, 5)
+    part, parts, share = divide(None, 5)
     assert (part, parts, share.rank, share.size) == (0, 1, 0, 1)

@@ -201,6 +201,63 @@ def test_damaged_or_out_of_reach(tmp_path: Path) -> None:
     assert read_settings(tmp_path / "none.npz") is None
 
 
+def _changed(path: Path, change: Any) -> None:
+    with np.load(path) as file:
+        arrays = dict(file)
+    change(arrays)
+    np.savez(path, **arrays)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.pop("elbo"), "it has no elbo"),
+        (lambda a: a.pop("curve_groups"), "it has no curve_groups"),
+        (lambda a: a.update(colour=a["elbo"]), "it has colour, which is not known"),
+        (lambda a: a.update(ess=a["ess"].astype(np.float32)), "its ess is torch.float32"),
+        (lambda a: a.update(elbo=a["elbo"].astype(">f8")), "byte order"),
+        (lambda a: a.update(curve=a["curve"][:, :1]), r"its curve is .* of shape \(1,\)"),
+        (lambda a: a.update(elbo=a["elbo"][:3]), r"elbo has shape \(3,\), of 11"),
+        (lambda a: a.update(elbo=np.float64(0)), r"elbo has shape \(\)"),
+        (lambda a: a.update(elbo=a["elbo"].astype(str)), "elbo.npy holds <U"),
+        (lambda a: a.update(_done=a["_done"].astype(int)), "_done is int64"),
+        (lambda a: a.update(_settings=np.arange(3)), "_settings.npy holds int64"),
+    ],
+)
+def test_a_field_that_is_missing_or_other_is_told(
+    change: Any, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "partial.npz"
+    _interrupted(path, 5, seed=4)
+    _changed(path, change)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        estimate_log_likelihood(_model(), _data(), K, seed=4, partial=path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_header_that_asks_for_more_than_there_is(tmp_path: Path) -> None:
+    """A shape of 10¹² numbers, and an archive that is compressed, are told from the headers."""
+    path = tmp_path / "partial.npz"
+    _interrupted(path, 5, seed=4)
+    good = path.read_bytes()
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,), }"
+    giant = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(80)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("giant.npy", giant)
+    with pytest.raises(CheckpointError, match=r"giant\.npy is not as large as its header says"):
+        estimate_log_likelihood(_model(), _data(), K, seed=4, partial=path)
+    path.write_bytes(good)
+    with np.load(path) as file:
+        np.savez_compressed(path, **dict(file))
+    with pytest.raises(CheckpointError, match=r"\.npy is compressed"):
+        estimate_log_likelihood(_model(), _data(), K, seed=4, partial=path)
+    deep = json.dumps({"seed": 4})[:-1] + ', "x": ' + "[" * 100_000
+    path.write_bytes(good)
+    _changed(path, lambda a: a.update(_settings=np.array(deep)))
+    with pytest.raises(CheckpointError, match="does not hold partial results"):
+        read_settings(path)
+
+
 def _taken(path: Path, n: int) -> tuple[object, ...]:
     """All that a reader has of a file."""
     results = PartialResults(n, path, {"seed": 1, "k": K})

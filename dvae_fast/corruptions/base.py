@@ -121,20 +121,15 @@ def _for_each_copy(own: Callable[[Any, Tensor, torch.Generator], Tensor]) -> Cal
             return x.expand(copies, *x.shape).clone()
         # A path to the parameters would count a second time what the score function counts.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.scores):
-            drawn = _draw_copies(
-                self, own, x, copies, cast("Tensor", key), first_example, first_copy
-            )
-        return cast("Tensor", drawn)
+            run = draw_copies
+            if torch.compiler.is_compiling():  # else torch's compiler is not loaded for it
+                from dvae_fast.corruptions.uncompiled import draw_copies as run
+            return run(self, own, x, copies, cast("Tensor", key), first_example, first_copy)
 
     return draw
 
 
-@torch.compiler.disable(  # type: ignore[untyped-decorator]
-    reason="a corruption of one's own draws from torch's generators, whose seed is read on the "
-    "host; compile without fullgraph=True, or define draw(x, copies, key, first_example, "
-    "first_copy)"
-)
-def _draw_copies(
+def draw_copies(
     self: Corruption,
     own: Callable[..., Tensor],
     x: Tensor,

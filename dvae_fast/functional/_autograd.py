@@ -341,10 +341,15 @@ def apply_upstream(grad: Tensor, upstream: Tensor, kept: bool) -> Tensor:
 
 # --- autocast ---------------------------------------------------------------------------------
 
-# A constant to torch.compile, for torch 2.11's cannot trace the query.
-_has_autocast: Callable[[str], bool] = torch.compiler.assume_constant_result(
-    lambda device: torch.amp.is_autocast_available(device)
-)
+# A table, for torch 2.11's compiler cannot trace the query; and to tell it that the answer is a
+# constant would load the compiler with the package, as long again as loading torch.
+_HAS_AUTOCAST = {d: torch.amp.is_autocast_available(d) for d in ("cpu", "cuda", "mps", "meta")}
+
+
+def _has_autocast(device: str) -> bool:
+    if device not in _HAS_AUTOCAST:
+        return torch.amp.is_autocast_available(device)
+    return _HAS_AUTOCAST[device]
 
 
 def without_autocast(t: Tensor) -> AbstractContextManager[Any]:

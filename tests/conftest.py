@@ -17,6 +17,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+# Before torch is loaded. Threads cost small calls more than they save; the tests of what threads do
+# start their own, which wait without turning.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 
 if TYPE_CHECKING:
@@ -52,7 +58,7 @@ def _test(item: Any) -> tuple[str, str]:
 
 
 @pytest.hookimpl(specname="pytest_collection_modifyitems")
-def leave_slow_to_the_night(items: list[Any]) -> None:
+def pytest_leave_slow_to_the_night(items: list[Any]) -> None:
     if os.environ.get("DVAE_FAST_SLOW") == "1":
         return
     for item in items:

@@ -27,11 +27,35 @@ from dvae_fast.checking.cases import (
     upcast,
 )
 from dvae_fast.checking.limits import RELATIVE
-from dvae_fast.checking.operands import DTYPES, LOW_PRECISION, Sample
+from dvae_fast.checking.operands import (
+    DTYPES,
+    LARGE,
+    LOW_PRECISION,
+    NO_EXAMPLES,
+    ONE_SAMPLE,
+    TINY_LATENT,
+    Sample,
+    named,
+)
 from dvae_fast.checking.terms import absolute_terms, rounded_intermediates
 
 op: Any = torch.ops.dvae_fast
 INF = math.inf
+NOISY = ("corrupt", "sample_latent")
+
+
+#: sizes of which the 16-bit dtypes run every case here: rows of whole packs, of a pack and a bit in
+#: every layout, and none. The longer rows test_isa.py has, on each level.
+LOW_PRECISION_SIZES = tuple(map(named, (ONE_SAMPLE, TINY_LATENT, NO_EXAMPLES)))
+
+
+def _is_needed(sample: Sample) -> bool:
+    """All on a GPU; else float32 the whole table, float64, the same code, all but the largest."""
+    if sample.device != "cpu":
+        return True
+    if sample.dtype in LOW_PRECISION:
+        return sample.label.startswith(LOW_PRECISION_SIZES)
+    return sample.dtype == torch.float32 or not sample.label.startswith(named(LARGE))
 
 
 def _samples(dtypes: list[torch.dtype], operators: tuple[str, ...] = OPERATORS) -> list[Any]:
@@ -41,16 +65,17 @@ def _samples(dtypes: list[torch.dtype], operators: tuple[str, ...] = OPERATORS) 
         for dtype in dtypes
         for name in operators
         for sample in sample_inputs(name, dtype, device)
+        if _is_needed(sample)
     ]
 
 
 def _few_samples() -> list[Any]:
-    """Per operator one case of each kind of size or layout: full, empty, not contiguous."""
+    """Per operator one case of each kind: empty, and with examples, not contiguous."""
     chosen = [
         [s for s in sample_inputs(name, torch.float32, device) if part in s.label][-1]
         for device in DEVICES
         for name in OPERATORS
-        for part in ("M4-B3-K2", "B0", "strided")
+        for part in ("B0", "strided")
     ]
     return [pytest.param(sample, id=str(sample)) for sample in chosen]
 
@@ -65,18 +90,57 @@ def _bits(t: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("sample", _samples(DTYPES))
 def test_agrees_with_float64_reference(sample: Sample) -> None:
+    """Within the limits of the terms; its inputs are left alone; its fake kernel tells the same."""
     args = sample.args()
-    args64 = upcast(args)
+    args64, before = upcast(args), clone(args)
+    actual = run_operator(sample.op, args)
+    _assert_inputs_are_left_alone(sample, args, before, actual)
+    if sample.dtype in (torch.float32, torch.bfloat16):  # the others' are the same code
+        _assert_fake_kernel_tells_the_same(sample, actual)
     terms = absolute_terms(sample.op, args64)
     extra = rounded_intermediates(sample.op, args64, sample.dtype)
-    actual, expected = run_operator(sample.op, args), run_reference(sample.op, args64)
+    expected = run_reference(sample.op, args64)
     assert len(actual) == len(expected)
     sums = accumulation_dtype(sample.dtype)
     for i, (a, e, t) in enumerate(zip(actual, expected, terms, strict=True)):
         assert_accurate(f"{sample} output {i}", a, e, t, sums, extra[i])
 
 
-@pytest.mark.parametrize("sample", _samples([torch.float32, torch.float64], ("iwae",)))
+def _assert_inputs_are_left_alone(
+    sample: Sample, args: tuple[Any, ...], before: tuple[Any, ...], out: tuple[Tensor, ...]
+) -> None:
+    unchanged = slice(1, None) if sample.op in MUTATING else slice(None)
+    given, kept = (tree_leaves(list(t[unchanged])) for t in (args, before))
+    for i, (a, b) in enumerate(zip(given, kept, strict=True)):
+        if not isinstance(a, Tensor):
+            continue
+        assert torch.equal(a, b), f"tensor argument {i} was changed"
+        assert all(
+            a.untyped_storage().data_ptr() != o.untyped_storage().data_ptr()
+            for o in out
+            if o.numel() and a.numel()
+        ), f"an output shares memory with tensor argument {i}"
+
+
+def _assert_fake_kernel_tells_the_same(sample: Sample, real: tuple[Tensor, ...]) -> None:
+    """Shape, dtype, device and strides."""
+    with FakeTensorMode() as mode:
+        fake = run_operator(sample.op, map_tensors(mode.from_tensor, sample.args()))
+    for i, (f, r) in enumerate(zip(fake, real, strict=True)):
+        assert f.shape == r.shape, f"output {i}: fake shape {f.shape}, real {r.shape}"
+        assert f.dtype == r.dtype, f"output {i}: fake dtype {f.dtype}, real {r.dtype}"
+        assert f.device == r.device, f"output {i}: fake device {f.device}, real {r.device}"
+        # A stride along a dimension of one element, or of no elements at all, means nothing.
+        strides = [[t.stride(n) for n in range(r.dim()) if r.shape[n] > 1] for t in (f, r)]
+        assert r.numel() == 0 or strides[0] == strides[1], (
+            f"output {i}: fake strides {f.stride()}, real {r.stride()}, shape {tuple(r.shape)}"
+        )
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [s for s in _samples([torch.float32], ("iwae",)) if s.values[0].layout == "contiguous"],
+)
 def test_iwae_is_consistent_within_itself(sample: Sample) -> None:
     """Stage by stage, without the error of the log-weights that weights inherit.
 
@@ -110,41 +174,6 @@ def test_discrete_corruption_is_the_same_bits_as_the_reference(sample: Sample) -
     assert torch.equal(actual, expected), f"{int((actual != expected).sum())} elements differ"
 
 
-@pytest.mark.parametrize("sample", _samples([torch.float32, torch.bfloat16]))
-def test_fake_kernel_tells_shape_dtype_device_and_strides(sample: Sample) -> None:
-    args = sample.args()
-    with FakeTensorMode() as mode:
-        fake = run_operator(sample.op, map_tensors(mode.from_tensor, args))
-    real = run_operator(sample.op, args)
-    for i, (f, r) in enumerate(zip(fake, real, strict=True)):
-        assert f.shape == r.shape, f"output {i}: fake shape {f.shape}, real {r.shape}"
-        assert f.dtype == r.dtype, f"output {i}: fake dtype {f.dtype}, real {r.dtype}"
-        assert f.device == r.device, f"output {i}: fake device {f.device}, real {r.device}"
-        # A stride along a dimension of one element, or of no elements at all, means nothing.
-        strides = [[t.stride(n) for n in range(r.dim()) if r.shape[n] > 1] for t in (f, r)]
-        assert r.numel() == 0 or strides[0] == strides[1], (
-            f"output {i}: fake strides {f.stride()}, real {r.stride()}, shape {tuple(r.shape)}"
-        )
-
-
-@pytest.mark.parametrize("sample", _samples([torch.float32, torch.bfloat16]))
-def test_inputs_are_left_alone(sample: Sample) -> None:
-    args = sample.args()
-    before = clone(args)
-    out = run_operator(sample.op, args)
-    unchanged = slice(1, None) if sample.op in MUTATING else slice(None)
-    given, kept = (tree_leaves(list(t[unchanged])) for t in (args, before))
-    for i, (a, b) in enumerate(zip(given, kept, strict=True)):
-        if not isinstance(a, Tensor):
-            continue
-        assert torch.equal(a, b), f"tensor argument {i} was changed"
-        assert all(
-            a.untyped_storage().data_ptr() != o.untyped_storage().data_ptr()
-            for o in out
-            if o.numel() and a.numel()
-        ), f"an output shares memory with tensor argument {i}"
-
-
 @pytest.mark.parametrize("sample", _few_samples())
 def test_opcheck(sample: Sample) -> None:
     torch.library.opcheck(getattr(op, sample.op).default, sample.args())
@@ -156,21 +185,25 @@ def test_number_of_threads_does_not_change_the_numbers(name: str, device: str) -
     if device != "cpu":
         pytest.skip("threads are the CPU's")
     threads = torch.get_num_threads()
+    chosen = [s for s in sample_inputs(name, torch.float32, device) if s.layout == "contiguous"]
+    results = {}
     try:
-        for sample in sample_inputs(name, torch.float32, device):
-            torch.set_num_threads(1)
-            one = run_operator(name, sample.args())
-            terms = absolute_terms(name, upcast(sample.args()))
-            for n in (2, 5):
-                torch.set_num_threads(n)
-                many = run_operator(name, sample.args())
-                for i, (a, b) in enumerate(zip(many, one, strict=True)):
-                    label = f"{sample} output {i} on {n} threads"
-                    assert_accurate(label, a, b, terms[i], torch.float32)
-                    if name in ("corrupt", "sample_latent"):
-                        assert torch.equal(a, b), f"{label}: noise depends on the threads"
+        for n in (1, 2, 5):
+            torch.set_num_threads(n)
+            results[n] = [run_operator(name, sample.args()) for sample in chosen]
     finally:
         torch.set_num_threads(threads)
+    rows = [
+        (sample, n, results[1][j], results[n][j]) for n in (2, 5) for j, sample in enumerate(chosen)
+    ]
+    for sample, n, one, many in rows:
+        for i, (a, b) in enumerate(zip(many, one, strict=True)):
+            if torch.equal(_bits(a), _bits(b)):
+                continue
+            label = f"{sample} output {i} on {n} threads"
+            assert name not in NOISY, f"{label}: noise depends on the threads"
+            terms = absolute_terms(name, upcast(sample.args()))[i]
+            assert_accurate(label, a, b, terms, torch.float32)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -184,8 +217,8 @@ def test_calls_from_several_threads_do_not_disturb_each_other(device: str) -> No
     ]
     alone = [run_operator(s.op, s.args()) for s in samples]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda s: run_operator(s.op, s.args()), samples * 4))
-    for sample, out, expected in zip(samples * 4, together, alone * 4, strict=True):
+        together = list(pool.map(lambda s: run_operator(s.op, s.args()), samples * 2))
+    for sample, out, expected in zip(samples * 2, together, alone * 2, strict=True):
         for i, (a, b) in enumerate(zip(out, expected, strict=True)):
             torch.testing.assert_close(
                 a, b, rtol=1e-4, atol=1e-4, msg=naming(f"{sample} output {i}")
@@ -287,7 +320,7 @@ def test_rates_0_and_1_are_exact(d: int, dtype: torch.dtype, device: str) -> Non
         corruptions.BitFlip: 1 - x,
         corruptions.SaltAndPepper: None,
     }
-    for seed in range(20):
+    for seed in range(5):
         for kind, hit in ends.items():
             kept = dvae_fast.corrupt(x, kind(0.0), copies=3, seed=seed)
             assert torch.equal(kept, x.expand(3, 7, d)), f"{kind.__name__}(0) changed x"

@@ -1,10 +1,11 @@
 """What `test_evaluate_distributed` runs, alone or under torchrun: evaluations kept in a folder.
 
-python evaluate_worker.py FOLDER [end]
+torchrun --nproc-per-node 2 evaluate_worker.py FOLDER RUN PORT PORT PORT
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -15,10 +16,11 @@ import numpy as np
 import pytest
 import torch
 from linear_gaussian import draw_data, linear_gaussian
+from ranks import meet_elsewhere, program
 from torch import Tensor
 
 from dvae_fast.corruptions import AdditiveGaussian
-from dvae_fast.distributed import DistributedError, World, join
+from dvae_fast.distributed import TIMEOUT_VARIABLE, DistributedError, World, join
 from dvae_fast.evaluation import batching, estimate_log_likelihood
 
 if TYPE_CHECKING:
@@ -97,10 +99,23 @@ def gone(folder: Path) -> None:
     (folder / "told").write_text(str(caught.value))
 
 
+def main(folder: Path, trained: str, *ports: str) -> None:
+    """The command line, a wrong one, evaluations, and one that ends: each with its own group."""
+    rank = os.environ["RANK"]
+    evaluate = ("evaluate", trained, "--k", "30", "--limit", "31")
+    for name, options in (("right", ()), ("wrong", ("--method", "ais"))):
+        if name == "wrong":
+            meet_elsewhere(ports[0])
+        told = json.dumps(program(*evaluate, *options))
+        (folder / f"{name}.{rank}.json").write_text(told)
+    meet_elsewhere(ports[1])
+    with join("cpu") as place:
+        run(place, folder)
+    meet_elsewhere(ports[2])
+    os.environ[TIMEOUT_VARIABLE] = "20"
+    gone(folder)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if len(sys.argv) > 2:
-        gone(Path(sys.argv[1]))
-    else:
-        with join("cpu") as place:
-            run(place, Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -3,45 +3,42 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import evaluate_worker as worker
 import numpy as np
 import pytest
 import torch.distributed as dist
-from ranks import LIMIT, environment
+from ranks import torchrun
+from typer.testing import CliRunner
 
+from dvae_fast import cli
 from dvae_fast.evaluation import estimate_log_likelihood
 from dvae_fast.evaluation.partial import PartialResults
 from dvae_fast.evaluation.sharing import divide
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(not dist.is_available(), reason="torch without distributed"),
+]
 
 WORKER = str(Path(worker.__file__))
 
 
-def torchrun(*command: str, **more: str) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    return subprocess.run(
-        [*launcher, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", *command],
-        env=environment(**more), capture_output=True, text=True, timeout=LIMIT, check=False,
-    )  # fmt: skip
-
-
-def cli(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "dvae_fast", *arguments],
-        env=environment(), capture_output=True, text=True, timeout=LIMIT, check=False,
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that two ranks did, one part after the other; rank 1 ends amid the last."""
     path = tmp_path_factory.mktemp("two")
-    done = torchrun(WORKER, str(path))
-    assert done.returncode == 0, done.stderr
+    run = str(path / "a run")
+    train = ["train", "--epochs", "1", "--hidden-sizes", "8", "--latent-size", "2", "-q",
+             "--no-tensorboard", "--evaluate-k", "0", "--run-dir", run]  # fmt: skip
+    for arguments in (train, ["evaluate", run, "--k", "30", "--limit", "31"]):
+        done = CliRunner().invoke(cli.app, arguments)
+        assert done.exit_code == 0, done.output
+    (path / "a run" / "evaluation.json").rename(path / "alone.json")
+    code, output, errors = torchrun(WORKER, str(path), run, parts=4)
+    (path / "launcher.json").write_text(json.dumps([code, output, errors]))
+    assert (path / "told").exists(), errors
     return path
 
 
@@ -76,49 +73,36 @@ def test_each_does_its_share_and_keeps_it(folder: Path) -> None:
     np.testing.assert_allclose(found["log_likelihood"], again.log_likelihood)
 
 
-def test_a_process_that_ends_is_an_error(tmp_path: Path) -> None:
-    done = torchrun(WORKER, str(tmp_path), "end", DVAE_FAST_TIMEOUT="20")
-    assert done.returncode == 1
-    assert "exitcode  : 7" in done.stderr
-    told = (tmp_path / "told").read_text()
+def test_a_process_that_ends_is_an_error(folder: Path) -> None:
+    code, _, errors = json.loads((folder / "launcher.json").read_text())
+    assert code == 1
+    assert "exitcode  : 7" in errors
+    told = (folder / "told").read_text()
     assert told.startswith("rank 0 of 2 lost touch with the others: one ended, or was")
 
 
-def test_the_command_line(tmp_path: Path) -> None:
+def test_the_command_line(folder: Path) -> None:
     """Two processes: one prints and writes, and the numbers are those of one process."""
-    run = tmp_path / "a run"
-    options = [
-        "--epochs",
-        "1",
-        "--hidden-sizes",
-        "8",
-        "--latent-size",
-        "2",
-        "--no-tensorboard",
-        "-q",
-    ]
-    assert cli(["train", *options, "--evaluate-k", "0", "--run-dir", str(run)]).returncode == 0
-    evaluate = ["evaluate", str(run), "--k", "30", "--limit", "31"]
-    one = cli(evaluate)
-    alone = json.loads((run / "evaluation.json").read_text())
-    two = torchrun("-m", "dvae_fast", *evaluate)
-    together = json.loads((run / "evaluation.json").read_text())
-    assert (one.returncode, two.returncode) == (0, 0), two.stderr
-    assert two.stdout.count("log p(x)") == 1
+    printed = [json.loads((folder / f"right.{rank}.json").read_text()) for rank in range(2)]
+    assert [code for code, _ in printed] == [0, 0], printed
+    assert [text.count("log p(x)") for _, text in printed] == [1, 0]
+    alone = json.loads((folder / "alone.json").read_text())
+    together = json.loads((folder / "a run" / "evaluation.json").read_text())
     assert (alone.pop("processes"), together.pop("processes")) == (1, 2)
     for name, value in alone.items():
         if isinstance(value, (str, list)):
             assert together[name] == value
         elif name != "seconds":
             assert together[name] == pytest.approx(value, rel=1e-5), name
-    assert sorted(p.name for p in run.glob("evaluation*")) == [
+    assert sorted(p.name for p in (folder / "a run").glob("evaluation*")) == [
         "evaluation-test-importance-posterior-k30-first31.json",
         "evaluation-test-importance-posterior-k30-first31.npz", "evaluation.json",
         "evaluation.npz", "evaluation_bounds.png", "evaluation_ess.png", "evaluation_worst.png",
     ]  # fmt: skip
-    wrong = torchrun("-m", "dvae_fast", *evaluate, "--method", "ais")
-    assert wrong.returncode != 0
-    assert wrong.stderr.count("method must be importance for several processes, got ais") == 1
+    wrong = [json.loads((folder / f"wrong.{rank}.json").read_text()) for rank in range(2)]
+    assert all(code != 0 for code, _ in wrong)
+    message = "method must be importance for several processes, got ais"
+    assert [text.count(message) for _, text in wrong] == [1, 0]
 
 
 def test_a_world_of_one_divides_nothing() -> None:

@@ -6,11 +6,9 @@ torchrun --nproc-per-node 2 distributed_worker.py FOLDER PORT PORT PORT
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 import json
 import os
-import runpy
 import signal
 import sys
 import time
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import meet_elsewhere, program
 from typer.testing import CliRunner
 
 from dvae_fast import cli, distributed
@@ -379,17 +378,14 @@ def gone() -> str:
     return str(caught.value)
 
 
-def program(folder: Path) -> str:
-    """``python -m dvae_fast train``, with nothing joined before: what it prints."""
-    sys.argv = ["dvae_fast", "train", "--latent-size", "4", "--hidden-sizes", "9,7",
-                "--batch-size", "237", "--epochs", "2", "--evaluate-k", "7",
-                "--run-dir", str(folder / "program")]  # fmt: skip
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-        with pytest.raises(SystemExit) as caught:
-            runpy.run_module("dvae_fast", run_name="__main__")
-        assert caught.value.code == 0, printed.getvalue()
-    return printed.getvalue()
+def trained(folder: Path) -> str:
+    """What ``python -m dvae_fast train`` prints."""
+    code, printed = program(
+        "train", "--latent-size", "4", "--hidden-sizes", "9,7", "--batch-size", "237",
+        "--epochs", "2", "--evaluate-k", "7", "--run-dir", str(folder / "program"),
+    )  # fmt: skip
+    assert code == 0, printed
+    return printed
 
 
 def run(folder: Path, ports: Iterator[str]) -> None:
@@ -399,13 +395,8 @@ def run(folder: Path, ports: Iterator[str]) -> None:
         results[name] = result
         (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(results))
 
-    def meet_elsewhere() -> None:
-        """A group of its own for each part: torchrun's is spent."""
-        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
-        os.environ["MASTER_PORT"] = next(ports)
-
-    tell("program", program(folder))
-    meet_elsewhere()
+    tell("program", trained(folder))
+    meet_elsewhere(next(ports))
     with distributed.join("cpu") as world:
         for check in CHECKS:
             try:
@@ -416,7 +407,7 @@ def run(folder: Path, ports: Iterator[str]) -> None:
                 os._exit(1)  # the other may be waiting: what comes after makes no sense
     assert not dist.is_initialized()
     for end in (silent, gone):
-        meet_elsewhere()
+        meet_elsewhere(next(ports))
         tell(end.__name__, end())
 
 

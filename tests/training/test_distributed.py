@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import distributed_worker as worker
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import LIMIT, PLACE, environment, free_port
+from ranks import PLACE, torchrun
 
 from dvae_fast.distributed import TIMEOUT_VARIABLE, World, all_gather_tensors, all_max, join
 from dvae_fast.files import CHECKPOINT
@@ -20,7 +18,10 @@ from dvae_fast.models.saving import MODEL
 from dvae_fast.training import METRICS, load_config, train
 from dvae_fast.training.loop import check_world
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(not dist.is_available(), reason="torch without distributed"),
+]
 
 WORKER = str(Path(worker.__file__))
 
@@ -35,18 +36,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the results and runs of both ranks. In the last check rank 1 exits."""
     path = tmp_path_factory.mktemp("two")
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               WORKER, str(path)]  # fmt: skip
-    launcher = subprocess.Popen(
-        [sys.executable, *command, *(str(free_port()) for _ in range(3))],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
-    )  # fmt: skip
-    try:
-        output = launcher.communicate(timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        launcher.terminate()  # and, with it, both ranks
-        output = launcher.communicate()
-    (path / "launcher.json").write_text(json.dumps([launcher.returncode, *output]))
+    (path / "launcher.json").write_text(json.dumps(torchrun(WORKER, str(path), parts=4)))
     return path
 
 

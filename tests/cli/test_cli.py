@@ -672,11 +672,13 @@ EXTRAS = ("typer", "rich", "sklearn", "safetensors", "tensorboard", "matplotlib"
 BLOCK = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS}))\n"
 
 
+@pytest.mark.process
 def test_the_package_imports_without_the_extras() -> None:
     result = python("-c", BLOCK + "import dvae_fast, dvae_fast.training, dvae_fast.plots")
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.process
 def test_the_command_line_without_typer_says_what_to_install() -> None:
     code = BLOCK + "import runpy; runpy.run_module('dvae_fast', run_name='__main__')"
     result = python("-c", code)
@@ -695,6 +697,7 @@ def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 100) -
         time.sleep(0.02)
 
 
+@pytest.mark.process
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     command = ["-m", "dvae_fast", "train", *TINY, "--epochs", "1000000", "--run-dir", "a run",
                "--evaluate-k", "0", "--no-tensorboard"]  # fmt: skip
@@ -719,6 +722,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert json.loads(Path("a run/metrics.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.process
 def test_console_script_is_the_same_program() -> None:
     result = python("-m", "dvae_fast", "--help")
     assert result.returncode == 0

@@ -289,7 +289,7 @@ def test_autocast() -> None:
 # torch.compile's own doing, on meeting an autograd.Function and on loading its backend.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated. Methods on:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("name", ["dvae", "diwae"])
+@pytest.mark.parametrize("name", [pytest.param("dvae", marks=pytest.mark.slow), "diwae"])
 def test_compiles_without_a_graph_break(name: str) -> None:
     model, x, seed = _model(name), _data(), torch.tensor([SEED])
     parameters = list(model.parameters())

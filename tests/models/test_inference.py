@@ -128,7 +128,7 @@ def test_trains_on_digits(inference: str) -> None:
     without = float(torch.distributions.Bernoulli(mean).log_prob(data.valid).sum(1).mean())
     before = float(model.bound(data.valid, 1).mean())
     optimiser = torch.optim.Adam(model.parameters(), 1e-2, fused=True)
-    for step in range(60):
+    for step in range(100):
         batch = data.train[step * 100 % 1200 :][:100]
         optimiser.zero_grad()
         model.loss(batch, step).backward()

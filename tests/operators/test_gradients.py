@@ -825,6 +825,7 @@ def test_overwriting_leaves_non_contiguous_tensors_alone(layout: str, device: st
     torch.testing.assert_close(torch.autograd.grad(loss, leaf), expected)
 
 
+@pytest.mark.filterwarnings("ignore:The decoder's outputs, taken for logits")  # a sigmoid's are
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     "activation", [torch.sigmoid, torch.exp, torch.tanh], ids=lambda f: f.__name__

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import math
-import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
+from refusals import refusals
 from torch import Tensor, nn
 
 from dvae_fast import corruptions
@@ -30,9 +30,6 @@ from dvae_fast.corruptions import (
 from dvae_fast.data import load_dataset
 from dvae_fast.evaluation import estimate_log_likelihood
 from dvae_fast.models import DIWAE, DVAE, LatentVariableModel
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 M, B, K, Z, D = 3, 5, 2, 4, 11
 SEED = 123
@@ -81,8 +78,7 @@ def test_corruption_from_a_mean_image(kind: Any) -> None:
     assert float(salted.salt) == 0.75
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
+test_wrong_mean_image = refusals(
     [
         (
             lambda: rates_from_mean([0.5], 0.1),  # type: ignore[arg-type]
@@ -110,12 +106,8 @@ def test_corruption_from_a_mean_image(kind: Any) -> None:
             ValueError,
             "rate must be at most 0.5, the share of pixels whose mean is above 0, .*; got 0.6",
         ),
-    ],
+    ]
 )
-def test_wrong_mean_image(call: Callable[[], Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error) as caught:
-        call()
-    assert re.search(message, str(caught.value)), str(caught.value)
 
 
 # --- composition ------------------------------------------------------------------------------
@@ -261,8 +253,7 @@ def test_a_function_in_the_evaluator() -> None:
     assert torch.equal(estimate.log_likelihood, again.log_likelihood)
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
+test_wrong_arguments = refusals(
     [
         (lambda: Compose(Masking(0.1)), ValueError, "parts must be two corruptions or more, got 1"),
         (
@@ -311,12 +302,8 @@ def test_a_function_in_the_evaluator() -> None:
             TypeError,
             "corruption <lambda> must return torch.float32 on cpu, got torch.float64 on cpu",
         ),
-    ],
+    ]
 )
-def test_wrong_arguments(call: Callable[[], Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error) as caught:
-        call()
-    assert re.search(message, str(caught.value)), str(caught.value)
 
 
 def test_the_base_is_no_corruption() -> None:

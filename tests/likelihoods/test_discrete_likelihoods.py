@@ -295,13 +295,6 @@ def test_of_a_linear_layer(kind: str, device: str) -> None:
 # --- errors -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def _validation() -> Any:
-    old = dvae_fast.set_validation(True)
-    yield
-    dvae_fast.set_validation(old)
-
-
 @pytest.mark.usefixtures("_validation")
 @pytest.mark.parametrize(
     "kind, x, message",

@@ -517,13 +517,6 @@ def test_discrete_data_has_no_gradient() -> None:
         )
 
 
-@pytest.fixture
-def _validation() -> Any:
-    old = dvae_fast.set_validation(True)
-    yield
-    dvae_fast.set_validation(old)
-
-
 @pytest.mark.usefixtures("_validation")
 @pytest.mark.parametrize(
     ("likelihood", "value", "message"),

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from check_rows import row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,18 +181,6 @@ def test_sanitizer_that_is_not_there_or_has_nothing_to_look_at(fake: FakeContext
     assert (
         steps.sanitizer("racecheck")(FakeContext(fake.root, fake.out, "cpu"), 40).status == SKIPPED
     )
-
-
-def row(**values: Any) -> dict[str, Any]:
-    return {
-        "operator": "log_weights",
-        "what": "values",
-        "dtype": "float32",
-        "cases": 5,
-        "worst": 0.5,
-        "verdict": "passed",
-        "detail": "",
-    } | values
 
 
 def test_check_names_what_is_wrong(fake: FakeContext) -> None:

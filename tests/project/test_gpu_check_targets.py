@@ -11,21 +11,10 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
+from check_rows import row
 from gpu_check import targets
 
 # --- targets --------------------------------------------------------------------------------------
-
-
-def row(**values: Any) -> dict[str, Any]:
-    return {
-        "operator": "log_weights",
-        "what": "values",
-        "dtype": "float32",
-        "cases": 5,
-        "worst": 0.5,
-        "verdict": "passed",
-        "detail": "",
-    } | values
 
 
 def result(key: str, seconds: float, eager: float = 1.0, **more: Any) -> dict[str, Any]:

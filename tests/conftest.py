@@ -37,8 +37,10 @@ AT_NIGHT = "at night scale: DVAE_FAST_SLOW=1 runs it"
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    """Torch's own generator starts the same in every test."""
-    torch.manual_seed(0)
+    """Torch's own generators start the same in every test."""
+    torch.default_generator.manual_seed(0)  # torch.manual_seed asks for every kind of device
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(0)
 
 
 def _sample() -> int:

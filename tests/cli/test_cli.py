@@ -482,7 +482,7 @@ def test_evaluate_draws_pictures(run_dir: Path) -> None:
     for name in ("bounds", "ess", "worst"):
         picture = run_dir / f"evaluation_{name}.png"
         assert is_png(picture)
-        assert picture.stat().st_size > 5000
+        assert picture.stat().st_size > 1000  # more than an empty one
 
 
 def test_evaluate_goes_on_where_it_was_interrupted(

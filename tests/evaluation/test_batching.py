@@ -188,8 +188,13 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("kind", ["iwae", "full", "two layers", "callables"])
-@pytest.mark.parametrize(("rows", "examples"), [(64, 4), (10**6, 512), (5, 3)])
+@pytest.mark.parametrize(
+    ("kind", "rows", "examples"),
+    [
+        *(("iwae", *size) for size in ((64, 4), (10**6, 512), (5, 3))),
+        *((kind, 64, 4) for kind in ("full", "two layers", "callables")),
+    ],
+)
 def test_large_batches_are_small_ones(
     case: str, kind: str, rows: int, examples: int, as_gpu: Callable[..., None]
 ) -> None:

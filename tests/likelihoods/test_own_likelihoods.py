@@ -230,7 +230,11 @@ def test_functional_transforms(likelihood: Likelihood) -> None:
     torch.testing.assert_close(*second)
 
 
-@each_own
+@pytest.mark.parametrize(
+    "likelihood",
+    [OWN[0], *(pytest.param(own, marks=pytest.mark.slow) for own in OWN[1:])],
+    ids=lambda likelihood: likelihood.kind,
+)
 # torch.compile's own doing, as in test_compile.py.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")

@@ -407,11 +407,24 @@ def frey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SCALES, "small", scale)
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("frey")
 def test_rows_are_run_side_by_side_and_once(tmp_path: Path) -> None:
-    output = ok("--jobs", "2")
+    """One that fails leaves the others, and is tried again by the same command."""
     folder = Path("runs/reproduction-small")
-    assert "2 of 2 runs to do, 2 at a time; folder runs/reproduction-small" in output
+    damaged = folder / "frey-vae-seed0" / "checkpoint.safetensors"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("damaged")
+    result = run("--jobs", "2")
+    assert result.exit_code == 1
+    assert "2 of 2 runs to do, 2 at a time; folder runs/reproduction-small" in result.output
+    assert f"dvae-fast: frey-vae-seed0 failed: {damaged} is damaged" in result.output
+    assert "1 of 2 runs are in" in result.output
+    assert "dvae-fast: failed: frey-vae-seed0; the same command tries again" in result.output
+    assert (folder / "frey-dvae-seed0.json").is_file()
+    damaged.unlink()
+    output = ok("--jobs", "2")
+    assert "1 of 2 runs to do" in output
     assert sorted(p.name for p in folder.glob("*.json")) == [
         "frey-dvae-seed0.json", "frey-vae-seed0.json",
     ]  # fmt: skip
@@ -432,21 +445,7 @@ def test_rows_are_run_side_by_side_and_once(tmp_path: Path) -> None:
     assert Path("docs/reproduction.md").read_text() == Path("table.md").read_text()
 
 
-@pytest.mark.usefixtures("frey")
-def test_a_row_that_fails_leaves_the_others(tmp_path: Path) -> None:
-    (tmp_path / "out" / "frey-vae-seed0").mkdir(parents=True)
-    (tmp_path / "out" / "frey-vae-seed0" / "checkpoint.safetensors").write_text("damaged")
-    result = run("--folder", "out", "--jobs", "1")
-    assert result.exit_code == 1
-    assert (
-        "dvae-fast: frey-vae-seed0 failed: out/frey-vae-seed0/checkpoint.safetensors is damaged"
-        in (result.output)
-    )
-    assert "1 of 2 runs are in out" in result.output
-    assert "dvae-fast: failed: frey-vae-seed0; the same command tries again" in result.output
-    assert (tmp_path / "out" / "frey-dvae-seed0.json").is_file()
-
-
+@pytest.mark.process
 def test_absent_data_is_told_for_each_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVAE_FAST_DATA", str(tmp_path))
     result = run("--rows", "frey-vae", "--seeds", "1", "--folder", "out")

@@ -12,7 +12,8 @@ A fault in csrc/core is built into the kernels of the base instruction set, whic
 use, and into `_core`; at -O1, half a minute. What was built is kept in build/mutants, and taken
 again for the same sources.
 
-RESULT
+On 2026-11-29 all 20 were killed, by the tests as they were (b373b37, 9,366 of them) and by those
+that are left (0eea7a3, 7,092).
 """
 
 from __future__ import annotations

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["derived_key", "generator_seed", "seed_tensor"]
+__all__ = ["First", "derived_key", "generator_seed", "seed_tensor"]
 
 _SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
 _UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 _INTEGERS = frozenset((*_SIGNED, *_UNSIGNED))
+
+
+class First(TypedDict, total=False):
+    """Indices of the first example and sample in the noise, 0 where they are not given, so that any
+    split of the work draws the same numbers."""
+
+    first_example: int
+    first_sample: int
 
 
 def seed_tensor(seed: int | np.integer[Any] | Tensor | None, device: torch.device) -> Tensor:

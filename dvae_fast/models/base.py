@@ -44,7 +44,9 @@ from dvae_fast.objectives.objective import check_score_objective
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import Unpack
 
+    from dvae_fast._seeds import First
     from dvae_fast.corruptions import Corruption
     from dvae_fast.models.priors import Prior
     from dvae_fast.objectives import Latents, Objective
@@ -186,15 +188,14 @@ class Autoencoder(nn.Module):
         self,
         z: Tensor,
         seed: int | Tensor | None = None,
-        *,
-        first_example: int = 0,
-        first_sample: int = 0,
+        **first: Unpack[First],
     ) -> Tensor:
         """What p(z) adds to log N(z; 0, I) − log q(z|x̃): log p(z) − log N(z; 0, I).
 
         Args:
             z: (*L, B, K, Z).
-            seed, first_example, first_sample: of what a model draws in addition; unused here.
+            seed, first: first_example and first_sample, of what a model draws in addition; unused
+                here.
 
         Returns:
             (*L, B, K) in nats, differentiable.

@@ -19,6 +19,9 @@ from dvae_fast.objectives import Latents, Objective, as_objective
 from dvae_fast.objectives.objective import check_discrete
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
+    from dvae_fast._seeds import First
     from dvae_fast.models.config import ModelConfig
 
 __all__ = ["BernoulliLatentModel", "draw_bernoulli", "sample_bernoulli_latents"]
@@ -99,21 +102,19 @@ class BernoulliLatentModel(Autoencoder):
         logits: Tensor,
         k: int,
         seed: int | Tensor | None = None,
-        *,
-        first_example: int = 0,
-        first_sample: int = 0,
+        **first: Unpack[First],
     ) -> tuple[Tensor, Tensor]:
         """K samples h of q(h|x) = Π Bernoulli(σ(logits)), and log p(h) − log q(h).
 
         Args:
             logits: of `encode`, (B, Z).
-            k, seed, first_example, first_sample: as for `dvae_fast.sample_latent`.
+            k, seed, first: first_example and first_sample, as for `dvae_fast.sample_latent`.
 
         Returns:
             h (B, K, Z) in logits' dtype, and the log-ratio (B, K), without ``prior``'s own if that
             is one's own: see `log_ratio_above`.
         """
-        z, log_p, log_q = _draw(logits, self.prior_logits, k, seed, first_example, first_sample)
+        z, log_p, log_q = _draw(logits, self.prior_logits, k, seed, **first)
         return z, log_p - log_q
 
     def _sample_posterior(self, x: Tensor, key: Tensor, first_example: int) -> Latents:
@@ -168,7 +169,7 @@ def sample_bernoulli_latents(
         check_shape("prior_logits", prior_logits, tuple(logits.shape[-1:]), "(Z,)")
     check_count("k", k, 1)
     objective.check_samples(math.prod(logits.shape[:-2]), k)
-    z, log_p, log_q = _draw(logits, prior_logits, k, seed, first_example)
+    z, log_p, log_q = _draw(logits, prior_logits, k, seed, first_example=first_example)
     return Latents(z, log_p - log_q.detach(), log_q)
 
 
@@ -177,14 +178,13 @@ def _draw(
     prior_logits: Tensor | None,
     k: int,
     seed: int | Tensor | None,
-    first_example: int,
-    first_sample: int = 0,
+    **first: Unpack[First],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """h (*L, B, K, Z) in logits' dtype, log p(h) and log q(h) (*L, B, K)."""
     dtype = accumulation_dtype(logits.dtype)
     with without_autocast(logits):
         wide = logits.to(dtype)
-        z = draw_bernoulli(wide, k, seed, first_example=first_example, first_sample=first_sample)
+        z = draw_bernoulli(wide, k, seed, **first)
         log_q = _bernoulli_log_density(z, wide)
         if prior_logits is None:
             log_p = torch.full_like(log_q, -logits.shape[-1] * math.log(2))
@@ -195,21 +195,14 @@ def _draw(
 
 @torch.no_grad()
 def draw_bernoulli(
-    logits: Tensor,
-    k: int,
-    seed: int | Tensor | None,
-    *,
-    first_example: int = 0,
-    first_sample: int = 0,
+    logits: Tensor, k: int, seed: int | Tensor | None, **first: Unpack[First]
 ) -> Tensor:
     """K draws of Π Bernoulli(σ(logits)): (*L, B, Z) → (*L, B, K, Z), of 0 and 1.
 
     From the normals ε of `sample_latent`: 1 where ε < Φ⁻¹(σ(l)).
     """
     zero = torch.zeros_like(logits)
-    noise, _ = functional.sample_latent(
-        zero, zero, k, seed, first_example=first_example, first_sample=first_sample
-    )
+    noise, _ = functional.sample_latent(zero, zero, k, seed, **first)
     # From the smaller tail: σ(l) near 1 has few digits.
     tail: Tensor = torch.special.ndtri(torch.sigmoid(-logits.abs()))
     return (noise < (-logits.sign() * tail).unsqueeze(-2)).to(logits.dtype)

@@ -18,6 +18,9 @@ from dvae_fast.objectives import Latents
 from dvae_fast.objectives.objective import check_posterior_objective
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
+    from dvae_fast._seeds import First
     from dvae_fast.models.config import ModelConfig
     from dvae_fast.objectives import Objective
 
@@ -88,9 +91,7 @@ class LatentVariableModel(Autoencoder):
         spread: Tensor,
         k: int,
         seed: int | Tensor | None = None,
-        *,
-        first_example: int = 0,
-        first_sample: int = 0,
+        **first: Unpack[First],
     ) -> Tensor:
         """log p(x|z) + log p(z) − log q(z) for K samples of a posterior already encoded.
 
@@ -98,14 +99,13 @@ class LatentVariableModel(Autoencoder):
             x: (B, D).
             mean, spread: as `encode` returns them.
             k: K >= 1.
-            seed, first_example, first_sample: as for `dvae_fast.sample_latent`; any split of the
-                work over examples and samples gives the same numbers.
+            seed, first: first_example and first_sample, as for `dvae_fast.sample_latent`; any split
+                of the work over examples and samples gives the same numbers.
 
         Returns:
             (B, K) in nats, float32 (float64 for a float64 model); differentiable.
         """
         key = seed_tensor(seed, mean.device)
-        first = {"first_example": first_example, "first_sample": first_sample}
         z, log_ratio = sample_gaussian(mean, spread, k, key, **first)
         if not self.prior_is_fused:
             log_ratio = log_ratio + self.log_ratio_above(z, key, **first)

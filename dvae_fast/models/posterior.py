@@ -10,6 +10,8 @@ What is diagonal goes to the fused operators.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,11 @@ from dvae_fast._checks import check_choice, check_float, check_size
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast.functional._autograd import autocast_dtype, without_autocast
 from dvae_fast.models.layers import linear
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from dvae_fast._seeds import First
 
 __all__ = [
     "COVARIANCES",
@@ -97,16 +104,14 @@ def sample_gaussian(
     spread: Tensor,
     k: int,
     seed: int | Tensor | None = None,
-    *,
-    first_example: int = 0,
-    first_sample: int = 0,
+    **first: Unpack[First],
 ) -> tuple[Tensor, Tensor]:
     """`dvae_fast.sample_latent` for either covariance, of the same ε.
 
     Args:
         mean: (*L, B, Z).
         spread: log_var (*L, B, Z), or L (*L, B, Z, Z).
-        k, seed, first_example, first_sample: as for `dvae_fast.sample_latent`.
+        k, seed, first: first_example and first_sample, as for `dvae_fast.sample_latent`.
 
     Returns:
         z (*L, B, K, Z) and log p(z) − log q(z) (*L, B, K), differentiable in mean and spread.
@@ -114,7 +119,6 @@ def sample_gaussian(
     Raises:
         TypeError, ValueError: as `dvae_fast.sample_latent` and `is_full`.
     """
-    first = {"first_example": first_example, "first_sample": first_sample}
     if not is_full(mean, spread):
         return functional.sample_latent(mean, spread, k, seed, **first)
     check_float("mean", mean)

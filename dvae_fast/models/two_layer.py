@@ -16,6 +16,9 @@ from dvae_fast.models.priors import PRIORS
 from dvae_fast.objectives import OBJECTIVES, Objective
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
+    from dvae_fast._seeds import First
     from dvae_fast.models.config import ModelConfig
 
 __all__ = ["TwoLayerModel"]
@@ -74,9 +77,7 @@ class TwoLayerModel(LatentVariableModel):
         self,
         z: Tensor,
         seed: int | Tensor | None = None,
-        *,
-        first_example: int = 0,
-        first_sample: int = 0,
+        **first: Unpack[First],
     ) -> Tensor:
         """What z₂ ~ q(z₂|z₁) adds to log N(z₁; 0, I) − log q(z₁|x̃):
 
@@ -84,7 +85,7 @@ class TwoLayerModel(LatentVariableModel):
 
         Args:
             z: z₁, (*L, B, K, Z₁).
-            seed, first_example, first_sample: as for `dvae_fast.sample_latent`.
+            seed, first: first_example and first_sample, as for `dvae_fast.sample_latent`.
 
         Returns:
             (*L, B, K) in nats, differentiable.
@@ -92,9 +93,7 @@ class TwoLayerModel(LatentVariableModel):
         *leading, k, _ = z.shape
         key = derived_key(seed_tensor(seed, z.device), _LAYER)
         zero = z.new_zeros(*leading, self.options.upper_latent_size)
-        noise, _ = functional.sample_latent(
-            zero, zero, k, key, first_example=first_example, first_sample=first_sample
-        )
+        noise, _ = functional.sample_latent(zero, zero, k, key, **first)
         mean, log_var = self.upper_encoder(z)
         above = mean + torch.exp(0.5 * log_var) * noise
         upper = _log_ratio(above, mean, log_var)  # log p(z₂) − log q(z₂|z₁)

@@ -107,7 +107,7 @@ LOOPS = (
     HotLoop(
         "sample_latent_backward, float32",
         "latent_backward",
-        _kernel("latent_backward_kernel", "float", ".*Latent", r".*SampledRow<float>\s*"),
+        _kernel("latent_backward_kernel", "float", ".*LatentParams", r".*SampledRow<float>\s*"),
         "LDG",
         4 / 5,  # of four elements, and of their sample
         "MUFU",

@@ -14,7 +14,8 @@ def check_command(
         str | None, typer.Option(help="cpu, cuda or cuda:N; by default a GPU if there is one.")
     ] = None,
     json: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write the report there; - for stdout.")
+        str | None,
+        typer.Option(metavar="FILE", help="Write the report there; - for stdout. Default: none."),
     ] = None,
     small: Annotated[bool, typer.Option("--small", help="Few cases of few elements.")] = False,
 ) -> None:

@@ -246,11 +246,12 @@ def test_grey_values_are_a_gaussians_unless_asked() -> None:
 def test_a_bernoulli_of_grey_pixels_is_qualified() -> None:
     output = ok("train", *TINY, "--epochs", "1", "--run-dir", "r", "--binarise", "none",
                 "--likelihood", "bernoulli", "--evaluate-k", "3")  # fmt: skip
-    assert output.count("Warning: The pixels are grey and the likelihood is a Bernoulli") == 2
+    assert output.count("Warning: The pixels are grey and the likelihood is a Bernoulli") == 1
+    assert output.count("of which a Bernoulli is no distribution") == 1
     assert output.count("no probability: a Bernoulli of grey pixels") == 2
     kept = report(Path("r/evaluation.json"))
     assert kept["grey_bernoulli"]
-    assert any("grey" in warning for warning in kept["warnings"])
+    assert any("a Bernoulli is no distribution" in warning for warning in kept["warnings"])
     assert "no probability" in ok("evaluate", "r", "--k", "3", "--limit", "3")
     output = ok("train", *TINY, "--epochs", "1", "--run-dir", "s", "--evaluate-k", "3",
                 "--binarise", "none", "--corruption", "gaussian")  # fmt: skip

@@ -36,27 +36,26 @@ struct Identity {
   static constexpr Draws kDraws = Draws::kNothing;
 };
 
-struct Masking {
+// A hit element is made something that does not depend on it.
+struct Replaced {
   static constexpr Draws kDraws = Draws::kUniform;
-  template <class A>
-  DVAE_HD static A apply(A x, int32_t u, int32_t hit, int32_t /*one*/) {
-    return u < hit ? A(0) : x;
-  }
   template <class A>
   DVAE_HD static A derivative(A grad, int32_t u, int32_t hit) {
     return u < hit ? A(0) : grad;
   }
 };
 
-struct SaltAndPepper {
-  static constexpr Draws kDraws = Draws::kUniform;
+struct Masking : Replaced {
+  template <class A>
+  DVAE_HD static A apply(A x, int32_t u, int32_t hit, int32_t /*one*/) {
+    return u < hit ? A(0) : x;
+  }
+};
+
+struct SaltAndPepper : Replaced {
   template <class A>
   DVAE_HD static A apply(A x, int32_t u, int32_t hit, int32_t one) {
     return u < one ? A(1) : u < hit ? A(0) : x;
-  }
-  template <class A>
-  DVAE_HD static A derivative(A grad, int32_t u, int32_t hit) {
-    return u < hit ? A(0) : grad;
   }
 };
 

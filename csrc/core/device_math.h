@@ -13,36 +13,19 @@ DVAE_BEGIN_CORE
 
 #if defined(__CUDA_ARCH__)
 struct SpecialFunctions {
-  static DVAE_HD float exp2(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
+#define DVAE_UNIT(name, instruction)                \
+  static DVAE_HD float name(float x) {              \
+    float y;                                        \
+    asm(instruction " %0, %1;" : "=f"(y) : "f"(x)); \
+    return y;                                       \
   }
-  static DVAE_HD float reciprocal(float x) {
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-  }
-  static DVAE_HD float log2(float x) {
-    float y;
-    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-  }
-  static DVAE_HD float sqrt(float x) {
-    float y;
-    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-  }
-  static DVAE_HD float sine(float x) {
-    float y;
-    asm("sin.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-  }
-  static DVAE_HD float cosine(float x) {
-    float y;
-    asm("cos.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-  }
+  DVAE_UNIT(exp2, "ex2.approx.ftz.f32")
+  DVAE_UNIT(reciprocal, "rcp.approx.ftz.f32")
+  DVAE_UNIT(log2, "lg2.approx.ftz.f32")
+  DVAE_UNIT(sqrt, "sqrt.approx.ftz.f32")
+  DVAE_UNIT(sine, "sin.approx.ftz.f32")
+  DVAE_UNIT(cosine, "cos.approx.ftz.f32")
+#undef DVAE_UNIT
   // min(|x|, most), or NaN.
   static DVAE_HD float capped_magnitude(float x, float most) {
 #if __CUDA_ARCH__ >= 800

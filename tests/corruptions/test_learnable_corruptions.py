@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from compiled import assert_compiles
+from model_checks import assert_compiles, rebuilt
 from refusals import refusals
 from scipy import stats
 from torch import Tensor, nn
@@ -417,12 +416,7 @@ def test_configuration_round_trip(name: str, corruption: Learnable) -> None:
     assert isinstance(model.corruption, Learnable)
     with torch.no_grad():
         model.corruption.unconstrained.add_(0.5)
-    config = json.loads(json.dumps(model.config()))
-    again = LatentVariableModel.from_config(config)
-    assert again.config() == config
-    again.load_state_dict(model.state_dict())
-    x = torch.rand(B, D)
-    assert torch.equal(again.loss(x, SEED), model.loss(x, SEED))
+    again = rebuilt(model, torch.rand(B, D), SEED)
     assert repr(again.corruption) == repr(model.corruption)
 
 

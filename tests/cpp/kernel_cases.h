@@ -20,6 +20,7 @@
 #include "core/noise.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "types.h"
 
 namespace dvae::test {
 
@@ -34,42 +35,6 @@ inline const Kernels& kernels_of(cpu::Isa isa) {
     default:
       return *cpu::kernels_base();
   }
-}
-
-// --- types ------------------------------------------------------------------------------------
-
-template <class T>
-struct TypeOf;
-template <>
-struct TypeOf<float> {
-  static constexpr int index = static_cast<int>(DType::kFloat32);
-  static constexpr double epsilon = 0x1p-23, tiny = 0x1p-126;
-};
-template <>
-struct TypeOf<double> {
-  static constexpr int index = static_cast<int>(DType::kFloat64);
-  static constexpr double epsilon = 0x1p-52, tiny = 0x1p-1022;
-};
-template <>
-struct TypeOf<BFloat16> {
-  static constexpr int index = static_cast<int>(DType::kBFloat16);
-  static constexpr double epsilon = 0x1p-7, tiny = 0x1p-126;
-};
-template <>
-struct TypeOf<Half> {
-  static constexpr int index = static_cast<int>(DType::kFloat16);
-  static constexpr double epsilon = 0x1p-10, tiny = 0x1p-24;
-};
-
-template <class T>
-T make(double v) {
-  T to;
-  store(to, static_cast<accumulate_t<T>>(v));
-  return to;
-}
-template <class T>
-double value(T v) {
-  return static_cast<double>(load(v));
 }
 
 // Of the sum of a result's absolute terms.

@@ -82,31 +82,29 @@ TEST_P(KernelTest, AgreesWithBaseLevel) {
   }
 }
 
+// Bit for bit; what the order of a sum decides, to rounding.
+void expect_same(const std::vector<Output>& one, const std::vector<Output>& other, const Case& c) {
+  ASSERT_EQ(one.size(), other.size());
+  for (size_t i = 0; i < one.size(); ++i) {
+    if (one[i].ordered) {
+      expect_near(other[i], c.expected[i]);
+    } else {
+      EXPECT_EQ(one[i].bytes, other[i].bytes) << one[i].name;
+    }
+  }
+}
+
 TEST_P(KernelTest, AnySplitGivesTheSameBits) {
   for (const Case& c : cases()) {
     SCOPED_TRACE(c.name);
-    const auto one = c.run(kernels(), whole), many = c.run(kernels(), split);
-    for (size_t i = 0; i < one.size(); ++i) {
-      if (one[i].ordered) {
-        expect_near(many[i], c.expected[i]);
-      } else {
-        EXPECT_EQ(one[i].bytes, many[i].bytes) << one[i].name;
-      }
-    }
+    expect_same(c.run(kernels(), whole), c.run(kernels(), split), c);
   }
 }
 
 TEST_P(KernelTest, ThreadsGiveTheSameBits) {
   for (const Case& c : cases()) {
     SCOPED_TRACE(c.name);
-    const auto one = c.run(kernels(), whole), many = c.run(kernels(), threads);
-    for (size_t i = 0; i < one.size(); ++i) {
-      if (one[i].ordered) {
-        expect_near(many[i], c.expected[i]);
-      } else {
-        EXPECT_EQ(one[i].bytes, many[i].bytes) << one[i].name;
-      }
-    }
+    expect_same(c.run(kernels(), whole), c.run(kernels(), threads), c);
   }
 }
 
@@ -116,15 +114,7 @@ TEST_P(KernelTest, StepsOfTheFusedLossGiveItsBits) {
   for (size_t c = 0; c + 1 < all.size(); ++c) {
     if (all[c + 1].name.rfind("iwae in steps", 0) != 0) continue;
     SCOPED_TRACE(all[c].name);
-    const auto fused = all[c].run(kernels(), whole), steps = all[c + 1].run(kernels(), whole);
-    ASSERT_EQ(fused.size(), steps.size());
-    for (size_t i = 0; i < fused.size(); ++i) {
-      if (fused[i].ordered) {
-        expect_near(steps[i], all[c].expected[i]);
-      } else {
-        EXPECT_EQ(fused[i].bytes, steps[i].bytes) << fused[i].name;
-      }
-    }
+    expect_same(all[c].run(kernels(), whole), all[c + 1].run(kernels(), whole), all[c]);
     ++compared;
   }
   EXPECT_GT(compared, 20);

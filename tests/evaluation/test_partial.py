@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from evaluate_worker import FIELDS
 from torch import Tensor
 
 from dvae_fast import files, functional
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
     from dvae_fast.evaluation import EvaluationProgress, LikelihoodEstimate
 
 N, K, D = 11, 23, 9
-FIELDS = (
-    "log_likelihood", "standard_error", "ess", "elbo", "pareto_k", "spent", "curve",
-    "curve_standard_error",
-)  # fmt: skip
 
 
 def _model(seed: int = 0) -> LatentVariableModel:

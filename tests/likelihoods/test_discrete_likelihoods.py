@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from model_checks import rise
 from operator_cases import DEVICES
 from scipy import special, stats
 from torch import Tensor
@@ -453,13 +454,7 @@ def test_the_bound_of_a_model_rises(kind: str, name: str) -> None:
     x = _train_data(kind)
     model = make_model(name, D, 2, (8,), likelihood=kind, samples=4, data_mean=x.mean(0))
     # Beyond what the mean of the data gives, which is where the model starts.
-    constant = model.bound(x, 3).mean().item()
-    optimiser = torch.optim.Adam(model.parameters(), lr=0.02)
-    for step in range(150):
-        optimiser.zero_grad()
-        model.loss(x, step).backward()
-        optimiser.step()
-    assert model.bound(x, 3).mean().item() > constant + 1
+    assert rise(model, x, 150, 0.02) > 1
     assert all(bool(p.isfinite().all()) for p in model.parameters())
 
 

@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import pytest
 import torch
-from compiled import assert_compiles
 from linear_gaussian import LinearDecoder, draw_data, exact_log_likelihood, linear_gaussian
+from model_checks import assert_compiles, rise
 from refusals import assert_refused, refusals
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal
@@ -260,13 +260,7 @@ def test_a_gaussian_deviation_can_be_learnt() -> None:
 def test_training_lowers_the_loss() -> None:
     model = make_model("diwae", D, Z, HIDDEN, copies=2, samples=3)
     x = (_data(64) > 0.5).float() * torch.tensor([1.0, 0.0] * 5 + [1.0])
-    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
-    before = model.bound(x, 1).mean()
-    for _ in range(60):
-        optimiser.zero_grad()
-        model.loss(x).backward()
-        optimiser.step()
-    assert float(model.bound(x, 1).mean() - before) > 0.5
+    assert rise(model, x, 60, 1e-2) > 0.5
 
 
 def test_autocast() -> None:

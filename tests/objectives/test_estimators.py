@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from compiled import assert_compiles
 from linear_gaussian import draw_data, linear_gaussian
+from model_checks import assert_compiles
 from plain_objectives import doubly_reparameterised, learning_signal, plain_bound, scores
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal

@@ -20,7 +20,7 @@ from dvae_fast.checking.operands import arrange
 from dvae_fast.checking.terms import absolute_terms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 M, B, K, Z, H = 2, 3, 4, 5, 6
 SIZES = [1, 7]  # of D, for finite differences
@@ -548,6 +548,12 @@ def test_graph_that_was_not_kept_refuses_a_second_pass(name: str, device: str) -
         torch.autograd.grad(out, leaves, up)
 
 
+def _assert_accumulated(leaves: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    for i, (leaf, e) in enumerate(zip(leaves, expected, strict=True)):
+        assert leaf.grad is not None
+        torch.testing.assert_close(leaf.grad, e, msg=naming(f"leaf {i}"))
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @each_function
 def test_gradient_accumulates(name: str, device: str) -> None:
@@ -558,9 +564,7 @@ def test_gradient_accumulates(name: str, device: str) -> None:
         leaf.grad = None
     for _ in range(2):
         (call().sum() / 2).backward()
-    for i, (leaf, e) in enumerate(zip(leaves, expected, strict=True)):
-        assert leaf.grad is not None
-        torch.testing.assert_close(leaf.grad, e, msg=naming(f"leaf {i}"))
+    _assert_accumulated(leaves, expected)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -574,9 +578,7 @@ def test_kept_graph_accumulates_in_grad(name: str, device: str) -> None:
     loss = call().sum()
     (loss * 3).backward(retain_graph=True)
     (loss * 5).backward()
-    for i, (leaf, e) in enumerate(zip(leaves, expected, strict=True)):
-        assert leaf.grad is not None
-        torch.testing.assert_close(leaf.grad, 8 * e, msg=naming(f"leaf {i}"))
+    _assert_accumulated(leaves, [8 * e for e in expected])
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from interrupts import StopAfter
 from typer.testing import CliRunner
 
 from dvae_fast import cli
@@ -222,18 +223,6 @@ def test_the_rate_that_was_learnt_is_kept(tmp_path: Path) -> None:
     level = load_model(tmp_path / "diwae-k5-5-seed0").corruption.level.detach()
     assert result["learnt_level"] == float(level)
     assert result["learnt_level"] != tiny().config.level
-
-
-class StopAfter:
-    """A report that stops the run once it has been called so often."""
-
-    def __init__(self, calls: int) -> None:
-        self.left = calls
-
-    def __call__(self, _: Any) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
 
 
 # 3 epochs of 6 steps are 18 reports; the evaluation's are the rest.

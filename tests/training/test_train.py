@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from interrupts import StopAfter
 
 from dvae_fast.files import CHECKPOINT, CheckpointError, load_tensors
 from dvae_fast.models import load_model
@@ -57,18 +58,6 @@ def tiny(**options: Any) -> TrainConfig:
 
 
 STEPS = math.ceil(N / 237)
-
-
-class StopAfter:
-    """A callback that interrupts after so many steps; needs a report at every step."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def __call__(self, _: object) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
 
 
 @pytest.fixture

@@ -72,9 +72,7 @@ struct CorruptSetup {
   }
 };
 
-template <class T>
-class Corrupt : public testing::Test {};
-TYPED_TEST_SUITE(Corrupt, Types);
+DVAE_TYPED_SUITE(Corrupt);
 
 // All kinds, sizes, alignments, and layouts of the parameters.
 template <class T, class F>

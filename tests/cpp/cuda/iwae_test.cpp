@@ -90,9 +90,7 @@ void check(Likelihood<T>& s, bool in_place, int launches) {
                largest * s.terms() * static_cast<double>(s.rows()));
 }
 
-template <class T>
-class Iwae : public testing::Test {};
-TYPED_TEST_SUITE(Iwae, Types);
+DVAE_TYPED_SUITE(Iwae);
 
 TYPED_TEST(Iwae, InOneKernel) {
   using T = TypeParam;

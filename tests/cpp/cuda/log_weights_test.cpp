@@ -6,9 +6,7 @@
 namespace dvae::test {
 namespace {
 
-template <class T>
-class LogWeights : public testing::Test {};
-TYPED_TEST_SUITE(LogWeights, Types);
+DVAE_TYPED_SUITE(LogWeights);
 
 // 1985 is more than a thread adds up before a logarithm, with a warp a row.
 template <class T, class F>

@@ -4,9 +4,7 @@
 namespace dvae::test {
 namespace {
 
-template <class T>
-class Softplus : public testing::Test {};
-TYPED_TEST_SUITE(Softplus, Types);
+DVAE_TYPED_SUITE(Softplus);
 
 TYPED_TEST(Softplus, ForwardAndBackward) {
   using T = TypeParam;

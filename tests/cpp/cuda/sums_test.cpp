@@ -4,9 +4,7 @@
 namespace dvae::test {
 namespace {
 
-template <class T>
-class Sums : public testing::Test {};
-TYPED_TEST_SUITE(Sums, Types);
+DVAE_TYPED_SUITE(Sums);
 
 // Factors of every dtype, one element and one a row.
 template <class T, class F>

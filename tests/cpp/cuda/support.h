@@ -7,12 +7,14 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <limits>
 #include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "../types.h"
 #include "core/half.h"
 #include "core/noise.h"
 #include "cpu/kernels.h"
@@ -22,41 +24,13 @@ namespace dvae::test {
 
 // --- types ------------------------------------------------------------------------------------
 
-template <class T>
-struct TypeOf;
-template <>
-struct TypeOf<float> {
-  static constexpr DType dtype = DType::kFloat32;
-  static constexpr double epsilon = 0x1p-23, tiny = 0x1p-126;
-};
-template <>
-struct TypeOf<double> {
-  static constexpr DType dtype = DType::kFloat64;
-  static constexpr double epsilon = 0x1p-52, tiny = 0x1p-1022;
-};
-template <>
-struct TypeOf<BFloat16> {
-  static constexpr DType dtype = DType::kBFloat16;
-  static constexpr double epsilon = 0x1p-7, tiny = 0x1p-126;
-};
-template <>
-struct TypeOf<Half> {
-  static constexpr DType dtype = DType::kFloat16;
-  static constexpr double epsilon = 0x1p-10, tiny = 0x1p-24;
-};
-
 using Types = testing::Types<float, double, BFloat16, Half>;
 
-template <class T>
-T make(double v) {
-  T to;
-  store(to, static_cast<accumulate_t<T>>(v));
-  return to;
-}
-template <class T>
-double value(T v) {
-  return static_cast<double>(load(v));
-}
+// A suite of tests for every type.
+#define DVAE_TYPED_SUITE(name)          \
+  template <class T>                    \
+  class name : public testing::Test {}; \
+  TYPED_TEST_SUITE(name, Types)
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 constexpr double kInf = std::numeric_limits<double>::infinity();
@@ -124,6 +98,20 @@ class Random {
  private:
   std::mt19937_64 generator_;
 };
+
+// The body for every size of latents and number of samples, few samples where they are large.
+template <class F>
+void for_latents(std::initializer_list<int64_t> sizes, std::initializer_list<int64_t> counts,
+                 const F& body) {
+  Random random(3);
+  for (const int64_t size : sizes) {
+    for (const int64_t samples : counts) {
+      if (size > 65 && samples > 5) continue;
+      body(size, samples, random);
+      if (testing::Test::HasFatalFailure()) return;
+    }
+  }
+}
 
 // --- running ----------------------------------------------------------------------------------
 

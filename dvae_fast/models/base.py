@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dvae_fast import functional, objectives
-from dvae_fast._checks import check_choice, check_float, check_size
+from dvae_fast._checks import check_choice, check_size
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast._seeds import derived_key, seed_tensor
 from dvae_fast.corruptions import (
@@ -31,7 +31,7 @@ from dvae_fast.models.config import (
     options_of,
 )
 from dvae_fast.models.decoders import Decoder, splits
-from dvae_fast.models.encoders import check_image_shape, make_encoder
+from dvae_fast.models.encoders import make_encoder
 from dvae_fast.models.layers import by_rows
 from dvae_fast.models.priors import (
     PRIORS,
@@ -39,6 +39,7 @@ from dvae_fast.models.priors import (
     check_prior,
     standard_normal_log_prob,
 )
+from dvae_fast.models.shapes import Shaped
 from dvae_fast.objectives import as_objective
 from dvae_fast.objectives.objective import check_score_objective
 
@@ -59,7 +60,7 @@ _PARTS = ("encoder", "decoder", "prior")
 _PRIOR_KEY = 3
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(Shaped):
     """p(x|z), its data, corruption and objective, whatever the latents: the base of all models.
 
     ``encoder``, ``decoder`` and ``prior`` may be replaced by modules of one's own, at construction
@@ -80,7 +81,7 @@ class Autoencoder(nn.Module):
 
     def __init__(
         self,
-        data_size: int,
+        data_size: int | Sequence[int],
         *sizes: Any,
         image_shape: Sequence[int] | None = None,
         data_mean: Tensor | None = None,
@@ -88,10 +89,7 @@ class Autoencoder(nn.Module):
     ) -> None:
         super().__init__()
         given = bind_options(type(self), sizes, options)
-        self.data_size = check_size("data_size", data_size)
-        self.image_shape = (
-            None if image_shape is None else check_image_shape(image_shape, data_size)
-        )
+        self._take_shape(data_size, image_shape)
         self.options = chosen = ModelConfig(**{**self.defaults, **given})
         self.latent_size = chosen.latent_size
         self.likelihood = get_likelihood(chosen.likelihood)
@@ -170,7 +168,7 @@ class Autoencoder(nn.Module):
 
     def _encoded(self, x: Tensor) -> Any:
         """What ``encoder`` makes of x, (..., D)."""
-        ready = isinstance(self.options.encoder, str)
+        x, ready = self.flatten(x), isinstance(self.options.encoder, str)
         return self.encoder(x) if ready else by_rows(self.encoder, x)
 
     def decode(self, z: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -242,20 +240,6 @@ class Autoencoder(nn.Module):
             raise ValueError(f"prior's sample must return shape {(n, size)}, got {tuple(z.shape)}")
         return z.to(like)
 
-    def _check_data(self, x: Tensor, name: str = "x") -> None:
-        check_float(name, x)
-        if x.dim() != 2 or x.shape[1] != self.data_size:
-            raise ValueError(
-                f"{name} must have shape (B, D) with D = {self.data_size}, got {tuple(x.shape)}"
-            )
-        if x.shape[0] < 1:
-            raise ValueError(f"{name} must hold B >= 1 examples, got shape {tuple(x.shape)}")
-        like = next(self.parameters(), x)
-        if x.device != like.device:
-            raise ValueError(f"{name} must be on the model's device, {like.device}, got {x.device}")
-        if x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise TypeError(f"{name} must have the model's dtype, {like.dtype}, got {x.dtype}")
-
     def _corrupt(
         self, x: Tensor, key: Tensor, copies: int | None, first_example: int = 0
     ) -> Tensor:
@@ -304,17 +288,17 @@ class Autoencoder(nn.Module):
         Its value is the bound's whatever gives the gradient: see `dvae_fast.objectives.loss`.
 
         Args:
-            x: (B, D), the clean data, which is the target and is never written to.
+            x: (B, D) or (B, *shape), the clean data, which is the target and is never written to.
             seed: int, int64 tensor of one element, or None to draw one from torch's generator.
                 One seed governs corruption and latents, which use different streams of it.
             first_example: index of x's first example in the noise: with the same seed, parts of
                 a batch get the numbers that the batch would.
 
         Raises:
-            TypeError, ValueError: if x is not (B, D) in the model's dtype and on its device, or
-                the seed or first_example is wrong.
+            TypeError, ValueError: if x is of another shape, not in the model's dtype or not on its
+                device, or the seed or first_example is wrong.
         """
-        self._check_data(x)
+        x = self._rows(x)
         key = seed_tensor(seed, x.device)
         latents = self._sample_posterior(x, key, first_example)
         params, again = self._decoded(latents.z)
@@ -384,12 +368,12 @@ class Autoencoder(nn.Module):
     def bound(
         self, x: Tensor, seed: int | Tensor | None = None, *, first_example: int = 0
     ) -> Tensor:
-        """The bound of each example, (B, D) → (B,), in nats and without a gradient.
+        """The bound of each example, (B,), in nats and without a gradient.
 
         Arguments as for `loss`; with the same seed its mean is minus `loss`. Holds no (B, K, D)
         for a Bernoulli.
         """
-        self._check_data(x)
+        x = self._rows(x)
         key = seed_tensor(seed, x.device)
         z, log_ratio, _ = self._sample_posterior(x, key, first_example)
         return objectives.bound(self._log_weights(z, x, log_ratio), self.objective)
@@ -398,7 +382,8 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int, seed: int | Tensor | None = None, *, draw: bool = False) -> Tensor:
-        """The means of p(x|z) for n latents z ~ p(z): (n, D).
+        """The means of p(x|z) for n latents z ~ p(z): (n, D), or (n, *shape) of a model built of a
+        shape.
 
         Args:
             n: n >= 1.
@@ -411,28 +396,28 @@ class Autoencoder(nn.Module):
         key = seed_tensor(seed, like.device)
         params = self.decode(self._draw_latents(n, key, like))
         if not draw:
-            return self.likelihood.mean(params)
+            return self._as_built(self.likelihood.mean(params))
         with torch.random.fork_rng([like.device] if like.is_cuda else []):
             torch.manual_seed(int(key))
-            return self.likelihood.sample(params)
+            return self._as_built(self.likelihood.sample(params))
 
     @torch.no_grad()
     def reconstruct(
         self, x: Tensor, seed: int | Tensor | None = None, *, corrupt: bool = False
     ) -> Tensor:
-        """The mean of p(x|z) at the middle of q(z|x), or of q(z|x̃): (B, D) → (B, D).
+        """The mean of p(x|z) at the middle of q(z|x), or of q(z|x̃), in the shape of x.
 
         The middle is the mean of a Gaussian, and the likelier value of each binary latent.
 
         Args:
-            x: (B, D).
+            x: (B, D) or (B, *shape).
             seed: as for `loss`; used only with `corrupt`.
             corrupt: encode a draw of x̃ rather than x.
         """
-        self._check_data(x)
+        given, x = x, self._rows(x)
         if corrupt:
             x = self._corrupt(x, seed_tensor(seed, x.device), None)
-        return self.likelihood.mean(self.decode(self._middle(x)))
+        return self.likelihood.mean(self.decode(self._middle(x))).reshape(given.shape)
 
     def _middle(self, x: Tensor) -> Tensor:
         """The likeliest z of q(z|x): (B, D) → (B, Z)."""
@@ -445,7 +430,8 @@ class Autoencoder(nn.Module):
 
         A module of one's own is there by the name of its class, which cannot be built again.
         """
-        config: dict[str, Any] = {"model": self.name, "data_size": self.data_size}
+        size = list(self.shape) if self._shaped else self.data_size
+        config: dict[str, Any] = {"model": self.name, "data_size": size}
         if self.image_shape is not None:
             config["image_shape"] = list(self.image_shape)
         now = {"objective": self.objective, "estimator": self.objective.estimator}

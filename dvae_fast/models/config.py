@@ -237,7 +237,7 @@ class ConstructorSignature:
         maker = next(c for c in owner.__mro__ if "__init__" in vars(c))
         if instance is not None or "__signature__" not in vars(maker):
             raise AttributeError("__signature__")
-        parameters = [inspect.Parameter("data_size", _BY_POSITION, annotation=int)]
+        parameters = [inspect.Parameter("data_size", _BY_POSITION, annotation=int | Sequence[int])]
         for name, field in options_of(owner).items():
             kind = inspect.Parameter.KEYWORD_ONLY if field.kw_only else _BY_POSITION
             default = owner.defaults.get(name, field.default)
@@ -262,14 +262,17 @@ _M = TypeVar("_M", bound="type[Autoencoder]")
 def register(model: _M) -> _M:
     """Put a model's class into `MODELS`, and its options into its documentation."""
     MODELS[model.name] = model
-    lines = ["data_size: D."]
+    lines = [
+        "data_size: D, or the shape of an example, (C, H, W) say, which samples then have; x is",
+        "    (B, D) or of that shape.",
+    ]
     for name, field in options_of(model).items():
         choices = field.metadata["choices"]
         valid = f"One of {', '.join(choices)}." if choices else ""
         words = " ".join(filter(None, (field.metadata["help"], valid, field.metadata["own"])))
         lines += textwrap.wrap(f"{name}: {words}", 92, subsequent_indent="    ")
     lines += [
-        "image_shape: (H, W), H · W = D; for an encoder that reads images.",
+        "image_shape: (H, W) or (C, H, W), whose product is D; for an encoder that reads images.",
         "data_mean: (D,), where the decoder's bias starts: in [0, 1], of counts >= 0.",
     ]
     model.__doc__ = f"{inspect.cleandoc(model.__doc__ or '')}\n\nArgs:\n    " + "\n    ".join(lines)
@@ -281,7 +284,9 @@ def default_samples(objective: Objective) -> int:
     return 1 if objective.bound.outside and not objective.gradient.score_function else 5
 
 
-def make_model(name: str, data_size: int, *sizes: Any, **options: Any) -> Autoencoder:
+def make_model(
+    name: str, data_size: int | Sequence[int], *sizes: Any, **options: Any
+) -> Autoencoder:
     """The model called `name`; the rest is its constructor's, None meaning its default.
 
     For a model without corruption ``corruption`` may be None or Identity.

@@ -1,15 +1,16 @@
 """Encoders: perceptrons, or networks that see an image as one, by its rows or by convolutions.
 
 Each maps (..., D) to the mean and log-variance of q(z|x), (..., Z) each, or its full spread; an
-image is D = H · W pixels, row by row. Source of the recurrent ones: Im, Ahn, Memisevic, Bengio
-(arXiv 1511.06406), whose experiments compare gated recurrent units with perceptrons.
+image is D = H · W pixels, row by row, or C · H · W, channel by channel. Source of the recurrent
+ones: Im, Ahn, Memisevic, Bengio (arXiv 1511.06406), whose experiments compare gated recurrent units
+with perceptrons.
 """
 
 from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from dvae_fast._checks import check_choice, check_sizes
 from dvae_fast.models.layers import MLP
 from dvae_fast.models.posterior import posterior_layer, split_posterior
+from dvae_fast.models.shapes import check_image_shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,7 +30,6 @@ __all__ = [
     "GRUEncoder",
     "GaussianEncoder",
     "check_encoder",
-    "check_image_shape",
     "make_encoder",
 ]
 
@@ -64,13 +65,6 @@ class GaussianEncoder(nn.Module):
         return split_posterior(self.output(self.trunk(x)), self.latent, self.covariance)
 
 
-def _check_image_shape(image_shape: Any) -> tuple[int, int]:
-    shape = check_sizes("image_shape", image_shape)
-    if len(shape) != 2:
-        raise ValueError(f"image_shape must be (H, W), got {shape}")
-    return shape[0], shape[1]
-
-
 class _ImageEncoder(nn.Module):
     """Features of each image, layers of a perceptron, and one last linear layer."""
 
@@ -84,39 +78,43 @@ class _ImageEncoder(nn.Module):
         covariance: str | None,
     ) -> None:
         super().__init__()
-        self.image_shape = _check_image_shape(image_shape)
+        self.image_shape = check_image_shape(image_shape)
         self.trunk = MLP((features, *hidden), activation)
         self.output = posterior_layer((features, *hidden)[-1], latent, covariance)
         self.latent, self.covariance = latent, covariance
 
     def features(self, images: Tensor) -> Tensor:
-        """(N, H, W) → (N, features)."""
+        """(N, *image_shape) → (N, features)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """(..., D) → mean (..., Z), and log_var (..., Z) or, if full, L (..., Z, Z).
 
         Raises:
-            ValueError: if D is not H · W.
+            ValueError: if D is not that of the images.
         """
-        height, width = self.image_shape
-        leading = x.shape[:-1]
-        if x.dim() == 0 or x.shape[-1] != height * width:
+        leading, size = x.shape[:-1], math.prod(self.image_shape)
+        if x.dim() == 0 or x.shape[-1] != size:
             raise ValueError(
-                f"x must have shape (..., D) with D = {height} · {width} = {height * width}, "
-                f"got {tuple(x.shape)}"
+                f"x must have shape (..., D) with D = {' · '.join(map(str, self.image_shape))} = "
+                f"{size}, got {tuple(x.shape)}"
             )
-        features = self.features(x.reshape(math.prod(leading), height, width))
+        features = self.features(x.reshape(math.prod(leading), *self.image_shape))
         output: Tensor = self.output(self.trunk(features))
         rows = output.view(*leading, output.shape[-1])
         return split_posterior(rows, self.latent, self.covariance)
+
+
+def _with_channels(images: Tensor) -> Tensor:
+    """(N, H, W) or (N, C, H, W) → (N, C, H, W)."""
+    return images.unsqueeze(1) if images.dim() == 3 else images
 
 
 class GRUEncoder(_ImageEncoder):
     """q(z|x) from gated recurrent units that read an image row by row.
 
     Args:
-        image_shape: (H, W).
+        image_shape: (H, W), or (C, H, W), of which a row is that of all channels.
         hidden: the units of the recurrent layer, then the sizes of layers between its state and
             the output; at least one.
         latent: Z.
@@ -140,22 +138,25 @@ class GRUEncoder(_ImageEncoder):
         columns: bool = False,
         pooling: str = "last",
     ) -> None:
-        height, width = _check_image_shape(image_shape)
+        *channels, height, width = check_image_shape(image_shape)
         units, *rest = check_sizes("hidden", hidden) or (0,)
         if units == 0:
             raise ValueError("hidden must hold the size of the recurrent layer at least, got none")
         check_choice("pooling", pooling, POOLINGS)
         super().__init__(image_shape, units * (1 + columns), rest, latent, activation, covariance)
         self.pooling = pooling
-        self.rows = nn.GRU(width, units, batch_first=True)
-        self.columns = nn.GRU(height, units, batch_first=True) if columns else None
+        depth = math.prod(channels)
+        self.rows = nn.GRU(depth * width, units, batch_first=True)
+        self.columns = nn.GRU(depth * height, units, batch_first=True) if columns else None
 
     def features(self, images: Tensor) -> Tensor:
-        """(N, H, W) → (N, units), or (N, 2 · units) with columns."""
-        read = self._pool(self.rows(images))
+        """(N, *image_shape) → (N, units), or (N, 2 · units) with columns."""
+        images = _with_channels(images)
+        read = self._pool(self.rows(images.transpose(1, 2).flatten(2)))
         if self.columns is None:
             return read
-        return torch.cat((read, self._pool(self.columns(images.transpose(1, 2)))), -1)
+        columns = images.permute(0, 3, 1, 2).flatten(2)
+        return torch.cat((read, self._pool(self.columns(columns))), -1)
 
     def _pool(self, result: tuple[Tensor, Tensor]) -> Tensor:
         states, last = result
@@ -166,7 +167,7 @@ class ConvEncoder(_ImageEncoder):
     """q(z|x) from 3 × 3 convolutions of stride 2, each of which halves the image.
 
     Args:
-        image_shape: (H, W).
+        image_shape: (H, W) or (C, H, W).
         hidden: sizes of the layers between the last convolution and the output; may be empty.
         latent: Z.
         activation: of those layers, one of `ACTIVATIONS`; that of the convolutions is ReLU.
@@ -187,7 +188,7 @@ class ConvEncoder(_ImageEncoder):
         *,
         channels: Sequence[int] = (32, 64),
     ) -> None:
-        height, width = _check_image_shape(image_shape)
+        *depth, height, width = check_image_shape(image_shape)
         channels = check_sizes("channels", channels)
         if not channels:
             raise ValueError("channels must hold at least one size, got none")
@@ -196,7 +197,7 @@ class ConvEncoder(_ImageEncoder):
         features = channels[-1] * height * width
         super().__init__(image_shape, features, hidden, latent, activation, covariance)
         layers: list[nn.Module] = []
-        for i, o in zip((1, *channels[:-1]), channels, strict=True):
+        for i, o in zip((math.prod(depth), *channels[:-1]), channels, strict=True):
             layer = nn.Conv2d(i, o, 3, stride=2, padding=1)
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
@@ -206,8 +207,9 @@ class ConvEncoder(_ImageEncoder):
         self.convolutions = nn.Sequential(*layers)
 
     def features(self, images: Tensor) -> Tensor:
-        """(N, H, W) → (N, channels · height · width of the last convolution's output)."""
-        features: Tensor = self.convolutions(images.unsqueeze(1)).flatten(1)
+        """(N, *image_shape) → (N, channels · height · width of the last convolution's output)."""
+        images = _with_channels(images)
+        features: Tensor = self.convolutions(images).flatten(1)
         return features
 
 
@@ -238,16 +240,6 @@ def check_encoder(encoder: str, hidden_sizes: Sequence[int]) -> None:
         )
 
 
-def check_image_shape(image_shape: Sequence[int], data_size: int) -> tuple[int, int]:
-    """`image_shape` as a tuple, if it is that of D = `data_size` pixels."""
-    height, width = _check_image_shape(image_shape)
-    if height * width != data_size:
-        raise ValueError(
-            f"image_shape must be (H, W) with H · W = D = {data_size}, got {(height, width)}"
-        )
-    return height, width
-
-
 def make_encoder(
     encoder: str,
     data_size: int,
@@ -267,7 +259,8 @@ def make_encoder(
     ready = ENCODERS[encoder]
     if ready.reads_images and shape is None:
         raise ValueError(
-            f"image_shape must be (H, W) for the encoder {encoder!r}, which reads images; got None"
+            f"image_shape must be (H, W) or (C, H, W) for the encoder {encoder!r}, which reads "
+            "images; got None"
         )
     size = shape if ready.reads_images else data_size
     return ready.make(size, hidden, latent, activation, covariance)

@@ -118,17 +118,18 @@ class LatentVariableModel(Autoencoder):
         """The means of p(x|z) on the straight lines between the means of q(z|x) of two images.
 
         Args:
-            start, end: (B, D); the first and last of each line are their reconstructions.
+            start, end: (B, D) or (B, *shape); the first and last of each line are their
+                reconstructions.
             steps: >= 2 images a line.
 
         Returns:
-            (B, steps, D).
+            (B, steps, D), or (B, steps, *shape) where those are.
 
         Raises:
             TypeError, ValueError: naming the argument, the rule and the value.
         """
-        self._check_data(start, "start")
-        self._check_data(end, "end")
+        given, start = start, self._rows(start, "start")
+        end = self._rows(end, "end")
         if end.shape != start.shape:
             raise ValueError(
                 f"start and end must have one shape, got {tuple(start.shape)} and "
@@ -138,7 +139,8 @@ class LatentVariableModel(Autoencoder):
             raise ValueError(f"steps must be >= 2, got {steps}")
         first, last = (self.encode(x)[0].unsqueeze(1) for x in (start, end))
         weight = torch.linspace(0, 1, steps, dtype=first.dtype, device=first.device).unsqueeze(1)
-        return self.likelihood.mean(self.decode(torch.lerp(first, last, weight)))
+        means = self.likelihood.mean(self.decode(torch.lerp(first, last, weight)))
+        return means.reshape(*means.shape[:-1], *given.shape[1:])
 
     @property
     def has_plane(self) -> bool:
@@ -156,7 +158,8 @@ class LatentVariableModel(Autoencoder):
             n: n >= 1 images a side.
 
         Returns:
-            (n, n, D): the second latent falls from row to row, the first rises within one.
+            (n, n, D), or (n, n, *shape) as `sample`: the second latent falls from row to row, the
+            first rises within one.
 
         Raises:
             ValueError: if the model has not two latents of a standard normal, or n < 1.
@@ -175,7 +178,7 @@ class LatentVariableModel(Autoencoder):
         steps = torch.arange(n, dtype=torch.float64, device=like.device) + 0.5
         quantiles = torch.special.ndtri(steps / n).to(like)
         z = torch.stack(torch.meshgrid(quantiles, quantiles.flip(0), indexing="xy"), -1)
-        return self.likelihood.mean(self.decode(z))
+        return self._as_built(self.likelihood.mean(self.decode(z)))
 
 
 def _repeated(t: Tensor, before: int, k: int) -> Tensor:

@@ -190,7 +190,7 @@ test_wrong_arguments = refusals(
         (
             lambda: make_model("vae", D, encoder="gru"),
             ValueError,
-            r"image_shape must be \(H, W\) for the encoder 'gru', which reads images; got None",
+            r"image_shape must be \(H, W\) or \(C, H, W\) for the encoder 'gru'",
         ),
         (
             lambda: make_model("vae", D, encoder="conv", image_shape=(4, 11)),
@@ -203,9 +203,9 @@ test_wrong_arguments = refusals(
             rf"image_shape must be \(H, W\) with H · W = D = {D}, got \(1, 2\)",
         ),
         (
-            lambda: make_model("vae", D, encoder="conv", image_shape=(9, 5, 1)),
+            lambda: make_model("vae", D, encoder="conv", image_shape=(9, 5, 1, 1)),
             ValueError,
-            r"image_shape must be \(H, W\), got \(9, 5, 1\)",
+            r"image_shape must be \(H, W\) or \(C, H, W\), got \(9, 5, 1, 1\)",
         ),
         (
             lambda: make_model("vae", D, encoder="conv", image_shape=D),

@@ -1,0 +1,98 @@
+"""Shapes of examples: models work on rows, (N, D), whatever shape their data have."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dvae_fast._checks import check_float, check_size, check_sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Shaped", "check_image_shape"]
+
+#: dimensions of an image
+_IMAGES = (2, 3)
+
+
+def check_image_shape(image_shape: Any, data_size: int | None = None) -> tuple[int, ...]:
+    """`image_shape` as a tuple, if it is (H, W) or (C, H, W), of D = `data_size` pixels."""
+    shape = check_sizes("image_shape", image_shape)
+    if len(shape) not in _IMAGES:
+        raise ValueError(f"image_shape must be (H, W) or (C, H, W), got {shape}")
+    if data_size is not None and math.prod(shape) != data_size:
+        names = ("C", "H", "W")[-len(shape) :]
+        raise ValueError(
+            f"image_shape must be ({', '.join(names)}) with {' · '.join(names)} = D = {data_size}, "
+            f"got {shape}"
+        )
+    return shape
+
+
+class Shaped(nn.Module):
+    """A module that works on rows (N, D) and takes (N, *shape) too.
+
+    Attributes:
+        data_size: D.
+        shape: of an example: (C, H, W), (H, W) or (D,).
+        image_shape: the same if it is that of an image, else None.
+    """
+
+    data_size: int
+    shape: tuple[int, ...]
+    image_shape: tuple[int, ...] | None
+    _shaped: bool
+
+    def _take_shape(
+        self, data_size: int | Sequence[int], image_shape: Sequence[int] | None
+    ) -> None:
+        """What a constructor is given: D, or the shape of an example; and that of an image."""
+        self._shaped = hasattr(data_size, "__iter__") and not isinstance(data_size, (str, Tensor))
+        sizes = check_sizes("data_size", data_size) if self._shaped else ()
+        if self._shaped and not sizes:
+            raise ValueError("data_size must be an int or the shape of an example, got ()")
+        self.data_size = math.prod(sizes) if sizes else check_size("data_size", data_size)
+        if image_shape is None and len(sizes) in _IMAGES:
+            image_shape = sizes
+        self.image_shape = (
+            None if image_shape is None else check_image_shape(image_shape, self.data_size)
+        )
+        self.shape = sizes or self.image_shape or (self.data_size,)
+
+    def flatten(self, x: Tensor) -> Tensor:
+        """(..., *shape) → (..., D); what is (..., D) already stays."""
+        n = len(self.shape)
+        flat = x.shape[-1:] == (self.data_size,) or x.shape[-n:] != self.shape
+        return x if flat else x.flatten(-n)
+
+    def unflatten(self, x: Tensor) -> Tensor:
+        """(..., D) → (..., *shape)."""
+        return x.reshape(*x.shape[:-1], *self.shape)
+
+    def _as_built(self, x: Tensor) -> Tensor:
+        """(..., D) → (..., *shape) where `data_size` was given as that shape."""
+        return self.unflatten(x) if self._shaped else x
+
+    def _rows(self, x: Tensor, name: str = "x") -> Tensor:
+        """x as rows (B, D), after checking that it is such data."""
+        check_float(name, x)
+        given = tuple(x.shape)
+        if x.dim() == 1 + len(self.shape) and given[1:] == self.shape:
+            x = x.flatten(1)
+        if x.dim() != 2 or x.shape[1] != self.data_size:
+            rule = f"(B, D) with D = {self.data_size}"
+            if len(self.shape) > 1:
+                rule += f", or (B, {', '.join(map(str, self.shape))})"
+            raise ValueError(f"{name} must have shape {rule}, got {given}")
+        if x.shape[0] < 1:
+            raise ValueError(f"{name} must hold B >= 1 examples, got shape {given}")
+        like = next(self.parameters(), x)
+        if x.device != like.device:
+            raise ValueError(f"{name} must be on the model's device, {like.device}, got {x.device}")
+        if x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"{name} must have the model's dtype, {like.dtype}, got {x.dtype}")
+        return x

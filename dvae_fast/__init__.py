@@ -13,6 +13,7 @@ from dvae_fast.evaluation import (
     LikelihoodEstimate,
     annealed_importance_sampling,
     bidirectional,
+    estimate_from_log_weights,
     estimate_log_likelihood,
 )
 from dvae_fast.functional import (
@@ -51,6 +52,7 @@ __all__ = [
     "build_info",
     "check",
     "corrupt",
+    "estimate_from_log_weights",
     "estimate_log_likelihood",
     "iwae_loss",
     "latent_log_ratio",

@@ -301,7 +301,7 @@ def plot_worst(
     *,
     title: str = "",
 ) -> None:
-    """Examples above their reconstructions, each with a label.
+    """Given above their reconstructions, each with a label.
 
     Args:
         x, means: (N, D) in [0, 1].

@@ -107,7 +107,7 @@ def evaluate_command(
     ] = False,
     batch_size: Annotated[
         int | None,
-        typer.Option(help="Examples at once; changes speed and memory only. Default: by memory."),
+        typer.Option(help="Given at once; changes speed and memory only. Default: by memory."),
     ] = None,
     chunk: Annotated[
         int | None,

@@ -1,7 +1,9 @@
 """The log-likelihood of a model, estimated."""
 
 from dvae_fast.evaluation.annealed import annealed_importance_sampling, bidirectional
-from dvae_fast.evaluation.importance import CURVE, DTYPES, estimate_log_likelihood
+from dvae_fast.evaluation.engine import CURVE
+from dvae_fast.evaluation.function import estimate_from_log_weights
+from dvae_fast.evaluation.importance import DTYPES, estimate_log_likelihood
 from dvae_fast.evaluation.proposals import PROPOSALS, Proposal
 from dvae_fast.evaluation.results import (
     AISEstimate,
@@ -37,6 +39,7 @@ __all__ = [
     "Proposal",
     "annealed_importance_sampling",
     "bidirectional",
+    "estimate_from_log_weights",
     "estimate_log_likelihood",
     "pareto_shape",
 ]

@@ -26,17 +26,22 @@ from torch import Tensor
 from dvae_fast import functional, reference
 from dvae_fast._checks import check_choice, check_index, check_size, is_number
 from dvae_fast._seeds import seed_tensor
+from dvae_fast.data.given import Given
 from dvae_fast.evaluation.hamiltonian import EXTRA_NORMALS, Point, Target, move
 from dvae_fast.evaluation.modules import ordinary_tensors
 from dvae_fast.evaluation.results import AISEstimate, BidirectionalEstimate, Meter
 from dvae_fast.evaluation.simulation import normal, simulate
 from dvae_fast.evaluation.statistics import from_state
 from dvae_fast.evaluation.target import Evaluated, rows_at_once
+from dvae_fast.models.distributions import Sampled
 from dvae_fast.models.posterior import marginal_log_var
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
+
+    from dvae_fast.data.given import Data
     from dvae_fast.evaluation.results import EvaluationProgress
     from dvae_fast.evaluation.target import Model
     from dvae_fast.likelihoods import Likelihood
@@ -57,20 +62,27 @@ _RATE = 0.3  # of the step size's logarithm for each unit of acceptance amiss
 
 
 class _Decoded:
-    """ℓ of a batch: x (B, *shape), f_0 = N(mean, exp(log_var)), (B, Z) each.
+    """ℓ of a batch of x (B, *shape), f_0 = N(mean, exp(log_var)), (B, Z) each.
 
     float64 but for p(x|z).
     """
 
-    def __init__(self, evaluated: Evaluated, x: Tensor, mean: Tensor, log_var: Tensor) -> None:
-        self.evaluated, self.x, self.dtype = evaluated, x, mean.dtype
+    def __init__(
+        self,
+        evaluated: Evaluated,
+        x: Tensor,
+        mean: Tensor,
+        log_var: Tensor,
+        context: Tensor | None = None,
+    ) -> None:
+        self.evaluated, self.x, self.context, self.dtype = evaluated, x, context, mean.dtype
         self.mean = mean.double().unsqueeze(1)
         self.log_var = log_var.double().unsqueeze(1)
         self.std = torch.exp(0.5 * self.log_var)
 
     def __call__(self, u: Tensor) -> Point:
         z = self.mean + self.std * u
-        value, slope = _log_likelihood(self.evaluated, z.to(self.dtype), self.x)
+        value, slope = _log_likelihood(self.evaluated, z.to(self.dtype), self.x, self.context)
         value = value + 0.5 * (u.square() - z.square() + self.log_var).sum(-1)
         return Point(u, value, self.std * (slope - z) + u)
 
@@ -79,7 +91,9 @@ class _Decoded:
         return ((z.double().unsqueeze(1) - self.mean) / self.std).squeeze(1)
 
 
-def _log_likelihood(evaluated: Evaluated, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def _log_likelihood(
+    evaluated: Evaluated, z: Tensor, x: Tensor, context: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """log p(x|z) and ∂/∂z in float64, from one decode: z (B, C, Z) → (B, C) and (B, C, Z).
 
     Over logits that are held: at 2,500 rows of 784 they cost 33 ms for value and gradient, where
@@ -88,7 +102,7 @@ def _log_likelihood(evaluated: Evaluated, z: Tensor, x: Tensor) -> tuple[Tensor,
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         x = x.flatten(1)
-        params = evaluated.params(z, x.shape[1])
+        params = evaluated.params(z, x.shape[1], context)
         log_p = functional.log_weights(params, x, z.new_zeros(z.shape[:-1]), evaluated.likelihood)
         grad = None
         if log_p.requires_grad:
@@ -228,7 +242,7 @@ def _statistics(
 
 def _run(
     evaluated: Evaluated,
-    x: Tensor,
+    batch: Given,
     exact: Tensor | None,
     settings: _Settings,
     like: Tensor,
@@ -236,11 +250,17 @@ def _run(
     first: int,
 ) -> list[dict[str, Tensor]]:
     """The statistics of one batch forward and, if given its exact posterior draws, in reverse."""
-    mean, spread = evaluated.posterior(x)
+    posterior = evaluated.posterior(batch.x, batch.context)
+    if isinstance(posterior, Sampled):
+        raise ValueError(
+            "model's encode must return mean and log_var for annealed importance sampling, which "
+            f"starts there, got {type(posterior.q).__name__}"
+        )
+    mean, spread = posterior
     log_var = marginal_log_var(mean, spread)
     if settings.start == "prior":
         mean, log_var = torch.zeros_like(mean), torch.zeros_like(log_var)
-    target = _Decoded(evaluated, x, mean, log_var)
+    target = _Decoded(evaluated, batch.x, mean, log_var, batch.context)
     examples, size = mean.shape
     temperatures, chains = settings.temperatures, settings.chains
     betas = _schedule(settings.schedule, temperatures)
@@ -281,7 +301,7 @@ def _evaluated(model: Model, likelihood: str | Likelihood | None) -> Evaluated:
 
 def _run_all(
     evaluated: Evaluated,
-    x: Tensor,
+    data: Given,
     exact: Tensor | None,
     settings: _Settings,
     like: Tensor,
@@ -291,13 +311,13 @@ def _run_all(
 ) -> list[AISEstimate]:
     parts = []
     batch_size = settings.batch(like.device)
-    meter = Meter(x.shape[0], progress)
+    meter = Meter(len(data), progress)
     with ExitStack() as stack:
         stack.enter_context(evaluated.evaluating())
         stack.enter_context(ordinary_tensors(evaluated.modules))
-        for first in range(0, x.shape[0], batch_size):
+        for first in range(0, len(data), batch_size):
             rows = slice(first, first + batch_size)
-            batch = x[rows].to(like.device)
+            batch = data[rows].to(like.device)
             draws = None if exact is None else exact[rows]
             parts.append(_run(evaluated, batch, draws, settings, like, key, first_example + first))
             done = parts[-1][0]
@@ -305,8 +325,8 @@ def _run_all(
                 done["log_likelihood"], done["standard_error"], len(batch) * settings.chains
             )
     about = {
-        "seed": int(key), "first_example": first_example, "data_size": math.prod(x.shape[1:]),
-        "remarks": evaluated.remarks(x),
+        "seed": int(key), "first_example": first_example, "data_size": data.x[0].numel(),
+        "remarks": evaluated.remarks(data.x),
     }  # fmt: skip
     return [
         settings.estimate(list(part), reverse=i == 1, **about)
@@ -318,8 +338,9 @@ def _run_all(
 @torch.no_grad()
 def annealed_importance_sampling(
     model: Model,
-    x: Tensor,
+    x: Data,
     *,
+    context: Tensor | np.ndarray[Any, Any] | None = None,
     chains: int = 16,
     temperatures: int = 500,
     leapfrog: int = 10,
@@ -343,7 +364,7 @@ def annealed_importance_sampling(
 
     Args:
         model: as for `dvae_fast.estimate_log_likelihood`; its decoder must be differentiable.
-        x: (N, D) or (N, *shape), as there.
+        x, context: as there.
         chains: C >= 1.
         temperatures: T >= 1, the number of factors of w, with T − 1 moves between them. With one
             this is importance sampling from f_0 with C samples.
@@ -374,15 +395,18 @@ def annealed_importance_sampling(
     Source: Neal (2001); Wu, Burda, Salakhutdinov, Grosse (arXiv 1611.04273), section 4.
     """
     evaluated = _evaluated(model, likelihood)
-    evaluated.check_data(x)
-    check_index("first_example", first_example, x.shape[0])
+    data = evaluated.examples(x, context)
+    check_index("first_example", first_example, len(data))
     settings = _Settings(
         chains, temperatures, leapfrog, start, schedule, tune, step_size, batch_size
     )
-    like = evaluated.like(x)
+    like = evaluated.like(data.x)
     key = seed_tensor(seed, like.device)
-    x = x.clone() if x.is_inference() else x  # which autograd could not save
-    (forward,) = _run_all(evaluated, x, None, settings, like, key, progress, int(first_example))
+    # Tensors of inference mode autograd could not save.
+    values, told = (t.clone() if t is not None and t.is_inference() else t
+                    for t in (data.x, data.context))  # fmt: skip
+    data = Given(cast("Tensor", values), told)
+    (forward,) = _run_all(evaluated, data, None, settings, like, key, progress, int(first_example))
     return forward
 
 
@@ -449,5 +473,6 @@ def bidirectional(
     with evaluated.evaluating():
         x, z = simulate(evaluated, n, size, place, key)
     evaluated.likelihood.check_support(x)
-    forward, reverse = _run_all(evaluated, x, z, settings, evaluated.like(x), key, progress)
+    like = evaluated.like(x)
+    forward, reverse = _run_all(evaluated, Given(x), z, settings, like, key, progress)
     return BidirectionalEstimate(x.cpu(), z.cpu(), forward, reverse)

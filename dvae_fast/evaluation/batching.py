@@ -31,7 +31,6 @@ __all__ = [
     "free_memory",
     "held",
     "memory_of",
-    "moved",
     "out_of_memory",
     "plan",
     "several",
@@ -40,7 +39,7 @@ __all__ = [
 # Rows (examples × samples) to decode at once: the work of milliseconds, against some 0.1 ms that it
 # takes to launch. Not measured yet.
 _ROWS = 1 << 20
-# Examples of a batch: the statistics launch some 200 small kernels a batch, however large it is.
+# Given of a batch: the statistics launch some 200 small kernels a batch, however large it is.
 _EXAMPLES = 512
 # Bytes to hold at once, of however much there is: more would make nothing faster.
 _BYTES = 8 << 30
@@ -103,7 +102,7 @@ def _even(total: int, most: int) -> int:
 
 
 def several(device: torch.device) -> int:
-    """Examples of a batch. The reference launches kernels for each one and chunk: the longer these,
+    """Given of a batch. The reference launches kernels for each one and chunk: the longer these,
     the fewer."""
     return 1 if _reference(device) else _EXAMPLES
 
@@ -280,13 +279,6 @@ def fitting(
 
 
 # --- transfers ------------------------------------------------------------------------------------
-
-
-def moved(x: Tensor, device: torch.device) -> Tensor:
-    """x on that device; to a GPU, without a wait for what runs there."""
-    if device.type == "cuda" and x.device.type == "cpu":
-        return x.pin_memory().to(device, non_blocking=True)
-    return x.to(device)
 
 
 class Fetch:

@@ -267,11 +267,13 @@ class PartialResults:
         except CheckpointError as error:
             warnings.warn(f"partial results are not kept: {error}", RuntimeWarning, stacklevel=2)
 
-    def batches(self, size: int) -> list[tuple[int, int]]:
-        """What is not done, as ranges [first, stop) of at most `size` consecutive examples."""
+    def batches(self, size: int, grid: int | None = None) -> list[tuple[int, int]]:
+        """What is not done, as ranges [first, stop) of at most `size` consecutive examples; with a
+        `grid`, which is that of the first example, none goes over a multiple of `size` in it."""
         out: list[tuple[int, int]] = []
         for i in (~self.done).nonzero().flatten().tolist():
-            if out and out[-1][1] == i and i - out[-1][0] < size:
+            begins = grid is not None and (grid + i) % size == 0
+            if out and out[-1][1] == i and i - out[-1][0] < size and not begins:
                 out[-1] = (out[-1][0], i + 1)
             else:
                 out.append((i, i + 1))

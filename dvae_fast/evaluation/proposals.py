@@ -7,15 +7,24 @@ encoded once; then samples are drawn in any chunks, a function of (seed, example
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from dvae_fast import functional, noise
 from dvae_fast._checks import check_choice, check_count
-from dvae_fast.corruptions import Corruption, Identity, as_corruption, corrupt
+from dvae_fast.corruptions import (
+    Corruption,
+    Identity,
+    as_corruption,
+    corrupt,
+    describe_corruption,
+)
+from dvae_fast.data.given import Given
+from dvae_fast.evaluation.engine import Drawer
 from dvae_fast.models import gaussian_log_ratio
+from dvae_fast.models.distributions import Sampled
 from dvae_fast.models.posterior import is_full, place
 
 if TYPE_CHECKING:
@@ -23,7 +32,7 @@ if TYPE_CHECKING:
 
     from dvae_fast.evaluation.target import Evaluated
 
-__all__ = ["PROPOSALS", "Drawer", "Proposal"]
+__all__ = ["PROPOSALS", "ModelDrawer", "Proposal"]
 
 #: "posterior": q(z|x) on the clean input. "corrupted": q(z|x̃) with a fresh x̃ for each sample, which
 #: encodes as often. "mixture": 1/M Σ_m q(z|x̃_m), M encodings an example, its own density in the
@@ -31,20 +40,11 @@ __all__ = ["PROPOSALS", "Drawer", "Proposal"]
 PROPOSALS = ("posterior", "corrupted", "mixture")
 
 
-class Drawer(Protocol):
-    """The proposal of some examples, encoded; `key` and `first_example` are their noise's."""
-
-    key: Tensor
-    first_example: int
+class ModelDrawer(Drawer, Protocol):
+    """The proposal of some examples, encoded."""
 
     def draw(self, k: int, first_sample: int) -> tuple[Tensor, Tensor]:
         """z (B, k, Z), and log_ratio = log p(z) − log q (B, k), of samples first_sample, …"""
-
-    def row(self, i: int) -> Drawer:
-        """That of the i-th example alone."""
-
-    def with_key(self, key: Tensor) -> Drawer:
-        """The same proposal, for other draws."""
 
 
 class Proposal:
@@ -75,22 +75,65 @@ class Proposal:
         self.corruption = corruption or Identity()
         self.copies = int(copies)
 
-    def encode(self, evaluated: Evaluated, x: Tensor, key: Tensor, first_example: int) -> Drawer:
-        """Encode x (B, D), the examples first_example, … of the noise."""
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its draws depend on besides its name; JSON-able."""
+        drawn_from_x = self.name == "posterior"
+        return {
+            "copies": self.copies if self.name == "mixture" else None,
+            "corruption": None if drawn_from_x else _described(self.corruption),
+        }
+
+    def encode(
+        self,
+        evaluated: Evaluated,
+        x: Tensor,
+        key: Tensor,
+        first_example: int,
+        context: Tensor | None = None,
+    ) -> ModelDrawer:
+        """Encode x (B, *shape) with its context, the examples first_example, … of the noise."""
         if self.name == "posterior":
-            return _Posterior(evaluated.draw, evaluated.posterior(x), key, first_example)
+            posterior = evaluated.posterior(x, context)
+            if isinstance(posterior, Sampled):
+                return _PerExample(evaluated, Given(x, context), key, first_example)
+            return _Posterior(evaluated.draw, posterior, key, first_example)
         if evaluated.discrete:
             raise ValueError(f"proposal must be posterior for binary latents, got {self.name!r}")
         corruption = self.corruption = self.corruption.to(x.device)  # once, not at every batch
         x = evaluated.encoded(x)
         if self.name == "corrupted":
-            return _Corrupted(evaluated, x, corruption, key, first_example)
+            return _Corrupted(evaluated, Given(x, context), corruption, key, first_example)
         noisy = corrupt(x, corruption, self.copies, key, first_example=first_example)
         mean, spread = (
             part.unflatten(0, (self.copies, len(x)))
-            for part in evaluated.posterior(noisy.flatten(0, 1))
+            for part in _gaussian(evaluated, noisy, context, self.name)
         )
         return _Mixture(mean, spread, key, first_example)
+
+
+def _gaussian(
+    evaluated: Evaluated, noisy: Tensor, context: Tensor | None, name: str
+) -> tuple[Tensor, ...]:
+    """Mean and spread of each of (M, B, *shape), in rows."""
+    copies = len(noisy)
+    if context is not None:
+        context = context.expand(copies, *context.shape).flatten(0, 1)
+    posterior = evaluated.posterior(noisy.flatten(0, 1), context)
+    if isinstance(posterior, Sampled):
+        raise ValueError(
+            "proposal must be posterior for an encoder that returns a distribution of its own, "
+            f"got {name!r}"
+        )
+    return posterior
+
+
+def _described(corruption: Corruption) -> Any:
+    """For a comparison; exact where that can be."""
+    try:
+        return describe_corruption(corruption)
+    except (TypeError, ValueError):
+        return repr(corruption)
 
 
 class _Posterior:
@@ -117,27 +160,81 @@ class _Posterior:
         return _Posterior(self.sample, self.parts, key, self.first_example)
 
 
+# Samples of a distribution at once, whatever is asked for: their noise is torch's, which depends on
+# it.
+_BLOCK = 256
+
+
+class _PerExample:
+    """A distribution of each example's own, by blocks of samples that have a seed of their own, so
+    that any batch and any chunk draws the same."""
+
+    def __init__(
+        self,
+        evaluated: Evaluated,
+        batch: Given,
+        key: Tensor,
+        first_example: int,
+    ) -> None:
+        self.evaluated, self.key, self.first_example = evaluated, key, first_example
+        self.batch = batch
+        self._encoded: dict[int, Sampled] = {}
+        self._last: dict[int, tuple[int, tuple[Tensor, Tensor]]] = {}
+
+    def draw(self, k: int, first_sample: int) -> tuple[Tensor, Tensor]:
+        rows = [self._of(i, k, first_sample) for i in range(len(self.batch))]
+        zs, ratios = zip(*rows, strict=True)
+        return torch.cat(zs), torch.cat(ratios)
+
+    def _of(self, i: int, k: int, first_sample: int) -> tuple[Tensor, Tensor]:
+        begin, end = first_sample // _BLOCK, (first_sample + k - 1) // _BLOCK + 1
+        zs, ratios = zip(*(self._block(i, block) for block in range(begin, end)), strict=True)
+        at = first_sample - begin * _BLOCK
+        return torch.cat(zs, 1)[:, at : at + k], torch.cat(ratios, 1)[:, at : at + k]
+
+    def _block(self, i: int, block: int) -> tuple[Tensor, Tensor]:
+        """Of samples block · _BLOCK, …: z (1, _BLOCK, Z) and the log-ratio (1, _BLOCK)."""
+        last = self._last.get(i)
+        if last is not None and last[0] == block:
+            return last[1]
+        if i not in self._encoded:
+            one = self.batch[i : i + 1]
+            self._encoded[i] = cast("Sampled", self.evaluated.posterior(one.x, one.context))
+        drawn = self._encoded[i].sample(
+            _BLOCK, self.key, first_example=self.first_example + i, first_sample=block
+        )
+        self._last[i] = block, drawn
+        return drawn
+
+    def row(self, i: int) -> _PerExample:
+        one = self.batch[i : i + 1]
+        return _PerExample(self.evaluated, one, self.key, self.first_example + i)
+
+    def with_key(self, key: Tensor) -> _PerExample:
+        return _PerExample(self.evaluated, self.batch, key, self.first_example)
+
+
 class _Corrupted:
     def __init__(
         self,
         evaluated: Evaluated,
-        x: Tensor,
+        batch: Given,
         corruption: Corruption,
         key: Tensor,
         first_example: int,
     ) -> None:
-        self.evaluated, self.x, self.corruption = evaluated, x, corruption
+        self.evaluated, self.batch, self.corruption = evaluated, batch, corruption
         self.key, self.first_example = key, first_example
 
     def draw(self, k: int, first_sample: int) -> tuple[Tensor, Tensor]:
         noisy = corrupt(
-            self.x, self.corruption, k, self.key,
+            self.batch.x, self.corruption, k, self.key,
             first_example=self.first_example, first_copy=first_sample,
         )  # fmt: skip
-        b = self.x.shape[0]
+        b = len(self.batch)
         mean, spread = (
             part.unflatten(0, (k, b)).transpose(0, 1)  # (B, k, Z), (B, k, Z, Z) if full
-            for part in self.evaluated.posterior(noisy.flatten(0, 1))
+            for part in _gaussian(self.evaluated, noisy, self.batch.context, "corrupted")
         )
         epsilon = _noise(b, k, mean, self.key, self.first_example, first_sample)
         z = place(mean, spread, epsilon)
@@ -148,7 +245,7 @@ class _Corrupted:
 
     def row(self, i: int) -> _Corrupted:
         other = copy.copy(self)
-        other.x, other.first_example = self.x[i : i + 1], self.first_example + i
+        other.batch, other.first_example = self.batch[i : i + 1], self.first_example + i
         return other
 
     def with_key(self, key: Tensor) -> _Corrupted:

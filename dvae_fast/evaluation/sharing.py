@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from dvae_fast.distributed import World
     from dvae_fast.evaluation.partial import PartialResults
 
+    #: (samples, first_sample) → their log-weights, (B, samples)
+    Draw = Callable[[int, int], Tensor]
+
 __all__ = ["Share", "divide", "exchange", "gather_all", "smallest"]
 
 
@@ -26,16 +30,21 @@ class Share:
         self.rank, self.size, self.group = rank, size, group
 
     def log_weights(
-        self, draw: Callable[[int, int], Tensor], x: Tensor, k: int, first_sample: int
+        self, draw: Draw, x: Tensor, k: int, first_sample: int, unit: int | None = None
     ) -> Tensor:
         """(B, k) of the samples first_sample, first_sample + 1, …, the same on all of the group;
-        draw(k, first_sample) makes those of this process."""
-        edges = [i * k // self.size for i in range(self.size + 1)]
-        begin, end = edges[self.rank], edges[self.rank + 1]
+        draw(k, first_sample) makes those of this process: `unit` of them, if given, as far as they
+        go, and else as many as the others do."""
         if self.size == 1:
             return draw(k, first_sample)
-        widest = -(-k // self.size)
-        mine = x.new_zeros(len(x), widest, dtype=accumulation_dtype(x.dtype))
+        if unit is None:
+            edges = [i * k // self.size for i in range(self.size + 1)]
+        else:
+            edges = [min(i * unit, k) for i in range(self.size + 1)]
+        begin, end = edges[self.rank], edges[self.rank + 1]
+        widest = max(b - a for a, b in pairwise(edges))
+        wide = x.dtype if x.is_floating_point() and unit is None else torch.float64
+        mine = x.new_zeros(len(x), widest, dtype=accumulation_dtype(wide))
         if end > begin:
             mine[:, : end - begin] = draw(end - begin, first_sample + begin)
         parts = [torch.empty_like(mine) for _ in range(self.size)]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dvae_fast import functional
 from dvae_fast._checks import check_float
+from dvae_fast.data.given import Given, given_from
 from dvae_fast.evaluation.modules import (
     always_training,
     evaluating_all,
@@ -23,8 +24,10 @@ from dvae_fast.evaluation.partial import fingerprint
 from dvae_fast.functional.linear import with_scale
 from dvae_fast.likelihoods import Bernoulli, Likelihood, get_likelihood
 from dvae_fast.models import MLP, Autoencoder, BernoulliLatentModel, Softplus, sample_gaussian
+from dvae_fast.models.distributions import Sampled, is_distribution
 from dvae_fast.models.layers import hooked
 from dvae_fast.models.posterior import is_full
+from dvae_fast.models.wrappers import unwrapped
 
 if TYPE_CHECKING:
     from dvae_fast.functional.linear import Scale
@@ -54,12 +57,14 @@ def rows_at_once(device: torch.device) -> int:
 class EncoderDecoder(Protocol):
     """What a model must have to be evaluated: q(z|x), and the parameters of p(x|z)."""
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor] | Any:
         """(B, *shape), as the data is → mean and log_var (B, Z) of a diagonal Gaussian; p(z) is
         N(0, I).
 
         Of a full one, a lower triangular L (B, Z, Z) in the place of log_var: see
-        `dvae_fast.models.posterior`.
+        `dvae_fast.models.posterior`. Of any other q(z|x), an object with ``rsample((k,))`` → (k, B,
+        Z) and ``log_prob(z)`` → (k, B), as those of torch.distributions. Where a context is given,
+        it is the second argument of both methods.
         """
 
     def decode(self, z: Tensor) -> Params:
@@ -109,7 +114,7 @@ class Evaluated:
         likelihood: str | Likelihood | None = None,
         scale: Scale | None = None,
     ) -> None:
-        self.model = model = _unwrapped(model)
+        self.model = model = unwrapped(model)
         self.own = model if isinstance(model, Autoencoder) else None
         if isinstance(model, tuple):
             if len(model) != 2 or not all(callable(part) for part in model):
@@ -187,41 +192,52 @@ class Evaluated:
         device = place_of(self.modules) or x.device
         return torch.empty(0, dtype=self.dtype or x.dtype, device=device)
 
-    def check_data(self, x: Tensor) -> int:
-        """D, if x is a floating-point tensor (N, *shape) of N >= 1 examples of D numbers that the
-        model can take and the likelihood's support holds.
+    def examples(self, x: Any, context: Any = None) -> Given:
+        """x, and its context, of a tensor, an array, a Dataset or a DataLoader.
 
         Raises:
-            TypeError, ValueError: naming x, the rule and the value.
+            TypeError, ValueError: naming the argument, the rule and the value, unless x is (N,
+                *shape) of N >= 1 examples of D numbers that the model can take and the
+                likelihood's support holds.
         """
+        own = self.own
+        x, context = given_from(x, context, wants_context=own is not None and own.wants_context)
         check_float("x", x)
         if x.is_meta:
             raise ValueError("x must hold values to be evaluated, got a tensor on meta")
         size = math.prod(x.shape[1:])
-        wanted = self.own.data_size if self.own is not None else size
+        wanted = own.data_size if own is not None else size
         if x.dim() < 2 or size != wanted or x.shape[0] < 1:
             rule = "(N, D), or (N, *shape), with N >= 1"
-            if self.own is not None:
+            if own is not None:
                 rule = f"(N, D) with N >= 1 and D = {wanted}"
             raise ValueError(f"x must have shape {rule}, got {tuple(x.shape)}")
         self.likelihood.check_support(x)
-        return size
+        if own is not None:
+            context = own.as_context(context, len(x), self.like(x))
+        return Given(x, context).checked()
 
     def encoded(self, x: Tensor) -> Tensor:
         """x as encode takes it, in the model's dtype."""
         x = x if self.dtype is None else x.to(self.dtype)
         return x if self.own is None else x.flatten(1)
 
-    def posterior(self, x: Tensor) -> tuple[Tensor, ...]:
+    def posterior(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, ...] | Sampled:
         """q(z|x), encoded once: (B, *shape) → mean (B, Z), and log_var (B, Z) or L (B, Z, Z); of
-        binary latents, logits (B, Z) only."""
-        result = self.encode(self.encoded(x))
+        binary latents, logits (B, Z) only; or a distribution of the encoder's own."""
+        told = () if context is None else (context,)
+        result = self.encode(self.encoded(x), *told)
         if self.discrete:
             return (result,)
+        if is_distribution(result):
+            return Sampled(result, len(x))
         pair = isinstance(result, (tuple, list)) and len(result) == 2
         if not pair or not all(isinstance(part, Tensor) for part in result):
             got = f"{len(result)} values" if isinstance(result, (tuple, list)) else type(result)
-            raise TypeError(f"encode must return two tensors, mean and log_var, got {got}")
+            raise TypeError(
+                f"encode must return two tensors, mean and log_var, got {got}; or one "
+                "distribution, with rsample and log_prob"
+            )
         mean, spread = result
         if mean.dim() != 2 or len(mean) != len(x):
             raise ValueError(
@@ -232,13 +248,15 @@ class Evaluated:
         return mean, spread
 
     @torch.no_grad()
-    def identity(self, x: Tensor) -> dict[str, Any]:
+    def identity(self, data: Given) -> dict[str, Any]:
         """What tells this model from another: its modules, and what it makes of the first x."""
         states = [(m, name, t) for m in self.modules for name, t in m.state_dict().items()]
-        like = self.like(x)
         with self.evaluating():
-            parts = self.posterior(x[:1].to(like.device))
-            first = self.params(parts[0].unsqueeze(1), x[0].numel())[0]
+            one = data[:1].to(self.like(data.x).device)
+            posterior = self.posterior(one.x, one.context)
+            parts = (posterior.middle(),) if isinstance(posterior, Sampled) else posterior
+            z = parts[0].unsqueeze(1)
+            first = self.params(z, one.x[0].numel(), one.context)[0]
         numbers = [t.double().flatten()[:8].cpu() for t in (*parts, first)]
         numbers.append(first.double().mean().cpu().reshape(1))
         return {
@@ -256,15 +274,17 @@ class Evaluated:
             return _ROWS_DENSE
         return rows_at_once(like.device)
 
-    def log_weights(self, z: Tensor, x: Tensor, log_ratio: Tensor) -> Tensor:
+    def log_weights(
+        self, z: Tensor, x: Tensor, log_ratio: Tensor, context: Tensor | None = None
+    ) -> Tensor:
         """log p(x|z) + log_ratio: z (B, K, Z), x (B, *shape), log_ratio (B, K) → (B, K).
 
         Differentiable. The logits of a Bernoulli are not held where the decoder ends in a plain
         linear layer, and hidden activations neither where all its layers are plain.
         """
         x = x.flatten(1)
-        if self._trunk is None:
-            params = self.params(z, x.shape[1])
+        if self._trunk is None or context is not None:
+            params = self.params(z, x.shape[1], context)
             return functional.log_weights(params, x, log_ratio, self.likelihood)
         if self._decoded_dtype is not None:
             z = z.to(self._decoded_dtype)
@@ -292,13 +312,16 @@ class Evaluated:
             scale=self.scale,
         )  # fmt: skip
 
-    def params(self, z: Tensor, size: int | None = None) -> tuple[Any, ...]:
+    def params(
+        self, z: Tensor, size: int | None = None, context: Tensor | None = None
+    ) -> tuple[Any, ...]:
         """The likelihood's parameters of z (B, K, Z): numbers, or tensors that broadcast to
         (B, K, D); the first is (B, K, D) where the likelihood has a kernel.
 
         Args:
             z: latents, which decode sees as rows, (B·K, Z).
             size: D, if it is known.
+            context: (B, *shape), repeated for the samples of each example.
 
         Raises:
             TypeError, ValueError: if decode returns something else.
@@ -306,7 +329,12 @@ class Evaluated:
         if self._decoded_dtype is not None:
             z = z.to(self._decoded_dtype)
         given = z if self.takes_samples else z.flatten(0, 1)
-        parts = self.likelihood.unpack(with_scale(self.decode(given), self.scale))
+        told: tuple[Tensor, ...] = ()
+        if context is not None and self.takes_samples:
+            told = (context.unsqueeze(1),)
+        elif context is not None:
+            told = (context.repeat_interleave(z.shape[1], 0),)
+        parts = self.likelihood.unpack(with_scale(self.decode(given, *told), self.scale))
         leading, first = given.shape[:-1], parts[0]
         if isinstance(first, Tensor) and first.dim() > len(leading):
             self.shape = tuple(first.shape[len(leading) :])
@@ -371,19 +399,6 @@ class Evaluated:
                 "export it after eval()."
             )
         return tuple(one for one in said if one is not None)
-
-
-def _unwrapped(model: Any) -> Any:
-    """The model inside a wrapper that has it as `module`, as of data parallel ones, or that is
-    compiled."""
-    while isinstance(model, nn.Module) and not isinstance(model, Autoencoder):
-        inner = model._modules.get("_orig_mod") or (
-            None if hasattr(model, "encode") else model._modules.get("module")
-        )
-        if inner is None:
-            break
-        model = inner
-    return model
 
 
 def _by_sample(part: Any, leading: torch.Size, samples: torch.Size, size: int | None) -> Any:

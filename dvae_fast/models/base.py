@@ -240,6 +240,21 @@ class Autoencoder(Shaped):
             raise ValueError(f"prior's sample must return shape {(n, size)}, got {tuple(z.shape)}")
         return z.to(like)
 
+    @property
+    def wants_context(self) -> bool:
+        """Whether it is told something besides x."""
+        return False
+
+    def as_context(self, context: Any, examples: int, like: Tensor) -> Tensor | None:
+        """The context of so many examples, as the networks take it.
+
+        Raises:
+            TypeError, ValueError: if it is given to a model without, or the other way round.
+        """
+        if context is not None:
+            raise ValueError(f"context must be None for a {type(self).__name__}, which takes none")
+        return None
+
     def _corrupt(
         self, x: Tensor, key: Tensor, copies: int | None, first_example: int = 0
     ) -> Tensor:

@@ -129,7 +129,7 @@ class TrainConfig(ModelConfig):
     )
     valid_examples: int | None = option(None, "Validate on the first so many only. Default: all.")
     epochs: int = option(DATASETS[_DEFAULT_DATA].epochs, f"Default: {_by_data('epochs')}.")
-    batch_size: int = option(100, "Examples a step, of all processes together.")
+    batch_size: int = option(100, "Given a step, of all processes together.")
     learning_rate: float = option(
         DATASETS[_DEFAULT_DATA].learning_rate,
         f"Adam's, at the start. Default: {_by_data('learning_rate')}.",

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dvae_fast import ops
 from dvae_fast._version import __version__
+from dvae_fast.data.given import given_from
 from dvae_fast.distributed import World, all_sum, any_true, on_main, share
 from dvae_fast.files import CHECKPOINT, CheckpointError, one_line, save_tensors
 from dvae_fast.kept import mark_old
-from dvae_fast.models import Autoencoder, save_model
+from dvae_fast.models import save_model
 from dvae_fast.models.layers import evaluating
 from dvae_fast.models.saving import MODEL
+from dvae_fast.models.wrappers import unwrapped
 from dvae_fast.training.checkpoint import Checkpoint, load_optimizer, optimizer_tensors
 from dvae_fast.training.config import OptionError, TrainConfig, kl_weight, learning_rate
 from dvae_fast.training.graphed import GraphedStep
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dvae_fast.data import Dataset
+    from dvae_fast.data.given import Data
+    from dvae_fast.models import Autoencoder
 
 __all__ = ["NonFiniteError", "Run", "mean_bound"]
 
@@ -37,25 +41,31 @@ class NonFiniteError(RuntimeError):
 
 
 def mean_bound(
-    model: Autoencoder, x: Tensor, seed: int, batch_size: int, world: World | None = None
+    model: nn.Module, x: Data, seed: int, batch_size: int, world: World | None = None
 ) -> float:
     """Mean over x (N, D) of the model's own bound, in nats, on the model's device.
 
     The noise is a function of seed and example: that of the whole of x at once, whatever
     `batch_size` and however many processes of `world` share the work.
+
+    Args:
+        model: an `Autoencoder`; wrapped or compiled too.
+        x: a tensor, an array, a Dataset or a DataLoader.
     """
-    device = next(model.parameters()).device
+    own: Autoencoder = unwrapped(model)
+    values, _ = given_from(x)
+    device = next(own.parameters()).device
     world = world or World(0, 1, 0, device)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    with evaluating(model):
-        for first in range(0, len(x), batch_size):
-            batch = x[first : first + batch_size]
+    with evaluating(own):
+        for first in range(0, len(values), batch_size):
+            batch = values[first : first + batch_size]
             start, stop = share(len(batch), world)
             if start < stop:
                 mine = batch[start:stop].to(device)
-                bounds = model.bound(mine, seed, first_example=first + start)
+                bounds = own.bound(mine, seed, first_example=first + start)
                 total += bounds.sum(dtype=torch.float64)
-    return all_sum(total, world).item() / len(x)
+    return all_sum(total, world).item() / len(values)
 
 
 class Run:

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from dvae_fast import cli
 from dvae_fast.corruptions import rates_from_mean
 from dvae_fast.evaluation import annealed_importance_sampling, estimate_log_likelihood
-from dvae_fast.evaluation.importance import _Evaluation
+from dvae_fast.evaluation.engine import Evaluation
 from dvae_fast.evaluation.partial import PARTIAL
 from dvae_fast.files import CHECKPOINT, CheckpointError, load_tensors, save_tensors
 from dvae_fast.models import load_model
@@ -489,7 +489,7 @@ def test_evaluate_goes_on_where_it_was_interrupted(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ("evaluate", run_dir, "--k", "7", "--limit", "20", "--batch-size", "4")
-    original = _Evaluation.batch
+    original = Evaluation.batch
     evaluated: list[int] = []
 
     def batch(self: Any, x: Tensor, first: int) -> Any:
@@ -498,7 +498,7 @@ def test_evaluate_goes_on_where_it_was_interrupted(
         evaluated.append(first)
         return original(self, x, first)
 
-    monkeypatch.setattr(_Evaluation, "batch", batch)
+    monkeypatch.setattr(Evaluation, "batch", batch)
     result = run(*options)
     assert result.exit_code == 130
     assert "interrupted; what is done is kept, go on with --resume" in result.output
@@ -509,7 +509,7 @@ def test_evaluate_goes_on_where_it_was_interrupted(
     assert "the seed of" in wrong.output
     evaluated.clear()
     monkeypatch.setattr(
-        _Evaluation, "batch",
+        Evaluation, "batch",
         lambda self, x, first: (evaluated.append(first), original(self, x, first))[1],
     )  # fmt: skip
     ok(*options, "--resume")

@@ -147,7 +147,7 @@ def test_salt_and_bit_flip_follow_the_mapping(device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_large_indices_follow_the_mapping(device: str) -> None:
-    """Examples and samples fill their 32-bit words, copies the 24 bits beside the stream."""
+    """Given and samples fill their 32-bit words, copies the 24 bits beside the stream."""
     x, seed = torch.full((2, 65), 0.25, device=device), torch.tensor([6], device=device)
     rate = torch.tensor(0.5, device=device)
     for first_example, first_copy in ((2**31 - 1, 2**31 - 2), (2**32 - 2, 2**32 - 3)):

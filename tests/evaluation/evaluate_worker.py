@@ -18,15 +18,21 @@ import torch
 from linear_gaussian import draw_data, linear_gaussian
 from ranks import meet_elsewhere, program
 from torch import Tensor
+from torch.distributions import Normal
 
 from dvae_fast.corruptions import AdditiveGaussian
 from dvae_fast.distributed import TIMEOUT_VARIABLE, DistributedError, World, join
-from dvae_fast.evaluation import batching, estimate_log_likelihood
+from dvae_fast.evaluation import (
+    batching,
+    estimate_from_log_weights,
+    estimate_log_likelihood,
+)
 
 if TYPE_CHECKING:
-    from dvae_fast.evaluation import EvaluationProgress
+    from dvae_fast.evaluation import EvaluationProgress, LikelihoodEstimate
 
 N, K, SEED = 11, 23, 99
+STANDARD = Normal(0.0, 1.0, validate_args=False)
 FIELDS = (
     "log_likelihood", "standard_error", "ess", "elbo", "pareto_k", "spent", "curve",
     "curve_standard_error",
@@ -43,6 +49,8 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "tolerance of one": (1, {"tolerance": 0.03, "max_k": 500, "chunk": 7}),
     "mixture": (N, {"proposal": "mixture", "copies": 3}),
     "corrupted": (1, {"proposal": "corrupted"}),
+    "function": (N, {"by": "function", "tolerance": 0.05, "max_k": 300, "chunk": 9}),
+    "function of one": (1, {"by": "function", "chunk": 7, "tolerance": 0.01, "max_k": 300}),
 }
 
 
@@ -57,6 +65,22 @@ def data(n: int) -> Tensor:
     return x
 
 
+def evaluate(n: int, *, by: str = "model", **options: Any) -> LikelihoodEstimate:
+    """n examples, by the model or by a function whose draws are torch's."""
+    given, x = model(), data(n)
+    if by == "model":
+        return estimate_log_likelihood(given, x, **options)
+
+    def log_weights(x: Tensor, k: int, seed: int) -> Tensor:
+        mean, log_var = given.encode(x)
+        q = Normal(mean, torch.exp(0.5 * log_var), validate_args=False)
+        z = q.sample((k,))
+        log_p = Normal(*given.decode(z), validate_args=False).log_prob(x).sum(-1)
+        return (log_p + (STANDARD.log_prob(z) - q.log_prob(z)).sum(-1)).T
+
+    return estimate_from_log_weights(log_weights, x, **options)
+
+
 #: how each is planned: as on a CPU, or from memory, of which the processes have unlike amounts
 PLANS = ("cpu", "gpu")
 
@@ -67,9 +91,7 @@ def run(world: World, folder: Path) -> None:
         if plan == "gpu":
             batching.free_memory = lambda device: 20_000 * (world.rank + 1)
         for name, (n, options) in CASES.items():
-            estimate = estimate_log_likelihood(
-                model(), data(n), **{"k": K, "seed": SEED, "world": world, **options}
-            )
+            estimate = evaluate(n, **{"k": K, "seed": SEED, "world": world, **options})
             arrays = {field: getattr(estimate, field).numpy() for field in FIELDS}
             np.savez(folder / f"{name}, {plan}.{world.rank}.npz", **arrays)
     batching.free_memory = of_cpu

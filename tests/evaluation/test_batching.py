@@ -14,8 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dvae_fast import functional
 from dvae_fast.corruptions import Masking
+from dvae_fast.data.given import Given
 from dvae_fast.evaluation import (
     batching,
+    engine,
     estimate_log_likelihood,
     importance,
     sharing,
@@ -153,7 +155,9 @@ def test_what_a_row_holds(proposal: str) -> None:
         how = Proposal(proposal, None if proposal == "posterior" else Masking(0.5), 7)
         key, x = torch.tensor([1]), torch.rand(1, 300)
         with torch.no_grad():
-            return importance._memory(Evaluated(model), how, x, key, dtype, Limits())
+            evaluated = Evaluated(model)
+            source = importance.ModelSource(evaluated, how, evaluated.like(x), 300, dtype)
+            return source.memory(Given(x), key, Limits())
 
     torch.manual_seed(0)
     model = make_model("iwae", 300, 5, (40, 50)).train()
@@ -305,8 +309,8 @@ def test_memory_may_run_out_in_the_statistics(
     """Half of a batch is in them by then: it is evaluated again."""
     expected = estimate_log_likelihood(_model(), _data(), K, seed=SEED)
     as_gpu(rows=50, examples=5)
-    monkeypatch.setattr(importance, "PENDING", 4)
-    monkeypatch.setattr(importance, "PENDING_CHUNKS", 1)
+    monkeypatch.setattr(engine, "PENDING", 4)
+    monkeypatch.setattr(engine, "PENDING_CHUNKS", 1)
     original, calls = statistics.ParetoTail.add, []
 
     def add(self: Any, log_w: Tensor) -> None:
@@ -450,13 +454,14 @@ def test_nothing_waits_inside_a_batch(
     how = Proposal(proposal, None if proposal == "posterior" else Masking(0.3), 10)
     x = torch.empty(500, 784, device="meta")
     key = torch.empty(1, dtype=torch.int64, device="meta")
-    evaluation = importance._Evaluation(
-        Evaluated(model), how, key, 5000, 5000, None, importance.CURVE, 1667, 1667 * 500, None,
-        sharing.Share(), Limits(), large=True,
+    source = importance.ModelSource(Evaluated(model), how, x, 784)
+    evaluation = engine.Evaluation(
+        source, key, 5000, 5000, None, engine.CURVE, engine.Sizes(500, 1667, 1667 * 500, True),
+        sharing.Share(), Limits(),
     )  # fmt: skip
     with torch.no_grad(), Launched() as launched:
-        batch = evaluation.batch(x, 0)
-    assert batch._fetch.shape == (500, 6 + 2 * len(importance.CURVE))
+        batch = evaluation.batch(Given(x), 0)
+    assert batch._fetch.shape == (500, 6 + 2 * len(engine.CURVE))
     assert not launched.counts.keys() & WAITS
     assert launched.counts["linear_log_weights"] == 3
     assert launched.counts["topk"] == 1  # the statistics, once
@@ -474,7 +479,7 @@ def test_a_batch_is_fetched_once_after_the_next_is_launched(
     case: str, as_gpu: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    original = importance._Evaluation.batch
+    original = engine.Evaluation.batch
 
     def batch(self: Any, x: Tensor, first: int) -> Any:
         with Launched() as launched:
@@ -490,7 +495,7 @@ def test_a_batch_is_fetched_once_after_the_next_is_launched(
         return self._from
 
     as_gpu()
-    monkeypatch.setattr(importance._Evaluation, "batch", batch)
+    monkeypatch.setattr(engine.Evaluation, "batch", batch)
     monkeypatch.setattr(Fetch, "get", get)
     told: list[EvaluationProgress] = []
 
@@ -517,7 +522,7 @@ def test_what_is_launched_is_kept_when_interrupted(
 ) -> None:
     path = tmp_path / "partial.npz"
     told: list[int] = []
-    original = importance._Evaluation.batch
+    original = engine.Evaluation.batch
 
     def batch(self: Any, x: Tensor, first: int) -> Any:
         if where == "batch" and first == 8:
@@ -530,13 +535,13 @@ def test_what_is_launched_is_kept_when_interrupted(
             raise error
 
     as_gpu()
-    monkeypatch.setattr(importance._Evaluation, "batch", batch)
+    monkeypatch.setattr(engine.Evaluation, "batch", batch)
     with pytest.raises(error):
         estimate_log_likelihood(_model(), _data(), K, seed=SEED, partial=path, progress=progress)
     assert told == [4]
     done = PartialResults(N, path, read_settings(path) or {}).done
     assert done.tolist() == [True] * 8 + [False] * 3
-    monkeypatch.setattr(importance._Evaluation, "batch", original)
+    monkeypatch.setattr(engine.Evaluation, "batch", original)
     whole = estimate_log_likelihood(_model(), _data(), K, seed=SEED, partial=path)
     _same(estimate_log_likelihood(_model(), _data(), K, seed=SEED), whole)
     # All of it is done now: not even a trial.

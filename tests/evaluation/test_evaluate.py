@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import dvae_fast
 from dvae_fast import corruptions, evaluation, functional, reference
 from dvae_fast.evaluation import LikelihoodEstimate, estimate_log_likelihood, statistics
-from dvae_fast.evaluation.importance import _split
+from dvae_fast.evaluation.importance import split
 from dvae_fast.evaluation.target import has_bfloat16
 from dvae_fast.models import LatentVariableModel, make_model
 from dvae_fast.noise import latent_noise
@@ -112,7 +112,7 @@ def test_statistics_are_those_of_the_weights(likelihood: str) -> None:
     ("batch_size", "chunk"),
     [(1, 1), (3, 7), (4, 22), (N, 24), (N + 5, K), (None, 4), (2, None), (10**6, None)],
 )
-def test_any_split(batch_size: int | None, chunk: int | None, likelihood: str) -> None:
+def test_anysplit(batch_size: int | None, chunk: int | None, likelihood: str) -> None:
     model, x = _model(likelihood), _data()
     whole = estimate_log_likelihood(model, x, K, batch_size=N, chunk=K, seed=SEED)
     part = estimate_log_likelihood(model, x, K, batch_size=batch_size, chunk=chunk, seed=SEED)
@@ -177,7 +177,7 @@ def test_states_merge() -> None:
 def test_default_sizes(
     k: int, batch_size: int | None, chunk: int | None, expected: tuple[int, int]
 ) -> None:
-    assert _split(k, batch_size, chunk, 2500) == expected
+    assert split(k, batch_size, chunk, 2500) == expected
 
 
 def test_rows_at_once_do_not_grow_with_k() -> None:

@@ -46,9 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("case", worker.CASES)
 def test_two_processes_are_one(case: str, plan: str, folder: Path) -> None:
     n, options = worker.CASES[case]
-    expected = estimate_log_likelihood(
-        worker.model(), worker.data(n), **{"k": worker.K, "seed": worker.SEED, **options}
-    )
+    expected = worker.evaluate(n, **{"k": worker.K, "seed": worker.SEED, **options})
     for rank in range(2):
         found = np.load(folder / f"{case}, {plan}.{rank}.npz")
         for field in worker.FIELDS:

@@ -24,7 +24,9 @@ struct LikelihoodDefaults {
   static constexpr bool kHasDataTerm = false;
   // Whether an element takes many registers: more than 128 of a CUDA thread in double.
   static constexpr bool kHeavy = false;
-  static constexpr int kMaxPush = 64;  // a longer sum in one float would lose what it adds
+  static constexpr int kMaxPush = 32;  // a longer sum in one float would lose what it adds
+  // Whether b is a product, whose logarithm `finish` takes, and finish_sum that of b = 0.
+  static constexpr bool kProduct = false;
 
   template <ScaleKind kScale, class A>
   DVAE_HD static A data_term(A, A) {
@@ -46,6 +48,7 @@ struct LikelihoodDefaults {
 struct Bernoulli : LikelihoodDefaults {
   // 1 + e <= 2: four merged pairs stay below 2¹²⁰.
   static constexpr int kMaxPush = 30;
+  static constexpr bool kProduct = true;
 
   // kCoarse: of a 16-bit logit, for which device code takes the coarse e.
   template <bool kCoarse = false, class A>
@@ -118,6 +121,10 @@ struct Bernoulli : LikelihoodDefaults {
   template <class A>
   DVAE_HD static A finish(A a, A b) {
     return -(a + log1p(b));
+  }
+  template <class A>
+  DVAE_HD static A finish_sum(A a) {
+    return -a;
   }
 };
 
@@ -216,16 +223,19 @@ struct DiscretisedLogistic : LikelihoodDefaults {
 };
 
 // Counts x with mean μ and inverse dispersion t (theta; the scale here): variance μ + μ²/t.
-//   log p = log Γ(x + t)/Γ(t) − log x! + t log t/(t + μ) + x log μ/(t + μ)
-// With Stirling's series for both Γ, of t' = t (or, where t < kShift, t + kShift),
-//   log Γ(x + t')/Γ(t') = x log(x + t') + (t' − ½) log1p(x/t') − x + S(1/(x + t')) − S(1/t'),
-// in which the log t' that the two have in common does not appear: t may be as large as it likes,
-// and log p goes to a Poisson's. The ratio of the Γ is the most work by far; where rows share t
-// they share the ratio, which then is in data_term. a = Σ of the rest.
+//   log p = log Γ(x + t)/(Γ(t) x!) + t log t/(t + μ) + x log μ/(t + μ)
+// whose terms of the size of x log x cancel. So it is made of what is left of each log Γ without
+// them (gamma.h's J), and of the deviance, two terms that are positive (Loader 2000, Fast and
+// accurate computation of binomial probabilities):
+//   log p = J(x + t) − J(t) − log x! + (x log x − x) − t g(u) − x g(−w),  g(y) = y − log(1 + y),
+//   u = (x − μ)/(t + μ),  w = t (x − μ)/(x (t + μ)).
+// As t goes to inf that goes to a Poisson's. Of x and t alone is all but the deviance: it is in
+// data_term where rows share t. a = Σ of the rest.
 struct NegativeBinomial : LikelihoodDefaults {
   static constexpr bool kHasScale = true;
   static constexpr bool kHasDataTerm = true;
   static constexpr bool kHeavy = true;
+  static constexpr double kNear = 0.25;
 
   // By then a Poisson in every digit; inf/inf would not be.
   template <class A>
@@ -233,101 +243,81 @@ struct NegativeBinomial : LikelihoodDefaults {
     return scale > A(1e20) ? A(1e20) : scale;
   }
 
-  // μ/t, at most the largest number for a finite μ, so that t log1p(μ/t) goes to 0 with t.
+  // μ, x − μ and 1/(t + μ), finite.
   template <class A>
-  DVAE_HD static A odds(A mean, A t) {
-    const A most = mean < infinity<A>() ? largest<A>() : infinity<A>();
-    const A ratio = mean / t;
-    return ratio > most ? most : ratio;
-  }
-
-  // What log Γ(x + t)/Γ(t) and its derivative are made of.
-  template <class A>
-  struct Gammas {
-    A up, total, r_up, r_total, log_up;
-    A counted;  // 0 at x = 0, where not even rounding is to be left
-    bool small;
+  struct Means {
+    A mean, difference, inverse;
   };
   template <class A>
-  DVAE_HD static Gammas<A> gammas(A t, A x) {
-    Gammas<A> v;
-    v.small = t < A(Stirling<A>::kShift);
-    v.up = v.small ? t + A(Stirling<A>::kShift) : t;
-    v.total = x + v.up;
-    v.r_up = A(1) / v.up;
-    v.r_total = A(1) / v.total;
-    v.log_up = log1p(x * v.r_up);
-    v.counted = x == A(0) ? A(0) : A(1);
+  DVAE_HD static Means<A> means(A mean, A t, A x) {
+    Means<A> v;
+    v.mean = finite(mean);
+    v.inverse = A(1) / (t + v.mean + A(1.17549435e-38f));
+    v.difference = x - v.mean;
     return v;
   }
-  // log Γ(x + t)/Γ(t) − x log(x + t'); the latter is left to the caller.
+  // log (t + x)/(t + μ) besides u
   template <class A>
-  DVAE_HD static A log_ratio(const Gammas<A>& v, A t, A x) {
-    using S = Stirling<A>;
-    // log t/(x + t) by itself: the quotient of a tiny t and a large x underflows.
-    const A z = x + t;
-    const A first = log(v.small ? t : A(1)) - log(v.small ? z : A(1));
-    const A others = log(v.small ? S::rising(t) / S::rising(z) : A(1));
-    const A series = S::series(v.r_total) - S::series(v.r_up);
-    return ((v.up - A(0.5)) * v.log_up - x) + series + (first + others);
+  DVAE_HD static LogRest<A> rest_of_t(const Means<A>& v, A t, A x) {
+    return log_rest((x + t) * v.inverse, v.difference * v.inverse, A(kNear));
   }
-  // ψ(x + t) − ψ(t)
+
+  // Factors of 0 and 1, not choices: GCC 12 makes branches of choices that depend on each other,
+  // and leaves the loop scalar.
   template <class A>
-  DVAE_HD static A slope(const Gammas<A>& v, A t, A x) {
-    using S = Stirling<A>;
-    const A z = x + t;
-    A d_bottom, d_top;
-    const A bottom = S::rising(t, d_bottom), top = S::rising(z, d_top);
-    // 1/t − 1/z is x/(z t)
-    const A difference = x / z / t + (d_bottom / bottom - d_top / top);
-    const A steps = v.small ? difference : A(0);
-    const A series = S::derivative(v.r_total) - S::derivative(v.r_up);
-    return v.counted * (v.log_up + A(0.5) * (v.r_up - v.r_total) + series + steps);
+  DVAE_HD static A minus_deviance(A mean, A t, A x) {
+    const Means<A> v = means(mean, t, x);
+    const A zero = one_if<A>(x == A(0));
+    // t u = x w: part of either g, so that where neither has its first term they need none.
+    const A linear = t * v.inverse * v.difference;
+    const LogRest<A> of_t = rest_of_t(v, t, x);
+    // 1 − w = μ (x + t)/(x (t + μ)), of a μ below 2⁻⁶⁰ times 2⁸⁰, so that a tiny one does not
+    // underflow. At x = 0 its logarithm counts for nothing.
+    const A tiny = one_if<A>(v.mean < A(0x1p-60));
+    const A share = v.mean * (A(1) + tiny * A(0x1p80)) * v.inverse;
+    const A reciprocal_x = A(1) / (x + zero);
+    const LogRest<A> of_x = log_rest(share * (A(1) + t * reciprocal_x), -linear * reciprocal_x,
+                                     A(kNear) * (A(1) - zero));
+    const A back = tiny * of_x.whole * A(-55.451774444795624753);  // −80 log 2
+    const A first = (of_t.whole - of_x.whole) * linear;
+    const A y = (t * of_t.value - first) + x * (of_x.value + back);
+    // −inf, where μ = 0 and x > 0 or where μ = inf.
+    const A impossible = one_if<A>(share == A(0)) * x * largest<A>() * largest<A>();
+    return y - impossible - (mean - v.mean);
   }
 
   template <ScaleKind kScale, class A>
   DVAE_HD static void push(A& a, A&, A mean, A scale, A x) {
     const A t = capped(scale);
-    // μ/(t + μ), which at μ = inf is 1, of a μ below 2⁻⁶⁰ times 2⁸⁰: a tiny one does not underflow.
-    // For x = 0 its logarithm counts for nothing, if it is −inf.
-    const bool tiny = mean < A(0x1p-60);
-    const A scaled = mean * (tiny ? A(0x1p80) : A(1));
-    const A share = mean == infinity<A>() ? A(1) : scaled / (t + mean);
-    const A back = tiny ? A(-55.451774444795624753) : A(0);  // −80 log 2
-    A counts;
-    if constexpr (kScale == ScaleKind::kFull) {
-      const Gammas<A> v = gammas(t, x);
-      const A power = x * (log(x == A(0) ? A(1) : share * v.total) + back);
-      counts = v.counted * (power + log_ratio(v, t, x));
-    } else {
-      counts = x * (log(x == A(0) ? A(1) : share) + back);
-    }
-    a = a + (counts - t * log1p(odds(mean, t)));
+    a = a + minus_deviance(mean, t, x);
+    if constexpr (kScale == ScaleKind::kFull) a = a + gammas(t, x);
+  }
+  // Exactly 0 at x = 0: not even rounding is left.
+  template <class A>
+  DVAE_HD static A gammas(A t, A x) {
+    return one_if<A>(x != A(0)) * log_gamma_rest(t, x);
   }
   template <ScaleKind kScale, class A>
   DVAE_HD static A data_term([[maybe_unused]] A scale, A x) {
-    A y = -log_factorial(x);
-    if constexpr (kScale == ScaleKind::kShared) {
-      const A t = capped(scale);
-      const Gammas<A> v = gammas(t, x);
-      y = y + v.counted * (x * log(v.total) + log_ratio(v, t, x));
-    }
+    A y = -log_factorial_rest(x);
+    if constexpr (kScale == ScaleKind::kShared) y = y + gammas(capped(scale), x);
     return y;
   }
   template <class A>
   DVAE_HD static A data_derivative(A scale, A x) {
-    const A t = capped(scale);
-    return slope(gammas(t, x), t, x);
+    return one_if<A>(x != A(0)) * digamma_rest(capped(scale), x);
   }
   // d log p / d μ = (x/μ − 1) t/(t + μ),
-  // d log p / d t = ψ(x + t) − ψ(t) − log (t + μ)/t + (μ − x)/(t + μ)
+  // d log p / d t = K(x + t) − K(t) + log (t + x)/(t + μ) − u
   template <ScaleKind kScale, class A>
   DVAE_HD static void derivative(A mean, A scale, A x, A& d_mean, A& d_scale) {
-    const A t = capped(scale), ratio = odds(mean, t);
-    const A relative = x == A(0) ? A(0) : x / mean;
-    d_mean = (relative - A(1)) / (A(1) + ratio);
-    const A pull = mean == infinity<A>() ? A(1) : (mean - x) / (t + mean);
-    d_scale = pull - log1p(ratio);
+    const A t = capped(scale);
+    const Means<A> v = means(mean, t, x);
+    const A zero = one_if<A>(x == A(0));  // then x/μ − 1 is −1, of μ = 0 too
+    d_mean = (v.difference - zero) / (v.mean + zero) * (t * v.inverse);
+    const LogRest<A> of_t = rest_of_t(v, t, x);
+    const A first = of_t.whole * (v.difference * v.inverse);
+    d_scale = (of_t.value - first) - (mean - v.mean);  // −inf at μ = inf
     if constexpr (kScale == ScaleKind::kFull) d_scale = d_scale + data_derivative(scale, x);
   }
   template <class A>

@@ -44,9 +44,8 @@ DVAE_HD float power_of_two(int32_t n) {
   return bit_cast<float>((static_cast<uint32_t>(n) + 127u) << 23);
 }
 
-// log(m) + e ln 2 from x = m − 1, m in [√½, √2).
-DVAE_HD float log_reduced(float x, float e) {
-  const float z = x * x;
+// (log(1 + x) − x + ½ x²)/x³, 1 + x in [√½, √2).
+DVAE_HD float log_cubic(float x) {
   float p = 7.0376836292e-2f;
   p = p * x - 1.1514610310e-1f;
   p = p * x + 1.1676998740e-1f;
@@ -55,8 +54,13 @@ DVAE_HD float log_reduced(float x, float e) {
   p = p * x - 1.6668057665e-1f;
   p = p * x + 2.0000714765e-1f;
   p = p * x - 2.4999993993e-1f;
-  p = p * x + 3.3333331174e-1f;
-  float y = x * z * p;
+  return p * x + 3.3333331174e-1f;
+}
+
+// log(m) + e ln 2 from x = m − 1, m in [√½, √2).
+DVAE_HD float log_reduced(float x, float e) {
+  const float z = x * x;
+  float y = x * z * log_cubic(x);
   y = y + e * -2.12194440e-4f;
   y = y - 0.5f * z;
   return (x + y) + e * 0.693359375f;
@@ -121,9 +125,6 @@ DVAE_HD float log1p(float x) {
 }
 DVAE_HD double log1p(double x) { return ::log1p(x); }
 
-DVAE_HD float sqrt(float x) { return ::sqrtf(x); }
-DVAE_HD double sqrt(double x) { return ::sqrt(x); }
-
 DVAE_HD float abs(float x) {
 #if defined(__CUDA_ARCH__)
   return ::fabsf(x);  // part of most instructions that take the result
@@ -132,6 +133,47 @@ DVAE_HD float abs(float x) {
 #endif
 }
 DVAE_HD double abs(double x) { return ::fabs(x); }
+
+// 1 or 0, made of bits: of a choice between them, and of others that depend on it, GCC 12 makes
+// branches, and leaves the loop scalar.
+template <class A>
+DVAE_HD A one_if(bool condition) {
+  if constexpr (sizeof(A) == 8) return condition ? 1.0 : 0.0;
+  return bit_cast<float>(static_cast<uint32_t>(condition) * 0x3F800000u);
+}
+// x >= 0, but for inf the largest number, the one before it, and without a choice.
+DVAE_HD float finite(float x) {
+  return bit_cast<float>(bit_cast<uint32_t>(x) - static_cast<uint32_t>(x == infinity<float>()));
+}
+DVAE_HD double finite(double x) {
+  return bit_cast<double>(bit_cast<uint64_t>(x) - static_cast<uint64_t>(x == infinity<double>()));
+}
+
+// log(1 + y), but where |y| < limit, at most ¼, without its first term: log(1 + y) − y, whose
+// digits a difference would lose. `ratio` is 1 + y, whose digits y has lost where it is near −1.
+template <class A>
+struct LogRest {
+  A value;
+  A whole;  // 0 without its first term, else 1
+};
+// A ratio of 0 is taken for the smallest normal number, one of inf for the largest.
+DVAE_HD LogRest<float> log_rest(float ratio, float y, float limit) {
+  const bool near = abs(y) < limit;
+  float e;
+  const float m = detail::split_mantissa(finite(ratio + 1.17549435e-38f), e);
+  const float x = near ? y : m - 1.0f;
+  const float rest = x * x * (x * detail::log_cubic(x) - 0.5f);
+  const float far = (x + (rest + e * -2.12194440e-4f)) + e * 0.693359375f;
+  return {near ? rest : far, 1.0f - one_if<float>(near)};
+}
+DVAE_HD LogRest<double> log_rest(double ratio, double y, double limit) {
+  const bool near = ::fabs(y) < limit;
+  const double far = ::log(finite(ratio + 0x1p-1022));
+  return {near ? ::log1p(y) - y : far, 1.0 - one_if<double>(near)};
+}
+
+DVAE_HD float sqrt(float x) { return ::sqrtf(x); }
+DVAE_HD double sqrt(double x) { return ::sqrt(x); }
 
 // 1 − e^−y, y >= 0; σ(x) where y = softplus(x). For small y by the series, where the difference
 // cancels: six terms leave y⁶/5040 of it, 5e-8 at ¼.

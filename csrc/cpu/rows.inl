@@ -1,22 +1,51 @@
 // log p(x|z) of a row of decoder outputs, and its gradient, for the operators over rows.
 // Part of kernels.inl.
 
-// One pair of a likelihood's accumulators per lane. Never merged, so each may take in what four
-// merged ones could (likelihoods.h).
+// A row's sum: one pair of a likelihood's accumulators per lane, and what was taken from them in
+// double. One float would lose of a long sum what it adds: of equal terms always in one direction,
+// half a nat in 12,288 pixels.
 template <class L, class A>
 struct Lanes {
-  static constexpr int64_t kCapacity = int64_t{4} * L::kMaxPush * kLanes;
+  static constexpr int64_t kFold = 16 * kLanes;   // elements between two calls of fold
+  static constexpr int64_t kShort =
+      64 * kLanes;  // a row of no more loses too little to fold at all
+  // Lanes are never merged, so each may take in what four merged ones could (likelihoods.h).
+  static constexpr int kFolds = 4 * L::kMaxPush * kLanes / kFold;
   alignas(64) A a[kLanes];
   alignas(64) A b[kLanes];
+  alignas(64) double total[kLanes];
+  bool folded = false;
+  int sums = 0;
 
+  DVAE_HD Lanes() {
+    clear();
+    fill(total, kLanes, 0.0);
+  }
+  DVAE_HD void fold() {
+    folded = true;
+    if constexpr (L::kProduct) {
+      // Its logarithm is not taken more often than it must be.
+      if (++sums < kFolds) {
+        for (int i = 0; i < kLanes; ++i) total[i] += static_cast<double>(L::finish_sum(a[i]));
+        fill(a, kLanes, A(0));
+        return;
+      }
+    }
+    for (int i = 0; i < kLanes; ++i) total[i] += static_cast<double>(L::finish(a[i], b[i]));
+    clear();
+  }
+  DVAE_HD double finish() {
+    alignas(64) A rest[kLanes];
+    for (int i = 0; i < kLanes; ++i) rest[i] = L::finish(a[i], b[i]);
+    const double sum = static_cast<double>(sum_lanes(rest));
+    return folded ? sum_lanes(total) + sum : sum;
+  }
+
+ private:
   DVAE_HD void clear() {
     fill(a, kLanes, A(0));
     fill(b, kLanes, A(0));
-  }
-  DVAE_HD A finish() {
-    alignas(64) A total[kLanes];
-    for (int i = 0; i < kLanes; ++i) total[i] = L::finish(a[i], b[i]);
-    return sum_lanes(total);
+    sums = 0;
   }
 };
 
@@ -68,9 +97,9 @@ template <class L, class T, ScaleKind kScale, bool kBias, bool kDerivative>
 DVAE_HD accumulate_t<T> row_density(const DecoderParams& p, const RowView<T>& v, T* out) {
   using A = accumulate_t<T>;
   Lanes<L, A> lanes;
-  A total = 0;
+  const int64_t between = p.size <= lanes.kShort ? lanes.kShort : lanes.kFold;
   for (int64_t j = 0; j < p.size;) {
-    const int64_t stop = min64(p.size, j + Lanes<L, A>::kCapacity);
+    const int64_t stop = min64(p.size, j + between);
     const auto push = [&](int64_t i) __attribute__((always_inline)) {
       const A param = v.template param<kBias>(j + i);
       if constexpr (L::kHasScale) {
@@ -82,17 +111,16 @@ DVAE_HD accumulate_t<T> row_density(const DecoderParams& p, const RowView<T>& v,
         L::push(lanes.a[i], lanes.b[i], param, v.x[j + i]);
       }
     };
-    lanes.clear();
     for (; j + kLanes <= stop; j += kLanes) {
 #pragma GCC ivdep
       for (int i = 0; i < kLanes; ++i) push(i);
     }
     for (int64_t i = 0; i < stop - j; ++i) push(i);
     j = stop;
-    total = total + lanes.finish();
+    if (j < p.size) lanes.fold();
   }
   const double log_scale = L::kHasLogScale && kScale == ScaleKind::kShared ? *p.log_scale : 0.0;
-  return total + static_cast<A>(L::row_constant(p.size, log_scale));
+  return static_cast<A>(lanes.finish() + L::row_constant(p.size, log_scale));
 }
 
 // Σ of what the rows of an example have in common, made when rows come to another example.
@@ -114,9 +142,9 @@ struct DataTerm {
 
  private:
   DVAE_HD static A sum(const DecoderParams& p, const RowView<T>& v) {
-    A total = 0;
+    double total = 0;
     for (int64_t j = 0; j < p.size;) {
-      const int64_t stop = min64(p.size, j + kSumRows * kLanes);
+      const int64_t stop = min64(p.size, j + 16 * kLanes);
       alignas(64) A lanes[kLanes] = {};
       const auto add = [&](int64_t i) __attribute__((always_inline)) {
         A scale = 1;
@@ -129,9 +157,9 @@ struct DataTerm {
       }
       for (int64_t i = 0; i < stop - j; ++i) add(i);
       j = stop;
-      total = total + sum_lanes(lanes);
+      total += static_cast<double>(sum_lanes(lanes));
     }
-    return total;
+    return static_cast<A>(total);
   }
 };
 

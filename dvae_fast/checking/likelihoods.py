@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from dvae_fast.likelihoods import Bernoulli, DiscretisedLogistic
-from dvae_fast.likelihoods.counts import log_gamma_ratio
+from dvae_fast.likelihoods import Bernoulli, DiscretisedLogistic, NegativeBinomial
 from dvae_fast.likelihoods.discretised import logistic_bin
 
 if TYPE_CHECKING:
@@ -72,14 +71,13 @@ def _terms_discretised_logistic(
 
 
 def _terms_negative_binomial(mean: Tensor, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    log_gamma, digamma = log_gamma_ratio(t, x)
-    log_odds = torch.log1p(mean / t)
-    value = log_gamma.abs() + torch.lgamma(x + 1) + t * log_odds
-    value = value + x * torch.log(mean / (t + mean)).abs()
+    """log p is a sum of a deviance, all of whose terms are negative, and of a few logarithms."""
+    digamma = torch.digamma(x + t) - torch.digamma(t)
+    value = -NegativeBinomial().log_prob((mean, t), x) + 1 + torch.log1p(x + t) + t.log().abs()
     return (
         value,
         (x / mean + 1) * t / (t + mean),
-        digamma.abs() + log_odds + (x + mean) / (t + mean),
+        digamma.abs() + torch.log1p(mean / t) + (x + mean) / (t + mean),
     )
 
 
@@ -101,7 +99,7 @@ LIKELIHOODS: dict[str, Row] = {
         lambda u: u**6,
         lambda u: (40 * u**4).round(),
         _terms_negative_binomial,
-        roundings=20,  # a ratio of Γ is ten factors and twice eight terms of Stirling's series
+        roundings=20,  # two terms of the deviance, three logarithms, four series
         spread=0.05,
         positive=True,
     ),

@@ -22,7 +22,7 @@ from dvae_fast.checking.likelihoods import elements
 
 _core = pytest.importorskip(
     "dvae_fast._core",
-    reason="dvae_fast._core is not built: python -m pip install --no-build-isolation -e .",
+    reason="dvae_fast._core is not built: DVAE_FAST_CORE=1 python setup.py build_ext --inplace",
     exc_type=ModuleNotFoundError,
 )
 

@@ -454,6 +454,64 @@ TEST(Kernels, ScaleSumIsAddedTo) {
   }
 }
 
+// Long rows of equal terms, which a float's sum loses in one direction, and large counts: a
+// log-weight is right to 0.05 nats.
+struct LongRow {
+  LikelihoodKind likelihood;
+  ScaleKind kind;
+  int64_t size;
+  float param, scale, x;
+  double density;  // of an element
+};
+double binomial_density(double mean, double t, double x) {
+  return std::lgamma(x + t) - std::lgamma(t) - std::lgamma(x + 1) - t * std::log1p(mean / t) -
+         x * std::log1p(t / mean);
+}
+TEST(Kernels, LongSumsAreRightToAFewHundredths) {
+  const double u = (0.25 - 0.31f) / 0.013f, logit = 2.7f;
+  std::vector<LongRow> rows = {
+      {LikelihoodKind::kBernoulli, ScaleKind::kNone, 12288, 2.7f, 1, 0.3f,
+       -(0.7 * logit + std::log1p(std::exp(-logit)))},
+      {LikelihoodKind::kGaussian, ScaleKind::kFull, 12288, 0.31f, 0.013f, 0.25f,
+       -0.5 * u * u - std::log(0.013f) - 0.91893853320467274178},
+      {LikelihoodKind::kGaussian, ScaleKind::kShared, 12288, 0.31f, 0.013f, 0.25f,
+       -0.5 * u * u - std::log(0.013f) - 0.91893853320467274178},
+  };
+  for (const float mean : {3.7f, 3e4f, 1e6f}) {
+    for (const float t : {0.02f, 10.0f, 1e6f}) {
+      for (const float part : {0.98f, 1.0f, 1.003f}) {
+        const float x = std::round(part * mean);
+        const double density = binomial_density(mean, t, x);
+        for (const auto kind : {ScaleKind::kShared, ScaleKind::kFull}) {
+          rows.push_back({LikelihoodKind::kNegativeBinomial, kind, 2001, mean, t, x, density});
+        }
+      }
+    }
+  }
+  for (const cpu::Isa isa : cpu::available_isas()) {
+    for (const LongRow& row : rows) {
+      const std::vector<float> params(row.size, row.param), scale(row.size + kBlock, row.scale);
+      const std::vector<float> x(row.size, row.x);
+      float log_w = 0;
+      LogWeightParams p{};
+      p.params = params.data();
+      p.scale = scale.data();
+      const double log_scale = static_cast<double>(row.size) * std::log(row.scale);
+      p.log_scale = &log_scale;
+      p.scale_stride = kBlock;
+      p.x = x.data();
+      p.log_w = &log_w;
+      p.rows = p.examples = p.samples = 1;
+      p.size = row.size;
+      kernels_of(isa).log_weights[static_cast<int>(row.likelihood)][0](p, row.kind, 0, 1);
+      const double expected = static_cast<double>(row.size) * row.density;
+      EXPECT_NEAR(log_w, expected, 0.05)
+          << cpu::isa_name(isa) << " " << kLikelihoodNames[static_cast<int>(row.likelihood)] << " "
+          << row.param << " " << row.scale << " " << row.x;
+    }
+  }
+}
+
 TEST_P(KernelTest, EmptyRangesTouchNothing) {
   const auto none = [](int64_t, const Body&) {};
   const auto empty = [](int64_t range, const Body& body) {

@@ -16,6 +16,8 @@
 #define DVAE_UNROLL _Pragma("unroll")
 #elif defined(__CUDACC__)
 #define DVAE_UNROLL
+#elif defined(__clang__)
+#define DVAE_UNROLL _Pragma("unroll 16")
 #else
 #define DVAE_UNROLL _Pragma("GCC unroll 16")
 #endif

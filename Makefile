@@ -51,7 +51,7 @@ $(VENV)/.tools:
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.tools setup.py pyproject.toml $(SOURCES)
-	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[train,test,dev]"
+	DVAE_FAST_CORE=1 $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[train,test,dev]"
 	@touch $@
 
 clean:

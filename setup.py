@@ -1,7 +1,10 @@
-"""Builds the compiled parts: the operators `_C` (torch's stable ABI) and `_core` (torch-free).
+"""Builds the compiled operators `_C`, on torch's and Python's stable ABI: one library for all.
 
 Of the environment:
 
+- DVAE_FAST_PURE: 1, nothing is compiled, and the package runs on its PyTorch reference.
+- DVAE_FAST_CORE: 1, `_core` is built too, the formulas over NumPy arrays for tests and notebooks
+  (needs pybind11). It goes into no wheel.
 - DVAE_FAST_CUDA: unset, CUDA kernels are built where torch has CUDA and there is an nvcc of the
   same major version; 0, never; 1, or the build stops.
 - CUDA_HOME: the CUDA toolkit. Unset: that of the nvcc in PATH, else /usr/local/cuda.
@@ -27,15 +30,10 @@ from setuptools import setup
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-BUILD = "python -m pip install --no-build-isolation -e ."
-
 try:
     import torch
-except ImportError as error:
-    sys.exit(
-        f"dvae_fast: torch is needed to build ({error}). Install it first, then build without "
-        f"isolation, so that the build uses it: {BUILD}"
-    )
+except ImportError as error:  # what only reads the metadata, as an sdist does, needs none
+    torch, NO_TORCH = None, str(error)
 
 MINIMUM_TORCH = (2, 11)
 STABLE_ABI = "0x020b000000000000"  # torch 2.11: one build serves it and all later ones
@@ -54,14 +52,32 @@ def sources(*patterns: str) -> list[str]:
     return [str(p.relative_to(ROOT)) for p in found]
 
 
+def is_on(environ: Mapping[str, str], name: str) -> bool:
+    value = environ.get(name, "")
+    if value not in ("", "0", "1"):
+        sys.exit(f"dvae_fast: {name} must be 0 or 1, or unset, got {value!r}")
+    return value == "1"
+
+
+PURE_HINT = "DVAE_FAST_PURE=1 installs without compiling: the slower PyTorch reference runs"
+
+
 def check_tools() -> None:
+    if torch is None:
+        # Whoever asked: pip or build, editable or not.
+        sys.exit(
+            f"dvae_fast: torch is needed to build ({NO_TORCH}), the one that it will run with: an "
+            "isolated build sees none. Install torch, setuptools and ninja, then ask again without "
+            "isolation (pip: --no-build-isolation, python -m build: --no-isolation). Or: "
+            f"{PURE_HINT}"
+        )
     if tuple(int(n) for n in torch.__version__.split(".")[:2]) < MINIMUM_TORCH:
         sys.exit(f"dvae_fast: torch >= 2.11 is needed, got {torch.__version__}")
     compiler = os.environ.get("CXX", "g++" if sys.platform != "darwin" else "clang++")
     if shutil.which(compiler.split()[0]) is None:
         sys.exit(
             f"dvae_fast: no C++ compiler ({compiler}) found. Install one (Debian or Ubuntu: "
-            "apt-get install g++), or set CXX"
+            f"apt-get install g++), or set CXX. Or: {PURE_HINT}"
         )
 
 
@@ -254,7 +270,6 @@ def cuda_pieces() -> list[str]:
 
 
 def extensions(toolkit: Toolkit | None, building: bool) -> list[object]:
-    from pybind11.setup_helpers import Pybind11Extension
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
     # No -ffast-math: it drops NaN handling and, at link, changes how the whole process rounds
@@ -262,7 +277,7 @@ def extensions(toolkit: Toolkit | None, building: bool) -> list[object]:
     math = ["-fno-math-errno", "-fno-trapping-math"]
     # -g0: Python's own flags have -g, which makes the library five times as large.
     flags = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", *math]
-    files = sources("csrc/torch/*.cpp", "csrc/torch/ops/*.cpp", "csrc/torch/cpu/*.cpp")
+    files = sources("csrc/python/module.cpp", "csrc/torch/ops/*.cpp", "csrc/torch/cpu/*.cpp")
     files += sources("csrc/cpu/*.cpp")
     macros = [("TORCH_TARGET_VERSION", STABLE_ABI)]
     build, compile_args, includes = CppExtension, {"cxx": flags}, []
@@ -288,22 +303,32 @@ def extensions(toolkit: Toolkit | None, building: bool) -> list[object]:
         include_dirs=includes,
         define_macros=macros,
         extra_compile_args=compile_args,
+        # Names of functions within, three quarters of the file.
+        extra_link_args=["-s"] if sys.platform == "linux" else [],
         py_limited_api=True,
     )
+    if not is_on(os.environ, "DVAE_FAST_CORE") or "bdist_wheel" in sys.argv:
+        return [operators]
+    from pybind11.setup_helpers import Pybind11Extension
+
     core = Pybind11Extension(
         "dvae_fast._core",
-        [*sources("csrc/python/*.cpp"), "csrc/cpu/isa.cpp"],
+        ["csrc/python/core_module.cpp", "csrc/cpu/isa.cpp"],
         cxx_std=17,
         extra_compile_args=["-O2", *math],
     )
     return [operators, core]
 
 
-def main() -> None:
+def main() -> object:
     commands = {"build_ext", "develop", "bdist_wheel", "install", "editable_wheel"}
     building = not commands.isdisjoint(sys.argv)
+    if is_on(os.environ, "DVAE_FAST_PURE"):
+        return setup()
     if building:
         check_tools()
+    if torch is None:
+        return setup()
     toolkit, missing = choose_cuda(
         os.environ, torch.__version__, torch.version.cuda, nvidia_packages()
     )
@@ -313,7 +338,11 @@ def main() -> None:
         say(f"building for the CPU alone; GPU kernels need {missing}")
     from torch.utils.cpp_extension import BuildExtension
 
-    setup(ext_modules=extensions(toolkit, building), cmdclass={"build_ext": BuildExtension})
+    return setup(
+        ext_modules=extensions(toolkit, building),
+        cmdclass={"build_ext": BuildExtension},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    )
 
 
 if __name__ == "__main__":

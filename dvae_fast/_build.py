@@ -14,38 +14,30 @@ from dvae_fast._version import __version__
 __all__ = ["build_info"]
 
 
-def _core() -> Any | None:
-    try:
-        return importlib.import_module("dvae_fast._core")
-    except ImportError:
-        return None
-
-
 def build_info() -> dict[str, Any]:
     """Versions, backends and the instruction set in use.
 
     Returns:
         A dict of ``dvae_fast``, ``torch``, ``python`` (versions), ``compiled`` (whether the fused
-        kernels run), ``isa`` (the CPU level in use, None without kernels or with a
-            wrong ``DVAE_FAST_ISA``), ``isas`` (levels this
-        build and CPU have), ``compiler``, ``threads``, ``cuda`` (torch's CUDA version or None),
-        ``cuda_architectures`` (those the kernels were built for), ``cuda_kernels`` (none, checked,
-        not yet checked, unchecked, or failed and what), and ``missing``: a sentence
-        for everything that is absent, with how to get it.
+        kernels run), ``isa`` (the CPU level in use, None without kernels or with a wrong
+        ``DVAE_FAST_ISA``), ``isas`` (levels this build and CPU have), ``compiler``, ``threads``,
+        ``cuda`` (torch's CUDA version or None), ``cuda_architectures`` (those the kernels were
+        built for), ``cuda_kernels`` (none, checked, not yet checked, unchecked, or failed and
+        what), and ``missing``: a sentence for everything that is absent, with how to get it.
     """
-    core = _core()
+    library: Any = None
     missing = []
     if ops.LIBRARY_ERROR is not None:
         missing.append(
             f"Compiled kernels ({ops.LIBRARY_ERROR}): the slower PyTorch reference runs. "
             f"Build them with: {ops.BUILD_COMMAND}"
         )
-    elif core is None:
-        missing.append(f"The module dvae_fast._core. Build it with: {ops.BUILD_COMMAND}")
+    else:
+        library = importlib.import_module("dvae_fast._C")
     isa = None
-    if core is not None and ops.library_loaded():
+    if library is not None:
         try:
-            isa = core.isa()
+            isa = library.isa()
         except RuntimeError as error:  # DVAE_FAST_ISA names none, or one that is not here
             missing.append(str(error))
     architectures = ops.cuda_architectures()
@@ -66,8 +58,8 @@ def build_info() -> dict[str, Any]:
         "python": platform.python_version(),
         "compiled": ops.library_loaded(),
         "isa": isa,
-        "isas": list(core.isas()) if core is not None else [],
-        "compiler": core.build["compiler"] if core is not None else None,
+        "isas": list(library.isas()) if library is not None else [],
+        "compiler": library.compiler() if library is not None else None,
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,
         "cuda_architectures": architectures,

@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,7 +39,10 @@ __all__ = [
     "trust_all_kernels",
 ]
 
-BUILD_COMMAND = "python -m pip install --no-build-isolation -e ."
+_IN_CHECKOUT = (Path(__file__).parents[1] / "setup.py").is_file()
+BUILD_COMMAND = "python -m pip install --no-build-isolation " + (
+    "-e ." if _IN_CHECKOUT else "--force-reinstall --no-deps . (in the sources)"
+)
 
 _NOISE = "Tensor seed, int first_example, int first_sample"
 _LIKELIHOOD = "Tensor params, Tensor? scale, Tensor x"

@@ -61,9 +61,9 @@ for version in "$@"; do
   if [ -n "$cuda" ]; then
     # The files of the CPU as well: USE_CUDA shows more of torch's headers, and hides none.
     compile "${flags[@]}" -DUSE_CUDA '-DDVAE_CUDA_ARCHES="9.0"' -isystem "$cuda" -- \
-      csrc/torch/{.,ops,cpu,cuda}/*.cpp
+      csrc/torch/{ops,cpu,cuda}/*.cpp
   else
-    compile "${flags[@]}" -- csrc/torch/{.,ops,cpu}/*.cpp
+    compile "${flags[@]}" -- csrc/torch/{ops,cpu}/*.cpp
   fi
   echo "check_glue: csrc/torch compiles against torch $version${cuda:+, with CUDA}"
 done

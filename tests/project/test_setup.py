@@ -6,6 +6,8 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +238,78 @@ def test_setup_says_it_in_one_line() -> None:
     )
     assert done.returncode == 1
     assert done.stderr == "dvae_fast: DVAE_FAST_CUDA must be 0 or 1, or unset, got 'nonsense'\n"
+
+
+# --- without torch, without a compiler ----------------------------------------------------------
+
+
+def _run(*arguments: str, torch: bool = True, **environ: str) -> subprocess.CompletedProcess[str]:
+    """setup.py, as a frontend calls it; without torch, as in an isolated build."""
+    call = f"import sys, runpy; sys.argv = {['setup.py', *arguments]!r}; "
+    if not torch:
+        call += "sys.modules['torch'] = None; "
+    return subprocess.run(
+        [sys.executable, "-c", call + "runpy.run_path('setup.py', run_name='__main__')"],
+        cwd=ROOT,
+        env={**os.environ, "DVAE_FAST_CUDA": "0", **environ},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("command", ["bdist_wheel", "editable_wheel"])
+def test_an_isolated_build_says_how_to_do_without(command: str) -> None:
+    done = _run(command, torch=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("dvae_fast: torch is needed to build (")
+    assert "--no-build-isolation" in line
+    assert "DVAE_FAST_PURE=1" in line
+    assert "-e ." not in line  # nobody asked for that here
+
+
+def test_metadata_needs_no_torch() -> None:
+    done = _run("--version", torch=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_a_compiler_the_pure_install_is_named() -> None:
+    done = _run("bdist_wheel", CXX="no-such-compiler")
+    assert done.returncode == 1
+    assert "no C++ compiler (no-such-compiler)" in done.stderr
+    assert "DVAE_FAST_PURE=1" in done.stderr
+
+
+@pytest.mark.parametrize("torch", [False, True])
+def test_a_pure_wheel_has_no_library(tmp_path: Path, torch: bool) -> None:
+    done = _run(
+        "-q", "build", "-b", str(tmp_path / "build"), "bdist_wheel", "-d", str(tmp_path),
+        torch=torch, DVAE_FAST_PURE="1", CXX="no-such-compiler",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as files:
+        names = files.namelist()
+    assert "dvae_fast/reference.py" in names
+    assert not any(name.endswith((".so", ".cpp")) for name in names)
+
+
+def test_a_switch_of_the_build_is_0_or_1() -> None:
+    done = _run("--version", DVAE_FAST_PURE="yes")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "dvae_fast: DVAE_FAST_PURE must be 0 or 1, or unset, got 'yes'\n",
+    )
+
+
+def test_the_sdist_has_all_that_is_compiled(tmp_path: Path) -> None:
+    done = _run("-q", "egg_info", "-e", str(tmp_path), "sdist", "-d", str(tmp_path), torch=False)
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as files:
+        names = {name.split("/", 1)[-1] for name in files.getnames()}
+    sources = {str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.*") if p.is_file()}
+    assert sources <= names
+    assert {"setup.py", "pyproject.toml", "dvae_fast/py.typed", "LICENSE"} <= names

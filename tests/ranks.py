@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
 import runpy
 import socket
-import subprocess
 import sys
+import uuid
 from pathlib import Path
+
+from forks import Program
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+#: what the ranks would load
+LOADED = (
+    "dvae_fast.cli", "dvae_fast.training", "matplotlib.figure", "sklearn.datasets",
+    "torch.utils.tensorboard", "typer.testing",
+)  # fmt: skip
 LIMIT = 240.0  # seconds for both ranks to finish, on a loaded machine
 
 
@@ -38,18 +46,28 @@ def torchrun(worker: str, *arguments: str, parts: int, limit: float = LIMIT) -> 
     """Two ranks of a program, which gets a free port after its arguments for each of its parts but
     the first: the launcher's exit status, its output and its errors.
     """
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", worker]
     ports = (str(free_port()) for _ in range(parts - 1))
-    launcher = subprocess.Popen(
-        [sys.executable, *command, *arguments, *ports],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    done = Program(__file__, worker, *arguments, *ports, env=environment()).result(limit)
+    return [done.returncode, done.stdout, done.stderr]
+
+
+def launch(arguments: list[str]) -> None:
+    """As torchrun does, with ranks that need not load anything: they are forked."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for module in LOADED:
+        importlib.import_module(module)
+    config = LaunchConfig(
+        1, 1, 2, run_id=str(uuid.uuid4()), rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+        max_restarts=0, start_method="fork",
     )  # fmt: skip
-    try:
-        output = launcher.communicate(timeout=limit)
-    except subprocess.TimeoutExpired:
-        launcher.terminate()  # and, with it, both ranks
-        output = launcher.communicate()
-    return [launcher.returncode, *output]
+    elastic_launch(config, _rank)(arguments)
+
+
+def _rank(arguments: list[str]) -> None:
+    sys.argv = arguments
+    runpy.run_path(arguments[0], run_name="__main__")
+    os._exit(0)  # else it waits for the launcher to take a result, which may be ending it
 
 
 def meet_elsewhere(port: str) -> None:
@@ -68,3 +86,7 @@ def program(*arguments: str) -> tuple[int, str]:
         except SystemExit as end:
             return int(end.code or 0), printed.getvalue()
     return 0, printed.getvalue()
+
+
+if __name__ == "__main__":
+    launch(sys.argv[1:])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import Program
 
 pytestmark = pytest.mark.process
 
@@ -24,7 +24,7 @@ class User:
         self.cache = folder / "cache"
         self.runs_file = folder / "runs"
 
-    def start(self, **environment: str) -> subprocess.Popen[str]:
+    def start(self, **environment: str) -> Program:
         inherited = {k: v for k, v in os.environ.items() if k != "DVAE_FAST_CHECK"}
         own = {
             "XDG_CACHE_HOME": str(self.cache),
@@ -32,20 +32,13 @@ class User:
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
         }
-        return subprocess.Popen(
-            [sys.executable, str(STANDIN), "use"],
-            env={**inherited, **own, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return Program(str(STANDIN), "use", env={**inherited, **own, **environment})
 
     @staticmethod
-    def result(process: subprocess.Popen[str]) -> dict[str, Any]:
-        with process:
-            out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
-        found: dict[str, Any] = json.loads(out)
+    def result(process: Program) -> dict[str, Any]:
+        done = process.result()
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
         return found
 
     def __call__(self, **environment: str) -> dict[str, Any]:

@@ -6,9 +6,7 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from forks import Program
 from typer.testing import CliRunner
 
 from dvae_fast import cli
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from typer.testing import Result
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--latent-size", "4", "--hidden-sizes", "9,7", "-M", "2", "-K", "3", "--batch-size", "237",
         "--threads", "1"]  # fmt: skip
 
@@ -652,36 +650,20 @@ def test_info_prints_a_table_and_what_is_missing(monkeypatch: pytest.MonkeyPatch
 # --- as a process -----------------------------------------------------------------------------
 
 
-def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=120, check=False,
-        env=environment(), **options,
-    )  # fmt: skip
-
-
-def environment() -> dict[str, str]:
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {
-        "PYTHONPATH": os.pathsep.join(p for p in paths if p),
-        "PYTHONWARNINGS": "ignore::RuntimeWarning",
-        "OMP_NUM_THREADS": "1",
-    }
-
-
 EXTRAS = ("typer", "rich", "sklearn", "safetensors", "tensorboard", "matplotlib", "pooch")
 BLOCK = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS}))\n"
 
 
 @pytest.mark.process
 def test_the_package_imports_without_the_extras() -> None:
-    result = python("-c", BLOCK + "import dvae_fast, dvae_fast.training, dvae_fast.plots")
+    result = Program("-c", BLOCK + "import dvae_fast, dvae_fast.training, dvae_fast.plots").result()
     assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.process
 def test_the_command_line_without_typer_says_what_to_install() -> None:
     code = BLOCK + "import runpy; runpy.run_module('dvae_fast', run_name='__main__')"
-    result = python("-c", code)
+    result = Program("-c", code).result()
     assert result.returncode == 1
     assert result.stderr == (
         "dvae-fast: the command line needs the package typer, which is not installed: "
@@ -689,34 +671,20 @@ def test_the_command_line_without_typer_says_what_to_install() -> None:
     )
 
 
-def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 100) -> None:
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.mark.process
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     command = ["-m", "dvae_fast", "train", *TINY, "--epochs", "1000000", "--run-dir", "a run",
                "--evaluate-k", "0", "--no-tensorboard"]  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=environment(), cwd=tmp_path,
-    )  # fmt: skip
-    try:
-        wait_for(tmp_path / "a run" / CHECKPOINT, process)
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 128 + signal.SIGINT
-    assert "Traceback" not in output + errors
-    assert errors.startswith("dvae-fast: interrupted after ")
-    assert errors.endswith("go on with: dvae-fast train --resume --run-dir 'a run'\n")
-    done = json.loads((tmp_path / "a run" / "metrics.json").read_text())["epochs_done"]
-    epochs = str(done + 1)
+    process = Program(*command, cwd=tmp_path)
+    process.wait_for(tmp_path / "a run" / CHECKPOINT)
+    process.interrupt()
+    done = process.result()
+    assert done.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.stderr.startswith("dvae-fast: interrupted after ")
+    assert done.stderr.endswith("go on with: dvae-fast train --resume --run-dir 'a run'\n")
+    metrics = json.loads((tmp_path / "a run" / "metrics.json").read_text())
+    epochs = str(metrics["epochs_done"] + 1)
     ok("train", "--resume", "--run-dir", "a run", "--epochs", epochs, "-q", "--evaluate-k", "0",
        "--no-tensorboard")  # fmt: skip
     assert json.loads(Path("a run/metrics.json").read_text())["status"] == "finished"
@@ -724,7 +692,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_console_script_is_the_same_program() -> None:
-    result = python("-m", "dvae_fast", "--help")
+    result = Program("-m", "dvae_fast", "--help").result()
     assert result.returncode == 0
     for name in ("train", "evaluate", "sample", "reproduce", "info"):
         assert name in result.stdout

@@ -7,7 +7,6 @@ DVAE_FAST_ISA names; the test starts it once for each level that is not in use, 
 from __future__ import annotations
 
 import functools
-import subprocess
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ with warnings.catch_warnings():
 
 import pytest
 import torch
+from forks import Program
 from operator_cases import assert_accurate
 from ranks import environment
 from torch import Tensor
@@ -34,6 +34,7 @@ from dvae_fast.checking.cases import (
 from dvae_fast.checking.terms import absolute_terms, rounded_intermediates
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable
     from pathlib import Path
 
@@ -93,11 +94,7 @@ def _here() -> dict[str, Any]:
 
 
 def _process(level: str, path: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, __file__, str(path)],
-        env=environment(DVAE_FAST_ISA=level), capture_output=True, text=True, timeout=300,
-        check=False,
-    )  # fmt: skip
+    return Program(__file__, str(path), env=environment(DVAE_FAST_ISA=level)).result()
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
-import signal
 import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from forks import Context, Program
 from interrupts import StopAfter
 from typer.testing import CliRunner
 
@@ -24,7 +21,7 @@ from dvae_fast import cli
 from dvae_fast.evaluation import estimate_log_likelihood
 from dvae_fast.files import CheckpointError
 from dvae_fast.models import load_model
-from dvae_fast.reproduction import rows, runs, table
+from dvae_fast.reproduction import processes, rows, runs, table
 from dvae_fast.reproduction.rows import ROWS, SCALES, select
 from dvae_fast.reproduction.runs import (
     Run,
@@ -396,8 +393,14 @@ def frey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SCALES, "small", scale)
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs' processes need not load torch."""
+    monkeypatch.setattr(processes.multiprocessing, "get_context", lambda _: Context)
+
+
 @pytest.mark.process
-@pytest.mark.usefixtures("frey")
+@pytest.mark.usefixtures("frey", "forked")
 def test_rows_are_run_side_by_side_and_once(tmp_path: Path) -> None:
     """One that fails leaves the others, and is tried again by the same command."""
     folder = Path("runs/reproduction-small")
@@ -435,6 +438,7 @@ def test_rows_are_run_side_by_side_and_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
+@pytest.mark.usefixtures("forked")
 def test_absent_data_is_told_for_each_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVAE_FAST_DATA", str(tmp_path))
     result = run("--rows", "frey-vae", "--seeds", "1", "--folder", "out")
@@ -444,32 +448,17 @@ def test_absent_data_is_told_for_each_run(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.usefixtures("frey")
 def test_ctrl_c_saves_every_run_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dvae_fast", "reproduce", "--rows", "frey-vae", "--seeds", "2",
-               "--epochs", "1000000", "--jobs", "2", "--folder", "out"]  # fmt: skip
-    paths = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        start_new_session=True,
-        # Whoever runs the tests in the background may have it ignored, which is inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    try:
-        begun = [Path(f"out/frey-vae-seed{seed}/checkpoint.safetensors") for seed in (0, 1)]
-        deadline = time.monotonic() + 100
-        while not all(path.exists() for path in begun):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of it
-        output, errors = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode == 130, errors
-    assert errors == (
+    process = Program("-m", "dvae_fast", "reproduce", "--rows", "frey-vae", "--seeds", "2",
+                      "--epochs", "1000000", "--jobs", "2", "--folder", "out")  # fmt: skip
+    for seed in (0, 1):
+        process.wait_for(Path(f"out/frey-vae-seed{seed}/checkpoint.safetensors"))
+    process.interrupt()
+    done = process.result()
+    assert done.returncode == 130, done
+    assert done.stderr == (
         "dvae-fast: interrupted with 0 of 2 runs finished; all is saved, the same command goes on\n"
     )
-    assert "Traceback" not in output
+    assert "Traceback" not in done.stdout
     assert all(Path(f"out/frey-vae-seed{s}/metrics.json").is_file() for s in (0, 1))
 
 

@@ -1,0 +1,117 @@
+"""Processes of Python that need not load torch: forked from one that has loaded it and nothing of
+the package.
+
+What they cannot show: what happens as torch is loaded, and what its libraries read from the
+environment then.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["torch", "torch._dynamo", "torch._subclasses.fake_tensor"])
+# Waited for at the end, so that its time and its children's count as the tests'.
+atexit.register(forkserver._forkserver._stop)
+
+
+def _enter(environment: Mapping[str, str], folder: str) -> None:
+    """The server's environment and folder are those of whoever started it first."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+
+
+def _program(arguments: tuple[str, ...], output: str, environment: Any, folder: str) -> None:
+    _enter(environment, folder)
+    for number, name in ((1, "out"), (2, "err")):
+        file = os.open(f"{output}/{name}", os.O_WRONLY | os.O_APPEND)
+        os.dup2(file, number)
+        os.close(file)
+    os.setsid()  # the tests' own Ctrl-C is for them alone, and what a test sends, for it alone
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    warnings.simplefilter("ignore", RuntimeWarning)  # of a package without its library
+    kind, *rest = arguments
+    try:
+        if kind == "-c":
+            sys.argv = ["-c"]
+            exec(rest[0], {"__name__": "__main__"})
+        elif kind == "-m":
+            sys.argv = [*rest]
+            runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = [*arguments]
+            sys.path.insert(0, str(Path(kind).parent))
+            runpy.run_path(kind, run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()
+
+
+def _target(environment: Any, folder: str, target: Callable[..., None], args: Any) -> None:
+    _enter(environment, folder)
+    target(*args)
+
+
+class Program:
+    """``python ARGUMENTS``, of which the first is a file, or -m or -c."""
+
+    def __init__(
+        self, *arguments: str, env: Mapping[str, str] | None = None, cwd: Any = "."
+    ) -> None:
+        self.arguments, self._output = arguments, tempfile.TemporaryDirectory()
+        for name in ("out", "err"):
+            Path(self._output.name, name).touch()
+        place = (dict(os.environ if env is None else env), str(Path(cwd).resolve()))
+        self.process = _context.Process(
+            target=_program, args=(arguments, self._output.name, *place)
+        )
+        self.process.start()
+        atexit.register(self.process.kill)  # before multiprocessing waits for it
+
+    def interrupt(self) -> None:
+        """As Ctrl-C does: it and all that it has started."""
+        assert self.process.pid is not None
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def wait_for(self, path: Path, seconds: float = 100.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not path.exists():
+            assert self.process.exitcode is None, self.result()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def result(self, seconds: float = 240.0) -> subprocess.CompletedProcess[str]:
+        """When it has ended, which it must within so many seconds."""
+        self.process.join(seconds)
+        code = self.process.exitcode
+        self.process.kill()
+        out, err = (Path(self._output.name, name).read_text() for name in ("out", "err"))
+        assert code is not None, f"{self.arguments} did not end: {err}"
+        self._output.cleanup()
+        return subprocess.CompletedProcess(self.arguments, code, out, err)
+
+
+class Context:
+    """In the place of multiprocessing's "spawn"."""
+
+    Pipe = staticmethod(_context.Pipe)
+
+    @staticmethod
+    def Process(target: Callable[..., None], args: Any, daemon: bool) -> Any:  # noqa: N802
+        place = (dict(os.environ), str(Path.cwd()))
+        return _context.Process(target=_target, args=(*place, target, args), daemon=daemon)

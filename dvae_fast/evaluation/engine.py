@@ -356,5 +356,6 @@ def run(source: Source, data: Given, request: Request) -> LikelihoodEstimate:
         first_example=first_example,
         data_size=source.data_size,
         proposal=source.proposal,
+        tolerance=request.tolerance,
         remarks=tuple(dict.fromkeys(remark for remarks in every for remark in remarks)),
     )

@@ -234,7 +234,8 @@ def estimate_log_likelihood(
             bring the standard error below it and the effective sample size to 10. A pilot of k
             other samples (21 at least) tells how many, for an estimate that stops on its own
             samples is too large. It may see too little of a heavy tail: see `standard_error` and
-            `pareto_k` for what came of it.
+            `pareto_k` for what came of it. The `mean_standard_error` then counts the bias of the
+            logarithm too.
         max_k: >= k. Default with a tolerance: 20 k.
         curve: the k at which to report the bound too, each >= 1.
         batch_size, chunk: examples and samples at once. Default on a CPU: about 2,500 rows

@@ -162,6 +162,17 @@ class LikelihoodEstimate(Estimate):
     #: disjoint groups of samples that each number of `curve` is a mean over, int64 (N,
     #: len(curve_k)). Of one, its standard error is that of log_likelihood, times √(spent / k)
     curve_groups: Tensor | None = None
+    #: in nats, that examples were given samples by; None: k samples each
+    tolerance: float | None = None
+
+    @property
+    def mean_standard_error(self) -> float:
+        """Of `mean`, for these examples: over draws of the noise at a fixed k, where `mean_bias`
+        stands beside it. With a tolerance, which is chosen for an error, it is that of all: the
+        root of the mean square of noise and bias, so that `mean` ± 1.96 of it covers the mean of
+        log p(x) in 95 % of all cases, or more, however many examples there are."""
+        noise = super().mean_standard_error
+        return noise if self.tolerance is None else math.hypot(noise, self.mean_bias)
 
     @classmethod
     def concat(cls, estimates: Iterable[LikelihoodEstimate]) -> LikelihoodEstimate:
@@ -180,7 +191,7 @@ class LikelihoodEstimate(Estimate):
                 raise TypeError(f"estimates must hold {cls.__name__}s, got {type(part).__name__}")
         first, at = parts[0], parts[0].first_example
         for i, part in enumerate(parts):
-            for name in ("seed", "k", "curve_k", "proposal", "data_size"):
+            for name in ("seed", "k", "curve_k", "proposal", "data_size", "tolerance"):
                 if getattr(part, name) != getattr(first, name):
                     raise ValueError(
                         f"estimates must have one {name}, got {getattr(first, name)} and, at {i}, "
@@ -269,6 +280,7 @@ class LikelihoodEstimate(Estimate):
             "method": "importance",
             "proposal": self.proposal,
             "k": self.k,
+            "tolerance": self.tolerance,
             "samples": int(self.spent.sum()),
             "seed": self.seed,
             "warnings": self.warnings(),

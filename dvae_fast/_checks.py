@@ -93,9 +93,15 @@ def is_number(value: Any) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 
+def _plain(value: Any) -> int:
+    """NumPy's integers compute in their own few bits."""
+    return int(value) if isinstance(value, np.integer) else value
+
+
 def check_index(name: str, value: int, count: int) -> None:
     """The first of `count` indices in the noise, each one 32-bit word of the counter."""
     check_count(name, value, 0)
+    value, count = _plain(value), _plain(count)
     if count > 2**32:
         what = name.removeprefix("first_").replace("copy", "copie")
         raise ValueError(f"a call must draw at most 2**32 {what}s, got {count}")
@@ -106,7 +112,7 @@ def check_index(name: str, value: int, count: int) -> None:
 
 def check_total(name: str, *sizes: int) -> None:
     """Raise ValueError where numbers of such sizes, one of which may be 0, have no index."""
-    if not torch.compiler.is_compiling() and math.prod(max(n, 1) for n in sizes) > _MOST:
+    if not torch.compiler.is_compiling() and math.prod(max(_plain(n), 1) for n in sizes) > _MOST:
         raise ValueError(f"{name} must hold at most 2**59 numbers, got shape {sizes}")
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
 from dvae_fast import reference
-from dvae_fast._checks import check_choice, is_number
+from dvae_fast._checks import check_choice, check_dense, is_number
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast.corruptions.base import Corruption
 from dvae_fast.functional._autograd import Operation, differentiable, keep, needs_function, operator
@@ -49,6 +49,7 @@ _op: Any = torch.ops.dvae_fast
 def _parameter(name: str, value: float | Tensor, lower: float, upper: float) -> Tensor:
     """``value`` as a floating tensor after checking that it lies in [lower, upper]."""
     if isinstance(value, Tensor):
+        check_dense(name, value)
         if not value.is_floating_point():
             raise TypeError(f"{name} must be a float or a floating-point tensor, got {value.dtype}")
         tensor = value

@@ -217,8 +217,9 @@ def load_dataset(
     """
     check_choice("name", name, DATASETS)
     check_binarise(name, binarise)
-    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be an int from 0 to 2**32 - 1, got {seed!r}")
+    seed = int(seed)
     # Tensors of inference mode could be used in no graph; those of another device in no batch.
     with torch.inference_mode(False), torch.device("cpu"):
         return _load(name, binarise, seed, folder)

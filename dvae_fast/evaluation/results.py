@@ -168,11 +168,11 @@ class LikelihoodEstimate(Estimate):
     @property
     def mean_standard_error(self) -> float:
         """Of `mean`, for these examples: over draws of the noise at a fixed k, where `mean_bias`
-        stands beside it. With a tolerance, which is chosen for an error, it is that of all: the
-        root of the mean square of noise and bias, so that `mean` ± 1.96 of it covers the mean of
-        log p(x) in 95 % of all cases, or more, however many examples there are."""
+        stands beside it. With a tolerance, which is chosen for an error, it is both added up: a
+        bias is the same in every example. `mean` ± 1.96 of it then covers the mean of log p(x) in
+        95 % of all cases, or more, however many examples there are."""
         noise = super().mean_standard_error
-        return noise if self.tolerance is None else math.hypot(noise, self.mean_bias)
+        return noise if self.tolerance is None else noise + abs(self.mean_bias)
 
     @classmethod
     def concat(cls, estimates: Iterable[LikelihoodEstimate]) -> LikelihoodEstimate:

@@ -36,8 +36,8 @@ def simulate(
     evaluated: Evaluated, n: int, size: int, device: torch.device, key: Tensor
 ) -> tuple[Tensor, Tensor]:
     """x (N, *shape), the shape being that of what decode returns, and z (N, Z) of p(x, z)."""
-    # Plain functions do not tell what they take; float64 serves those that compute in it.
-    dtypes = [torch.get_default_dtype(), torch.float64]
+    # Plain functions do not tell what they take; one of these serves those that compute in it.
+    dtypes = [torch.get_default_dtype(), torch.float64, torch.bfloat16, torch.float16]
     if evaluated.dtype is not None:
         dtypes = [evaluated.dtype]
     failed: list[RuntimeError] = []

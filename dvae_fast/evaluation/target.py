@@ -190,6 +190,8 @@ class Evaluated:
     def like(self, x: Tensor) -> Tensor:
         """An empty tensor on the model's device and of its dtype, or of x's where it has none."""
         device = place_of(self.modules) or x.device
+        if device.type == "meta":
+            raise ValueError("model must hold values to be evaluated, got parameters on meta")
         return torch.empty(0, dtype=self.dtype or x.dtype, device=device)
 
     def examples(self, x: Any, context: Any = None) -> Given:

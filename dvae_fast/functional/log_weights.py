@@ -88,7 +88,7 @@ def check_scale(scale: Any, like: Tensor, shape: tuple[int, ...]) -> Tensor:
     if not isinstance(scale, Tensor):
         if not is_number(scale):
             raise TypeError(f"scale must be a number or a tensor, got {type(scale).__name__}")
-        dtype = accumulation_dtype(like.dtype)
+        scale, dtype = float(scale), accumulation_dtype(like.dtype)
         limits = torch.finfo(dtype)
         if not limits.tiny <= scale <= limits.max:
             rule = f"{limits.tiny:.3g} or more, and at most {limits.max:.3g}"

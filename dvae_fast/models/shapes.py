@@ -77,11 +77,18 @@ class Shaped(nn.Module):
         """(..., D) → (..., *shape) where `data_size` was given as that shape."""
         return self.unflatten(x) if self._shaped else x
 
+    def _is_example(self, shape: tuple[int, ...]) -> bool:
+        """Whether that is the shape of an example, but for sizes of 1; a model that knows of its
+        data that they are D numbers takes any of as many."""
+        if len(self.shape) == 1:
+            return math.prod(shape) == self.data_size
+        return [n for n in shape if n != 1] == [n for n in self.shape if n != 1]
+
     def _rows(self, x: Tensor, name: str = "x") -> Tensor:
         """x as rows (B, D), after checking that it is such data."""
         check_float(name, x)
         given = tuple(x.shape)
-        if x.dim() == 1 + len(self.shape) and given[1:] == self.shape:
+        if x.dim() > 2 and self._is_example(given[1:]):
             x = x.flatten(1)
         if x.dim() != 2 or x.shape[1] != self.data_size:
             rule = f"(B, D) with D = {self.data_size}"

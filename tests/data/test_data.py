@@ -196,6 +196,7 @@ def test_grey_values_are_sixteenths() -> None:
             "binarise must be one of dynamic, once, none for digits (fixed exists for mnist "
             "alone); got 'fixed'",
         ),
+        ({"name": "digits", "seed": np.int64(-1)}, "seed must be an int from 0 to 2**32 - 1, got"),
         ({"name": "digits", "seed": -1}, "seed must be an int from 0 to 2**32 - 1, got -1"),
         ({"name": "digits", "seed": 2**32}, "seed must be an int from 0"),
         ({"name": "digits", "seed": 1.5}, "seed must be an int from 0"),

@@ -418,6 +418,24 @@ def test_tensors_that_are_not_plain(kind: str) -> None:
         estimate_log_likelihood(make_model("vae", D, Z, (4,)), x, K)
 
 
+def test_a_model_without_values() -> None:
+    model = make_model("vae", D, Z, (4,)).to("meta")
+    for call in (
+        lambda: estimate_log_likelihood(model, _binary(), K),
+        lambda: annealed_importance_sampling(model, _binary(), **SHORT),
+        lambda: bidirectional(model, 3, **SHORT),
+    ):
+        with pytest.raises(ValueError, match="model must hold values to be evaluated, got param"):
+            call()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.float32])
+def test_functions_of_any_dtype_make_data_in_it(dtype: torch.dtype) -> None:
+    weight = torch.ones(5, Z, dtype=dtype)
+    pair = (lambda x: (x @ weight, 0 * (x @ weight)), lambda z: z @ weight.mT)
+    assert bidirectional(pair, 3, latent_size=Z, **SHORT).x.dtype == dtype
+
+
 def test_probabilities_for_logits_are_told_by_the_estimate() -> None:
     decoder = nn.Sequential(nn.Linear(Z, 30), nn.ReLU(), nn.Linear(30, D), nn.Sigmoid())
     model, x = Pair(decoder), _binary()

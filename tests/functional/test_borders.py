@@ -12,7 +12,7 @@ from torch import Tensor
 
 import dvae_fast
 from dvae_fast import functional
-from dvae_fast.corruptions import Identity, Masking
+from dvae_fast.corruptions import AdditiveGaussian, Identity, Masking, rates_from_mean
 from dvae_fast.likelihoods import Bernoulli
 from dvae_fast.models import DIWAE, VAE
 
@@ -132,6 +132,16 @@ def test_sparse_and_nested_tensors_are_refused_by_name(name: str) -> None:
         for other, word in ((t.to_sparse(), "sparse_coo"), (nested, "nested")):
             with pytest.raises(ValueError, match=rf"must be a dense tensor, got .*{word}"):
                 call(*given[:i], other, *given[i + 1 :])
+
+
+@pytest.mark.filterwarnings("ignore:.*(prototype|beta state).*:UserWarning")
+@pytest.mark.parametrize("make", [Masking, AdditiveGaussian, lambda t: rates_from_mean(t, 0.1)])
+def test_parameters_of_corruptions_are_dense(make: Callable[[Tensor], object]) -> None:
+    t = torch.rand(3, 2)
+    nested = torch.nested.nested_tensor(list(t), layout=torch.jagged)
+    for other in (t.to_sparse(), t.to_sparse_csr(), nested):
+        with pytest.raises(ValueError, match="must be a dense tensor, got"):
+            make(other)
 
 
 @pytest.mark.parametrize(

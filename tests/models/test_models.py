@@ -413,6 +413,23 @@ def test_sample_has_the_likelihoods_mean() -> None:
     assert bool(((drawn.mean(0) - means.mean(0)).abs() < 5 * error).all())
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_images_are_taken_as_rows(name: str) -> None:
+    model = _model(name) if name in FOUR else make_model(name, D, Z, HIDDEN).double()
+    x = _data(4).round()
+    images = x.reshape(4, 1, D, 1)
+    assert torch.equal(model.loss(images, SEED), model.loss(x, SEED))
+    assert torch.equal(model.bound(images, SEED), model.bound(x, SEED))
+    found = model.reconstruct(images)
+    assert found.shape == images.shape
+    assert torch.equal(found.flatten(1), model.reconstruct(x))
+    with pytest.raises(ValueError, match=r"x must have shape \(B, D\) with D = 11, got \(4, 1, 10"):
+        model.loss(images[:, :, 1:])
+    if isinstance(model, LatentVariableModel):
+        line = model.interpolate(images[:2], x[2:], 3)
+        assert torch.equal(line.flatten(2), model.interpolate(x[:2], x[2:], 3))
+
+
 def test_interpolate() -> None:
     model, x = _model("dvae"), _data(6)
     start, end = x[:2], x[2:4]

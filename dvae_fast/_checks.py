@@ -125,12 +125,12 @@ def values_are_checked() -> bool:
     )
 
 
-def check_size(name: str, value: Any) -> int:
-    """`value` if it is an int >= 1, else TypeError or ValueError naming the argument."""
+def check_size(name: str, value: Any, least: int = 1) -> int:
+    """`value` if it is an int >= `least`, else TypeError or ValueError naming the argument."""
     if isinstance(value, (bool, Tensor)) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be >= 1, got {value}")
+    if value < least:
+        raise ValueError(f"{name} must be >= {least}, got {value}")
     return operator.index(value)
 
 

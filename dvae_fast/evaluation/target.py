@@ -31,6 +31,7 @@ from dvae_fast.models.wrappers import unwrapped
 
 if TYPE_CHECKING:
     from dvae_fast.functional.linear import Scale
+    from dvae_fast.models.decoders import Decoder
 
     Params = Tensor | tuple[Tensor | float, ...]
 
@@ -129,7 +130,7 @@ class Evaluated:
             )
         self.takes_samples = bool(
             getattr(self.decode if isinstance(model, tuple) else model, "takes_samples", False)
-        )
+        ) or (self.own is not None and self.own.context_size > 0)  # not to repeat the context
         self.likelihood = _likelihood_of(model, likelihood)
         self.scale = scale
         #: the parameters that the decoder does not return
@@ -143,9 +144,12 @@ class Evaluated:
         # where nothing but plain layers come before it, all of them and their activation.
         self._dense: tuple[list[nn.Linear], str] | None = None
         self._trunk: Callable[[Tensor], Tensor] | None = None
+        self._decoder: Decoder | None = None  # of which these are, where it is of this package
         fused = self.likelihood.kernel is not None
         if fused and self.own is not None and (decoder := self.own.split_decoder()) is not None:
+            self._decoder = decoder
             self._trunk, self._output = decoder.trunk, decoder.output
+            self._hidden: Callable[[Tensor, Tensor], Tensor] = decoder.hidden
         elif (
             fused
             and (len(self.likelihood.params) == 1 or scale is not None)
@@ -184,6 +188,8 @@ class Evaluated:
         self._dense = None
         if self._trunk is not None:
             self._trunk = cast("Callable[[Tensor], Tensor]", torch.compile(self._trunk))
+            if self._decoder is not None:
+                self._hidden = torch.compile(self._hidden)
         else:
             self.decode = torch.compile(self.decode)
 
@@ -203,7 +209,7 @@ class Evaluated:
                 likelihood's support holds.
         """
         own = self.own
-        x, context = given_from(x, context, wants_context=own is not None and own.wants_context)
+        x, context = given_from(x, context, wants_context=own is not None and own.context_size > 0)
         check_float("x", x)
         if x.is_meta:
             raise ValueError("x must hold values to be evaluated, got a tensor on meta")
@@ -285,23 +291,29 @@ class Evaluated:
         linear layer, and hidden activations neither where all its layers are plain.
         """
         x = x.flatten(1)
-        if self._trunk is None or context is not None:
+        if self._trunk is None or (context is not None and self._decoder is None):
             params = self.params(z, x.shape[1], context)
             return functional.log_weights(params, x, log_ratio, self.likelihood)
         if self._decoded_dtype is not None:
             z = z.to(self._decoded_dtype)
         if self._dense is not None:
             layers, activation = self._dense
+            given: list[tuple[Tensor, Tensor | None]] = [
+                (layer.weight, layer.bias) for layer in layers
+            ]
+            if context is not None and self._decoder is not None:
+                z, more = self._decoder.first(z, context.unsqueeze(1))
+                if more is not None:  # the bias of each example's own
+                    weight, bias = given[0]
+                    given[0] = (weight, more.squeeze(1) if bias is None else bias + more.squeeze(1))
             return functional.mlp_log_weights(
-                z,
-                [(layer.weight, layer.bias) for layer in layers],
-                x,
-                log_ratio,
-                self.likelihood,
-                activation=activation,
-                scale=self.scale,
+                z, given, x, log_ratio, self.likelihood, activation=activation, scale=self.scale
             )
         weight, bias = self._output.weight, self._output.bias
+        if context is not None:
+            return functional.linear_log_weights(
+                self._hidden(z, context.unsqueeze(1)), weight, bias, x, log_ratio, self.likelihood
+            )
         rows = z.flatten(0, 1)
         hidden = self._trunk(rows)
         if hidden.shape != (len(rows), weight.shape[1]):

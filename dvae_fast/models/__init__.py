@@ -23,7 +23,7 @@ from dvae_fast.models.encoders import (
 from dvae_fast.models.gaussian import DIWAE, DVAE, IWAE, VAE, LatentVariableModel
 from dvae_fast.models.layers import ACTIVATIONS, MLP, Softplus
 from dvae_fast.models.posterior import COVARIANCES, gaussian_log_ratio, sample_gaussian
-from dvae_fast.models.priors import PRIORS, Prior, StandardNormal
+from dvae_fast.models.priors import PRIORS, GaussianMixture, Prior, StandardNormal, VampPrior
 from dvae_fast.models.saving import load_model, save_model
 from dvae_fast.models.two_layer import TwoLayerModel
 
@@ -45,12 +45,14 @@ __all__ = [
     "Decoder",
     "GRUEncoder",
     "GaussianEncoder",
+    "GaussianMixture",
     "LatentVariableModel",
     "ModelConfig",
     "Prior",
     "Softplus",
     "StandardNormal",
     "TwoLayerModel",
+    "VampPrior",
     "gaussian_log_ratio",
     "load_model",
     "make_encoder",

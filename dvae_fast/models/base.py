@@ -9,45 +9,34 @@ import torch
 from torch import Tensor, nn
 
 from dvae_fast import functional, objectives
-from dvae_fast._checks import check_choice, check_size
-from dvae_fast._dtypes import accumulation_dtype
-from dvae_fast._seeds import derived_key, seed_tensor
+from dvae_fast._checks import check_same, check_size
+from dvae_fast._seeds import seed_tensor
 from dvae_fast.corruptions import (
     Identity,
     as_corruption,
     corrupt,
     score_function_surrogate,
 )
-from dvae_fast.functional._autograd import autocast_dtype, without_autocast
+from dvae_fast.functional._autograd import autocast_dtype
 from dvae_fast.likelihoods import get_likelihood
 from dvae_fast.models.config import (
-    MODELS,
     ConstructorSignature,
     ModelConfig,
     bind_options,
     default_samples,
-    describe_option,
-    option_from,
-    options_of,
 )
+from dvae_fast.models.context import as_context
 from dvae_fast.models.decoders import Decoder, splits
 from dvae_fast.models.encoders import make_encoder
 from dvae_fast.models.layers import by_rows
-from dvae_fast.models.priors import (
-    PRIORS,
-    StandardNormal,
-    check_prior,
-    standard_normal_log_prob,
-)
-from dvae_fast.models.shapes import Shaped
+from dvae_fast.models.priors import PRIORS, PriorSizes, check_prior, is_fused
+from dvae_fast.models.with_prior import WithPrior
 from dvae_fast.objectives import as_objective
 from dvae_fast.objectives.objective import check_score_objective
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from typing import Unpack
 
-    from dvae_fast._seeds import First
     from dvae_fast.corruptions import Corruption
     from dvae_fast.models.priors import Prior
     from dvae_fast.objectives import Latents, Objective
@@ -56,11 +45,10 @@ __all__ = ["Autoencoder", "groups_of"]
 
 #: parts that may be a module of one's own
 _PARTS = ("encoder", "decoder", "prior")
-# The key of draws from a prior of one's own, among those of a seed.
-_PRIOR_KEY = 3
+_OWN = "a prior of one's own"
 
 
-class Autoencoder(Shaped):
+class Autoencoder(WithPrior):
     """p(x|z), its data, corruption and objective, whatever the latents: the base of all models.
 
     ``encoder``, ``decoder`` and ``prior`` may be replaced by modules of one's own, at construction
@@ -92,6 +80,7 @@ class Autoencoder(Shaped):
         self._take_shape(data_size, image_shape)
         self.options = chosen = ModelConfig(**{**self.defaults, **given})
         self.latent_size = chosen.latent_size
+        self.context_size = chosen.context_size
         self.likelihood = get_likelihood(chosen.likelihood)
         self.objective = self.objective_of(chosen, given.get("estimator"))
         self.copies = chosen.copies
@@ -106,7 +95,7 @@ class Autoencoder(Shaped):
         # Typed as modules, not as the classes made here: any module may take their place.
         self.encoder: nn.Module = self._part("encoder")
         self.decoder: nn.Module = self._part("decoder", data_mean)
-        self.prior: Prior = cast("Prior", self._part("prior"))
+        self.prior: Prior = cast("Prior", self._part("prior", data_mean))
         self._make_more()
 
     # --- the parts ----------------------------------------------------------------------------
@@ -114,10 +103,11 @@ class Autoencoder(Shaped):
     @classmethod
     def check_options(cls, options: ModelConfig, objective: Objective) -> None:
         """Raise ValueError unless the model has the objective with these options."""
-        if objective.bound.analytic and not isinstance(options.prior, str):
+        if objective.bound.analytic and not is_fused(options.prior):
+            what = f"the prior {options.prior}" if isinstance(options.prior, str) else _OWN
             raise ValueError(
-                f"objective must not be {objective.name} with a prior of one's own: its divergence "
-                "is that from the standard normal"
+                f"objective must not be {objective.name} with {what}: "
+                "its divergence is that from the standard normal"
             )
 
     @classmethod
@@ -137,17 +127,17 @@ class Autoencoder(Shaped):
             if name == "encoder":
                 return self._make_encoder(part)
             if name == "prior":
-                return self._make_prior(part)
+                return self._make_prior(part, data_mean)
             hidden = chosen.decoder_hidden_sizes
             return Decoder(
                 self.latent_size, chosen.hidden_sizes[::-1] if hidden is None else hidden,
-                self.data_size, self.likelihood, chosen.activation, data_mean,
+                self.data_size, self.likelihood, chosen.activation, data_mean, self.context_size,
             )  # fmt: skip
         if name == "prior":
             check_prior(part)
         elif not isinstance(part, nn.Module):
             raise TypeError(f"{name} must be a name or a module, got {type(part).__name__}")
-        if data_mean is not None:
+        if data_mean is not None and name == "decoder":
             raise ValueError(
                 "data_mean must be left out with a decoder of one's own, whose bias it cannot start"
             )
@@ -157,103 +147,59 @@ class Autoencoder(Shaped):
         chosen = self.options
         return make_encoder(
             name, self.data_size, self.image_shape, chosen.hidden_sizes, self.latent_size,
-            chosen.activation, chosen.covariance,
+            chosen.activation, chosen.covariance, self.context_size,
         )  # fmt: skip
 
-    def _make_prior(self, name: str) -> nn.Module:
-        return PRIORS[name](self.latent_size)
+    def _make_prior(self, name: str, data_mean: Tensor | None = None) -> nn.Module:
+        return self._prior_of(name, self.latent_size, data_mean)
+
+    def _prior_of(self, name: str, latent_size: int, data_mean: Tensor | None) -> nn.Module:
+        chosen = self.options
+        sizes = PriorSizes(
+            latent_size, chosen.prior_components, self.data_size, self.context_size,
+            self.likelihood.interval, data_mean,
+        )  # fmt: skip
+        return PRIORS[name].make(sizes)
 
     def _make_more(self) -> None:
         """The networks that a subclass has in addition."""
 
-    def _encoded(self, x: Tensor) -> Any:
-        """What ``encoder`` makes of x, (..., D)."""
-        x, ready = self.flatten(x), isinstance(self.options.encoder, str)
-        return self.encoder(x) if ready else by_rows(self.encoder, x)
+    def _encoded(self, x: Tensor, context: Tensor | None = None) -> Any:
+        """What ``encoder`` makes of x, (..., D), with a context (..., C) that broadcasts to it."""
+        x, told = self.flatten(x), self._told(context)
+        ready = isinstance(self.options.encoder, str)
+        return self.encoder(x, *told) if ready else by_rows(self.encoder, x, *told)
 
-    def decode(self, z: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """The likelihood's parameters: (..., Z) → logits (..., D), or a pair (mean, scale)."""
-        ready = isinstance(self.options.decoder, str)
-        params = self.decoder(z) if ready else by_rows(self.decoder, z)
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """The likelihood's parameters: (..., Z) → logits (..., D), or a pair (mean, scale).
+
+        A context is (..., C), and broadcasts to the leading dimensions of z: (B, 1, C) for z of
+        (B, K, Z).
+        """
+        told, ready = self._told(context), isinstance(self.options.decoder, str)
+        params = self.decoder(z, *told) if ready else by_rows(self.decoder, z, *told)
         return cast("Tensor | tuple[Tensor, Tensor]", params)
 
-    @property
-    def prior_is_fused(self) -> bool:
-        """Whether p(z) is what the operators take it for, so that nothing is to be added."""
-        return isinstance(self.options.prior, str)
-
-    def log_ratio_above(
-        self,
-        z: Tensor,
-        seed: int | Tensor | None = None,
-        **first: Unpack[First],
-    ) -> Tensor:
-        """What p(z) adds to log N(z; 0, I) − log q(z|x̃): log p(z) − log N(z; 0, I).
-
-        Args:
-            z: (*L, B, K, Z).
-            seed, first: first_example and first_sample, of what a model draws in addition; unused
-                here.
-
-        Returns:
-            (*L, B, K) in nats, differentiable.
-        """
-        return self.log_prior(z) - self.log_fused_prior(z)
-
-    def log_prior(self, z: Tensor) -> Tensor:
-        """log p(z) by ``prior``: (..., Z) → (...).
-
-        Raises:
-            ValueError: if it gives another shape.
-        """
-        with without_autocast(z):
-            log_prob = self.prior.log_prob(z.to(accumulation_dtype(z.dtype)))
-        if log_prob.shape != z.shape[:-1]:
-            raise ValueError(
-                f"prior's log_prob must return shape {tuple(z.shape[:-1])} for z of shape "
-                f"{tuple(z.shape)}, got {tuple(log_prob.shape)}"
-            )
-        return log_prob
-
-    def log_fused_prior(self, z: Tensor) -> Tensor:
-        """The log-density that the log-ratios of ``Latents`` hold in the place of log p(z)."""
-        return standard_normal_log_prob(z.to(accumulation_dtype(z.dtype)))
-
-    def _with_prior(self, latents: Latents, key: Tensor, first_example: int) -> Latents:
-        if self.prior_is_fused:
-            return latents
-        above = self.log_ratio_above(latents.z, key, first_example=first_example)
-        return latents._replace(log_ratio=latents.log_ratio + above)
-
-    def _draw_latents(self, n: int, key: Tensor, like: Tensor) -> Tensor:
-        """n draws of p(z), (n, Z), the decoder's input."""
-        return self._draw_prior(n, self.latent_size, key, like)
-
-    def _draw_prior(self, n: int, size: int, key: Tensor, like: Tensor) -> Tensor:
-        """n draws by ``prior``, (n, size)."""
-        if isinstance(self.prior, StandardNormal):
-            zero = like.new_zeros(n, size)
-            return functional.sample_latent(zero, zero, 1, key)[0].squeeze(1)
-        seed = int(derived_key(key, _PRIOR_KEY))
-        z = self.prior.sample(n, generator=torch.Generator(like.device).manual_seed(seed))
-        if z.shape != (n, size):
-            raise ValueError(f"prior's sample must return shape {(n, size)}, got {tuple(z.shape)}")
-        return z.to(like)
-
-    @property
-    def wants_context(self) -> bool:
-        """Whether it is told something besides x."""
-        return False
+    def _told(self, context: Tensor | None) -> tuple[Tensor, ...]:
+        """What a network is called with besides its input."""
+        if (context is None) != (self.context_size == 0):
+            as_context(context, 0 if context is None else len(context), self.context_size)
+        return () if context is None else (context,)
 
     def as_context(self, context: Any, examples: int, like: Tensor) -> Tensor | None:
-        """The context of so many examples, as the networks take it.
+        """The context of so many examples, as the networks take it: (B, C), or None without one.
 
         Raises:
-            TypeError, ValueError: if it is given to a model without, or the other way round.
+            TypeError, ValueError: unless it is (B, C), or labels (B,) of C classes; or if it is
+                given to a model without, or the other way round.
         """
-        if context is not None:
-            raise ValueError(f"context must be None for a {type(self).__name__}, which takes none")
-        return None
+        return as_context(context, examples, self.context_size, like.dtype)
+
+    def _context(self, context: Any, x: Tensor) -> Tensor | None:
+        """The context of x."""
+        if isinstance(context, Tensor):
+            check_same("context", context, "x", x)
+        return self.as_context(context, len(x), x)
 
     def _corrupt(
         self, x: Tensor, key: Tensor, copies: int | None, first_example: int = 0
@@ -272,8 +218,12 @@ class Autoencoder(Shaped):
         if name == "corruption" and not isinstance(value, nn.Module):
             self.__dict__.get("_modules", {}).pop(name, None)
         super().__setattr__(name, value)
+        if name == "prior" and hasattr(value, "bind"):
+            value.bind(self)
 
-    def _sample_posterior(self, x: Tensor, key: Tensor, first_example: int) -> Latents:
+    def _sample_posterior(
+        self, x: Tensor, key: Tensor, first_example: int, context: Tensor | None = None
+    ) -> Latents:
         """z and log_ratio for the objective: M corruptions encoded once, K samples of each."""
         raise NotImplementedError
 
@@ -283,20 +233,32 @@ class Autoencoder(Shaped):
         decoder = self.decoder
         return decoder if plain and splits(decoder) else None
 
-    def _log_weights(self, z: Tensor, x: Tensor, log_ratio: Tensor) -> Tensor:
+    def _log_weights(
+        self, z: Tensor, x: Tensor, log_ratio: Tensor, context: Tensor | None = None
+    ) -> Tensor:
         """log w in the shape of log_ratio, not holding the logits of a Bernoulli."""
-        decoder = self.split_decoder()
+        decoder, told = self.split_decoder(), self._by_sample(context)
         if decoder is not None:
             output = decoder.output
             return functional.linear_log_weights(
-                decoder.trunk(z), output.weight, output.bias, x, log_ratio, self.likelihood
-            )
-        return functional.log_weights(self.decode(z), x, log_ratio, self.likelihood)
+                decoder.hidden(z, *told), output.weight, output.bias, x, log_ratio,
+                self.likelihood,
+            )  # fmt: skip
+        return functional.log_weights(self.decode(z, *told), x, log_ratio, self.likelihood)
+
+    def _by_sample(self, context: Tensor | None) -> tuple[Tensor, ...]:
+        """A context (B, C) as the decoder of (*L, B, K, Z) is told it: (B, 1, C), not repeated."""
+        return () if context is None else (context.unsqueeze(-2),)
 
     # --- the objective ------------------------------------------------------------------------
 
     def loss(
-        self, x: Tensor, seed: int | Tensor | None = None, *, first_example: int = 0
+        self,
+        x: Tensor,
+        seed: int | Tensor | None = None,
+        *,
+        context: Tensor | None = None,
+        first_example: int = 0,
     ) -> Tensor:
         """The negative bound in nats, a mean over examples; a scalar.
 
@@ -306,17 +268,20 @@ class Autoencoder(Shaped):
             x: (B, D) or (B, *shape), the clean data, which is the target and is never written to.
             seed: int, int64 tensor of one element, or None to draw one from torch's generator.
                 One seed governs corruption and latents, which use different streams of it.
+            context: what encoder, decoder and prior are told besides x, for a model with a
+                ``context_size`` C: (B, C), or labels (B,) from 0 to C − 1, which stand for as many
+                zeros and a one. It is corrupted by nothing.
             first_example: index of x's first example in the noise: with the same seed, parts of
                 a batch get the numbers that the batch would.
 
         Raises:
-            TypeError, ValueError: if x is of another shape, not in the model's dtype or not on its
-                device, or the seed or first_example is wrong.
+            TypeError, ValueError: if x or the context is of another shape, x not in the model's
+                dtype or either not on its device, or the seed or first_example is wrong.
         """
         x = self._rows(x)
-        key = seed_tensor(seed, x.device)
-        latents = self._sample_posterior(x, key, first_example)
-        params, again = self._decoded(latents.z)
+        context, key = self._context(context, x), seed_tensor(seed, x.device)
+        latents = self._posterior_of(x, key, first_example, context)
+        params, again = self._decoded(latents.z, context)
         loss = objectives.loss(
             cast("Tensor | tuple[Tensor, Tensor | float]", params),
             x,
@@ -328,20 +293,30 @@ class Autoencoder(Shaped):
             overwrite_params=False if again is None else again,
         )
         if self.corruption is not None and self.corruption.scores:
-            loss = loss + self._score_term(self.corruption, x, key, first_example, latents)
+            term = self._score_term(self.corruption, x, key, first_example, latents, context)
+            loss = loss + term
         return loss
 
-    def _decoded(self, z: Tensor) -> tuple[Any, Callable[[], Tensor] | None]:
+    def _posterior_of(
+        self, x: Tensor, key: Tensor, first_example: int, context: Tensor | None
+    ) -> Latents:
+        """`_sample_posterior`, which a subclass without a context need not be told of one."""
+        told = () if context is None else (context,)
+        return self._sample_posterior(x, key, first_example, *told)
+
+    def _decoded(
+        self, z: Tensor, context: Tensor | None
+    ) -> tuple[Any, Callable[[], Tensor] | None]:
         """`decode`, and if its result may be overwritten what makes it again.
 
         Logits are what a linear layer returned, read by nobody else then or in backward (a linear
         layer's needs its input and weight), so the gradient may overwrite them. A pair's sigmoid
         (or exp) and softplus do read their results in backward.
         """
-        decoder = self.split_decoder()
+        decoder, told = self.split_decoder(), self._by_sample(context)
         if decoder is None:
-            return self.decode(z), None
-        hidden, dtype = decoder.trunk(z), autocast_dtype(z)
+            return self.decode(z, *told), None
+        hidden, dtype = decoder.hidden(z, *told), autocast_dtype(z)
 
         def output() -> Tensor:
             if dtype is None:
@@ -358,6 +333,7 @@ class Autoencoder(Shaped):
         key: Tensor,
         first_example: int,
         latents: Latents,
+        context: Tensor | None,
     ) -> Tensor:
         """0, with the gradient of a rate that the copies' bounds give by the score function.
 
@@ -368,20 +344,30 @@ class Autoencoder(Shaped):
             return x.new_zeros(())
         with torch.no_grad():
             log_ratio = self.kl_weight * latents.log_ratio
-            log_w = self._log_weights(latents.z, x, log_ratio)  # (M, ..., B, K)
+            log_w = self._log_weights(latents.z, x, log_ratio, context)  # (M, ..., B, K)
             bounds = torch.stack([objectives.bound(copy, self.objective) for copy in log_w])
         noisy = self._corrupt(x, key, self.copies, first_example)  # the same numbers again
         return score_function_surrogate(-bounds, corruption.log_prob(noisy, x))
 
     def forward(
-        self, x: Tensor, seed: int | Tensor | None = None, *, first_example: int = 0
+        self,
+        x: Tensor,
+        seed: int | Tensor | None = None,
+        *,
+        context: Tensor | None = None,
+        first_example: int = 0,
     ) -> Tensor:
         """`loss`, so that wrappers which call a module (compilation, data parallel) can."""
-        return self.loss(x, seed, first_example=first_example)
+        return self.loss(x, seed, context=context, first_example=first_example)
 
     @torch.no_grad()
     def bound(
-        self, x: Tensor, seed: int | Tensor | None = None, *, first_example: int = 0
+        self,
+        x: Tensor,
+        seed: int | Tensor | None = None,
+        *,
+        context: Tensor | None = None,
+        first_example: int = 0,
     ) -> Tensor:
         """The bound of each example, (B,), in nats and without a gradient.
 
@@ -389,27 +375,37 @@ class Autoencoder(Shaped):
         for a Bernoulli.
         """
         x = self._rows(x)
-        key = seed_tensor(seed, x.device)
-        z, log_ratio, _ = self._sample_posterior(x, key, first_example)
-        return objectives.bound(self._log_weights(z, x, log_ratio), self.objective)
+        context, key = self._context(context, x), seed_tensor(seed, x.device)
+        z, log_ratio, _ = self._posterior_of(x, key, first_example, context)
+        return objectives.bound(self._log_weights(z, x, log_ratio, context), self.objective)
 
     # --- pictures -----------------------------------------------------------------------------
 
     @torch.no_grad()
-    def sample(self, n: int, seed: int | Tensor | None = None, *, draw: bool = False) -> Tensor:
+    def sample(
+        self,
+        n: int,
+        seed: int | Tensor | None = None,
+        *,
+        context: Tensor | None = None,
+        draw: bool = False,
+    ) -> Tensor:
         """The means of p(x|z) for n latents z ~ p(z): (n, D), or (n, *shape) of a model built of a
         shape.
 
         Args:
             n: n >= 1.
             seed: as for `loss`.
+            context: (n, C) or labels (n,), of a model that has one.
             draw: return draws x ~ p(x|z) instead of the means. They are governed by the seed too,
                 but by torch's generator, so unlike the latents they depend on n and the device.
         """
         check_size("n", n)
         like = next(self.parameters(), torch.empty(0))
         key = seed_tensor(seed, like.device)
-        params = self.decode(self._draw_latents(n, key, like))
+        context = self._context(context, like.new_empty(n, 0))
+        told = () if context is None else (context,)
+        params = self.decode(self._draw_latents(n, key, like, *told), *told)
         if not draw:
             return self._as_built(self.likelihood.mean(params))
         with torch.random.fork_rng([like.device] if like.is_cuda else []):
@@ -418,7 +414,12 @@ class Autoencoder(Shaped):
 
     @torch.no_grad()
     def reconstruct(
-        self, x: Tensor, seed: int | Tensor | None = None, *, corrupt: bool = False
+        self,
+        x: Tensor,
+        seed: int | Tensor | None = None,
+        *,
+        context: Tensor | None = None,
+        corrupt: bool = False,
     ) -> Tensor:
         """The mean of p(x|z) at the middle of q(z|x), or of q(z|x̃), in the shape of x.
 
@@ -427,68 +428,19 @@ class Autoencoder(Shaped):
         Args:
             x: (B, D) or (B, *shape).
             seed: as for `loss`; used only with `corrupt`.
+            context: as for `loss`.
             corrupt: encode a draw of x̃ rather than x.
         """
         given, x = x, self._rows(x)
+        context = self._context(context, x)
+        told = () if context is None else (context,)
         if corrupt:
             x = self._corrupt(x, seed_tensor(seed, x.device), None)
-        return self.likelihood.mean(self.decode(self._middle(x))).reshape(given.shape)
+        return self.likelihood.mean(self.decode(self._middle(x, *told), *told)).reshape(given.shape)
 
-    def _middle(self, x: Tensor) -> Tensor:
+    def _middle(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The likeliest z of q(z|x): (B, D) → (B, Z)."""
         raise NotImplementedError
-
-    # --- configuration ------------------------------------------------------------------------
-
-    def config(self) -> dict[str, Any]:
-        """What `from_config` needs to build this model again, parameters apart; JSON-able.
-
-        A module of one's own is there by the name of its class, which cannot be built again.
-        """
-        size = list(self.shape) if self._shaped else self.data_size
-        config: dict[str, Any] = {"model": self.name, "data_size": size}
-        if self.image_shape is not None:
-            config["image_shape"] = list(self.image_shape)
-        now = {"objective": self.objective, "estimator": self.objective.estimator}
-        for name in options_of(type(self)):
-            value = getattr(self.options, name)
-            if name in ("copies", "samples", "likelihood", "corruption"):
-                value = getattr(self, name)  # may have changed since
-            config[name] = describe_option(name, now.get(name, value))
-        return config
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], **own: Any) -> Autoencoder:
-        """The model that `config` describes, with fresh parameters.
-
-        Args:
-            config: of `config`.
-            own: by the option's name, each module that the model has of one's own.
-
-        Raises:
-            ValueError: if the model is not this class (any, from the base), a key is missing or
-                unknown, a value is wrong, or a module of one's own is not given.
-        """
-        options = dict(config)
-        name = options.pop("model", None)
-        check_choice("config's model", name, [n for n, c in MODELS.items() if issubclass(c, cls)])
-        model = MODELS[name]
-        known = {"data_size", "image_shape", *options_of(model)}
-        for key in options:
-            check_choice(f"a key in the config of a {name}", key, known)
-        if "data_size" not in options:
-            raise ValueError(f"config must have the key data_size, got {', '.join(config)}")
-        options = {key: option_from(key, value, own) for key, value in options.items()}
-        if own:
-            raise ValueError(
-                f"{next(iter(own))} must be left out: the model's is made by name, not one's own"
-            )
-        return model(**options)
-
-    def extra_repr(self) -> str:
-        """What the parts do not show."""
-        parts = [f"copies={self.copies}", f"samples={self.samples}", f"objective={self.objective}"]
-        return ", ".join([f"corruption={self.corruption}"] * (self.corruption is not None) + parts)
 
 
 def groups_of(t: Tensor, groups: int, dims: int = 1) -> Tensor:

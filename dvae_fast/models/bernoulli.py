@@ -15,6 +15,7 @@ from dvae_fast.functional._autograd import without_autocast
 from dvae_fast.models.base import Autoencoder, groups_of
 from dvae_fast.models.config import register
 from dvae_fast.models.encoders import make_encoder
+from dvae_fast.models.priors import PRIORS
 from dvae_fast.objectives import Latents, Objective, as_objective
 from dvae_fast.objectives.objective import check_discrete
 
@@ -71,6 +72,11 @@ class BernoulliLatentModel(Autoencoder):
         """Raise ValueError unless the model has the objective with these options."""
         super().check_options(options, objective)
         check_discrete(objective)
+        if isinstance(options.prior, str) and not PRIORS[options.prior].fused:
+            ready = ", ".join(name for name, prior in PRIORS.items() if prior.fused)
+            raise ValueError(
+                f"prior must be {ready}, or one's own, for binary latents; got {options.prior}"
+            )
         if options.learn_prior and not isinstance(options.prior, str):
             raise ValueError("learn_prior must be off with a prior of one's own, got True")
 
@@ -78,10 +84,10 @@ class BernoulliLatentModel(Autoencoder):
         chosen = self.options
         return make_encoder(
             name, self.data_size, self.image_shape, chosen.hidden_sizes, self.latent_size,
-            chosen.activation, None,
+            chosen.activation, None, self.context_size,
         )  # fmt: skip
 
-    def _make_prior(self, name: str) -> nn.Module:
+    def _make_prior(self, name: str, data_mean: Tensor | None = None) -> nn.Module:
         return BernoulliPrior(self.latent_size, self.options.learn_prior)
 
     @property
@@ -89,9 +95,10 @@ class BernoulliLatentModel(Autoencoder):
         """Of p(h), (Z,), if learnt."""
         return self.prior.logits if isinstance(self.prior, BernoulliPrior) else None
 
-    def encode(self, x: Tensor) -> Tensor:
-        """The logits of q(h|x) for x exactly as given: (..., D) → (..., Z)."""
-        return cast("Tensor", self._encoded(x))
+    def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The logits of q(h|x) for x exactly as given: (..., D) → (..., Z); a context (..., C)
+        broadcasts to the leading dimensions of x."""
+        return cast("Tensor", self._encoded(x, context))
 
     def log_fused_prior(self, z: Tensor) -> Tensor:
         """log p(h) as `sample_bernoulli_latents` has it without a learnt one: (..., Z) → (...)."""
@@ -117,23 +124,28 @@ class BernoulliLatentModel(Autoencoder):
         z, log_p, log_q = _draw(logits, self.prior_logits, k, seed, **first)
         return z, log_p - log_q
 
-    def _sample_posterior(self, x: Tensor, key: Tensor, first_example: int) -> Latents:
+    def _sample_posterior(
+        self, x: Tensor, key: Tensor, first_example: int, context: Tensor | None = None
+    ) -> Latents:
         noisy = self._corrupt(x, key, self.copies if self.copies > 1 else None, first_example)
+        logits = self.encode(noisy, *(() if context is None else (context,)))
         latents = sample_bernoulli_latents(
-            groups_of(self.encode(noisy), self.copies), self.prior_logits, self.samples,
-            self.objective, key, first_example=first_example,
+            groups_of(logits, self.copies), self.prior_logits, self.samples, self.objective, key,
+            first_example=first_example,
         )  # fmt: skip
-        return self._with_prior(latents, key, first_example)
+        return self._with_prior(latents, key, first_example, context)
 
-    def _draw_latents(self, n: int, key: Tensor, like: Tensor) -> Tensor:
+    def _draw_latents(
+        self, n: int, key: Tensor, like: Tensor, context: Tensor | None = None
+    ) -> Tensor:
         if not self.prior_is_fused:
-            return super()._draw_latents(n, key, like)
+            return super()._draw_latents(n, key, like, context)
         logits = self.prior_logits
         logits = like.new_zeros(self.latent_size) if logits is None else logits
         return draw_bernoulli(logits.expand(n, -1), 1, key).squeeze(1).to(like.dtype)
 
-    def _middle(self, x: Tensor) -> Tensor:
-        logits = self.encode(x)
+    def _middle(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        logits = self.encode(x, *(() if context is None else (context,)))
         return (logits > 0).to(logits.dtype)
 
 

@@ -69,6 +69,7 @@ def option(
     of: tuple[str, ...] | None = None,
     short: str | None = None,
     own: str = "",
+    least: int = 1,
 ) -> Any:
     """A field of a configuration.
 
@@ -79,8 +80,11 @@ def option(
         of: the models that have it; None for all.
         short: of one letter, for the command line.
         own: what may be given in the place of a name, in Python only.
+        least: of a number.
     """
-    metadata = {"help": help, "choices": choices, "of": of, "short": short, "own": own}
+    metadata = {
+        "help": help, "choices": choices, "of": of, "short": short, "own": own, "least": least,
+    }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -110,7 +114,8 @@ class ModelConfig:
         "What encodes x; gru and gru_2d take the first of the hidden sizes for their recurrent "
         "layer.",
         choices=ENCODERS,
-        own="Or a module: rows (N, D) → mean and log-variance (N, Z); logits of binary latents.",
+        own="Or a module: rows (N, D) → mean and log-variance (N, Z), or a distribution with "
+        "rsample and log_prob; logits of binary latents.",
     )
     decoder: str | nn.Module = option(
         "mlp",
@@ -120,9 +125,20 @@ class ModelConfig:
     )
     prior: str | Prior = option(
         "standard",
-        "p(z): standard is N(0, I), or probability ½ of each binary latent.",
+        "p(z): standard is N(0, I), or probability ½ of each binary latent; mixture, of Gaussians; "
+        "vamp, the posteriors of pseudo-inputs.",
         choices=PRIORS,
         own="Or an object with log_prob(z), (..., Z) → (...), and sample(n, generator), (n, Z).",
+    )
+    prior_components: int = option(
+        100, "Components of the prior mixture, or pseudo-inputs of vamp."
+    )
+    context_size: int = option(
+        0,
+        "Numbers that the networks are told besides x, or classes of a label; 0: none.",
+        least=0,
+        own="See loss; encoders and decoders of one's own are called as (x, context) and (z, "
+        "context).",
     )
     covariance: str = option(
         "diagonal",
@@ -170,7 +186,8 @@ class ModelConfig:
                 value = check_sizes(field.name, value)
                 object.__setattr__(self, field.name, value)
             elif kind is int:
-                object.__setattr__(self, field.name, check_size(field.name, value))
+                value = check_size(field.name, value, field.metadata["least"])
+                object.__setattr__(self, field.name, value)
             elif kind is bool and not isinstance(value, bool):
                 raise TypeError(f"{field.name} must be a bool, got {type(value).__name__}")
             elif isinstance(value, str) and field.metadata["choices"] is not None:

@@ -5,14 +5,14 @@ The bias of the first starts where it gives the mean of the data.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from dvae_fast._checks import check_size
 from dvae_fast.likelihoods import get_likelihood, identity
-from dvae_fast.models.layers import MLP, hooked, linear
+from dvae_fast.models.layers import MLP, hooked, linear, of_context, through
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +39,7 @@ class Decoder(nn.Module):
         activation: one of `ACTIVATIONS`.
         data_mean: (D,), where the bias of the first layer starts, for a likelihood that says how
             (a Bernoulli, or one whose first parameter is the mean by a `Link`); None for 0.
+        context: C, of what it is told besides z, which the first layer reads; 0 for nothing.
     """
 
     output: nn.Linear
@@ -51,11 +52,14 @@ class Decoder(nn.Module):
         likelihood: str | Likelihood = "bernoulli",
         activation: str = "softplus",
         data_mean: Tensor | None = None,
+        context: int = 0,
     ) -> None:
         super().__init__()
         likelihood = get_likelihood(likelihood)
         self.trunk = MLP((latent, *hidden), activation)
-        last = (latent, *hidden)[-1]
+        # Without hidden layers the last one reads both, side by side.
+        last = (latent + context, *hidden)[-1]
+        self.context = of_context(context, hidden[0]) if hidden else None
         self.links = tuple(likelihood.params.values())
         single = len(likelihood.params) == 1
         names = ["output"] if single else [_free_name(self, name) for name in likelihood.params]
@@ -66,9 +70,22 @@ class Decoder(nn.Module):
             self.add_module(name, linear(last, check_size("data_size", data_size)))
         _start_at_mean(getattr(self, names[0]), data_mean, likelihood)
 
-    def forward(self, z: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def first(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the first of its layers is given, and what is added to its outputs, if anything."""
+        if self.context is None:
+            return torch.cat((z, context.expand(*z.shape[:-1], context.shape[-1])), -1), None
+        return z, self.context(context)
+
+    def hidden(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """(..., Z) → what the last layers read; a context (..., C) broadcasts to z."""
+        if context is None:
+            return cast("Tensor", self.trunk(z))
+        z, more = self.first(z, context)
+        return z if more is None else through(self.trunk, z, more)
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         """(..., Z) → the parameter, (..., D), or a tuple of them."""
-        hidden = self.trunk(z)
+        hidden = self.hidden(z, context)
         params = tuple(
             link(getattr(self, name)(hidden))
             for name, link in zip(self._names, self.links, strict=True)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from dvae_fast._checks import check_choice, check_sizes
-from dvae_fast.models.layers import MLP
+from dvae_fast.models.layers import MLP, of_context, through
 from dvae_fast.models.posterior import posterior_layer, split_posterior
 from dvae_fast.models.shapes import check_image_shape
 
@@ -45,6 +45,7 @@ class GaussianEncoder(nn.Module):
         latent: Z.
         activation: one of `ACTIVATIONS`.
         covariance: of q(z|x), one of `COVARIANCES`; None for the logits of binary latents.
+        context: C, of what it is told besides x, which the first layer reads; 0 for nothing.
     """
 
     def __init__(
@@ -54,15 +55,25 @@ class GaussianEncoder(nn.Module):
         latent: int,
         activation: str = "softplus",
         covariance: str | None = "diagonal",
+        context: int = 0,
     ) -> None:
         super().__init__()
         self.trunk = MLP((data_size, *hidden), activation)
         self.output = posterior_layer((data_size, *hidden)[-1], latent, covariance)
         self.latent, self.covariance = latent, covariance
+        self.context = of_context(context, (*hidden, self.output.out_features)[0])
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """(..., D) → mean (..., Z), and log_var (..., Z) or, if full, L (..., Z, Z)."""
-        return split_posterior(self.output(self.trunk(x)), self.latent, self.covariance)
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """(..., D) → mean (..., Z), and log_var (..., Z) or, if full, L (..., Z, Z); a context is
+        (..., C) and broadcasts to x."""
+        return split_posterior(_output(self, x, context), self.latent, self.covariance)
+
+
+def _output(encoder: GaussianEncoder | _ImageEncoder, t: Tensor, context: Tensor | None) -> Tensor:
+    """What the layers of a perceptron, and the last one, make of t and a context."""
+    if encoder.context is None or context is None:
+        return cast("Tensor", encoder.output(encoder.trunk(t)))
+    return through((*encoder.trunk, encoder.output), t, encoder.context(context))
 
 
 class _ImageEncoder(nn.Module):
@@ -76,19 +87,22 @@ class _ImageEncoder(nn.Module):
         latent: int,
         activation: str,
         covariance: str | None,
+        context: int,
     ) -> None:
         super().__init__()
         self.image_shape = check_image_shape(image_shape)
         self.trunk = MLP((features, *hidden), activation)
         self.output = posterior_layer((features, *hidden)[-1], latent, covariance)
         self.latent, self.covariance = latent, covariance
+        self.context = of_context(context, (*hidden, self.output.out_features)[0])
 
     def features(self, images: Tensor) -> Tensor:
         """(N, *image_shape) → (N, features)."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """(..., D) → mean (..., Z), and log_var (..., Z) or, if full, L (..., Z, Z).
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """(..., D) → mean (..., Z), and log_var (..., Z) or, if full, L (..., Z, Z); the context,
+        which broadcasts to x, joins in where the images' features do.
 
         Raises:
             ValueError: if D is not that of the images.
@@ -100,8 +114,7 @@ class _ImageEncoder(nn.Module):
                 f"{size}, got {tuple(x.shape)}"
             )
         features = self.features(x.reshape(math.prod(leading), *self.image_shape))
-        output: Tensor = self.output(self.trunk(features))
-        rows = output.view(*leading, output.shape[-1])
+        rows = _output(self, features.view(*leading, features.shape[-1]), context)
         return split_posterior(rows, self.latent, self.covariance)
 
 
@@ -119,7 +132,7 @@ class GRUEncoder(_ImageEncoder):
             the output; at least one.
         latent: Z.
         activation: of the layers after the recurrent one, one of `ACTIVATIONS`.
-        covariance: as for `GaussianEncoder`.
+        covariance, context: as for `GaussianEncoder`.
         columns: read the image column by column too, with units of their own; both states go on.
         pooling: "last", the state after the last row; "mean", the mean of the states.
 
@@ -134,6 +147,7 @@ class GRUEncoder(_ImageEncoder):
         latent: int,
         activation: str = "softplus",
         covariance: str | None = "diagonal",
+        context: int = 0,
         *,
         columns: bool = False,
         pooling: str = "last",
@@ -143,7 +157,9 @@ class GRUEncoder(_ImageEncoder):
         if units == 0:
             raise ValueError("hidden must hold the size of the recurrent layer at least, got none")
         check_choice("pooling", pooling, POOLINGS)
-        super().__init__(image_shape, units * (1 + columns), rest, latent, activation, covariance)
+        super().__init__(
+            image_shape, units * (1 + columns), rest, latent, activation, covariance, context
+        )
         self.pooling = pooling
         depth = math.prod(channels)
         self.rows = nn.GRU(depth * width, units, batch_first=True)
@@ -171,7 +187,7 @@ class ConvEncoder(_ImageEncoder):
         hidden: sizes of the layers between the last convolution and the output; may be empty.
         latent: Z.
         activation: of those layers, one of `ACTIVATIONS`; that of the convolutions is ReLU.
-        covariance: as for `GaussianEncoder`.
+        covariance, context: as for `GaussianEncoder`.
         channels: of the convolutions, from the data on; at least one.
 
     Raises:
@@ -185,6 +201,7 @@ class ConvEncoder(_ImageEncoder):
         latent: int,
         activation: str = "softplus",
         covariance: str | None = "diagonal",
+        context: int = 0,
         *,
         channels: Sequence[int] = (32, 64),
     ) -> None:
@@ -195,7 +212,7 @@ class ConvEncoder(_ImageEncoder):
         for _ in channels:
             height, width = (height + 1) // 2, (width + 1) // 2
         features = channels[-1] * height * width
-        super().__init__(image_shape, features, hidden, latent, activation, covariance)
+        super().__init__(image_shape, features, hidden, latent, activation, covariance, context)
         layers: list[nn.Module] = []
         for i, o in zip((math.prod(depth), *channels[:-1]), channels, strict=True):
             layer = nn.Conv2d(i, o, 3, stride=2, padding=1)
@@ -248,6 +265,7 @@ def make_encoder(
     latent: int,
     activation: str,
     covariance: str | None = "diagonal",
+    context: int = 0,
 ) -> nn.Module:
     """The encoder called `encoder`, one of `ENCODERS`.
 
@@ -263,4 +281,4 @@ def make_encoder(
             "images; got None"
         )
     size = shape if ready.reads_images else data_size
-    return ready.make(size, hidden, latent, activation, covariance)
+    return ready.make(size, hidden, latent, activation, covariance, context)

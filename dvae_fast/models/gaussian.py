@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from dvae_fast._seeds import seed_tensor
 from dvae_fast.corruptions import SaltAndPepper
 from dvae_fast.models.base import Autoencoder, groups_of
 from dvae_fast.models.config import register
+from dvae_fast.models.distributions import Sampled, is_distribution
 from dvae_fast.models.posterior import COVARIANCES, is_full, sample_gaussian
 from dvae_fast.objectives import Latents
 from dvae_fast.objectives.objective import check_posterior_objective
@@ -43,25 +44,37 @@ class LatentVariableModel(Autoencoder):
         if COVARIANCES.get(options.covariance):
             check_posterior_objective(objective)
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor, context: Tensor | None = None) -> Any:
         """q(z|x) for x exactly as given, without corruption: (..., D) → mean, log_var (..., Z).
 
-        A full posterior has L, (..., Z, Z), in the place of log_var: its covariance is L Lᵀ.
+        A full posterior has L, (..., Z, Z), in the place of log_var: its covariance is L Lᵀ. An
+        encoder of one's own may return a distribution with ``rsample`` and ``log_prob``, of the
+        rows of x. A context is (..., C), and broadcasts to the leading dimensions of x.
 
         Raises:
-            TypeError: if the encoder is one's own and does not return a pair.
+            TypeError: if the encoder is one's own and returns neither.
         """
-        encoded = self._encoded(x)
+        encoded = self._encoded(x, context)
+        if is_distribution(encoded):
+            return encoded
         if not isinstance(encoded, (tuple, list)) or len(encoded) != 2:
             raise TypeError(
-                f"encoder must return two tensors, mean and log_var, got {type(encoded).__name__}"
+                f"encoder must return two tensors, mean and log_var, got {type(encoded).__name__}; "
+                "or one distribution, with rsample and log_prob"
             )
         mean, spread = encoded
         return mean, spread
 
-    def _sample_posterior(self, x: Tensor, key: Tensor, first_example: int) -> Latents:
+    def _sample_posterior(
+        self, x: Tensor, key: Tensor, first_example: int, context: Tensor | None = None
+    ) -> Latents:
         noisy = self._corrupt(x, key, self.copies if self.copies > 1 else None, first_example)
-        mean, spread = self.encode(noisy)
+        told = () if context is None else (context,)
+        encoded = self.encode(noisy, *told)
+        if not isinstance(encoded, tuple):
+            latents = self._sample_distribution(encoded, noisy, key, first_example)
+            return self._with_prior(latents, key, first_example, context)
+        mean, spread = encoded
         full = is_full(mean, spread)
         mean, spread = (groups_of(t, self.copies, d) for t, d in ((mean, 1), (spread, 1 + full)))
         if full:
@@ -70,7 +83,7 @@ class LatentVariableModel(Autoencoder):
             latents = objectives.sample_latents(
                 mean, spread, self.samples, self.objective, key, first_example=first_example
             )
-        return self._with_prior(latents, key, first_example)
+        return self._with_prior(latents, key, first_example, context)
 
     def _sample_full(
         self, mean: Tensor, spread: Tensor, key: Tensor, first_example: int
@@ -81,8 +94,30 @@ class LatentVariableModel(Autoencoder):
             mean, spread, k = _repeated(mean, -3, k), _repeated(spread, -4, k), 1
         return Latents(*sample_gaussian(mean, spread, k, key, first_example=first_example))
 
-    def _middle(self, x: Tensor) -> Tensor:
-        return self.encode(x)[0]
+    def _sample_distribution(
+        self, q: Any, noisy: Tensor, key: Tensor, first_example: int
+    ) -> Latents:
+        """Of the rows of x̃, (B, D) or (M, B, D), by torch's generator."""
+        check_posterior_objective(self.objective, "a distribution of the encoder's own")
+        groups, b = self.copies, noisy.shape[-2]
+        encoded = noisy.shape[:-1].numel() // b  # M, or 1 where all groups are of one posterior
+        each = self.samples * (groups // encoded)
+        z, ratio = Sampled(q, encoded * b).sample(each, key, first_example=first_example)
+        if encoded == groups:
+            z, ratio = (t.unflatten(0, (groups, b)) for t in (z, ratio))
+        else:
+            z, ratio = (t.unflatten(1, (groups, self.samples)).transpose(0, 1) for t in (z, ratio))
+        if self.objective.bound.outside and self.samples > 1:
+            z, ratio = z.transpose(1, 2).unsqueeze(3), ratio.transpose(1, 2).unsqueeze(3)
+        if groups == 1:
+            z, ratio = z.squeeze(0), ratio.squeeze(0)
+        return Latents(z, ratio)
+
+    def _middle(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        encoded = self.encode(x, *(() if context is None else (context,)))
+        if isinstance(encoded, tuple):
+            return cast("Tensor", encoded[0])
+        return Sampled(encoded, len(x)).middle()
 
     def log_weights(
         self,
@@ -91,6 +126,8 @@ class LatentVariableModel(Autoencoder):
         spread: Tensor,
         k: int,
         seed: int | Tensor | None = None,
+        *,
+        context: Tensor | None = None,
         **first: Unpack[First],
     ) -> Tensor:
         """log p(x|z) + log p(z) − log q(z) for K samples of a posterior already encoded.
@@ -99,6 +136,7 @@ class LatentVariableModel(Autoencoder):
             x: (B, D).
             mean, spread: as `encode` returns them.
             k: K >= 1.
+            context: as for `loss`.
             seed, first: first_example and first_sample, as for `dvae_fast.sample_latent`; any split
                 of the work over examples and samples gives the same numbers.
 
@@ -106,21 +144,26 @@ class LatentVariableModel(Autoencoder):
             (B, K) in nats, float32 (float64 for a float64 model); differentiable.
         """
         key = seed_tensor(seed, mean.device)
+        context = self._context(context, x)
         z, log_ratio = sample_gaussian(mean, spread, k, key, **first)
         if not self.prior_is_fused:
-            log_ratio = log_ratio + self.log_ratio_above(z, key, **first)
-        return self._log_weights(z, x, log_ratio)
+            more = {} if context is None else {"context": context}
+            log_ratio = log_ratio + self.log_ratio_above(z, key, **more, **first)
+        return self._log_weights(z, x, log_ratio, context)
 
     # --- pictures -----------------------------------------------------------------------------
 
     @torch.no_grad()
-    def interpolate(self, start: Tensor, end: Tensor, steps: int) -> Tensor:
+    def interpolate(
+        self, start: Tensor, end: Tensor, steps: int, *, context: Tensor | None = None
+    ) -> Tensor:
         """The means of p(x|z) on the straight lines between the means of q(z|x) of two images.
 
         Args:
             start, end: (B, D) or (B, *shape); the first and last of each line are their
                 reconstructions.
             steps: >= 2 images a line.
+            context: of each line, as for `loss`.
 
         Returns:
             (B, steps, D), or (B, steps, *shape) where those are.
@@ -137,9 +180,13 @@ class LatentVariableModel(Autoencoder):
             )
         if check_size("steps", steps) < 2:
             raise ValueError(f"steps must be >= 2, got {steps}")
-        first, last = (self.encode(x)[0].unsqueeze(1) for x in (start, end))
+        context = self._context(context, start)
+        told = () if context is None else (context,)
+        first, last = (self._middle(x, *told).unsqueeze(1) for x in (start, end))
         weight = torch.linspace(0, 1, steps, dtype=first.dtype, device=first.device).unsqueeze(1)
-        means = self.likelihood.mean(self.decode(torch.lerp(first, last, weight)))
+        means = self.likelihood.mean(
+            self.decode(torch.lerp(first, last, weight), *self._by_sample(context))
+        )
         return means.reshape(*means.shape[:-1], *given.shape[1:])
 
     @property
@@ -148,7 +195,7 @@ class LatentVariableModel(Autoencoder):
         return self.latent_size == 2 and self.prior_is_fused
 
     @torch.no_grad()
-    def manifold(self, n: int) -> Tensor:
+    def manifold(self, n: int, *, context: Tensor | None = None) -> Tensor:
         """The means of p(x|z) over a plane of latents, for a model with two of them.
 
         z lies at the normal quantiles (i + ½)/n, so that each image stands for as much of the
@@ -156,6 +203,7 @@ class LatentVariableModel(Autoencoder):
 
         Args:
             n: n >= 1 images a side.
+            context: the one of all of them, (1, C) or a label (1,).
 
         Returns:
             (n, n, D), or (n, n, *shape) as `sample`: the second latent falls from row to row, the
@@ -178,7 +226,9 @@ class LatentVariableModel(Autoencoder):
         steps = torch.arange(n, dtype=torch.float64, device=like.device) + 0.5
         quantiles = torch.special.ndtri(steps / n).to(like)
         z = torch.stack(torch.meshgrid(quantiles, quantiles.flip(0), indexing="xy"), -1)
-        return self._as_built(self.likelihood.mean(self.decode(z)))
+        context = self._context(context, like.new_empty(1, 0))
+        told = () if context is None else (context,)
+        return self._as_built(self.likelihood.mean(self.decode(z, *told)))
 
 
 def _repeated(t: Tensor, before: int, k: int) -> Tensor:

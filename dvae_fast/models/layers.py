@@ -16,9 +16,19 @@ from dvae_fast import functional
 from dvae_fast._checks import check_choice, check_sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-__all__ = ["ACTIVATIONS", "MLP", "Softplus", "by_rows", "evaluating", "hooked", "linear"]
+__all__ = [
+    "ACTIVATIONS",
+    "MLP",
+    "Softplus",
+    "by_rows",
+    "evaluating",
+    "hooked",
+    "linear",
+    "of_context",
+    "through",
+]
 
 
 class Softplus(nn.Module):
@@ -107,11 +117,38 @@ def hooked(module: nn.Module) -> bool:
     )
 
 
-def by_rows(module: nn.Module, t: Tensor) -> Any:
-    """What a module of one's own makes of the rows of t, (..., n), in t's leading dimensions."""
+def of_context(context_size: int, outputs: int) -> nn.Linear | None:
+    """What a context adds to a first layer's outputs; None without one."""
+    if context_size == 0:
+        return None
+    layer = nn.Linear(context_size, outputs, bias=False)
+    nn.init.xavier_uniform_(layer.weight)
+    return layer
+
+
+def through(layers: Iterable[nn.Module], t: Tensor, more: Tensor) -> Tensor:
+    """t through the layers; `more`, which broadcasts, is added to what the first of them gives.
+
+    So a context (B, 1, C) of samples (B, K, Z) costs its own product of B rows, and is not
+    repeated.
+    """
+    first, *rest = layers
+    t = first(t) + more
+    for layer in rest:
+        t = layer(t)
+    return t
+
+
+def by_rows(module: nn.Module, t: Tensor, context: Tensor | None = None) -> Any:
+    """What a module of one's own makes of the rows of t, (..., n), in t's leading dimensions; with
+    a context, (..., C), that broadcasts to those, it is called with its rows too."""
     leading = t.shape[:-1]
     rows = t.reshape(-1, t.shape[-1])
-    result = module(rows)
+    if context is None:
+        result = module(rows)
+    else:
+        told = context.expand(*leading, context.shape[-1])
+        result = module(rows, told.reshape(-1, told.shape[-1]))
     if len(leading) == 1:
         return result
 

@@ -12,7 +12,7 @@ from dvae_fast._seeds import derived_key, seed_tensor
 from dvae_fast.models.config import register
 from dvae_fast.models.encoders import GaussianEncoder
 from dvae_fast.models.gaussian import LatentVariableModel
-from dvae_fast.models.priors import PRIORS
+from dvae_fast.models.priors import PRIORS, is_fused
 from dvae_fast.objectives import OBJECTIVES, Objective
 
 if TYPE_CHECKING:
@@ -58,6 +58,12 @@ class TwoLayerModel(LatentVariableModel):
     def check_options(cls, options: ModelConfig, objective: Objective) -> None:
         """Raise ValueError unless the model has the objective with these options."""
         super().check_options(options, objective)
+        if isinstance(options.prior, str) and PRIORS[options.prior].encodes:
+            ready = " or ".join(name for name, prior in PRIORS.items() if not prior.encodes)
+            raise ValueError(
+                f"prior must be {ready}, or one's own, for two layers of latents, the upper of "
+                f"which no encoder reads x for; got {options.prior}"
+            )
         if not _fits(objective) or not objective.plain:
             others = [name for name in OBJECTIVES if not _fits(Objective(name))]
             raise ValueError(
@@ -65,8 +71,8 @@ class TwoLayerModel(LatentVariableModel):
                 f"for two layers of latents; got {objective}"
             )
 
-    def _make_prior(self, name: str) -> nn.Module:
-        return PRIORS[name](self.options.upper_latent_size)
+    def _make_prior(self, name: str, data_mean: Tensor | None = None) -> nn.Module:
+        return self._prior_of(name, self.options.upper_latent_size, data_mean)
 
     @property
     def prior_is_fused(self) -> bool:
@@ -77,6 +83,8 @@ class TwoLayerModel(LatentVariableModel):
         self,
         z: Tensor,
         seed: int | Tensor | None = None,
+        *,
+        context: Tensor | None = None,
         **first: Unpack[First],
     ) -> Tensor:
         """What z₂ ~ q(z₂|z₁) adds to log N(z₁; 0, I) − log q(z₁|x̃):
@@ -86,6 +94,7 @@ class TwoLayerModel(LatentVariableModel):
         Args:
             z: z₁, (*L, B, K, Z₁).
             seed, first: first_example and first_sample, as for `dvae_fast.sample_latent`.
+            context: (B, C), of a prior of one's own; p(z₁|z₂) and q(z₂|z₁) are not told it.
 
         Returns:
             (*L, B, K) in nats, differentiable.
@@ -98,13 +107,16 @@ class TwoLayerModel(LatentVariableModel):
         above = mean + torch.exp(0.5 * log_var) * noise
         upper = _log_ratio(above, mean, log_var)  # log p(z₂) − log q(z₂|z₁)
         lower = _log_ratio(z, *self.upper_decoder(above))  # log N(z₁; 0, I) − log p(z₁|z₂)
-        if not isinstance(self.options.prior, str):
-            upper = upper + self.log_prior(above) - self.log_fused_prior(above)
+        if not is_fused(self.options.prior):
+            told = None if context is None else context.unsqueeze(-2)
+            upper = upper + self.log_prior(above, told) - self.log_fused_prior(above)
         return upper - lower
 
-    def _draw_latents(self, n: int, key: Tensor, like: Tensor) -> Tensor:
+    def _draw_latents(
+        self, n: int, key: Tensor, like: Tensor, context: Tensor | None = None
+    ) -> Tensor:
         upper = self.options.upper_latent_size
-        above = self._draw_prior(n, upper, derived_key(key, _LAYER), like)
+        above = self._draw_prior(n, upper, derived_key(key, _LAYER), like, context)
         mean, log_var = self.upper_decoder(above)
         return functional.sample_latent(mean, log_var, 1, key)[0].squeeze(1)
 

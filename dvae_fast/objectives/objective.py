@@ -284,13 +284,12 @@ def check_discrete(objective: Objective) -> None:
         )
 
 
-def check_posterior_objective(objective: Objective) -> None:
-    """Raise ValueError unless the objective is defined for a full covariance."""
+def check_posterior_objective(objective: Objective, what: str = "a full covariance") -> None:
+    """Raise ValueError unless the objective is defined for posteriors of any dependence."""
     if not objective.bound.full_covariance or not objective.plain:
         known = names_of(lambda bound: bound.full_covariance).replace(", ", " or ")
         raise ValueError(
-            f"objective must be {known} with the standard estimator for a full covariance; "
-            f"got {objective}"
+            f"objective must be {known} with the standard estimator for {what}; got {objective}"
         )
 
 

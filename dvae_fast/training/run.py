@@ -41,7 +41,13 @@ class NonFiniteError(RuntimeError):
 
 
 def mean_bound(
-    model: nn.Module, x: Data, seed: int, batch_size: int, world: World | None = None
+    model: nn.Module,
+    x: Data,
+    seed: int,
+    batch_size: int,
+    world: World | None = None,
+    *,
+    context: Tensor | None = None,
 ) -> float:
     """Mean over x (N, D) of the model's own bound, in nats, on the model's device.
 
@@ -50,10 +56,13 @@ def mean_bound(
 
     Args:
         model: an `Autoencoder`; wrapped or compiled too.
-        x: a tensor, an array, a Dataset or a DataLoader.
+        x: a tensor, an array, a Dataset or a DataLoader; of pairs (x, y), y is the context of a
+            model that has one.
+        context: (N, C), or labels (N,).
     """
     own: Autoencoder = unwrapped(model)
-    values, _ = given_from(x)
+    values, told = given_from(x, context, wants_context=own.context_size > 0)
+    told = own.as_context(told, len(values), values)
     device = next(own.parameters()).device
     world = world or World(0, 1, 0, device)
     total = torch.zeros((), dtype=torch.float64, device=device)
@@ -63,7 +72,9 @@ def mean_bound(
             start, stop = share(len(batch), world)
             if start < stop:
                 mine = batch[start:stop].to(device)
-                bounds = own.bound(mine, seed, first_example=first + start)
+                rows = slice(first + start, first + stop)
+                more = {} if told is None else {"context": told[rows].to(device)}
+                bounds = own.bound(mine, seed, first_example=first + start, **more)
                 total += bounds.sum(dtype=torch.float64)
     return all_sum(total, world).item() / len(values)
 

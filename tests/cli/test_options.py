@@ -41,7 +41,9 @@ OTHER: dict[str, Any] = {
     "activation": "relu",
     "encoder": "conv",
     "decoder": "mlp",  # the only one by name
-    "prior": "standard",  # likewise
+    "prior": "mixture",
+    "prior_components": 3,
+    "context_size": 2,
     "covariance": "full",
     "likelihood": "gaussian",
     "corruption": Masking(0.25),
@@ -96,6 +98,8 @@ def _fitting(model: type[Autoencoder], name: str) -> Any:
     """The other value, or one that the model takes in its place."""
     if name == "estimator" and model.name in ("bernoulli", "two_layer"):
         return model.defaults.get("estimator", "standard")
+    if name == "prior" and model.name == "bernoulli":
+        return "standard"
     return OTHER[name]
 
 
@@ -127,7 +131,8 @@ def test_an_option_round_trips(model: type[Autoencoder]) -> None:
         assert again.config() == config, name
         again.load_state_dict(made.state_dict())
         x = torch.rand(B, D).round()
-        assert torch.equal(again.loss(x, 3), made.loss(x, 3)), name
+        told = {"context": torch.arange(B) % 2} if name == "context_size" else {}
+        assert torch.equal(again.loss(x, 3, **told), made.loss(x, 3, **told)), name
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
@@ -197,7 +202,11 @@ test_a_wrong_name_is_answered = refusals(
         (lambda: VAE(D, activation="sofplus"), ValueError, "one of softplus, .*'softplus'"),
         (lambda: VAE(D, likelihood="bernouli"), ValueError, "did you mean 'bernoulli'"),
         (lambda: VAE(D, objective="iwa"), ValueError, "did you mean 'iwae'"),
-        (lambda: VAE(D, prior="normal"), ValueError, "prior must be one of standard; got 'normal'"),
+        (
+            lambda: VAE(D, prior="normal"),
+            ValueError,
+            "prior must be one of standard, mixture, vamp.*'normal'",
+        ),
         (lambda: VAE(D, decoder=3), TypeError, "decoder must be a name or a module, got int"),
         (lambda: VAE(D, prior=3), TypeError, "prior must be a name or an object with log_prob"),
         (

@@ -594,8 +594,9 @@ def test_configuration_round_trip(
     assert config == {
         "model": name, "data_size": 2, "latent_size": 3, "hidden_sizes": [4],
         "decoder_hidden_sizes": None, "activation": "tanh", "encoder": "mlp", "decoder": "mlp",
-        "prior": "standard", "covariance": "diagonal", "likelihood": "gaussian",
-        "corruption": described, "copies": 6, "samples": 7,
+        "prior": "standard", "prior_components": 100, "context_size": 0,
+        "covariance": "diagonal", "likelihood": "gaussian", "corruption": described,
+        "copies": 6, "samples": 7,
         "objective": {"name": MODELS[name].defaults["objective"]}, "estimator": "standard",
     }  # fmt: skip
     again = LatentVariableModel.from_config(config)

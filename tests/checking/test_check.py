@@ -164,18 +164,26 @@ def test_formula_that_makes_nan_of_an_infinite_logit_fails(
     assert all("special" in row.detail for row in report.failures)
 
 
-def test_right_operators_pass_on_every_level() -> None:
-    report = run_checks(CPU, small=True)
+def test_right_operators_pass() -> None:
+    report = run_checks(CPU, small=True, all_levels=False)
     assert report.passed, str(report)
     assert report
     assert report.failed_operators == ()
-    info = dvae_fast.build_info()
-    if ops.library_loaded():
-        assert {row.level for row in report.rows} == set(info["isas"])
     for op in OPERATORS:
         assert {row.what for row in report.rows if row.operator == op} >= {"empty", "layouts"}
     worst = [row.worst for row in report.rows if row.what == "values"]
     assert 0 < max(worst) <= 1
+
+
+def test_right_operators_pass_on_every_level() -> None:
+    """Some; of all the results are compared in test_isa.py."""
+    chosen = ("corrupt", "iwae", "linear_log_weights_backward", "rescale_")
+    report = run_checks(CPU, small=True, operators=chosen)
+    assert report.passed, str(report)
+    if ops.library_loaded():
+        for op in chosen:
+            found = {row.level for row in report.rows if row.operator == op}
+            assert found == set(dvae_fast.build_info()["isas"]), op
 
 
 def test_level_whose_process_dies_blames_the_operator_that_ran(

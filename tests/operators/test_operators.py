@@ -178,9 +178,16 @@ def test_discrete_corruption_is_the_same_bits_as_the_reference(sample: Sample) -
     assert torch.equal(actual, expected), f"{int((actual != expected).sum())} elements differ"
 
 
+TRACED = (
+    "test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("sample", _few_samples())
 def test_opcheck(sample: Sample) -> None:
-    torch.library.opcheck(getattr(op, sample.op).default, sample.args())
+    # Of empty operands all but what torch traces, which takes longest and is the same code.
+    tests = TRACED if "B0" not in sample.label else TRACED[:-1]
+    torch.library.opcheck(getattr(op, sample.op).default, sample.args(), test_utils=tests)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -5,16 +5,28 @@ from typing import TYPE_CHECKING, Any
 from dvae_fast._build import build_info
 from dvae_fast._checks import set_validation
 from dvae_fast._version import __version__
-from dvae_fast.corruptions import corrupt
+from dvae_fast.corruptions import (
+    AdditiveGaussian,
+    BitFlip,
+    Compose,
+    Corruption,
+    Identity,
+    Learnable,
+    Masking,
+    SaltAndPepper,
+    corrupt,
+)
 from dvae_fast.evaluation import (
     AISEstimate,
     BidirectionalEstimate,
     EvaluationProgress,
+    Expectation,
     LikelihoodEstimate,
     annealed_importance_sampling,
     bidirectional,
     estimate_from_log_weights,
     estimate_log_likelihood,
+    importance_expectation,
 )
 from dvae_fast.functional import (
     iwae_loss,
@@ -32,20 +44,34 @@ from dvae_fast.likelihoods import (
     Likelihood,
     NegativeBinomial,
 )
+from dvae_fast.models import DIWAE, DVAE, IWAE, VAE
 
 if TYPE_CHECKING:
     from dvae_fast.checking import check
 
 __all__ = [
+    "DIWAE",
+    "DVAE",
+    "IWAE",
+    "VAE",
     "AISEstimate",
+    "AdditiveGaussian",
     "Bernoulli",
     "BidirectionalEstimate",
+    "BitFlip",
+    "Compose",
+    "Corruption",
     "DiscretisedLogistic",
     "EvaluationProgress",
+    "Expectation",
     "Gaussian",
+    "Identity",
+    "Learnable",
     "Likelihood",
     "LikelihoodEstimate",
+    "Masking",
     "NegativeBinomial",
+    "SaltAndPepper",
     "__version__",
     "annealed_importance_sampling",
     "bidirectional",
@@ -54,6 +80,7 @@ __all__ = [
     "corrupt",
     "estimate_from_log_weights",
     "estimate_log_likelihood",
+    "importance_expectation",
     "iwae_loss",
     "latent_log_ratio",
     "linear_log_weights",

@@ -2,6 +2,7 @@
 
 from dvae_fast.evaluation.annealed import annealed_importance_sampling, bidirectional
 from dvae_fast.evaluation.engine import CURVE
+from dvae_fast.evaluation.expectation import Expectation, importance_expectation
 from dvae_fast.evaluation.function import estimate_from_log_weights
 from dvae_fast.evaluation.importance import DTYPES, estimate_log_likelihood
 from dvae_fast.evaluation.proposals import PROPOSALS, Proposal
@@ -12,6 +13,7 @@ from dvae_fast.evaluation.results import (
     EvaluationProgress,
     LikelihoodEstimate,
 )
+from dvae_fast.evaluation.smoothing import pareto_smoothed
 from dvae_fast.evaluation.statistics import (
     MAX_PARETO_K,
     MIN_ESS,
@@ -34,6 +36,7 @@ __all__ = [
     "Estimate",
     "Evaluated",
     "EvaluationProgress",
+    "Expectation",
     "LikelihoodEstimate",
     "ParetoTail",
     "Proposal",
@@ -41,5 +44,7 @@ __all__ = [
     "bidirectional",
     "estimate_from_log_weights",
     "estimate_log_likelihood",
+    "importance_expectation",
     "pareto_shape",
+    "pareto_smoothed",
 ]

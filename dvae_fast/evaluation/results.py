@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from dvae_fast.evaluation.statistics import MAX_PARETO_K, MIN_ESS, MIN_TAIL
+from dvae_fast.evaluation.statistics import ALIKE, MAX_PARETO_K, MIN_ESS, MIN_TAIL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -221,7 +221,7 @@ class LikelihoodEstimate(Estimate):
         best case, whatever the shape of what is left."""
         variation = (self.spent / self.ess - 1).clamp(min=0).sqrt()
         rounding = 4 * torch.finfo(torch.float32).eps * self.elbo.abs()
-        return (self.spent > 1) & (variation <= rounding.clamp(min=1e-3))
+        return (self.spent > 1) & (variation <= rounding.clamp(min=ALIKE))
 
     def _heavy(self) -> Tensor:
         """Where the tail is too heavy; of too few samples it cannot be told."""

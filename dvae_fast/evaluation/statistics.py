@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
+    "ALIKE",
     "MAX_PARETO_K",
     "MIN_ESS",
     "MIN_TAIL",
@@ -28,16 +29,20 @@ __all__ = [
     "ParetoTail",
     "Statistics",
     "from_state",
+    "pareto_fit",
     "pareto_shape",
     "samples_wanted",
     "shapes_of",
     "standard_error",
+    "tail_size",
 ]
 
 #: above this k̂, and below this effective sample size, an estimate should not be trusted
 MAX_PARETO_K = 0.7
 MIN_ESS = 10.0
 MIN_TAIL = 21  # samples, of which five are the tail
+#: weights that vary by no more, relative to their mean, are as good as equal: the best case
+ALIKE = 1e-3
 
 _LEAST = math.log(torch.finfo(torch.float64).tiny)  # of a weight, relative to the largest
 
@@ -183,22 +188,28 @@ class BoundCurve:
 
 
 def pareto_shape(tail: Tensor) -> Tensor:
-    """The shape k̂ of a generalised Pareto distribution fitted to exceedances.
+    """k̂ alone, (N,), of `pareto_fit`."""
+    return pareto_fit(tail)[0]
+
+
+def pareto_fit(tail: Tensor) -> tuple[Tensor, Tensor]:
+    """A generalised Pareto distribution fitted to exceedances: its shape k̂, and θ = −k/σ.
 
     Args:
         tail: (N, n) float64, each row the exceedances over a threshold in ascending order; those
             at its beginning that are 0 are none, so that rows may have different numbers of them.
 
     Returns:
-        (N,): k̂, drawn towards 0.5 as 10 more observations would. +inf of fewer than 5, NaN where
-        the tail holds one.
+        (N,) and (N,): k̂, drawn towards 0.5 as 10 more observations would; +inf of fewer than 5,
+        NaN where the tail holds one; and θ, for the k before that prior.
 
     Source: Zhang and Stephens (Technometrics 51, 2009), with the prior of Vehtari et al.
     (arXiv 1507.02646), appendix C.
     """
     width, device = tail.shape[1], tail.device
     if width < 5:
-        return torch.full(tail.shape[:1], math.inf, dtype=torch.float64, device=device)
+        none = torch.full(tail.shape[:1], math.inf, dtype=torch.float64, device=device)
+        return none, none
     n = (tail != 0).sum(1, keepdim=True)
     enough = n.clamp(min=5)
     prior_b, prior_k = 3, 10
@@ -221,7 +232,7 @@ def pareto_shape(tail: Tensor) -> Tensor:
     best = (theta * weight).sum(1, keepdim=True)
     k = torch.log1p(-best * tail).sum(1) / enough[:, 0]
     k = (enough[:, 0] * k + prior_k * 0.5) / (enough[:, 0] + prior_k)
-    return torch.where(n[:, 0] < 5, math.inf, k)
+    return torch.where(n[:, 0] < 5, math.inf, k), best[:, 0]
 
 
 class ParetoTail:
@@ -236,7 +247,7 @@ class ParetoTail:
     """
 
     def __init__(self, most: int, examples: int, device: torch.device | str) -> None:
-        self._most, self._count = _tail_size(most), 0
+        self._most, self._count = tail_size(most), 0
         self._top = torch.full((examples, 0), -math.inf, dtype=torch.float64, device=device)
         self._bad = torch.zeros(examples, dtype=torch.bool, device=device)
 
@@ -261,7 +272,7 @@ class ParetoTail:
         The cutoff is the largest weight that is not of the tail; those that equal it are no more
         above it than that one, and weights of less than 1e-308 of the largest are none.
         """
-        size = min(_tail_size(self._count), self._most)
+        size = min(tail_size(self._count), self._most)
         if size < 5 or self._count <= size:
             k = torch.full_like(self._bad, math.inf, dtype=torch.float64)
         else:
@@ -271,7 +282,7 @@ class ParetoTail:
         return torch.where(self._bad, torch.full_like(k, math.nan), k)
 
 
-def _tail_size(k: int) -> int:
+def tail_size(k: int) -> int:
     """Of the largest weights: min(k/5, 3 √k)."""
     return math.ceil(min(0.2 * k, 3 * math.sqrt(k)))
 

@@ -545,7 +545,7 @@ def test_summary_and_properties() -> None:
         "pareto_k_median": pytest.approx(0.2), "pareto_k_above_0.7": 1,
         "bias": pytest.approx(-(0.09 * 10 / 9 + 0.16 * 30 / 29) / 4),
         "bound_groups": {"1": None, "20": None}, "bounds": {"1": -7.0, "20": None},
-        "method": "importance", "proposal": "posterior",
+        "method": "importance", "proposal": "posterior", "tolerance": None,
         "bound_standard_errors": {"1": pytest.approx(0.5), "20": None},
         "warnings": estimate.warnings(),
     }  # fmt: skip

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import dvae_fast
 from dvae_fast.evaluation.target import has_bfloat16
-from dvae_fast.models import IWAE
+from dvae_fast.models import IWAE, BernoulliLatentModel
 from dvae_fast.noise import latent_noise
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 
 ESTIMATORS = ("ours, stl", "ours, dreg", "ours, vimco", "ours, Bernoulli latents, vimco")
-BERNOULLI = ESTIMATORS[-1]
 
 
 class TrainingCase(Case):
@@ -40,7 +39,7 @@ class TrainingCase(Case):
     def __init__(self, k: int, b: int = B, d: int = D, z: int = Z, m: int = 1) -> None:
         copies = f" M={m}" if m > 1 else ""
         self.group = f"training step, {d}-200-200-{z}-200-200-{d}, B={b} K={k}{copies}"
-        self.model, self.x = cases.make_model(k, d, z, m), make_data(b, d)
+        self.model, self.x = cases.make_model(k, d, z, copies=m), make_data(b, d)
         self.elements, self.sizes = m * b * k * d, (m, k, z)
         encoder = d * 200 + 200 * 200 + 200 * 2 * z
         decoder = z * 200 + 200 * 200 + 200 * d
@@ -50,8 +49,9 @@ class TrainingCase(Case):
 
     def ways(self, rival: str) -> Calls:
         if rival in ESTIMATORS:  # of the encoder's gradient, where ours is the standard one
-            make = cases.make_model if rival != BERNOULLI else cases.make_bernoulli
-            return {"": Step(make(self.model.samples, estimator=rival.split()[-1]), self.x)}
+            kind = {"kind": BernoulliLatentModel} if "Bernoulli" in rival else {}
+            options = {"estimator": rival.split()[-1], **kind}
+            return {"": Step(cases.make_model(self.model.samples, **options), self.x)}
         if rival.startswith("ours"):
             model = copy.deepcopy(self.model)
             loss = torch.compile(model.loss, dynamic=False) if "compile" in rival else model.loss

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dvae_fast.corruptions import SaltAndPepper
-from dvae_fast.models import DIWAE, BernoulliLatentModel
+from dvae_fast.models import DIWAE
 from dvae_fast.reference import accumulation_dtype
 
 Call = Callable[[], Any]
@@ -121,15 +121,9 @@ def decoder_output(
     return logits.to(dtype), make_data(b, d).to(dtype), log_ratio.to(accumulation_dtype(dtype))
 
 
-def make_model(k: int, d: int = D, z: int = Z, m: int = 1, **options: Any) -> DIWAE:
+def make_model(k: int, d: int = D, z: int = Z, kind: Any = DIWAE, **options: Any) -> Any:
     """The package's own, with its default activation, softplus."""
-    return DIWAE(d, z, HIDDEN, corruption=SaltAndPepper(RATE, SALT), samples=k, copies=m, **options)
-
-
-def make_bernoulli(k: int, estimator: str) -> BernoulliLatentModel:
-    return BernoulliLatentModel(
-        D, Z, HIDDEN, corruption=SaltAndPepper(RATE, SALT), samples=k, estimator=estimator
-    )
+    return kind(d, z, HIDDEN, corruption=SaltAndPepper(RATE, SALT), samples=k, **options)
 
 
 def make_rival(model: DIWAE) -> rivals.DIWAE:
@@ -149,8 +143,10 @@ class Step:
     def __init__(
         self, model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor] | None = None
     ) -> None:
-        self.model, self.loss = model, loss or model.loss
-        self.step = rivals.training_step(self.loss, rivals.adam(model, rate=0.0), x)
+        self.model, self.x, self.loss = model, x, loss or model.loss
+        self.optimiser = rivals.adam(model, rate=0.0)
 
     def __call__(self) -> None:
-        self.step()
+        self.optimiser.zero_grad(set_to_none=True)  # freed rather than zeroed
+        self.loss(self.x).backward()
+        self.optimiser.step()

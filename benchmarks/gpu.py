@@ -22,7 +22,7 @@ from typing import Any
 
 import rivals
 import torch
-from gpu_bench import BROKEN, FAMILIES, Bench, BrokenError, Store
+from gpu_bench import FAMILIES, Bench, Store
 from gpu_cases import all_cases
 
 import dvae_fast
@@ -86,16 +86,11 @@ def main() -> None:
                     continue
                 store.failures.pop(whole, None)
                 try:
-                    try:
-                        case(b)
-                    except BrokenError:
-                        raise
-                    except Exception as error:  # what was measured is kept all the same
-                        store.failures[whole] = b.failure(error)
-                        store.write()
-                        b.assert_alive()
-                except BrokenError:
-                    raise SystemExit(BROKEN) from None
+                    case(b)
+                except Exception as error:  # what was measured is kept all the same
+                    store.failures[whole] = b.failure(error)
+                    store.write()
+                    b.assert_alive()
             if not a.cases and time.monotonic() - start <= a.limit:
                 store.complete += b.families
     store.write()

@@ -7,7 +7,7 @@ A run measures some families and adds them to what the file has of others.
 from __future__ import annotations
 
 import traceback
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,65 +32,49 @@ def family(rival: str) -> str:
     return rival.partition(",")[0]
 
 
-@dataclass
-class Result:
-    """Of one case, by rival: seconds, or what one that failed said; and the work of one call.
-
-    `wall_seconds` is what a single call takes with the wait for it.
-    """
-
-    key: str
-    case: str
-    bytes: int = 0
-    flops: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-    wall_seconds: dict[str, float] = field(default_factory=dict)
-    errors: dict[str, str] = field(default_factory=dict)
-
-
-class BrokenError(RuntimeError):
-    """The GPU takes no more work in this process."""
-
-
 class Store:
     """The JSON file: replaced whole after every case, so that it can be read at any moment."""
 
     def __init__(self, path: Path, machine: dict[str, Any], append: bool) -> None:
         self.path, self.machine = path, machine
-        self.results: dict[str, Result] = {}
+        #: of each case, by rival: seconds, or what one that failed said; and the work of one call.
+        #: `wall_seconds` is what a single call takes with the wait for it.
+        self.results: dict[str, dict[str, Any]] = {}
         #: of whole cases, by their name and families
         self.failures: dict[str, str] = {}
         #: families of which every case has been run
         self.complete: list[str] = []
         if append and path.exists():
             content = read_json(path)
-            self.results = {r["key"]: Result(**r) for r in content["results"]}
+            self.results = {r["key"]: r for r in content["results"]}
             self.failures, self.complete = content["failures"], content["complete"]
 
-    def result(self, key: str, case: str, bytes: int, flops: int) -> Result:
-        known = self.results.setdefault(key, Result(key, case))
-        known.case, known.bytes, known.flops = case, bytes, flops
+    def result(self, key: str, **about: Any) -> dict[str, Any]:
+        known = self.results.setdefault(key, {"seconds": {}, "wall_seconds": {}, "errors": {}})
+        known.update(about, key=key)
         return known
 
     def write(self) -> None:
         content = {
             "machine": self.machine,
-            "results": [asdict(r) for r in self.results.values()],
+            "results": [*self.results.values()],
             "failures": self.failures,
             "complete": self.complete,
         }
         write_json(self.path, content)
 
 
+@dataclass
 class Bench:
-    def __init__(
-        self, device: torch.device, seconds: float, tiny: bool, store: Store, resume: bool = False
-    ) -> None:
-        self.device, self.tiny, self.store, self.resume = device, tiny, store, resume
-        #: of the case that is run, and the families that are measured
-        self.key, self.families = "", tuple(FAMILIES)
-        self.seconds = seconds
-        self.failed = False
+    device: torch.device
+    seconds: float
+    tiny: bool
+    store: Store
+    resume: bool = False
+    #: of the case that is run, and the families that are measured
+    key: str = ""
+    families: tuple[str, ...] = FAMILIES
+    failed: bool = False
 
     def run(
         self,
@@ -106,16 +90,14 @@ class Bench:
         """
         if agrees is not None and "ours" in calls:
             calls = {"ours, result": agrees, **calls}
-        known = self.store.results.get(self.key)
-        done = {*known.seconds, *known.errors} if known and self.resume else set()
-        calls = {
-            n: call for n, call in calls.items() if family(n) in self.families and n not in done
-        }
-        if not calls:
+        known = self.store.results.get(self.key) if self.resume else None
+        done = {*known["seconds"], *known["errors"]} if known else set()
+        left = (n for n in calls if family(n) in self.families and n not in done)
+        if not (calls := {n: calls[n] for n in left}):
             return
-        result = self.store.result(self.key, case, bytes, flops)
+        result = self.store.result(self.key, case=case, bytes=bytes, flops=flops)
         for name, call in calls.items():
-            result.errors.pop(name, None)  # of a run before
+            result["errors"].pop(name, None)  # of a run before
             try:
                 if name == "ours, result":
                     call()
@@ -124,10 +106,10 @@ class Bench:
                 timer = benchmark.Timer(
                     "call()", globals={"call": call}, num_threads=torch.get_num_threads()
                 )  # which waits for the GPU
-                result.seconds[name] = timer.blocked_autorange(min_run_time=self.seconds).median
-                result.wall_seconds[name] = min(timer.timeit(1).median for _ in range(3))
+                result["seconds"][name] = timer.blocked_autorange(min_run_time=self.seconds).median
+                result["wall_seconds"][name] = min(timer.timeit(1).median for _ in range(3))
             except Exception as error:  # one that fails must not take the others along
-                result.errors[name] = self.failure(error)
+                result["errors"][name] = self.failure(error)
                 self.store.write()
                 self.assert_alive()
         torch._dynamo.reset()
@@ -147,12 +129,14 @@ class Bench:
             return
         try:
             torch.cuda.synchronize()
-        except Exception as error:
-            raise BrokenError(str(error)) from None
+        except Exception:
+            raise SystemExit(BROKEN) from None
 
-    def _print(self, result: Result, calls: Calls) -> None:
-        print(result.case)
-        for name in (n for n in calls if n in result.wall_seconds):
-            once, wall = result.seconds[name], result.wall_seconds[name]
-            rates = f"{result.bytes / once / 1e9:.0f} GB/s, {result.flops / once / 1e12:.1f} TF/s"
-            print(f"    {name:24} {once * 1e6:12.1f} µs, alone {wall * 1e6:12.1f} µs   {rates}")
+    def _print(self, result: dict[str, Any], calls: Calls) -> None:
+        print(result["case"])
+        for name in (n for n in calls if n in result["wall_seconds"]):
+            once, wall = result["seconds"][name], result["wall_seconds"][name]
+            rates = f"{result['bytes'] / once / 1e9:.0f} GB/s, {result['flops'] / once / 1e12:.1f}"
+            print(
+                f"    {name:24} {once * 1e6:12.1f} µs, alone {wall * 1e6:12.1f} µs   {rates} TF/s"
+            )

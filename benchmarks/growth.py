@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from figures import MIB, Figure, Groups, mebibytes, seconds, table
+from scipy import optimize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -88,17 +89,11 @@ class Series(NamedTuple):
         points = self.points[: least + 1]
         if len(points) < 3:
             return None
-        # Σ (a u + b v − 1)², u = 1/time, v = work/time
-        u, v = [1 / p.time for p in points], [p.work / p.time for p in points]
-        uu, vv = sum(x * x for x in u), sum(x * x for x in v)
-        uv = sum(x * y for x, y in zip(u, v, strict=True))
-        determinant = uu * vv - uv * uv
-        if determinant > 1e-12 * uu * vv:
-            a = (sum(u) * vv - sum(v) * uv) / determinant
-            b = (sum(v) * uu - sum(u) * uv) / determinant
-            if a >= 0 and b >= 0:
-                return a, b
-        return 0.0, sum(v) / vv
+        # Σ (a u + b v − 1)², u = 1/time, v = work/time, in units that make both alike
+        time, work = points[0].time, points[0].work
+        rows = [[time / p.time, p.work / work * time / p.time] for p in points]
+        a, b = optimize.nnls(rows, [1.0] * len(rows))[0].tolist()
+        return a * time, b * time / work
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
@@ -117,10 +112,10 @@ def series(groups: Groups) -> list[Series]:
         if "axis" in extra:
             key = tuple(extra[name] for name in ("operator", "axis", "who", "unit"))
             found.setdefault(key, []).append(Point(extra["value"], figure, extra["unit"]))
-    for (_, axis, *_), points in found.items():
-        if axis != "dtype":
-            points.sort(key=lambda point: point.value)
-    return [Series(*key, tuple(points)) for key, points in found.items()]
+    return [
+        Series(*key, tuple(points if key[1] == "dtype" else sorted(points, key=lambda p: p.value)))
+        for key, points in found.items()
+    ]
 
 
 def machine_of(content: dict[str, Any]) -> Machine:
@@ -209,29 +204,27 @@ def step_rows(found: list[Series], machine: Machine) -> list[list[str]]:
 
 def memory_rows(memory: list[dict[str, Any]]) -> list[list[str]]:
     """Slopes of peak memory, of series of three sizes or more."""
-    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    found: dict[tuple[str, str], dict[float, float]] = {}
     for row in memory:
         if row["resident"] >= MEMORY_NOISE:
             who = "" if row["who"] == "ours" else f", {row['who']}"
-            points = found.setdefault((row["operator"] + who, row["axis"]), [])
-            points.append((row["value"], row["resident"]))
-    rows = []
-    for names, points in found.items():
-        sizes, peaks = zip(*points, strict=True)
-        bounds = (mebibytes(min(peaks)), mebibytes(max(peaks)))
-        rows += [[*names, f"{slope(sizes, peaks):.2f}", *bounds]] if len(points) >= 3 else []
-    return rows
+            peaks = found.setdefault((row["operator"] + who, row["axis"]), {})
+            peaks[row["value"]] = row["resident"]
+    return [
+        [*names, f"{slope([*peaks], [*peaks.values()]):.2f}",
+         *map(mebibytes, (min(peaks.values()), max(peaks.values())))]
+        for names, peaks in found.items() if len(peaks) >= 3
+    ]  # fmt: skip
 
 
 def thread_rows(found: list[Series]) -> list[list[str]]:
     """Speed-up over one thread."""
-    rows = []
-    for one in (one for one in found if one.axis == "threads"):
-        alone = one.points[0].time
-        for p in one.points[1:]:
-            times = [seconds(alone), str(p.value), seconds(p.time), f"{alone / p.time:.2f}×"]
-            rows.append([one.operator, one.who, *times])
-    return rows
+    return [
+        [one.operator, one.who, seconds(alone.time), str(p.value), seconds(p.time),
+         f"{alone.time / p.time:.2f}×"]
+        for one in found if one.axis == "threads"
+        for alone, p in zip([one.points[0]] * len(one.points), one.points[1:])  # noqa: B905
+    ]  # fmt: skip
 
 
 def dtype_rows(found: list[Series]) -> list[list[str]]:
@@ -240,8 +233,9 @@ def dtype_rows(found: list[Series]) -> list[list[str]]:
     for one in (one for one in found if one.axis == "dtype"):
         costs = {str(p.value): p.cost for p in one.points}
         base = costs.get("float32", math.nan)
-        shown = {t: (f"{cost:.3g}", f"{cost / base:.2f}") for t, cost in costs.items()}
-        rows += [[one.operator, one.who, t, *cells] for t, cells in shown.items()]
+        rows += [
+            [one.operator, one.who, t, f"{c:.3g}", f"{c / base:.2f}"] for t, c in costs.items()
+        ]
     return rows
 
 
@@ -260,10 +254,10 @@ def parts(content: dict[str, Any], groups: Groups, memory: list[dict[str, Any]])
         "unexplained": sum(1 for row in rows if row[-1].startswith("**")),
         "step_table": table(step_head, rows, ("over", "sizes", "cause")),
     }
-    if rows := thread_rows(found):
-        head = ["operator", "who", "1 thread", "threads", "time", "speed-up"]
-        out["threads"] = table(head, rows, ("who",))
-    if rows := dtype_rows(found):
-        head = ["operator", "who", "dtype", "ns/element", "of float32"]
-        out["dtypes"] = table(head, rows, ("who", "dtype"))
+    for name, rows, *head in (
+        ("threads", thread_rows(found), "1 thread", "threads", "time", "speed-up"),
+        ("dtypes", dtype_rows(found), "dtype", "ns/element", "of float32"),
+    ):
+        if rows:
+            out[name] = table(["operator", "who", *head], rows, ("who", "dtype"))
     return out

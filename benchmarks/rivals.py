@@ -386,19 +386,6 @@ def estimate_log_likelihood(
         return logmeanexp(log_w)
 
 
-def training_step(
-    loss: Callable[[Tensor], Tensor], optimiser: torch.optim.Optimizer, x: Tensor
-) -> Callable[[], None]:
-    """One step with the gradients freed rather than zeroed."""
-
-    def step() -> None:
-        optimiser.zero_grad(set_to_none=True)
-        loss(x).backward()
-        optimiser.step()
-
-    return step
-
-
 def adam(model: nn.Module, rate: float = 1e-3, capturable: bool = False) -> torch.optim.Optimizer:
     """The fused implementation is the fastest of torch's Adams on the CPU too."""
     return torch.optim.Adam(model.parameters(), lr=rate, fused=True, capturable=capturable)

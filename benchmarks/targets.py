@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from figures import Figure, Groups, mebibytes, seconds
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -47,15 +48,17 @@ HEAD = ["what", "against", "ours", "theirs", "ratio", "target", ""]
 
 
 def row(
-    what: str, against: str, target: str, met: bool | None = None, *shown: str, ratio: str = ""
-) -> list[str]:
-    """Of `HEAD`; nobody's target where `target` is "". `met` is None where it was not measured.
+    what: str, against: str, target: str, ours: Any, theirs: Any, *, show: Any = seconds,
+    met: Callable[[Any, Any], bool], ratio: Callable[[Any, Any], str] = lambda a, b: "",
+) -> list[str]:  # fmt: skip
+    """Of `HEAD`; nobody's target where `target` is "".
 
     A target must not vanish from the table, and so from the count, because a run broke.
     """
-    verdict = "**not measured**" if met is None else "met" if met else "**missed**"
-    ours, theirs, *_ = (*shown, "", "")
-    return [what, against, ours, theirs, ratio, target, verdict if target else ""]
+    if ours is None or theirs is None:
+        return [what, against, "", "", "", target, "**not measured**" if target else ""]
+    verdict = ("met" if met(ours, theirs) else "**missed**") if target else ""
+    return [what, against, show(ours), show(theirs), ratio(ours, theirs), target, verdict]
 
 
 def find(groups: Groups, prefix: str) -> tuple[str, dict[str, Figure]]:
@@ -67,20 +70,20 @@ def find(groups: Groups, prefix: str) -> tuple[str, dict[str, Figure]]:
 
 
 def speed_rows(groups: Groups) -> list[list[str]]:
+    def shown(ours: Figure, rival: Figure) -> str:
+        low, high = rival.ratio_range(ours)
+        return f"{rival.median / ours.median:.2f}× ({low:.2f}–{high:.2f})"
+
     rows = []
     for prefix, bars in TARGETS.items():
         name, group = find(groups, prefix)
         for against, factor, *other in bars:
             mine = other[0] if other else "ours"
-            ours, rival = group.get(mine), group.get(against)
-            said = (f"{name}{mine.removeprefix('ours')}", against, f"≥ {factor:g}×")
-            if ours is None or rival is None:
-                rows.append(row(*said))
-                continue
-            ratio, (low, high) = rival.median / ours.median, rival.ratio_range(ours)
-            shown = f"{ratio:.2f}× ({low:.2f}–{high:.2f})"
-            times = (seconds(ours.median), seconds(rival.median))
-            rows.append(row(*said, ratio >= factor, *times, ratio=shown))
+            rows.append(row(
+                f"{name}{mine.removeprefix('ours')}", against, f"≥ {factor:g}×",
+                group.get(mine), group.get(against), show=lambda figure: seconds(figure.median),
+                met=lambda a, b, least=factor: b.median / a.median >= least, ratio=shown,
+            ))  # fmt: skip
     return rows + _share_rows(groups)
 
 
@@ -96,15 +99,13 @@ def _share_rows(groups: Groups) -> list[list[str]]:
     ):
         name, group = find(groups, prefix)
         ours, products = group.get(rival), group.get("products")
-        said = (f"{name}{rival.removeprefix('ours')}", against, f"≥ {least:.0%}")
-        bound = products.median if products else None
-        if against == COPY and ours and copy:
-            bound = ours.bytes / copy.rate("bytes")
-        if ours is None or bound is None:
-            rows.append(row(*said))
-            continue
-        times, share = (seconds(ours.median), seconds(bound)), bound / ours.median
-        rows.append(row(*said, share >= least, *times, ratio=f"{share:.0%}"))
+        bound = products and products.median
+        if against == COPY:
+            bound = ours and copy and ours.bytes / copy.rate("bytes")
+        rows.append(row(
+            f"{name}{rival.removeprefix('ours')}", against, f"≥ {least:.0%}", ours and ours.median,
+            bound, met=lambda a, b, least=least: b / a >= least, ratio=lambda a, b: f"{b / a:.0%}",
+        ))  # fmt: skip
     return rows
 
 
@@ -112,38 +113,38 @@ def memory_rows(memory: list[dict[str, Any]]) -> list[list[str]]:
     """Growth of the resident set, of a training step and of the last layer."""
     found = {(one["work"], one["rival"]): one.get("resident") for one in memory}
     ours = found.pop(("training step", "ours"), None)
-    rows, step = [], "peak memory, training step K=50"
-    for (work, rival), theirs in found.items():
-        if ours is not None and theirs is not None and work == "training step":
-            bar = f"≤ {MEMORY_SHARE}" if rival.startswith("eager") else ""
-            share, sizes = ours / theirs, (mebibytes(ours), mebibytes(theirs))
-            rows.append(row(step, rival, bar, share <= MEMORY_SHARE, *sizes, ratio=f"{share:.2f}"))
-    if not any(one[5] for one in rows):
-        rows.append(row(step, "eager", f"≤ {MEMORY_SHARE}"))
-    what = ("peak extra memory, linear_log_weights", "addmm", f"< {LINEAR_EXTRA / 1e6:.0f} MB")
+    steps = {rival: figure for (work, rival), figure in found.items() if work == "training step"}
+    if ours is None or not any(r.startswith("eager") and f for r, f in steps.items()):
+        steps = {"eager": None}
+    rows = [
+        row(
+            "peak memory, training step K=50", rival,
+            f"≤ {MEMORY_SHARE}" if rival.startswith("eager") else "", ours, theirs, show=mebibytes,
+            met=lambda a, b: a / b <= MEMORY_SHARE, ratio=lambda a, b: f"{a / b:.2f}",
+        )
+        for rival, theirs in steps.items()
+    ]  # fmt: skip
     extra, product = (found.get(("linear_log_weights", r)) for r in ("ours", "addmm"))
-    if extra is None or product is None:
-        return [*rows, row(*what)]
-    return [*rows, row(*what, extra < LINEAR_EXTRA, mebibytes(extra), mebibytes(product))]
+    linear = ("peak extra memory, linear_log_weights", "addmm", f"< {LINEAR_EXTRA / 1e6:.0f} MB")
+    fits = row(*linear, extra, product, show=mebibytes, met=lambda a, b: a < LINEAR_EXTRA)
+    return [*rows, fits]
 
 
 def evaluation_memory_rows(memory: list[dict[str, Any]]) -> list[list[str]]:
     """Memory of an evaluation must not grow with k."""
     figures = {one["rival"]: one for one in memory if one["work"] == "evaluation"}
-    rows = []
     # At k = 50 no chunk is full: only from there on is it the tensors alone that must not grow.
-    for what, method, larger, smaller in (
-        ("peak memory of the process", "process", "k = 5000", "k = 50"),
-        ("most memory in tensors", "tensors", "k = 50000", "k = 5000"),
-    ):
-        many, few = (figures.get(k, {}).get(method) for k in (larger, smaller))
-        said = (f"{what}, evaluation, {larger}", smaller, f"within {SAME_MEMORY:.0%}")
-        if many is None or few is None:
-            rows.append(row(*said))
-            continue
-        same, sizes = abs(many / few - 1) <= SAME_MEMORY, (mebibytes(many), mebibytes(few))
-        rows.append(row(*said, same, *sizes, ratio=f"{many / few:.3f}"))
-    return rows
+    return [
+        row(
+            f"{what}, evaluation, {larger}", smaller, f"within {SAME_MEMORY:.0%}",
+            *(figures.get(k, {}).get(method) for k in (larger, smaller)), show=mebibytes,
+            met=lambda a, b: abs(a / b - 1) <= SAME_MEMORY, ratio=lambda a, b: f"{a / b:.3f}",
+        )
+        for what, method, larger, smaller in (
+            ("peak memory of the process", "process", "k = 5000", "k = 50"),
+            ("most memory in tensors", "tensors", "k = 50000", "k = 5000"),
+        )
+    ]  # fmt: skip
 
 
 def likelihood_rows(run: Path) -> list[list[str]]:
@@ -154,4 +155,5 @@ def likelihood_rows(run: Path) -> list[list[str]]:
     data = f"{config['binarise']} {config['data'].upper()}, {config['epochs']} epochs"
     what = f"{config['model'].upper()} K={config['samples']}, {data}"
     against = f"test NLL in nats, k = {evaluation['k']}, all {evaluation['examples']:,}"
-    return [row(what, against, f"≤ {NLL}", nll <= NLL, f"{nll:.2f} ± {error:.3f}")]
+    met = "met" if nll <= NLL else "**missed**"
+    return [[what, against, f"{nll:.2f} ± {error:.3f}", "", "", f"≤ {NLL}", met]]

@@ -176,11 +176,7 @@ def plot_reconstructions(
 
 
 def plot_rows(
-    rows: Sequence[tuple[str, Tensor]],
-    image_shape: tuple[int, int],
-    path: Path,
-    *,
-    title: str = "",
+    rows: Sequence[tuple[str, Tensor]], image_shape: tuple[int, int], path: Path, *, title: str = ""
 ) -> None:
     """A row of images (N, D) for each short label. Raises as :func:`plot_learning_curve`."""
     grids = [image_grid(images, image_shape, len(images)) for _, images in rows]

@@ -189,12 +189,7 @@ def _evaluate_hint(folder: Path) -> str:
 
 
 def _train_together(
-    console: Console,
-    config: TrainConfig,
-    run_dir: Path | None,
-    *,
-    resume: bool,
-    tensorboard: bool,
+    console: Console, config: TrainConfig, run_dir: Path | None, *, resume: bool, tensorboard: bool
 ) -> tuple[Path, dict[str, Any]]:
     """Train in the world this process belongs to: the folder, and what training returns."""
     with contextlib.ExitStack() as stack:

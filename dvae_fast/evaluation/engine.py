@@ -65,6 +65,13 @@ class Drawer(Protocol):
         """The same, for other draws."""
 
 
+class Asked(NamedTuple):
+    """The sizes of `Sizes` that the caller chose, None where the choice is left."""
+
+    batch_size: int | None
+    chunk: int | None
+
+
 class Sizes(NamedTuple):
     """How much of an evaluation to take at once.
 
@@ -103,15 +110,7 @@ class Source(Protocol):
         """(B, k) of the samples first_sample, … of what each of `drawers` draws."""
 
     def sizes(
-        self,
-        data: Given,
-        key: Tensor,
-        k: int,
-        left: int,
-        limits: Limits,
-        *,
-        batch_size: int | None,
-        chunk: int | None,
+        self, data: Given, key: Tensor, k: int, left: int, limits: Limits, asked: Asked
     ) -> Sizes:
         """How much to take at once, with `left` examples to be done; what is given is kept."""
 
@@ -301,11 +300,12 @@ def run(source: Source, data: Given, request: Request) -> LikelihoodEstimate:
     # Before any of them writes: all must agree on what is left, whatever files each one sees.
     exchange(results, world)
     left = max(1, -(-int((~results.done).sum()) // parts))  # for each process
-    given = {"batch_size": request.batch_size, "chunk": request.chunk}
-    words = ", ".join(f"{name} = {value}" for name, value in given.items() if value is not None)
+    asked = Asked(request.batch_size, request.chunk)
+    told = asked._asdict().items()
+    words = ", ".join(f"{name} = {value}" for name, value in told if value is not None)
     limits = Limits(words, whole=share.size > 1)
     anything = not bool(results.done.all())
-    sizes = source.sizes(data, key, k, left if anything else 0, limits, **given)
+    sizes = source.sizes(data, key, k, left if anything else 0, limits, asked)
     batch_size, chunk, alone = smallest(world, sizes[:3])
     sizes = Sizes(batch_size, chunk, alone, sizes.large)
     evaluation = Evaluation(

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dvae_fast.data.given import Data
     from dvae_fast.distributed import World
     from dvae_fast.evaluation.batching import Limits
+    from dvae_fast.evaluation.engine import Asked
     from dvae_fast.evaluation.results import EvaluationProgress, LikelihoodEstimate
 
 __all__ = ["FunctionSource", "estimate_from_log_weights"]
@@ -102,17 +103,10 @@ class FunctionSource:
                 self._varies = not self._repeats
 
     def sizes(
-        self,
-        data: Given,
-        key: Tensor,
-        k: int,
-        left: int,
-        limits: Limits,
-        *,
-        batch_size: int | None,
-        chunk: int | None,
+        self, data: Given, key: Tensor, k: int, left: int, limits: Limits, asked: Asked
     ) -> Sizes:
         """One example at a time: a function's noise depends on what it is given together."""
+        batch_size, chunk = asked
         if chunk is None:
             parts = -(-k * (batch_size or 1) // rows_at_once(self.device))
             chunk = -(-k // min(parts, k))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dvae_fast.data.given import Data, Given
     from dvae_fast.distributed import World
     from dvae_fast.evaluation.batching import Limits
+    from dvae_fast.evaluation.engine import Asked
     from dvae_fast.evaluation.proposals import ModelDrawer
     from dvae_fast.evaluation.results import EvaluationProgress, LikelihoodEstimate
     from dvae_fast.evaluation.target import Model
@@ -108,16 +109,9 @@ class ModelSource:
     # --- how much at once ---
 
     def sizes(
-        self,
-        data: Given,
-        key: Tensor,
-        k: int,
-        left: int,
-        limits: Limits,
-        *,
-        batch_size: int | None,
-        chunk: int | None,
+        self, data: Given, key: Tensor, k: int, left: int, limits: Limits, asked: Asked
     ) -> Sizes:
+        batch_size, chunk = asked
         free = batching.free_memory(self.device) if left else None
         large = free is not None
         if free is None:

@@ -169,13 +169,7 @@ class _PerExample:
     """A distribution of each example's own, by blocks of samples that have a seed of their own, so
     that any batch and any chunk draws the same."""
 
-    def __init__(
-        self,
-        evaluated: Evaluated,
-        batch: Given,
-        key: Tensor,
-        first_example: int,
-    ) -> None:
+    def __init__(self, evaluated: Evaluated, batch: Given, key: Tensor, first_example: int) -> None:
         self.evaluated, self.key, self.first_example = evaluated, key, first_example
         self.batch = batch
         self._encoded: dict[int, Sampled] = {}

@@ -110,10 +110,7 @@ class Evaluated:
     """
 
     def __init__(
-        self,
-        model: Any,
-        likelihood: str | Likelihood | None = None,
-        scale: Scale | None = None,
+        self, model: Any, likelihood: str | Likelihood | None = None, scale: Scale | None = None
     ) -> None:
         self.model = model = unwrapped(model)
         self.own = model if isinstance(model, Autoencoder) else None

@@ -56,12 +56,7 @@ class _SampleLatent(Operation):
 
     @staticmethod
     def forward(
-        mean: Tensor,
-        log_var: Tensor,
-        k: int,
-        seed: Tensor,
-        first_example: int,
-        first_sample: int,
+        mean: Tensor, log_var: Tensor, k: int, seed: Tensor, first_example: int, first_sample: int
     ) -> tuple[Tensor, Tensor]:
         return cast(
             "tuple[Tensor, Tensor]",

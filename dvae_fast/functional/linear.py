@@ -39,37 +39,17 @@ __all__ = ["DENSE_ACTIVATIONS", "linear_log_weights", "mlp_log_weights", "with_s
 _op: Any = torch.ops.dvae_fast
 
 
-def _layer_by_layer(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    x: Tensor,
-    log_ratio: Tensor,
-    kind: str,
-) -> Tensor:
+def _layer_by_layer(hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
     """The same, holding the layer's output: for transforms and second derivatives."""
-    params = torch.nn.functional.linear(hidden, weight, bias)
-    return log_weights_of_rows(params, scale, x, log_ratio, kind)
+    return log_weights_of_rows(torch.nn.functional.linear(hidden, weight, bias), *rest)
 
 
 class _LinearLogWeights(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        scale: Tensor | None,
-        x: Tensor,
-        log_ratio: Tensor,
-        kind: str,
-    ) -> Tensor:
-        ctx.save_for_backward(hidden, weight, bias, scale, x)
-        ctx.kind = kind
-        return cast(
-            "Tensor", _op.linear_log_weights(hidden, weight, bias, scale, x, log_ratio, kind)
-        )
+    def forward(ctx: Any, *operands: Any) -> Tensor:
+        *saved, _, ctx.kind = operands  # all but log_ratio
+        ctx.save_for_backward(*saved)
+        return cast("Tensor", _op.linear_log_weights(*operands))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -150,10 +150,7 @@ def _check_params(
 
 
 def log_weights(
-    params: Params,
-    x: Tensor,
-    log_ratio: Tensor,
-    likelihood: str | Likelihood = "bernoulli",
+    params: Params, x: Tensor, log_ratio: Tensor, likelihood: str | Likelihood = "bernoulli"
 ) -> Tensor:
     """log w = log p(x|z) + log_ratio, the log-density summed over the data dimensions.
 

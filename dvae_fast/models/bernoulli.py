@@ -105,11 +105,7 @@ class BernoulliLatentModel(Autoencoder):
         return BernoulliPrior(z.shape[-1], learn=False).log_prob(z)
 
     def draw_posterior(
-        self,
-        logits: Tensor,
-        k: int,
-        seed: int | Tensor | None = None,
-        **first: Unpack[First],
+        self, logits: Tensor, k: int, seed: int | Tensor | None = None, **first: Unpack[First]
     ) -> tuple[Tensor, Tensor]:
         """K samples h of q(h|x) = Π Bernoulli(σ(logits)), and log p(h) − log q(h).
 

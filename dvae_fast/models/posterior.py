@@ -100,11 +100,7 @@ def is_full(mean: Tensor, spread: Tensor) -> bool:
 
 
 def sample_gaussian(
-    mean: Tensor,
-    spread: Tensor,
-    k: int,
-    seed: int | Tensor | None = None,
-    **first: Unpack[First],
+    mean: Tensor, spread: Tensor, k: int, seed: int | Tensor | None = None, **first: Unpack[First]
 ) -> tuple[Tensor, Tensor]:
     """`dvae_fast.sample_latent` for either covariance, of the same ε.
 

@@ -139,10 +139,7 @@ class GaussianMixture(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self,
-        n: int,
-        generator: torch.Generator | None = None,
-        context: Tensor | None = None,
+        self, n: int, generator: torch.Generator | None = None, context: Tensor | None = None
     ) -> Tensor:
         """n draws, (n, Z); of a context (n, C)."""
         shares = self._log_shares(context).exp().expand(n, -1)
@@ -229,10 +226,7 @@ class VampPrior(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self,
-        n: int,
-        generator: torch.Generator | None = None,
-        context: Tensor | None = None,
+        self, n: int, generator: torch.Generator | None = None, context: Tensor | None = None
     ) -> Tensor:
         """n draws, (n, Z); of a context (n, C)."""
         u, device = self.pseudo_inputs, self.pseudo_inputs.device

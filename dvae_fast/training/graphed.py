@@ -55,10 +55,7 @@ class GraphedStep:
     """
 
     def __init__(
-        self,
-        loss: Callable[[Tensor, Tensor], Tensor],
-        optimizer: torch.optim.Optimizer,
-        x: Tensor,
+        self, loss: Callable[[Tensor, Tensor], Tensor], optimizer: torch.optim.Optimizer, x: Tensor
     ) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._x = x.clone()

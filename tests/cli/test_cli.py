@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from command_line import ok, plain_terminal, run
 from forks import Program
-from typer.testing import CliRunner
 
 from dvae_fast import cli
 from dvae_fast.corruptions import rates_from_mean
@@ -29,7 +29,6 @@ from dvae_fast.training import default_config, load_config, load_run
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from typer.testing import Result
 
 TINY = ["--latent-size", "4", "--hidden-sizes", "9,7", "-M", "2", "-K", "3", "--batch-size", "237",
         "--threads", "1"]  # fmt: skip
@@ -39,20 +38,7 @@ TINY = ["--latent-size", "4", "--hidden-sizes", "9,7", "-M", "2", "-K", "3", "--
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVAE_FAST_DATA", raising=False)
-    # rich wraps and colours by the terminal; a fixed one makes the output the same everywhere.
-    monkeypatch.setenv("COLUMNS", "120")
-    for name in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS"):
-        monkeypatch.delenv(name, raising=False)
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
-
-
-def ok(*arguments: str | Path) -> str:
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.output
+    plain_terminal(monkeypatch)
 
 
 def is_png(path: Path) -> bool:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from command_line import ok, plain_terminal, run
 from typer.main import get_command
-from typer.testing import CliRunner
 
 from dvae_fast import cli, files
 from dvae_fast.cli.evaluate import evaluate
@@ -31,22 +31,10 @@ TINY = ["--latent-size", "4", "--hidden-sizes", "9,7", "-M", "2", "-K", "3", "--
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
-    for name in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS"):
-        monkeypatch.delenv(name, raising=False)
+    plain_terminal(monkeypatch)
     # They take longer than all the rest; that they are drawn is tested with the commands.
     monkeypatch.setattr(cli.train, "run_pictures", lambda *_: [])
     monkeypatch.setattr(cli.results, "evaluation_pictures", lambda *_: None)
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
-
-
-def ok(*arguments: str | Path) -> str:
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 @pytest.fixture(scope="module")

@@ -15,17 +15,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from dvae_fast import corruptions, functional, objectives
-from dvae_fast.corruptions import (
-    LEVEL_ESTIMATORS,
-    AdditiveGaussian,
-    BitFlip,
-    Corruption,
-    Identity,
-    Learnable,
-    Masking,
-    SaltAndPepper,
-    score_function_surrogate,
-)
+from dvae_fast.corruptions import AdditiveGaussian, BitFlip, Corruption, Learnable, Masking
 from dvae_fast.models import MODELS, LatentVariableModel, make_model
 
 if TYPE_CHECKING:
@@ -37,8 +27,10 @@ SEED = 123
 X = torch.tensor([0.0, 1.0, 0.25], dtype=torch.float64)
 RATES: dict[str, Corruption] = {
     "masking": Masking(0.3),
-    "salt": SaltAndPepper(0.3, 0.2),
-    "salt per pixel": SaltAndPepper(torch.tensor([0.3, 0.5, 0.1]), torch.tensor([0.2, 0.6, 0.5])),
+    "salt": corruptions.SaltAndPepper(0.3, 0.2),
+    "salt per pixel": corruptions.SaltAndPepper(
+        torch.tensor([0.3, 0.5, 0.1]), torch.tensor([0.2, 0.6, 0.5])
+    ),
     "bit flip": BitFlip(torch.tensor([0.3, 0.5, 0.1])),
 }
 
@@ -116,7 +108,7 @@ def test_log_prob_sums_the_ways_that_lead_there(name: str) -> None:
     assert float(corruption.log_prob(never, X[None]).detach()) == -math.inf
 
 
-@pytest.mark.parametrize("kind", [Masking, SaltAndPepper, BitFlip])
+@pytest.mark.parametrize("kind", [Masking, corruptions.SaltAndPepper, BitFlip])
 def test_log_prob_is_finite_at_extreme_rates(kind: type[Corruption]) -> None:
     for a in (-60.0, 60.0):
         corruption = Learnable(kind(0.5))  # type: ignore[call-arg]
@@ -141,7 +133,9 @@ def test_score_function_is_unbiased(name: str) -> None:
     grads = []
     for seed in range(500):
         noisy = corruptions.corrupt(x, corruption, M, seed)
-        surrogate = score_function_surrogate(_curved(noisy), corruption.log_prob(noisy, x))
+        surrogate = corruptions.score_function_surrogate(
+            _curved(noisy), corruption.log_prob(noisy, x)
+        )
         assert float(surrogate.detach()) == 0
         grads.append(torch.autograd.grad(surrogate, corruption.unconstrained)[0])
     grad = torch.stack(grads)
@@ -158,7 +152,7 @@ def test_baseline_leaves_the_copy_itself_out() -> None:
     for m, b in itertools.product(range(M), range(B)):
         others = [float(loss[j, b]) for j in range(M) if j != m]
         expected[m, b] = (loss[m, b] - sum(others) / len(others)) / (M * B)
-    (grad,) = torch.autograd.grad(score_function_surrogate(loss, log_prob), log_prob)
+    (grad,) = torch.autograd.grad(corruptions.score_function_surrogate(loss, log_prob), log_prob)
     torch.testing.assert_close(grad, expected)
 
 
@@ -166,7 +160,7 @@ def test_examples_without_a_finite_loss_pass_nothing() -> None:
     loss = torch.randn(M, B, dtype=torch.float64)
     loss[1, 2], loss[0, 3] = math.inf, math.nan
     log_prob = torch.randn(M, B, dtype=torch.float64, requires_grad=True)
-    surrogate = score_function_surrogate(loss, log_prob)
+    surrogate = corruptions.score_function_surrogate(loss, log_prob)
     assert float(surrogate.detach()) == 0
     (grad,) = torch.autograd.grad(surrogate, log_prob)
     assert bool((grad[:, [2, 3]] == 0).all())
@@ -348,14 +342,14 @@ def test_score_term_is_the_formula() -> None:
         each = -(
             torch.logsumexp(log_w, -1) - math.log(K) if name == "diwae" else log_w.mean((1, 3))
         )
-        surrogate = score_function_surrogate(each, corruption.log_prob(noisy, x))
+        surrogate = corruptions.score_function_surrogate(each, corruption.log_prob(noisy, x))
         torch.testing.assert_close(
             torch.autograd.grad(model.loss(x, SEED), corruption.unconstrained),
             torch.autograd.grad(surrogate, corruption.unconstrained),
         )
 
 
-@pytest.mark.parametrize("estimator", LEVEL_ESTIMATORS)
+@pytest.mark.parametrize("estimator", corruptions.LEVEL_ESTIMATORS)
 def test_parts_of_a_batch_have_the_gradient_of_the_batch(estimator: str) -> None:
     start = AdditiveGaussian(0.3) if estimator == "pathwise" else RATES["salt"]
     model = _model("diwae", Learnable(start, estimator)).double()
@@ -368,7 +362,7 @@ def test_parts_of_a_batch_have_the_gradient_of_the_batch(estimator: str) -> None
     torch.testing.assert_close(model.corruption.unconstrained.grad, whole)
 
 
-@pytest.mark.parametrize("estimator", LEVEL_ESTIMATORS)
+@pytest.mark.parametrize("estimator", corruptions.LEVEL_ESTIMATORS)
 def test_the_bound_is_highest_without_corruption(estimator: str) -> None:
     """An optimiser finds that out: the level falls, with a model that learns beside it."""
     start = AdditiveGaussian(2.0) if estimator == "pathwise" else Masking(0.5)
@@ -403,9 +397,9 @@ def test_compiles_without_a_graph_break(estimator: str) -> None:
     [
         Learnable(Masking(0.1)),
         Learnable(BitFlip(0.1), "relaxed", temperature=0.2),
-        Learnable(SaltAndPepper(0.1, 0.3), size=D),
-        Learnable(SaltAndPepper.as_released(0.1)),
-        Learnable(SaltAndPepper(torch.tensor([0.1])), size=1),
+        Learnable(corruptions.SaltAndPepper(0.1, 0.3), size=D),
+        Learnable(corruptions.SaltAndPepper.as_released(0.1)),
+        Learnable(corruptions.SaltAndPepper(torch.tensor([0.1])), size=1),
         Learnable(AdditiveGaussian(torch.tensor([0.1, 0.2, 0.7]))),
     ],
     ids=repr,
@@ -427,7 +421,7 @@ def test_starts_where_it_is_told_to() -> None:
         torch.testing.assert_close(learnt.fixed().parameter, start.parameter)
         assert type(learnt.fixed()) is type(start)
     assert Learnable(Masking(0.25), size=D).level.shape == (D,)
-    assert repr(Learnable(SaltAndPepper(0.25, 0.125))) == (
+    assert repr(Learnable(corruptions.SaltAndPepper(0.25, 0.125))) == (
         "Learnable(SaltAndPepper(0.25, salt=0.125), 'score')"
     )
 
@@ -435,7 +429,7 @@ def test_starts_where_it_is_told_to() -> None:
 test_wrong_arguments = refusals(
     [
         (
-            lambda: Learnable(Identity()),
+            lambda: Learnable(corruptions.Identity()),
             TypeError,
             r"corruption must be a Masking, .* or AdditiveGaussian, got Identity\(\)",
         ),
@@ -488,12 +482,12 @@ test_wrong_arguments = refusals(
             "copies must be >= 2 for a rate learnt by the score function, .*; got 1",
         ),
         (
-            lambda: score_function_surrogate(torch.ones(1, B), torch.ones(1, B)),
+            lambda: corruptions.score_function_surrogate(torch.ones(1, B), torch.ones(1, B)),
             ValueError,
             "copies must be >= 2 for a rate learnt by the score function, .*; got 1",
         ),
         (
-            lambda: score_function_surrogate(torch.ones(M, B), torch.ones(B, M)),
+            lambda: corruptions.score_function_surrogate(torch.ones(M, B), torch.ones(B, M)),
             ValueError,
             rf"must have one shape \(M, B\), got \({M}, {B}\) and \({B}, {M}\)",
         ),

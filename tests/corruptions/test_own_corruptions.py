@@ -15,15 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dvae_fast
-from dvae_fast.corruptions import (
-    Compose,
-    Corruption,
-    FunctionCorruption,
-    Learnable,
-    Masking,
-    as_corruption,
-    score_function_surrogate,
-)
+from dvae_fast import corruptions
+from dvae_fast.corruptions import Compose, Corruption, FunctionCorruption, Learnable, Masking
 from dvae_fast.data import load_dataset
 from dvae_fast.evaluation import estimate_log_likelihood
 from dvae_fast.models import DIWAE, DVAE
@@ -267,7 +260,7 @@ def test_the_score_functions_gradient_is_unbiased() -> None:
     grads = torch.stack(
         [
             torch.autograd.grad(
-                score_function_surrogate(loss, drop.log_prob(part, x[:100])), drop.logit
+                corruptions.score_function_surrogate(loss, drop.log_prob(part, x[:100])), drop.logit
             )[0]
             for part, loss in zip(noisy.split(100, 1), per_copy.split(100, 1), strict=True)
         ]
@@ -336,7 +329,7 @@ def test_a_training_step_with_it_is_reproducible(own: Callable[[], Any], tmp_pat
     for twin in range(2):
         run = Run(config, tmp_path, load_dataset("digits"))
         before = run.model.decoder.output.weight.detach().clone()
-        run.model.corruption = as_corruption(own())
+        run.model.corruption = corruptions.as_corruption(own())
         run.start_epoch()
         for _ in range(2):
             torch.rand(twin + 1)  # torch's generator, anywhere

@@ -14,12 +14,8 @@ from torch.distributions import Normal
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import dvae_fast
-from dvae_fast.evaluation import (
-    LikelihoodEstimate,
-    annealed_importance_sampling,
-    estimate_from_log_weights,
-    estimate_log_likelihood,
-)
+from dvae_fast import estimate_from_log_weights, estimate_log_likelihood
+from dvae_fast.evaluation import LikelihoodEstimate, annealed_importance_sampling
 from dvae_fast.evaluation.partial import PartialResults
 from dvae_fast.models import make_model
 from dvae_fast.training.run import mean_bound

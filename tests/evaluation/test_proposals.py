@@ -76,13 +76,19 @@ def test_without_noise_all_are_the_posterior() -> None:
             torch.testing.assert_close(mine, expected)
 
 
-def test_corrupted_weights_have_the_density_of_their_own_component() -> None:
-    """One fresh x̃ a sample, that of `corrupt`, and the noise of `sample_latent`."""
+def _drawn_and_encoded(proposal: str, copies: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """z and log_ratio as drawn, and the posterior of each copy of x that `corrupt` makes."""
     model = linear_gaussian("dvae", widen=2.0)
     x, corruption = draw_data(model, N), AdditiveGaussian(0.5)
-    z, log_ratio, _ = _drawn("corrupted", x, K, corruption)
+    z, log_ratio, _ = _drawn(proposal, x, K, corruption)
     with torch.no_grad():
-        mean, log_var = model.encode(corruptions.corrupt(x, corruption, K, SEED))  # (K, N, Z)
+        mean, log_var = model.encode(corruptions.corrupt(x, corruption, copies, SEED))
+    return z, log_ratio, mean, log_var
+
+
+def test_corrupted_weights_have_the_density_of_their_own_component() -> None:
+    """One fresh x̃ a sample, that of `corrupt`, and the noise of `sample_latent`."""
+    z, log_ratio, mean, log_var = _drawn_and_encoded("corrupted", K)  # (K, N, Z)
     noise = latent_noise(1, N, K, Z, torch.tensor([SEED]), 0, 0, torch.float64)[0]
     mean, log_var = mean.transpose(0, 1), log_var.transpose(0, 1)
     torch.testing.assert_close(z, mean + torch.exp(0.5 * log_var) * noise)
@@ -92,11 +98,7 @@ def test_corrupted_weights_have_the_density_of_their_own_component() -> None:
 
 
 def test_mixture_weights_have_the_density_of_the_mixture() -> None:
-    model = linear_gaussian("dvae", widen=2.0)
-    x, corruption = draw_data(model, N), AdditiveGaussian(0.5)
-    z, log_ratio, _ = _drawn("mixture", x, K, corruption)
-    with torch.no_grad():
-        mean, log_var = model.encode(corruptions.corrupt(x, corruption, M, SEED))  # (M, N, Z)
+    z, log_ratio, mean, log_var = _drawn_and_encoded("mixture", M)  # (M, N, Z)
     q = torch.distributions.MixtureSameFamily(
         torch.distributions.Categorical(torch.ones(N, 1, M)),
         torch.distributions.Independent(

@@ -548,6 +548,15 @@ def test_graph_that_was_not_kept_refuses_a_second_pass(name: str, device: str) -
         torch.autograd.grad(out, leaves, up)
 
 
+def _without_gradients(name: str, device: str) -> Any:
+    """A function, its leaves without .grad, and what that is to be of the function's sum."""
+    call, leaves = _functions(device)[name]
+    expected = torch.autograd.grad(call().sum(), leaves)
+    for leaf in leaves:
+        leaf.grad = None
+    return call, leaves, expected
+
+
 def _assert_accumulated(leaves: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
     for i, (leaf, e) in enumerate(zip(leaves, expected, strict=True)):
         assert leaf.grad is not None
@@ -558,10 +567,7 @@ def _assert_accumulated(leaves: Sequence[Tensor], expected: Sequence[Tensor]) ->
 @each_function
 def test_gradient_accumulates(name: str, device: str) -> None:
     """Two micro-batches at loss / 2 leave in .grad the gradient of one at loss."""
-    call, leaves = _functions(device)[name]
-    expected = torch.autograd.grad(call().sum(), leaves)
-    for leaf in leaves:
-        leaf.grad = None
+    call, leaves, expected = _without_gradients(name, device)
     for _ in range(2):
         (call().sum() / 2).backward()
     _assert_accumulated(leaves, expected)
@@ -571,10 +577,7 @@ def test_gradient_accumulates(name: str, device: str) -> None:
 @each_function
 def test_kept_graph_accumulates_in_grad(name: str, device: str) -> None:
     """.grad must not be memory that a later pass scales."""
-    call, leaves = _functions(device)[name]
-    expected = torch.autograd.grad(call().sum(), leaves)
-    for leaf in leaves:
-        leaf.grad = None
+    call, leaves, expected = _without_gradients(name, device)
     loss = call().sum()
     (loss * 3).backward(retain_graph=True)
     (loss * 5).backward()

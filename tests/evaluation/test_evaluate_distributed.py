@@ -88,7 +88,7 @@ def test_the_command_line(folder: Path) -> None:
     together = json.loads((folder / "a run" / "evaluation.json").read_text())
     assert (alone.pop("processes"), together.pop("processes")) == (1, 2)
     for name, value in alone.items():
-        if isinstance(value, (str, list)):
+        if value is None or isinstance(value, (str, list)):
             assert together[name] == value
         elif name != "seconds":
             assert together[name] == pytest.approx(value, rel=1e-5), name

@@ -243,7 +243,11 @@ def evaluate(
     `results`: where what is done is kept on the way; None for nowhere.
     """
     model = saved.model.to(world.device)
-    x = config.load_data().evaluation(split)[:limit]
+    data = config.load_data()
+    x = data.evaluation(split)[:limit]
+    with wrong_options():
+        told = config.context_of(data)
+    context = None if told is None else told[split][:limit]
     console.print(
         f"Evaluating {config.model} on {config.data}, {split} set: {len(x):,} examples",
         soft_wrap=True,
@@ -257,7 +261,7 @@ def evaluate(
                 if k is not None:
                     options["chains"] = k
                 estimate = annealed_importance_sampling(
-                    model, x, seed=seed, progress=bar.advance, **options
+                    model, x, context=context, seed=seed, progress=bar.advance, **options
                 )
             else:
                 partial = results.folder / PARTIAL if results else None
@@ -270,8 +274,8 @@ def evaluate(
                     options["k"] = k
                 try:
                     estimate = estimate_log_likelihood(
-                        model, x, seed=seed, progress=bar.advance, partial=partial, world=world,
-                        **options,
+                        model, x, context=context, seed=seed, progress=bar.advance,
+                        partial=partial, world=world, **options,
                     )  # fmt: skip
                 except KeyboardInterrupt:
                     is_kept = partial and partial_exists(partial)

@@ -17,7 +17,7 @@ from dvae_fast.plots import (
     plot_samples,
     plot_worst,
 )
-from dvae_fast.training import TrainConfig, reconstructions
+from dvae_fast.training import TrainConfig, each_label, reconstructions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from dvae_fast.data import Dataset
     from dvae_fast.evaluation import AISEstimate
 
-__all__ = ["SAMPLED", "evaluation_pictures", "run_pictures"]
+__all__ = ["IN_ORDER", "SAMPLED", "evaluation_pictures", "run_pictures"]
 
 SAMPLED = 100
+IN_ORDER = ", labels in order"
 _PICTURED = 10  # examples in the picture of reconstructions
 _SIDE = 13  # images a side of the picture of two latents
 
@@ -56,9 +57,11 @@ def evaluation_pictures(
     data = config.load_data()
     worst = estimate.log_likelihood.nan_to_num(-math.inf).argsort()[:_PICTURED]
     x = data.evaluation(report["split"])[worst]
+    told = config.context_of(data)
+    context = None if told is None else told[report["split"]][worst]
     labels = [f"#{i}\n{estimate.log_likelihood[i]:.1f}" for i in worst.tolist()]
     plot_worst(
-        x, model.reconstruct(x), labels, data.image_shape, lowest,
+        x, model.reconstruct(x, context=context), labels, data.image_shape, lowest,
         title=f"{title}: lowest log p(x), in nats",
     )  # fmt: skip
 
@@ -71,13 +74,15 @@ def run_pictures(
     title = f"{config.model} on {config.data}"
     try:
         plot_learning_curve(metrics["history"], folder / "learning_curve.png", title=title)
+        by_label = each_label(model, SAMPLED)
         plot_samples(
-            model.sample(SAMPLED, seed=config.seed), data.image_shape, folder / "samples.png",
-            title=f"{title}: means of p(x|z), z from the prior",
+            model.sample(SAMPLED, seed=config.seed, context=by_label), data.image_shape,
+            folder / "samples.png",
+            title=f"{title}: means of p(x|z), z from the prior{IN_ORDER * (by_label is not None)}",
         )  # fmt: skip
         _plot_reconstructions(model, data, config, folder / "reconstructions.png", title)
         names = ["learning_curve.png", "samples.png", "reconstructions.png"]
-        if isinstance(model, LatentVariableModel) and model.has_plane:
+        if isinstance(model, LatentVariableModel) and model.has_plane and by_label is None:
             plot_samples(
                 model.manifold(_SIDE).flatten(0, 1), data.image_shape, folder / "manifold.png",
                 columns=_SIDE, title=f"{title}: the plane of two latents",
@@ -92,6 +97,10 @@ def run_pictures(
 def _plot_reconstructions(
     model: Autoencoder, data: Dataset, config: TrainConfig, path: Path, title: str
 ) -> None:
-    x, noisy, means = reconstructions(model, data.evaluation("test")[:_PICTURED], config.seed)
+    told = config.context_of(data)
+    context = None if told is None else told["test"][:_PICTURED]
+    x, noisy, means = reconstructions(
+        model, data.evaluation("test")[:_PICTURED], config.seed, context
+    )
     given = noisy if model.corruption is not None else None
     plot_reconstructions(x, given, means, data.image_shape, path, title=f"{title}: test set")

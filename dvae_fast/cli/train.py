@@ -238,6 +238,8 @@ def _announce(
     for name in ("encoder", "covariance"):
         if getattr(config, name) != getattr(TrainConfig, name):
             parts.append(f"{getattr(config, name)} {name}")
+    if config.context is not None:
+        parts.append(f"given {config.context}")
     if config.corruption != Identity.kind:
         how = " by pixel" * config.per_pixel + ", learnt" * (config.gradient is not None)
         parts.append(f"{config.corruption} {config.level:g}{how}, M = {config.copies}")

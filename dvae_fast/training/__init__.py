@@ -12,7 +12,7 @@ folder and calls back.
 """
 
 from dvae_fast.kept import METRICS
-from dvae_fast.training.board import reconstructions
+from dvae_fast.training.board import each_label, reconstructions
 from dvae_fast.training.checkpoint import load_run
 from dvae_fast.training.config import (
     CONFIG,
@@ -38,6 +38,7 @@ __all__ = [
     "Progress",
     "TrainConfig",
     "default_config",
+    "each_label",
     "kl_weight",
     "learning_rate",
     "load_config",

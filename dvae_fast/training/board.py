@@ -21,17 +21,28 @@ if TYPE_CHECKING:
     from dvae_fast.data import Dataset
     from dvae_fast.models import Autoencoder
 
-__all__ = ["Board", "reconstructions"]
+__all__ = ["Board", "each_label", "reconstructions"]
 
 _PICTURE_SECONDS = 15.0
 
 
 @torch.no_grad()
-def reconstructions(model: Autoencoder, x: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def reconstructions(
+    model: Autoencoder, x: Tensor, seed: int, context: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """x, what the encoder is given of it (x̃, or x without corruption), and its reconstruction."""
     x = x.to(next(model.parameters(), x).device)
+    context = None if context is None else context.to(x.device)
     noisy = x if model.corruption is None else corrupt(x, model.corruption, seed=seed)
-    return x, noisy, model.reconstruct(noisy)
+    return x, noisy, model.reconstruct(noisy, context=context)
+
+
+def each_label(model: Autoencoder, n: int) -> Tensor | None:
+    """The labels of n samples, as many of each class, in order; None of a model without."""
+    if not model.context_size:
+        return None
+    device = next(model.parameters()).device
+    return torch.arange(n, device=device) * model.context_size // n
 
 
 class Board:
@@ -89,16 +100,23 @@ class Board:
                 self.writer.add_scalar(tag, record[key], step)
 
     def pictures(
-        self, model: Autoencoder, data: Dataset, epoch: int, *, last: bool = False
+        self,
+        model: Autoencoder,
+        data: Dataset,
+        epoch: int,
+        *,
+        context: Tensor | None = None,
+        last: bool = False,
     ) -> None:
         if self.writer is None or (time.monotonic() < self.next_picture and not last):
             return
         self.next_picture = time.monotonic() + _PICTURE_SECONDS
-        rows = reconstructions(model, data.evaluation("valid")[:8], seed=0)
+        told = None if context is None else context[:8]
+        rows = reconstructions(model, data.evaluation("valid")[:8], 0, told)
         shape = (-1, 1, *data.image_shape)
         with self._optional():
             for tag, images in (
-                ("samples", model.sample(64, seed=0)),
+                ("samples", model.sample(64, seed=0, context=each_label(model, 64))),
                 ("x, corrupted, reconstructed", torch.cat(rows)),
             ):
                 self.writer.add_images(tag, images.clamp(0, 1).reshape(shape), epoch)

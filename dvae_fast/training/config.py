@@ -34,11 +34,14 @@ from dvae_fast.objectives import Objective
 from dvae_fast.objectives.objective import check_score_objective
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
 
 __all__ = [
     "CHANGEABLE",
     "CONFIG",
+    "CONTEXTS",
     "DEFAULT_LEVEL",
     "LR_SCHEDULES",
     "MOST_THREADS",
@@ -62,6 +65,10 @@ class OptionError(ValueError):
     """An option does not fit what is there: the folder, the run in it, the other processes."""
 
 
+#: of a data set, what a model may be told of each split
+CONTEXTS: dict[str, Callable[[Dataset], Mapping[str, Tensor] | None]] = {
+    "labels": lambda data: getattr(data, "labels", None),
+}
 _DEFAULT_DATA = next(iter(DATASETS))
 DEFAULT_LEVEL = 0.05
 _MODEL_FIELDS = frozenset(field.name for field in dataclasses.fields(ModelConfig))
@@ -124,6 +131,12 @@ class TrainConfig(ModelConfig):
     kl_warmup: int = option(
         0, "Epochs over which the divergence's weight in the gradient rises to 1."
     )
+    context: str | None = option(
+        None,
+        "What the networks are told besides x: labels make the model conditional on the data's. "
+        "Default: nothing.",
+        choices=CONTEXTS,
+    )
     train_examples: int | None = option(
         None, "Train on the first so many images only. Default: all."
     )
@@ -169,6 +182,11 @@ class TrainConfig(ModelConfig):
         self._check_corruption(model, objective)
         model.check_options(self, objective)
         self._check_support()
+        if self.context_size and self.context is None:
+            raise ValueError(
+                f"context_size must come with a context, {' or '.join(CONTEXTS)}; "
+                f"got {self.context_size}"
+            )
         check_integer("kl_warmup", self.kl_warmup, 0)
         check_integer("epochs", self.epochs, 1)
         check_integer("batch_size", self.batch_size, 1)
@@ -259,9 +277,36 @@ class TrainConfig(ModelConfig):
                 corruption = Learnable(corruption, self.gradient)
             options["corruption"] = corruption
         options["objective"] = self.make_objective()
+        options["context_size"] = self.context_size_of(data)
         return make_model(
             self.model, data.size, image_shape=data.image_shape, data_mean=data.mean, **options
         )
+
+    def context_of(self, data: Dataset) -> Mapping[str, Tensor] | None:
+        """What the model is told of each split, int64 (N,); None without a context.
+
+        Raises:
+            ValueError: if the data has no such thing.
+        """
+        if self.context is None:
+            return None
+        told = CONTEXTS[self.context](data)
+        if told is None:
+            raise ValueError(f"context must be left out: {data.name} has no {self.context}")
+        return told
+
+    def context_size_of(self, data: Dataset) -> int:
+        """C of the model: of labels, one more than the largest, unless there are to be more."""
+        told = self.context_of(data)
+        if told is None:
+            return 0
+        classes = 1 + max(int(labels.max()) for labels in told.values() if len(labels))
+        if self.context_size and self.context_size < classes:
+            raise ValueError(
+                f"context_size must be >= {classes}, the classes of {data.name}, or left out; "
+                f"got {self.context_size}"
+            )
+        return max(self.context_size, classes)
 
     def load_data(self) -> Dataset:
         """The data set; raises as `dvae_fast.data.load_dataset`."""

@@ -45,24 +45,30 @@ class GraphedStep:
     """Loss, gradient and optimiser step on batches of one shape.
 
     Args:
-        loss: of (x, seed), a scalar; draws all its noise from the seed, an int64 tensor of one
-            element that is read on the device, so that each replay has noise of its own.
+        loss: of (x, seed, context=), a scalar; draws all its noise from the seed, an int64 tensor
+            of one element that is read on the device, so that each replay has noise of its own.
         optimizer: with ``capturable=True``, and a tensor as its learning rate if that changes.
-        x: a batch on the GPU; its values do not matter.
+        x, context: a batch on the GPU; its values do not matter.
 
     Capturing makes a few steps on `x` and undoes them. Gradients, and the tensor returned, are
     overwritten by the next step.
     """
 
     def __init__(
-        self, loss: Callable[[Tensor, Tensor], Tensor], optimizer: torch.optim.Optimizer, x: Tensor
+        self,
+        loss: Callable[..., Tensor],
+        optimizer: torch.optim.Optimizer,
+        x: Tensor,
+        context: Tensor | None = None,
     ) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._x = x.clone()
+        self._context = None if context is None else context.clone()
         self._seed = torch.zeros(1, dtype=torch.int64, device=x.device)
 
         def step() -> Tensor:
-            value = loss(self._x, self._seed)
+            told = {} if self._context is None else {"context": self._context}
+            value = loss(self._x, self._seed, **told)
             value.backward()
             optimizer.step()
             return value.detach()
@@ -90,9 +96,11 @@ class GraphedStep:
         """Of the batches it takes."""
         return self._x.shape
 
-    def __call__(self, x: Tensor, seed: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, seed: Tensor, context: Tensor | None = None) -> Tensor:
         """The loss of this step, after which the parameters have changed."""
         self._x.copy_(x)
+        if self._context is not None and context is not None:
+            self._context.copy_(context)
         self._seed.copy_(seed)
         self._graph.replay()
         return self._value

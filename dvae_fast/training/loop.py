@@ -155,7 +155,8 @@ def train(
             if isinstance(run.model.corruption, Learnable):
                 metrics["learnt_level"] = run.model.corruption.level.detach().mean().item()
             metrics["test_bound"] = run.bound("test", run.test_seed)
-            board.pictures(run.model, data, run.best_epoch, last=True)
+            valid = run.told.get("valid")
+            board.pictures(run.model, data, run.best_epoch, context=valid, last=True)
         pace.agree()
         if pace.stop is not None:
             metrics["signal"] = pace.stop
@@ -250,7 +251,7 @@ def _loop(
         if run.epoch_done() and pace.stop is None:
             record = run.finish_epoch()
             board.epoch(record)
-            board.pictures(run.model, run.data, run.epoch)
+            board.pictures(run.model, run.data, run.epoch, context=run.told.get("valid"))
             pace.signals.call(on_epoch, record)
             pace.agree()
 

@@ -18,6 +18,7 @@ from dvae_fast.distributed import World, all_sum, any_true, on_main, share
 from dvae_fast.files import CHECKPOINT, CheckpointError, one_line, save_tensors
 from dvae_fast.kept import mark_old
 from dvae_fast.models import save_model
+from dvae_fast.models.context import as_context
 from dvae_fast.models.layers import evaluating
 from dvae_fast.models.saving import MODEL
 from dvae_fast.models.wrappers import unwrapped
@@ -99,6 +100,7 @@ class Run:
         self.device = self.world.device
         self.model.to(self.device)
         self.images = data.to(self.device)
+        self.told = self._context_of(data)
         self.parameters = dict(self.model.named_parameters())
         self.names: dict[Tensor, str] = {p: name for name, p in self.parameters.items()}
         # Fused: one pass over each parameter, 3 to 4 times as fast as the default on a CPU. A
@@ -135,6 +137,22 @@ class Run:
         self.best_bound: float | None = None
         self.best_saved = False
 
+    def _context_of(self, data: Dataset) -> dict[str, Tensor]:
+        """The labels of each split, looked at once; {} without a context."""
+        told = self.config.context_of(data) or {}
+        for split, labels in told.items():
+            as_context(labels, len(getattr(data, split)), self.model.context_size)
+        return {split: labels.to(self.device) for split, labels in told.items()}
+
+    def _context(self, split: str, index: Tensor) -> Tensor | None:
+        """(B, C) of the examples at `index`."""
+        if split not in self.told:
+            return None
+        labels = self.told[split]
+        labels = labels[index.to(labels.device, non_blocking=True)]
+        dtype = next(self.model.parameters()).dtype
+        return as_context(labels, len(index), self.model.context_size, dtype, look=False)
+
     # --- steps ---
 
     def start_epoch(self) -> None:
@@ -155,15 +173,19 @@ class Run:
     def step(self) -> None:
         index = self.permutation[self.position : self.position + self.config.batch_size]
         x = self.images.train_batch(index, self.generator)
+        context = self._context("train", index)
         seed = torch.randint(0, 2**63 - 1, (1,), generator=self.generator)
         seed = seed.to(self.device, non_blocking=True)
         if self.config.cuda_graph and len(index) == self.config.batch_size:
             if self.graph is None:
-                self.graph = GraphedStep(self.model.loss, self.optimizer, x)
-            loss = self.graph(x, seed)
+                self.graph = GraphedStep(self.model.loss, self.optimizer, x, context)
+            loss = self.graph(x, seed, context)
             gradients = self.graph.gradients
         else:
-            loss = self.model.loss(x, seed) if self.parallel is None else self.part(x, seed)
+            if self.parallel is None:
+                loss = self.model.loss(x, seed, context=context)
+            else:
+                loss = self.part(x, seed, context)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -174,13 +196,14 @@ class Run:
         self.total.sub_(loss.detach(), alpha=len(index) / self.world.size)
         self.position += len(index)
 
-    def part(self, x: Tensor, seed: Tensor) -> Tensor:
+    def part(self, x: Tensor, seed: Tensor, context: Tensor | None = None) -> Tensor:
         """This rank's part of the loss: the mean of the parts over ranks is the batch's loss."""
         assert self.parallel is not None
         start, stop = share(len(x), self.world)
         # A rank without an example joins in with one that weighs nothing: the others wait for it.
-        mine = x[start:stop] if start < stop else x[:1]
-        loss: Tensor = self.parallel(mine, seed, first_example=start)
+        rows = slice(start, stop) if start < stop else slice(1)
+        told = None if context is None else context[rows]
+        loss: Tensor = self.parallel(x[rows], seed, context=told, first_example=start)
         weight = (stop - start) * self.world.size / len(x)
         return loss if weight == 1 else loss * weight
 
@@ -217,7 +240,8 @@ class Run:
     def bound(self, split: str, seed: int) -> float:
         """Mean bound over a split, in nats; the same noise at every call."""
         x = self.data.evaluation(split)
-        return mean_bound(self.model, x, seed, self.config.batch_size, self.world)
+        told = self.told.get(split)
+        return mean_bound(self.model, x, seed, self.config.batch_size, self.world, context=told)
 
     # --- numbers that are none ---
 

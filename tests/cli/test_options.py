@@ -68,6 +68,7 @@ RUN: dict[str, Any] = {
     "alpha": 0.25,
     "free_bits": 0.5,
     "kl_warmup": 3,
+    "context": "labels",
     "train_examples": 40,
     "valid_examples": 30,
     "epochs": 2,
@@ -82,6 +83,7 @@ RUN: dict[str, Any] = {
 }
 #: what an option cannot be without
 WITH: dict[str, dict[str, Any]] = {
+    "context_size": {"context": "labels"},
     "gradient": {"copies": 2},
     "beta": {"objective": "ciwae"},
     "alpha": {"objective": "vr"},

@@ -1,8 +1,8 @@
 """Models of other libraries, each evaluated in a few lines: their own estimate and this one agree.
 
 Each is tiny and hardly trained. Both estimates have the same number of samples, and so the same
-bias and standard error; they are to differ by less than 3 standard errors of their difference, which
-is a false alarm in 370, once for a version of the library, for seeds are fixed.
+bias and standard error; they are to differ by less than 3 standard errors of their difference: a
+false alarm in 370, once for a version of the library, for seeds are fixed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Decoder likelihoods p(x|z): those the kernels can evaluate, and the base of your own.
+"""Decoder likelihoods p(x|z): those that are ready, and the base of your own.
 
 Each knows its log-density per element and that one's derivatives, its support, mean and draws, and
-what a decoder's head makes of its outputs (`dvae_fast.likelihoods.links`). A built-in one also
+what a decoder's head makes of its outputs (`dvae_fast.likelihoods.links`). One with a kernel also
 names its formula in ``csrc/core/likelihoods.h``.
 """
 
@@ -12,19 +12,32 @@ from typing import Any
 from dvae_fast._checks import check_choice
 from dvae_fast.likelihoods.base import Likelihood
 from dvae_fast.likelihoods.bernoulli import Bernoulli
-from dvae_fast.likelihoods.counts import NegativeBinomial
+from dvae_fast.likelihoods.categorical import Categorical
+from dvae_fast.likelihoods.continuous_bernoulli import ContinuousBernoulli
+from dvae_fast.likelihoods.counts import (
+    NegativeBinomial,
+    Poisson,
+    ZeroInflatedNegativeBinomial,
+)
 from dvae_fast.likelihoods.discretised import DiscretisedLogistic
 from dvae_fast.likelihoods.gaussian import Gaussian
+from dvae_fast.likelihoods.laplace import Laplace
 from dvae_fast.likelihoods.links import Link, exponential, identity, positive, sigmoid
 
 __all__ = [
+    "FUSED",
     "LIKELIHOODS",
     "Bernoulli",
+    "Categorical",
+    "ContinuousBernoulli",
     "DiscretisedLogistic",
     "Gaussian",
+    "Laplace",
     "Likelihood",
     "Link",
     "NegativeBinomial",
+    "Poisson",
+    "ZeroInflatedNegativeBinomial",
     "exponential",
     "get_likelihood",
     "identity",
@@ -32,11 +45,23 @@ __all__ = [
     "sigmoid",
 ]
 
-#: Those with a kernel, by its name.
+#: By name.
 LIKELIHOODS: dict[str, Likelihood] = {
     likelihood.kind: likelihood
-    for likelihood in (Bernoulli(), Gaussian(), DiscretisedLogistic(), NegativeBinomial())
+    for likelihood in (
+        Bernoulli(),
+        Gaussian(),
+        DiscretisedLogistic(),
+        NegativeBinomial(),
+        Poisson(),
+        ZeroInflatedNegativeBinomial(),
+        Laplace(),
+        ContinuousBernoulli(),
+    )
 }
+
+#: Those with a kernel.
+FUSED = {name: row for name, row in LIKELIHOODS.items() if row.kernel is not None}
 
 
 def get_likelihood(likelihood: str | Likelihood, name: str = "likelihood") -> Likelihood:

@@ -211,7 +211,7 @@ def test_an_objective_is_one_option_away() -> None:
         (["--activation", "x"], "activation must be one of softplus, tanh"),
         (
             ["--likelihood", "x"],
-            "one of bernoulli, gaussian, discretised_logistic, negative_binomial; got 'x'",
+            "continuous_bernoulli; got 'x'",
         ),
         (
             ["--likelihood", "negative_binomial"],

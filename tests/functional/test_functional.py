@@ -459,7 +459,7 @@ def test_empty_batch(device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_likelihood_objects_are_what_their_names_stand_for(device: str) -> None:
     x, log_ratio = _data(B, D, device=device), _normal(B, K, device=device)
-    for name, likelihood in likelihoods.LIKELIHOODS.items():
+    for name, likelihood in likelihoods.FUSED.items():
         params = _params((B,), K, name, device)
         if name == "negative_binomial":  # means are positive
             params = (params[0].abs(), params[1])

@@ -20,14 +20,14 @@ from dvae_fast.checking.cases import sample_inputs
 from dvae_fast.checking.likelihoods import LIKELIHOODS as ROWS
 from dvae_fast.checking.likelihoods import scale_of, target_of
 from dvae_fast.checking.operands import Maker
-from dvae_fast.likelihoods import LIKELIHOODS, Bernoulli, Gaussian, Likelihood
+from dvae_fast.likelihoods import FUSED, Bernoulli, Gaussian, Likelihood
 from dvae_fast.models import DIWAE, Decoder
 from dvae_fast.objectives import OBJECTIVES
 
 M, B, K, D = 2, 3, 4, 5
-each_name = pytest.mark.parametrize("name", LIKELIHOODS)
+each_name = pytest.mark.parametrize("name", FUSED)
 each_device = pytest.mark.parametrize("device", DEVICES)
-SMOOTH = [name for name, likelihood in LIKELIHOODS.items() if not likelihood.discrete]
+SMOOTH = [name for name, likelihood in FUSED.items() if not likelihood.discrete]
 
 
 def drawn(name: str, device: str = "cpu") -> tuple[Any, Tensor, Tensor]:
@@ -40,16 +40,16 @@ def drawn(name: str, device: str = "cpu") -> tuple[Any, Tensor, Tensor]:
 
 
 def test_the_table_of_the_check_is_the_registry() -> None:
-    assert list(ROWS) == list(LIKELIHOODS)
+    assert list(ROWS) == list(FUSED)
     for name, row in ROWS.items():
-        assert (row.scale is None) == (len(LIKELIHOODS[name].params) == 1)
+        assert (row.scale is None) == (len(FUSED[name].params) == 1)
     labels = [sample.label for sample in sample_inputs("log_weights", torch.float64, "cpu")]
-    assert all(any(name in label for label in labels) for name in LIKELIHOODS)
+    assert all(any(name in label for label in labels) for name in FUSED)
 
 
 @each_name
 def test_closed_derivatives_are_autograds(name: str) -> None:
-    likelihood = LIKELIHOODS[name]
+    likelihood = FUSED[name]
     params, x, _ = drawn(name)
     operands, rows = likelihood.unpack(params), x.unsqueeze(1)
     by_autograd = Likelihood.derivatives(likelihood, operands, rows)
@@ -64,7 +64,7 @@ def test_closed_derivatives_are_autograds(name: str) -> None:
 
 @each_name
 def test_the_kernel_is_the_density(name: str) -> None:
-    likelihood = LIKELIHOODS[name]
+    likelihood = FUSED[name]
     params, x, ratio = drawn(name)
     expected = likelihood.log_prob(params, x.unsqueeze(1)).sum(-1) + ratio
     torch.testing.assert_close(dvae_fast.log_weights(params, x, ratio, name), expected)
@@ -75,7 +75,7 @@ def test_the_kernel_is_the_density(name: str) -> None:
 
 def twin(name: str) -> Likelihood:
     """That likelihood, computed by its own `log_prob`."""
-    own = type(LIKELIHOODS[name])
+    own = type(FUSED[name])
     found: Likelihood = type(f"Plain{own.__name__}", (own,), {"kernel": None})()
     assert found.kernel is None
     return found
@@ -90,7 +90,7 @@ def model_of(likelihood: str | Likelihood, **options: Any) -> DIWAE:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_operators_without_a_kernel(name: str, dtype: torch.dtype) -> None:
     params, x, ratio = drawn(name)
-    operands = [p.to(dtype).requires_grad_() for p in LIKELIHOODS[name].unpack(params)]
+    operands = [p.to(dtype).requires_grad_() for p in FUSED[name].unpack(params)]
     given = operands[0] if len(operands) == 1 else tuple(operands)
     for f in (dvae_fast.log_weights, dvae_fast.iwae_loss):
         got, expected = (f(given, x, ratio, lik) for lik in (twin(name), name))
@@ -101,7 +101,7 @@ def test_operators_without_a_kernel(name: str, dtype: torch.dtype) -> None:
             torch.testing.assert_close(mine, its, **few)
 
 
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize("name", FUSED)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_objectives_without_a_kernel(name: str, objective: str) -> None:
     """Value and gradients, with every estimator of the objective."""
@@ -142,7 +142,7 @@ def test_evaluation_without_a_kernel(name: str) -> None:
 @pytest.mark.parametrize("function", ["log_weights", "iwae_loss"])
 def test_gradient_in_x(function: str, name: str, own_x: bool, device: str) -> None:
     """As autograd has it of the density."""
-    likelihood = LIKELIHOODS[name]
+    likelihood = FUSED[name]
     params, x, ratio = drawn(name, device)
     x = x.expand(M, B, D).clone() if own_x else x  # zeros and ones among them
     x.requires_grad_()
@@ -266,12 +266,12 @@ def test_draws_by_a_generator(name: str) -> None:
     params, _, _ = drawn(name)
 
     def draw() -> Tensor:
-        return LIKELIHOODS[name].sample(params, generator=torch.Generator().manual_seed(3))
+        return FUSED[name].sample(params, generator=torch.Generator().manual_seed(3))
 
     before = torch.get_rng_state()
     assert torch.equal(draw(), draw())
     assert torch.equal(torch.get_rng_state(), before)
-    LIKELIHOODS[name].check_support(draw())
+    FUSED[name].check_support(draw())
 
 
 @each_name

@@ -711,9 +711,9 @@ test_wrong_arguments = refusals(
             "activation must be one of softplus, .*; got 'swish'",
         ),
         (
-            lambda: VAE(D, likelihood="poisson"),
+            lambda: VAE(D, likelihood="cauchy"),
             ValueError,
-            "likelihood must be one of bernoulli, gaussian, .*; got 'poisson'",
+            "likelihood must be one of bernoulli, gaussian, .*; got 'cauchy'",
         ),
         (
             lambda: DVAE(D, corruption="masking"),

@@ -149,7 +149,7 @@ def test_defaults_suit_the_model_and_the_data() -> None:
         ({"train_examples": 0}, "train_examples must be an integer >= 1, got 0"),
         ({"valid_examples": 0}, "valid_examples must be an integer >= 1, got 0"),
         ({"activation": "sine"}, "activation must be one of softplus, tanh, relu"),
-        ({"likelihood": "poisson"}, "likelihood must be one of bernoulli, gaussian"),
+        ({"likelihood": "cauchy"}, "likelihood must be one of bernoulli, gaussian"),
         ({"likelihood": "negative_binomial", "data": "frey"},
          "likelihood must not be negative_binomial for frey: it is of counts"),
         ({"likelihood": "discretised_logistic", "data": "mnist"},

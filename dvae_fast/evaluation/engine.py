@@ -47,6 +47,8 @@ _op: Any = torch.ops.dvae_fast
 
 # The key of a pilot's draws, among those of a seed.
 _PILOT_KEY = 1 << 20
+# Samples of an example: each has an index of 32 bits in the noise.
+_MOST_SAMPLES = 1 << 32
 
 #: k of the curve of bounds, where nothing else is asked for; those above k are left out
 CURVE = (1, 5, 50, 500, 5000)
@@ -255,6 +257,12 @@ class Request:
                 ("batch_size", self.batch_size), ("chunk", self.chunk), ("max_k", self.max_k),
             )
         )  # fmt: skip
+        for name, value in (("k", k), ("max_k", max_k)):
+            if value is not None and value > _MOST_SAMPLES:
+                raise ValueError(
+                    f"{name} must be <= 2**32, the samples of an example that noise has an index "
+                    f"for, got {value}"
+                )
         curve = check_sizes("curve", self.curve)
         tolerance = self.tolerance
         if tolerance is None:
@@ -267,7 +275,7 @@ class Request:
             if not 0 < tolerance < math.inf:
                 raise ValueError(f"tolerance must be > 0 and finite, got {tolerance}")
             tolerance = float(tolerance)
-            max_k = 20 * k if max_k is None else max_k
+            max_k = min(20 * k, _MOST_SAMPLES) if max_k is None else max_k
             if max_k < k:
                 raise ValueError(f"max_k must be >= k = {k}, got {max_k}")
         seed = self.seed

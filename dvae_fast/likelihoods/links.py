@@ -41,11 +41,20 @@ class Link:
         return self.forward(output)
 
 
-# Functions of the module, so that what holds a link can be pickled.
+# Functions of the module, so that what holds a link can be pickled, and read back by torch.load
+# with weights_only, which does not know how torch's own are pickled.
 
 
 def _unchanged(t: Tensor) -> Tensor:
     return t
+
+
+def _sigmoid(output: Tensor) -> Tensor:
+    return torch.sigmoid(output)
+
+
+def _exp(output: Tensor) -> Tensor:
+    return torch.exp(output)
 
 
 def _softplus(output: Tensor) -> Tensor:
@@ -66,5 +75,5 @@ def _log(mean: Tensor) -> Tensor:
 
 identity = Link(_unchanged, _unchanged)
 positive = Link(_softplus, _softplus_inverse, (0.0, math.inf))
-sigmoid = Link(torch.sigmoid, _logit, (0.0, 1.0))
-exponential = Link(torch.exp, _log, (0.0, math.inf))
+sigmoid = Link(_sigmoid, _logit, (0.0, 1.0))
+exponential = Link(_exp, _log, (0.0, math.inf))

@@ -8,6 +8,7 @@ away. `BernoulliLatentModel` has binary latents. Shapes as everywhere: B example
 corruption), K samples, Z latent and D data dimensions.
 """
 
+from dvae_fast.models import pickled as _pickled  # noqa: F401  (tells torch.load)
 from dvae_fast.models.base import Autoencoder
 from dvae_fast.models.bernoulli import BernoulliLatentModel, sample_bernoulli_latents
 from dvae_fast.models.config import MODELS, ModelConfig, make_model

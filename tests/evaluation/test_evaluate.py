@@ -486,6 +486,12 @@ def test_the_curve_and_the_tail_are_those_of_the_weights() -> None:
     assert estimate.spent.tolist() == [47] * N
 
 
+def test_more_samples_than_noise_has_are_refused_at_once() -> None:
+    for options in ({"k": 2**32 + 1}, {"k": 5, "tolerance": 1.0, "max_k": 10**20}):
+        with pytest.raises(ValueError, match=r"k must be <= 2\*\*32, .*, got [0-9]+"):
+            estimate_log_likelihood(_model(), _data(), **options)
+
+
 @pytest.mark.parametrize(("batch_size", "chunk"), [(None, None), (1, 7), (4, 100), (N, 33)])
 def test_a_tolerance_spends_samples_where_they_are_needed(
     batch_size: int | None, chunk: int | None

@@ -144,6 +144,33 @@ def test_a_pilot_shares_no_noise_with_the_estimate(monkeypatch: pytest.MonkeyPat
     assert list(keys.values()) == [[30]]
 
 
+@pytest.mark.parametrize("proposal", PROPOSALS)
+def test_a_tolerance_goes_on_from_a_file(proposal: str, tmp_path: Any) -> None:
+    """The pilot and the samples of what is left are those of one evaluation."""
+    model = _shifted("dvae", corruption=AdditiveGaussian(0.1))
+    x = draw_data(model, 20)
+    options: dict[str, Any] = {"tolerance": 0.15, "max_k": 160, "seed": SEED, "batch_size": 4}
+    options |= {"proposal": proposal, "copies": 3, "curve": (5,)}
+    whole = estimate_log_likelihood(model, x, 20, **options)
+    assert len(set(whole.spent.tolist())) >= 2
+
+    def stop(state: Any) -> None:
+        if state.examples >= 8:
+            raise KeyboardInterrupt
+
+    file = tmp_path / "partial.npz"
+    with pytest.raises(KeyboardInterrupt):
+        estimate_log_likelihood(model, x, 20, partial=file, progress=stop, **options)
+    again = estimate_log_likelihood(model, x, 20, partial=file, **options)
+    for field in dataclasses.fields(whole):
+        value, expected = getattr(again, field.name), getattr(whole, field.name)
+        if isinstance(expected, Tensor):
+            assert torch.equal(value.nan_to_num(9.0), expected.nan_to_num(9.0)), field.name
+    assert again.mean_standard_error == whole.mean_standard_error
+    with pytest.raises(ValueError, match=r"the tolerance of .* is 0.15, not 0.2"):
+        estimate_log_likelihood(model, x, 20, partial=file, **options | {"tolerance": 0.2})
+
+
 # --- in parts ---------------------------------------------------------------------------------
 
 

@@ -1,6 +1,6 @@
 """The log-likelihood of a model, estimated."""
 
-from dvae_fast.evaluation.annealed import annealed_importance_sampling, bidirectional
+from dvae_fast.evaluation.annealed import annealed_importance_sampling, bidirectional_monte_carlo
 from dvae_fast.evaluation.engine import CURVE
 from dvae_fast.evaluation.expectation import Expectation, importance_expectation
 from dvae_fast.evaluation.function import estimate_from_log_weights
@@ -23,6 +23,9 @@ from dvae_fast.evaluation.statistics import (
 )
 from dvae_fast.evaluation.target import EncoderDecoder, Evaluated
 
+#: its name in short
+bidirectional = bidirectional_monte_carlo
+
 __all__ = [
     "CURVE",
     "DTYPES",
@@ -42,6 +45,7 @@ __all__ = [
     "Proposal",
     "annealed_importance_sampling",
     "bidirectional",
+    "bidirectional_monte_carlo",
     "estimate_from_log_weights",
     "estimate_log_likelihood",
     "importance_expectation",

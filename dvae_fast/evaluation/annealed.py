@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from dvae_fast.evaluation.target import Model
     from dvae_fast.likelihoods import Likelihood
 
-__all__ = ["annealed_importance_sampling", "bidirectional"]
+__all__ = ["annealed_importance_sampling", "bidirectional_monte_carlo"]
 
 _op: Any = torch.ops.dvae_fast
 
@@ -412,7 +412,7 @@ def annealed_importance_sampling(
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def bidirectional(
+def bidirectional_monte_carlo(
     model: Model,
     n: int,
     *,

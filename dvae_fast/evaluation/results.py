@@ -371,7 +371,7 @@ class AISEstimate(Estimate):
 
 @dataclass(frozen=True, eq=False)
 class BidirectionalEstimate:
-    """What `bidirectional` returns: log p(x) of simulated data between two stochastic bounds."""
+    """What `bidirectional_monte_carlo` returns: log p(x) of simulated data between two bounds."""
 
     #: the simulated examples (N, D) and the latents they came from (N, Z), on the CPU; given x,
     #: z is a draw of the exact posterior

@@ -22,7 +22,7 @@ from dvae_fast.evaluation import (
     AISEstimate,
     annealed,
     annealed_importance_sampling,
-    bidirectional,
+    bidirectional_monte_carlo,
     estimate_log_likelihood,
     hamiltonian,
 )
@@ -75,7 +75,7 @@ def test_the_exact_answer_lies_between_the_bounds(
     times 23 chains) and in 5,000 for the upper (of 31 values), were the noise drawn anew; less for
     the bias of a log, which points away."""
     model = linear_gaussian("iwae", widen=widen)
-    estimate = bidirectional(
+    estimate = bidirectional_monte_carlo(
         model, 31, chains=23, temperatures=temperatures, leapfrog=L, start=start, seed=SEED
     )
     assert estimate.x.shape == (31, LINEAR_D)
@@ -107,7 +107,7 @@ def test_weights_are_unbiased(start: str, tune: bool, schedule: str) -> None:
     """
     # A posterior near f_0, so that the variance of w and 1/w is small enough to test a mean.
     model = linear_gaussian("iwae", widen=2.0, noise=2.0 if start == "prior" else 0.7)
-    estimate = bidirectional(
+    estimate = bidirectional_monte_carlo(
         model, 1500, chains=3, temperatures=4, leapfrog=3, start=start, schedule=schedule,
         tune=tune, seed=SEED,
     )  # fmt: skip
@@ -122,7 +122,9 @@ def test_weights_are_unbiased(start: str, tune: bool, schedule: str) -> None:
 def test_more_temperatures_come_closer() -> None:
     model = linear_gaussian("iwae")
     estimates = [
-        bidirectional(model, 60, chains=C, temperatures=t, leapfrog=3, start="prior", seed=SEED)
+        bidirectional_monte_carlo(
+            model, 60, chains=C, temperatures=t, leapfrog=3, start="prior", seed=SEED
+        )
         for t in (1, 4, 32)
     ]
     gaps = [float(e.gap.mean()) for e in estimates]
@@ -362,7 +364,7 @@ def test_no_noise_is_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
         return draw(*args, first_sample=first_sample, **options)
 
     monkeypatch.setattr(functional, "sample_latent", note)
-    bidirectional(_model(), N, **SHORT)
+    bidirectional_monte_carlo(_model(), N, **SHORT)
     assert len(set(used)) == len(used) == 1 + T + T + (T - 1)
 
 
@@ -528,7 +530,7 @@ def test_seeds() -> None:
     model, x = _model(), _data()
     state = torch.get_rng_state()
     one = annealed_importance_sampling(model, x, **SHORT)
-    both = bidirectional(model, N, **SHORT)
+    both = bidirectional_monte_carlo(model, N, **SHORT)
     assert torch.equal(torch.get_rng_state(), state)
     assert one.seed == both.forward.seed == both.reverse.seed == SEED
     _same(one, annealed_importance_sampling(model, x, **{**SHORT, "seed": torch.tensor([SEED])}))
@@ -562,12 +564,12 @@ def test_data_of_another_precision_and_layout() -> None:
 
 def test_forward_on_simulated_data_is_the_estimate_of_that_data() -> None:
     model = _model()
-    estimate = bidirectional(model, N, batch_size=3, **SHORT)
+    estimate = bidirectional_monte_carlo(model, N, batch_size=3, **SHORT)
     assert set(estimate.x.unique().tolist()) == {0.0, 1.0}
     assert not estimate.forward.reverse
     assert estimate.reverse.reverse
     _same(estimate.forward, annealed_importance_sampling(model, estimate.x, **SHORT))
-    whole = bidirectional(model, N, **SHORT)
+    whole = bidirectional_monte_carlo(model, N, **SHORT)
     assert torch.equal(whole.x, estimate.x)
     assert torch.equal(whole.z, estimate.z)
     _same(estimate.reverse, whole.reverse)
@@ -576,7 +578,7 @@ def test_forward_on_simulated_data_is_the_estimate_of_that_data() -> None:
 def test_simulated_data_is_the_models() -> None:
     """|z| < 4.5 of 2 + 6 moments each of z and of x given z: a false alarm in 9,000."""
     model = linear_gaussian("vae")
-    estimate = bidirectional(model, 4000, chains=1, temperatures=1, seed=SEED)
+    estimate = bidirectional_monte_carlo(model, 4000, chains=1, temperatures=1, seed=SEED)
     mean, scale = model.decode(estimate.z)
     for e in (estimate.z, (estimate.x - mean.detach()) / scale):
         scores = torch.cat((e.mean(0), (e.square() - 1).mean(0) / math.sqrt(2))) * math.sqrt(4000)
@@ -585,7 +587,7 @@ def test_simulated_data_is_the_models() -> None:
 
 def test_reverse_with_one_temperature_is_the_weight_at_the_draw() -> None:
     model = _model()
-    estimate = bidirectional(model, N, chains=C, temperatures=1, seed=SEED)
+    estimate = bidirectional_monte_carlo(model, N, chains=C, temperatures=1, seed=SEED)
     with torch.no_grad():
         z = estimate.z.unsqueeze(1)
         log_ratio = dvae_fast.latent_log_ratio(z, *model.encode(estimate.x))
@@ -594,15 +596,15 @@ def test_reverse_with_one_temperature_is_the_weight_at_the_draw() -> None:
 
 
 def test_summary_of_both_directions() -> None:
-    estimate = bidirectional(_model(), N, **SHORT)
+    estimate = bidirectional_monte_carlo(_model(), N, **SHORT)
     summary = estimate.summary()
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     assert summary["gap"] == pytest.approx(summary["upper"] - summary["lower"])
     assert summary["gap_standard_error"] == pytest.approx(float(estimate.gap.std()) / N**0.5)
     assert summary["forward"] == estimate.forward.summary()
     assert summary["reverse"]["reverse"]
-    assert bidirectional(_model(), 1, **SHORT).summary()["gap_standard_error"] is None
-    wild = bidirectional(_model(), N, tune=False, step_size=40.0, **SHORT)
+    assert bidirectional_monte_carlo(_model(), 1, **SHORT).summary()["gap_standard_error"] is None
+    wild = bidirectional_monte_carlo(_model(), N, tune=False, step_size=40.0, **SHORT)
     assert {w.split(":")[0] for w in wild.warnings()} == {"forward", "reverse"}
 
 
@@ -650,10 +652,10 @@ def test_a_pair_of_callables(likelihood: str) -> None:
     pair = (model.encode, decode)
     _same(annealed_importance_sampling(pair, x, likelihood=likelihood, **SHORT), expected)
     assert shapes == {(N * 4, Z), (N * C, Z)}
-    both = bidirectional(pair, N, latent_size=Z, likelihood=likelihood, **SHORT)
+    both = bidirectional_monte_carlo(pair, N, latent_size=Z, likelihood=likelihood, **SHORT)
     assert both.x.shape == (N, D)
     assert both.x.dtype == torch.float64  # of the model that `encode` is a method of
-    plain = bidirectional(
+    plain = bidirectional_monte_carlo(
         (lambda x: (x[:, :Z], x[:, :Z]), lambda z: z.repeat(1, 3)), N, latent_size=Z, **SHORT
     )
     assert plain.x.dtype == torch.float32
@@ -717,7 +719,7 @@ def test_wrong_arguments(changes: dict[str, Any], error: type[Exception], messag
     model = _model()
     for part in (model.encoder, model.decoder):
         part.register_forward_pre_hook(lambda *_: pytest.fail("work before the checks"))
-    call: Any = bidirectional if "n" in changes else annealed_importance_sampling
+    call: Any = bidirectional_monte_carlo if "n" in changes else annealed_importance_sampling
     data = {} if "n" in changes else {"x": _data()}
     arguments = {"model": model, **data, **SHORT, **changes}
     assert_refused(lambda: call(**arguments), error, message)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import dvae_fast
 from dvae_fast.evaluation import (
     annealed_importance_sampling,
-    bidirectional,
+    bidirectional_monte_carlo,
     estimate_log_likelihood,
 )
 from dvae_fast.likelihoods import Bernoulli
@@ -112,7 +112,7 @@ def test_images_of_a_convolutional_model() -> None:
     assert found.data_size == 24
     annealed = annealed_importance_sampling(model, x, **{**SHORT, "chains": 50})
     assert abs(annealed.mean - expected.mean()) < 1
-    both = bidirectional(model, 3, latent_size=Z, **SHORT)
+    both = bidirectional_monte_carlo(model, 3, latent_size=Z, **SHORT)
     assert both.x.shape == (3, 1, 4, 6)
     assert both.forward.data_size == 24
 
@@ -177,8 +177,8 @@ def test_scales_of_any_shape(scale: Any) -> None:
     found = estimate_log_likelihood(model, x, K, likelihood="gaussian", seed=SEED)
     expected = _expected(model, x, lambda z: torch.distributions.Normal(z @ weight, 0.7))
     torch.testing.assert_close(found.log_likelihood, expected, rtol=1e-5, atol=1e-5)
-    both = bidirectional(model, D, latent_size=Z, likelihood="gaussian", **SHORT)
-    same = bidirectional(
+    both = bidirectional_monte_carlo(model, D, latent_size=Z, likelihood="gaussian", **SHORT)
+    same = bidirectional_monte_carlo(
         (model.encode, lambda z: (z @ weight, torch.full((len(z), D), 0.7))), D, latent_size=Z,
         likelihood="gaussian", **SHORT,
     )  # fmt: skip
@@ -210,7 +210,7 @@ def test_a_likelihood_that_is_none_is_refused(likelihood: Any) -> None:
     for call in (
         lambda: estimate_log_likelihood(model, _binary(), K),
         lambda: annealed_importance_sampling(model, _binary(), **SHORT),
-        lambda: bidirectional(model, 2, latent_size=Z, **SHORT),
+        lambda: bidirectional_monte_carlo(model, 2, latent_size=Z, **SHORT),
     ):
         with pytest.raises(TypeError, match=r"model\.likelihood must be a string or a Likelihood"):
             call()
@@ -250,7 +250,7 @@ def test_a_parameter_of_another_dtype_says_nothing(first: str) -> None:
     found = estimate_log_likelihood(odd, x, K, seed=SEED)
     torch.testing.assert_close(found.log_likelihood, expected.log_likelihood)
     annealed_importance_sampling(odd, x, **SHORT)
-    assert bidirectional(odd, 3, latent_size=Z, **SHORT).x.dtype == torch.float32
+    assert bidirectional_monte_carlo(odd, 3, latent_size=Z, **SHORT).x.dtype == torch.float32
 
 
 def test_callables_in_float64_without_parameters() -> None:
@@ -275,7 +275,7 @@ def test_callables_in_float64_without_parameters() -> None:
     def decode(z: Tensor) -> Any:
         return z @ torch.from_numpy(weight).T + torch.from_numpy(bias), 0.7
 
-    both = bidirectional(
+    both = bidirectional_monte_carlo(
         (Hidden(lambda x: encoder(x)), Hidden(decode)), 40, latent_size=2, likelihood="gaussian",
         **{**SHORT, "chains": 20},
     )  # fmt: skip
@@ -312,7 +312,7 @@ def test_wrappers(how: str, own: bool) -> None:
     found = estimate_log_likelihood(wrapped, x, K, seed=SEED)
     torch.testing.assert_close(found.log_likelihood, expected.log_likelihood)
     if own:
-        assert len(bidirectional(wrapped, 2, **SHORT).x) == 2
+        assert len(bidirectional_monte_carlo(wrapped, 2, **SHORT).x) == 2
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TorchScript's
@@ -361,8 +361,8 @@ def test_a_model_made_in_inference_mode() -> None:
     torch.testing.assert_close(found.log_likelihood, expected.log_likelihood)
     assert all(p is held[name] for name, p in frozen.named_parameters())
     with torch.inference_mode():
-        both = bidirectional(frozen, 3, **SHORT)
-    torch.testing.assert_close(both.lower, bidirectional(model, 3, **SHORT).lower)
+        both = bidirectional_monte_carlo(frozen, 3, **SHORT)
+    torch.testing.assert_close(both.lower, bidirectional_monte_carlo(model, 3, **SHORT).lower)
 
 
 def test_numbers_of_numpy() -> None:
@@ -382,7 +382,7 @@ def test_numbers_of_numpy() -> None:
     one = annealed_importance_sampling(model, x, **given, batch_size=i(3), step_size=f(0.5))
     other = annealed_importance_sampling(model, x, **SHORT, batch_size=3, step_size=0.5)
     torch.testing.assert_close(one.log_likelihood, other.log_likelihood)
-    assert bidirectional(model, i(2), latent_size=i(Z), **given).x.shape == (2, D)
+    assert bidirectional_monte_carlo(model, i(2), latent_size=i(Z), **given).x.shape == (2, D)
     scaled = estimate_log_likelihood(
         Pair(nn.Linear(Z, D)), x, K, likelihood="gaussian", scale=f(0.5), seed=SEED
     )
@@ -391,12 +391,15 @@ def test_numbers_of_numpy() -> None:
 
 def test_nothing_is_made_on_the_default_device() -> None:
     model, x = make_model("vae", D, Z, (4,)), _binary()
-    expected = annealed_importance_sampling(model, x, **SHORT), bidirectional(model, 3, **SHORT)
+    expected = (
+        annealed_importance_sampling(model, x, **SHORT),
+        bidirectional_monte_carlo(model, 3, **SHORT),
+    )
     torch.set_default_device("meta")
     try:
         ais, both = (
             annealed_importance_sampling(model, x, **SHORT),
-            bidirectional(model, 3, **SHORT),
+            bidirectional_monte_carlo(model, 3, **SHORT),
         )
         estimate = estimate_log_likelihood(model, x, K, tolerance=0.1, max_k=40, seed=SEED)
         estimate.summary()
@@ -423,7 +426,7 @@ def test_a_model_without_values() -> None:
     for call in (
         lambda: estimate_log_likelihood(model, _binary(), K),
         lambda: annealed_importance_sampling(model, _binary(), **SHORT),
-        lambda: bidirectional(model, 3, **SHORT),
+        lambda: bidirectional_monte_carlo(model, 3, **SHORT),
     ):
         with pytest.raises(ValueError, match="model must hold values to be evaluated, got param"):
             call()
@@ -433,7 +436,7 @@ def test_a_model_without_values() -> None:
 def test_functions_of_any_dtype_make_data_in_it(dtype: torch.dtype) -> None:
     weight = torch.ones(5, Z, dtype=dtype)
     pair = (lambda x: (x @ weight, 0 * (x @ weight)), lambda z: z @ weight.mT)
-    assert bidirectional(pair, 3, latent_size=Z, **SHORT).x.dtype == dtype
+    assert bidirectional_monte_carlo(pair, 3, latent_size=Z, **SHORT).x.dtype == dtype
 
 
 def test_probabilities_for_logits_are_told_by_the_estimate() -> None:

@@ -293,9 +293,9 @@ def test_the_bias_of_the_mean_is_estimated_and_told() -> None:
 
 
 def test_an_estimate_in_reverse_is_biased_upwards() -> None:
-    from dvae_fast.evaluation import bidirectional
+    from dvae_fast.evaluation import bidirectional_monte_carlo
 
-    both = bidirectional(_shifted(), 5, chains=4, temperatures=3, leapfrog=2, seed=SEED)
+    both = bidirectional_monte_carlo(_shifted(), 5, chains=4, temperatures=3, leapfrog=2, seed=SEED)
     torch.testing.assert_close(
         both.reverse.bias, 0.5 * both.reverse.standard_error.square() * 4 / 3
     )

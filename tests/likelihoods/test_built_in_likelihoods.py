@@ -126,7 +126,9 @@ def test_evaluation_without_a_kernel(name: str) -> None:
             m, x, chains=2, temperatures=5, leapfrog=2, seed=2
         ),
         lambda m: (
-            dvae_fast.bidirectional(m, 2, chains=2, temperatures=5, leapfrog=2, seed=2).forward
+            dvae_fast.bidirectional_monte_carlo(
+                m, 2, chains=2, temperatures=5, leapfrog=2, seed=2
+            ).forward
         ),
     ):
         mine, its = (estimate(m) for m in models)

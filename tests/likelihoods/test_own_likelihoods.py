@@ -500,7 +500,9 @@ def test_annealed_importance_sampling(likelihood: Likelihood) -> None:
     many = dvae_fast.estimate_log_likelihood(model, x, 20_000, seed=2)
     error = annealed.log_likelihood - many.log_likelihood
     assert bool((error.abs() < 6 * (annealed.standard_error + many.standard_error) + 0.05).all())
-    bracket = dvae_fast.bidirectional(model, 2, chains=4, temperatures=20, leapfrog=2, seed=1)
+    bracket = dvae_fast.bidirectional_monte_carlo(
+        model, 2, chains=4, temperatures=20, leapfrog=2, seed=1
+    )
     likelihood.check_support(bracket.x)
 
 

@@ -30,3 +30,9 @@ def plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     for name in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS"):
         monkeypatch.delenv(name, raising=False)
+
+
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than all the rest of a command."""
+    monkeypatch.setattr(cli.train, "run_pictures", lambda *_: [])
+    monkeypatch.setattr(cli.results, "evaluation_pictures", lambda *_: None)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from command_line import ok, plain_terminal, run
+from command_line import no_pictures, ok, plain_terminal, run
 from forks import Program
 
 from dvae_fast import cli
@@ -35,10 +35,17 @@ TINY = ["--latent-size", "4", "--hidden-sizes", "9,7", "-M", "2", "-K", "3", "--
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVAE_FAST_DATA", raising=False)
     plain_terminal(monkeypatch)
+    if "pictures" not in request.fixturenames:
+        no_pictures(monkeypatch)
+
+
+@pytest.fixture
+def pictures() -> None:
+    """For those who ask for it they are drawn."""
 
 
 def is_png(path: Path) -> bool:
@@ -55,6 +62,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- train ------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("pictures")
 def test_train_leaves_a_complete_run(tmp_path: Path) -> None:
     output = ok("train", *TINY, "--epochs", "3", "--evaluate-k", "20", "--corruption", "masking",
                 "--level", "0.25")  # fmt: skip
@@ -135,6 +143,7 @@ def test_the_level_may_be_learnt() -> None:
     assert "gradient does not fit salt_and_pepper 0.05: copies must be >= 2" in wrong.output
 
 
+@pytest.mark.usefixtures("pictures")
 def test_quiet_prints_nothing(tmp_path: Path) -> None:
     output = ok("train", *TINY, "--epochs", "1", "--evaluate-k", "0", "-q", "--no-tensorboard",
                 "--run-dir", "r")  # fmt: skip
@@ -153,6 +162,7 @@ def test_quiet_prints_nothing(tmp_path: Path) -> None:
         ("dvae", {"corruption": "salt_and_pepper", "level": 0.05, "copies": 1, "samples": 1}),
     ],
 )
+@pytest.mark.usefixtures("pictures")
 def test_each_model_has_its_defaults(model: str, options: dict[str, Any]) -> None:
     ok("train", "--model", model, "--latent-size", "3", "--hidden-sizes", "5", "--epochs", "1",
        "-q", "--evaluate-k", "0", "--run-dir", "r", "--batch-size", "500",
@@ -162,6 +172,7 @@ def test_each_model_has_its_defaults(model: str, options: dict[str, Any]) -> Non
     assert is_png(Path("r/reconstructions.png"))
 
 
+@pytest.mark.usefixtures("pictures")
 def test_two_latents_are_pictured_as_a_plane() -> None:
     ok("train", "--model", "vae", "--latent-size", "2", "--hidden-sizes", "5", "--epochs", "1",
        "-q", "--evaluate-k", "0", "--run-dir", "r", "--batch-size", "500",
@@ -292,6 +303,7 @@ def test_a_bound_that_is_not_finite_is_one_line() -> None:
     assert result.output.count("\n") == 1
 
 
+@pytest.mark.usefixtures("pictures")
 def test_no_matplotlib_means_no_pictures_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("matplotlib", "matplotlib.figure", "matplotlib.ticker"):
         monkeypatch.setitem(sys.modules, module, None)
@@ -461,6 +473,7 @@ def test_evaluate_annealed(run_dir: Path) -> None:
     assert report["log_likelihood"] == pytest.approx(expected.mean, rel=1e-5)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_evaluate_draws_pictures(run_dir: Path) -> None:
     ok("evaluate", run_dir, "--k", "30", "--limit", "12")
     for name in ("bounds", "ess", "worst"):
@@ -594,6 +607,7 @@ def test_a_folder_that_is_no_run_is_one_line(command: str) -> None:
 # --- sample -----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("pictures")
 def test_sample_writes_a_png(run_dir: Path) -> None:
     assert ok("sample", run_dir, "--n", "7", "--out", "a.png").strip() == "a.png"
     ok("sample", run_dir, "--n", "7", "--out", "b.png")

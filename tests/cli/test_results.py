@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from command_line import ok, plain_terminal, run
+from command_line import no_pictures, ok, plain_terminal, run
 from typer.main import get_command
 
 from dvae_fast import cli, files
@@ -32,16 +32,14 @@ TINY = ["--latent-size", "4", "--hidden-sizes", "9,7", "-M", "2", "-K", "3", "--
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     plain_terminal(monkeypatch)
-    # They take longer than all the rest; that they are drawn is tested with the commands.
-    monkeypatch.setattr(cli.train, "run_pictures", lambda *_: [])
-    monkeypatch.setattr(cli.results, "evaluation_pictures", lambda *_: None)
+    no_pictures(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "it"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli.train, "run_pictures", lambda *_: [])
+        no_pictures(patch)
         ok("train", *TINY, "--epochs", "1", "--run-dir", folder, "--evaluate-k", "0", "-q")
     return folder
 

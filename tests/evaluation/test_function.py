@@ -85,10 +85,14 @@ def test_what_it_is_called_with() -> None:
     assert len({seed for *_, seed in seen}) == len(seen)
 
 
-@pytest.mark.parametrize("context", [None, "labels", "rows"])
 @pytest.mark.parametrize(
-    "options", [{}, {"tolerance": 0.05, "max_k": 300}, {"tolerance": 0.3, "chunk": 9}]
-)
+    ("options", "context"),
+    [
+        ({}, None), ({}, "labels"), ({}, "rows"),
+        ({"tolerance": 0.05, "max_k": 300}, None), ({"tolerance": 0.05, "max_k": 300}, "rows"),
+        ({"tolerance": 0.3, "chunk": 9}, "labels"),
+    ],
+)  # fmt: skip
 def test_in_parts_as_in_one_call(options: dict[str, Any], context: str | None) -> None:
     model, x = make_model("iwae", D, Z, (6,)), _data()
     plain = _by_torch(model, 2.0)

@@ -439,7 +439,7 @@ def _standard(objective: Objective, n: int, k: int, m: int) -> Tensor:
 @pytest.mark.parametrize("name", ["iwae", "iwae_joint", "ciwae", "vr"])
 def test_unbiased_with_samples_inside_the_logarithm(name: str, estimator: str, m: int) -> None:
     """Against the reparameterised gradient, from other draws."""
-    n, k = 30_000, 5
+    n, k = 15_000, 5
     objective = Objective("vr", alpha=0.4) if name == "vr" else _objective(name)
     doubly = dataclasses.replace(objective, estimator=estimator)
     samples, _ = _sampled(doubly, n, k, m, seed=1)

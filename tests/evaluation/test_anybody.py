@@ -10,8 +10,10 @@ import pytest
 import torch
 from linear_gaussian import LinearDecoder, draw_data, exact_log_likelihood, linear_gaussian
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import dvae_fast
+from dvae_fast.corruptions import Masking
 from dvae_fast.evaluation import (
     annealed_importance_sampling,
     bidirectional_monte_carlo,
@@ -21,7 +23,8 @@ from dvae_fast.likelihoods import Bernoulli
 from dvae_fast.models import make_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 N, K, Z, D, SEED = 7, 13, 2, 12, 5
 SHORT: dict[str, Any] = {"chains": 3, "temperatures": 4, "leapfrog": 2, "seed": SEED}
@@ -419,6 +422,47 @@ def test_tensors_that_are_not_plain(kind: str) -> None:
     }[kind]()
     with pytest.raises((TypeError, ValueError), match=r"x must (be a dense tensor|hold values)"):
         estimate_log_likelihood(make_model("vae", D, Z, (4,)), x, K)
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[None]:
+    """A real group, of this process alone."""
+    store = f"file://{tmp_path / 'store'}"
+    torch.distributed.init_process_group("gloo", store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated:DeprecationWarning")
+def test_data_parallel_models(group: None) -> None:
+    """Ours and anybody's: evaluated as what is inside, and trained by what the wrapper calls."""
+    x = _binary()
+    options: dict[str, Any] = {"corruption": Masking(0.2), "copies": 2}
+    for model in (make_model("dvae", D, Z, (4,), **options), Pair(nn.Linear(Z, D))):
+        wrapped = DistributedDataParallel(model)
+        found, expected = (
+            estimate_log_likelihood(m, x, K, seed=SEED).log_likelihood for m in (wrapped, model)
+        )
+        assert torch.equal(found, expected)
+        annealed = annealed_importance_sampling(wrapped, x, **SHORT)
+        again = annealed_importance_sampling(model, x, **SHORT)
+        assert torch.equal(annealed.log_likelihood, again.log_likelihood)
+    ours = make_model("dvae", D, Z, (4,), **options)
+    DistributedDataParallel(ours)(x, SEED).backward()
+    found_grads = [p.grad for p in ours.parameters()]
+    expected_grads = torch.autograd.grad(ours.loss(x, SEED), list(ours.parameters()))
+    for one, other in zip(found_grads, expected_grads, strict=True):
+        torch.testing.assert_close(one, other)
+    # A decoder alone, and the loss outside of it.
+    decoder = DistributedDataParallel(nn.Linear(Z, D))
+    z, ratio = dvae_fast.sample_latent(torch.zeros(N, Z), torch.zeros(N, Z), K, SEED)
+    dvae_fast.iwae_loss(decoder(z), x, ratio).backward()
+    plain = [p.grad for p in decoder.parameters()]
+    for p in decoder.parameters():
+        p.grad = None
+    dvae_fast.iwae_loss(decoder.module(z), x, ratio).backward()
+    for one, p in zip(plain, decoder.parameters(), strict=True):
+        torch.testing.assert_close(one, p.grad)
 
 
 def test_a_model_without_values() -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Data = Tensor | np.ndarray[Any, Any] | DataLoader[Any] | Dataset[Any]
 
-__all__ = ["Given", "as_tensor", "given_from"]
+__all__ = ["Given", "as_tensor", "check_rows_of", "given_from"]
 
 _READ = 256  # examples of a Dataset at once
 
@@ -46,11 +46,7 @@ class Given:
         if self.context is None:
             return self
         check_dense("context", self.context)
-        if self.context.dim() < 1 or len(self.context) != len(self.x):
-            raise ValueError(
-                f"context must have one row for each of the {len(self.x)} examples, "
-                f"got shape {tuple(self.context.shape)}"
-            )
+        check_rows_of("context", self.context, len(self.x))
         return Given(self.x, self.context.to(self.x.device))
 
     def to(self, device: torch.device) -> Given:
@@ -62,6 +58,15 @@ class Given:
     def tensors(self) -> list[Tensor]:
         """All there are."""
         return [self.x] if self.context is None else [self.x, self.context]
+
+
+def check_rows_of(name: str, t: Tensor, examples: int) -> None:
+    """Raise ValueError unless `t` has a row for each example."""
+    if t.dim() < 1 or len(t) != examples:
+        raise ValueError(
+            f"{name} must have one row for each of the {examples} examples, "
+            f"got shape {tuple(t.shape)}"
+        )
 
 
 def _moved(t: Tensor, device: torch.device) -> Tensor:

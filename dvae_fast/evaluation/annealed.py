@@ -416,6 +416,7 @@ def bidirectional_monte_carlo(
     model: Model,
     n: int,
     *,
+    context: Tensor | np.ndarray[Any, Any] | None = None,
     latent_size: int | None = None,
     chains: int = 16,
     temperatures: int = 500,
@@ -441,6 +442,7 @@ def bidirectional_monte_carlo(
 
     Args:
         n: N >= 1.
+        context: of each of them, as for `dvae_fast.estimate_log_likelihood`.
         latent_size: Z, for a model that does not tell by an attribute ``latent_size``.
         seed: of x too, which is drawn by torch's generator from it, and so depends on the device.
         others: as for `annealed_importance_sampling`.
@@ -470,9 +472,11 @@ def bidirectional_monte_carlo(
         raise ValueError(f"latent_size must be the model's, {known}, got {size}")
     place = evaluated.like(torch.empty(0, device="cpu")).device
     key = seed_tensor(seed, place)
+    told = evaluated.context(context, n)
+    told = None if told is None else told.to(place)
     with evaluated.evaluating():
-        x, z = simulate(evaluated, n, size, place, key)
+        x, z = simulate(evaluated, n, size, place, key, told)
     evaluated.likelihood.check_support(x)
     like = evaluated.like(x)
-    forward, reverse = _run_all(evaluated, Given(x), z, settings, like, key, progress)
+    forward, reverse = _run_all(evaluated, Given(x, told), z, settings, like, key, progress)
     return BidirectionalEstimate(x.cpu(), z.cpu(), forward, reverse)

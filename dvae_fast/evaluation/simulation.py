@@ -33,9 +33,15 @@ def normal(like: Tensor, shape: tuple[int, int, int], key: Tensor, first: int, i
 
 
 def simulate(
-    evaluated: Evaluated, n: int, size: int, device: torch.device, key: Tensor
+    evaluated: Evaluated,
+    n: int,
+    size: int,
+    device: torch.device,
+    key: Tensor,
+    context: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """x (N, *shape), the shape being that of what decode returns, and z (N, Z) of p(x, z)."""
+    """x (N, *shape), the shape being that of what decode returns, and z (N, Z) of p(x, z), given a
+    context (N, *shape) if there is one."""
     # Plain functions do not tell what they take; one of these serves those that compute in it.
     dtypes = [torch.get_default_dtype(), torch.float64, torch.bfloat16, torch.float16]
     if evaluated.dtype is not None:
@@ -45,18 +51,18 @@ def simulate(
         like = torch.empty(0, dtype=dtype, device=device)
         z = normal(like, (n, 1, size), key, 0, _SIMULATED).to(dtype)
         try:
-            x = _draw(evaluated, z, key)
+            x = _draw(evaluated, z, key, context)
             if len(dtypes) > 1:
-                evaluated.posterior(x[:1])
+                evaluated.posterior(x[:1], None if context is None else context[:1])
             return x, z.squeeze(1)
         except RuntimeError as error:
             failed.append(error)
     raise failed[0]
 
 
-def _draw(evaluated: Evaluated, z: Tensor, key: Tensor) -> Tensor:
+def _draw(evaluated: Evaluated, z: Tensor, key: Tensor, context: Tensor | None) -> Tensor:
     """x ~ p(x|z): z (N, 1, Z) → (N, *shape)."""
-    params = evaluated.params(z)
+    params = evaluated.params(z, context=context)
     tensors = [p for p in params if isinstance(p, Tensor)]
     whole = torch.broadcast_shapes(*(p.shape for p in tensors))
     like = tensors[0]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dvae_fast import functional
-from dvae_fast._checks import check_float
-from dvae_fast.data.given import Given, given_from
+from dvae_fast._checks import check_dense, check_float
+from dvae_fast.data.given import Given, as_tensor, check_rows_of, given_from
 from dvae_fast.evaluation.modules import (
     always_training,
     evaluating_all,
@@ -218,9 +218,23 @@ class Evaluated:
                 rule = f"(N, D) with N >= 1 and D = {wanted}"
             raise ValueError(f"x must have shape {rule}, got {tuple(x.shape)}")
         self.likelihood.check_support(x)
-        if own is not None:
-            context = own.as_context(context, len(x), self.like(x))
-        return Given(x, context).checked()
+        return Given(x, self.context(context, len(x))).checked()
+
+    def context(self, context: Any, examples: int) -> Any:
+        """The context of so many examples, of a tensor or an array; of a model of this package as
+        its networks take it.
+
+        Raises:
+            TypeError, ValueError: if there is one for each of another number of examples.
+        """
+        context = as_tensor("context", context)
+        if self.own is not None:
+            like = torch.empty(0, dtype=self.dtype, device="cpu")
+            return self.own.as_context(context, examples, like)
+        if context is not None:
+            check_dense("context", context)
+            check_rows_of("context", context, examples)
+        return context
 
     def encoded(self, x: Tensor) -> Tensor:
         """x as encode takes it, in the model's dtype."""

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 import dvae_fast
 from dvae_fast.evaluation import (
     annealed_importance_sampling,
-    bidirectional,
+    bidirectional_monte_carlo,
     estimate_from_log_weights,
     estimate_log_likelihood,
 )
@@ -81,7 +81,7 @@ def test_the_model_inside_is_evaluated(how: str, context: bool) -> None:
         lambda m: torch.tensor(mean_bound(m, x, SEED, 3, **given)),
     ]
     if not context:
-        calls.append(lambda m: bidirectional(m, 2, **SHORT).lower)
+        calls.append(lambda m: bidirectional_monte_carlo(m, 2, **SHORT).lower)
     for call in calls:
         torch.testing.assert_close(call(wrapped), call(model))
     assert model.training

@@ -16,7 +16,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import dvae_fast
 from dvae_fast import functional
-from dvae_fast.evaluation import LikelihoodEstimate, annealed_importance_sampling, bidirectional
+from dvae_fast.evaluation import (
+    LikelihoodEstimate,
+    annealed_importance_sampling,
+    bidirectional_monte_carlo,
+)
 from dvae_fast.evaluation import estimate_log_likelihood as estimate
 from dvae_fast.models import MODELS, Autoencoder, Decoder, GaussianEncoder, make_model
 from dvae_fast.training.run import mean_bound
@@ -251,16 +255,18 @@ def test_simulated_data_given_a_context() -> None:
     encoder, decoder = OwnEncoder(), OwnDecoder()
     model = _model("iwae", encoder=encoder, decoder=decoder)
     options: dict[str, Any] = {"chains": 8, "temperatures": 20, "leapfrog": 3, "seed": SEED}
-    both = bidirectional(model, 40, context=labels, **options)
+    both = bidirectional_monte_carlo(model, 40, context=labels, **options)
     numbers = nn.functional.one_hot(labels, C).float()
-    pair = bidirectional((encoder, decoder), 40, context=numbers, latent_size=Z, **options)
+    pair = bidirectional_monte_carlo(
+        (encoder, decoder), 40, context=numbers, latent_size=Z, **options
+    )
     torch.testing.assert_close(both.x.reshape(pair.x.shape), pair.x)
     torch.testing.assert_close(both.gap, pair.gap, rtol=1e-3, atol=1e-3)
     error = math.hypot(both.forward.mean_standard_error, both.reverse.mean_standard_error)
     assert abs(float(both.gap.mean())) < 5 * error
     for wrong in (None, labels[1:], labels + 1):
         with pytest.raises(ValueError, match="context must"):
-            bidirectional(model, 40, context=wrong, **options)
+            bidirectional_monte_carlo(model, 40, context=wrong, **options)
 
 
 def test_labels_of_a_dataset_are_the_context() -> None:

@@ -9,7 +9,7 @@ import torch
 from dvae_fast.checking.limits import allowed_error, compare
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -34,3 +34,12 @@ def assert_accurate(
     assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, not {expected.shape}"
     found = compare(actual, expected, allowed_error(actual.dtype, expected, terms, sums, extra))
     assert not found.wrong, f"{name}: {found.detail}"
+
+
+def assert_same_gradients(
+    got: Tensor, expected: Tensor, leaves: Sequence[Tensor], cotangent: Tensor
+) -> None:
+    """The same values in float64, and gradients in each leaf."""
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+    mine, its = (torch.autograd.grad(out, leaves, cotangent) for out in (got, expected))
+    torch.testing.assert_close(mine, its, rtol=1e-8, atol=1e-8)

@@ -251,3 +251,10 @@ def _of_tuple(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return method(self, self.unpack(params), *args, **options)
 
     return run
+
+
+class MeanAndScale(Likelihood):
+    """The base of those whose first parameter is their mean, and whose second is a scale."""
+
+    def mean(self, params: tuple[Tensor, Tensor]) -> Tensor:
+        return params[0]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from dvae_fast.likelihoods.base import Likelihood, checked_mean
+from dvae_fast.likelihoods.base import Likelihood, MeanAndScale, checked_mean
 from dvae_fast.likelihoods.links import exponential, identity, positive
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["NegativeBinomial", "Poisson", "ZeroInflatedNegativeBinomial"]
 
 
-class NegativeBinomial(Likelihood):
+class NegativeBinomial(MeanAndScale):
     """Counts x = 0, 1, 2, … with mean > 0 and inverse dispersion ("scale") θ > 0.
 
     log p = log Γ(x + θ)/Γ(θ) − log x! + θ log θ/(θ + mean) + x log mean/(θ + mean): the variance
@@ -69,9 +69,6 @@ class NegativeBinomial(Likelihood):
                 f"mean must be >= 0 for the {self.kind} likelihood, "
                 f"got a minimum of {mean.min().item():g}"
             )
-
-    def mean(self, params: tuple[Tensor, Tensor]) -> Tensor:
-        return params[0]
 
     def sample(
         self, params: tuple[Tensor, Tensor], generator: torch.Generator | None = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from dvae_fast.likelihoods.base import Likelihood
+from dvae_fast.likelihoods.base import MeanAndScale
 from dvae_fast.likelihoods.links import positive, sigmoid
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Gaussian"]
 
 
-class Gaussian(Likelihood):
+class Gaussian(MeanAndScale):
     """p(x|z) = Π N(x; mean, scale²), scale > 0: scalar, one per dimension, or full.
 
     The head of a decoder, of images: mean = σ(a), scale = softplus(b) + 1e-4 (arXiv 1511.06406).
@@ -42,9 +42,6 @@ class Gaussian(Likelihood):
         """−u/scale."""
         mean, scale = params
         return (mean - x) / scale / scale
-
-    def mean(self, params: tuple[Tensor, Tensor]) -> Tensor:
-        return params[0]
 
     def sample(
         self, params: tuple[Tensor, Tensor], generator: torch.Generator | None = None

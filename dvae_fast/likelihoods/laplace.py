@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from dvae_fast.likelihoods.base import Likelihood
+from dvae_fast.likelihoods.base import MeanAndScale
 from dvae_fast.likelihoods.links import identity, positive
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Laplace"]
 
 
-class Laplace(Likelihood):
+class Laplace(MeanAndScale):
     """p(x|z) = Π e^(−|x − mean|/scale) / (2 scale), scale > 0: scalar, one per dimension, or full.
 
     The median of x is mean, and its standard deviation √2 scale.
@@ -29,9 +29,6 @@ class Laplace(Likelihood):
         """−|x − mean|/scale − log 2 scale; at x = mean the derivative in either is 0."""
         mean, scale = params
         return -(x - mean).abs() / scale - torch.log(2 * scale)
-
-    def mean(self, params: tuple[Tensor, Tensor]) -> Tensor:
-        return params[0]
 
     def sample(
         self, params: tuple[Tensor, Tensor], generator: torch.Generator | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,11 +48,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run_dir(trained: Path, tmp_path: Path) -> Path:
     """A copy of one's own."""
-    folder = tmp_path / "r"
-    folder.mkdir()
-    for file in trained.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    return folder
+    return Path(shutil.copytree(trained, tmp_path / "r"))
 
 
 def report(path: Path) -> dict[str, Any]:
@@ -168,16 +165,20 @@ def test_a_second_evaluation_at_a_time_is_refused(
     assert not list(run_dir.glob(".*"))
 
 
-def test_what_can_be_kept_is_kept(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("writer", ["write_json", "write_atomically"])
+def test_what_can_be_kept_is_kept(
+    writer: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(path: Path, *_: Any) -> None:
         raise CheckpointError(f"cannot write {path}: No space left on device")
 
-    monkeypatch.setattr(cli.results, "write_atomically", full)
+    monkeypatch.setattr(cli.results, writer, full)
     result = run("evaluate", run_dir, "--k", "5", "--limit", "3")
     assert result.exit_code == 1
     assert "log p(x)" in result.output
     assert "cannot write" in result.output
-    assert report(run_dir / "evaluation.json")["k"] == 5
+    if writer == "write_atomically":
+        assert report(run_dir / "evaluation.json")["k"] == 5
 
 
 # --- runs that are not whole ------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from model_checks import rise
+from operator_cases import assert_same_gradients
 from own_likelihoods import (
     OWN,
     ContinuousBernoulli,
@@ -57,14 +58,7 @@ def plain_log_weights(
 
 def assert_same(got: Tensor, expected: Tensor, operands: tuple[Tensor, ...]) -> None:
     """Value, and the gradient in each operand under a cotangent that differs everywhere."""
-    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
-    cotangent = ratio_of(*got.shape) + 0.3
-    for mine, its in zip(
-        torch.autograd.grad(got, operands, cotangent),
-        torch.autograd.grad(expected, operands, cotangent),
-        strict=True,
-    ):
-        torch.testing.assert_close(mine, its, rtol=1e-8, atol=1e-8)
+    assert_same_gradients(got, expected, operands, ratio_of(*got.shape) + 0.3)
 
 
 # --- log-weights and the loss -----------------------------------------------------------------

@@ -705,11 +705,7 @@ test_wrong_arguments = refusals(
         (lambda: IWAE(D, samples=0), ValueError, "samples must be >= 1, got 0"),
         (lambda: DVAE(D, copies=0), ValueError, "copies must be >= 1, got 0"),
         (lambda: DIWAE(D, samples=True), TypeError, "samples must be an int, got bool"),
-        (
-            lambda: VAE(D, activation="swish"),
-            ValueError,
-            "activation must be one of softplus, .*; got 'swish'",
-        ),
+        (lambda: VAE(D, activation="swish"), ValueError, "activation .* softplus, .*'swish'"),
         (
             lambda: VAE(D, likelihood="cauchy"),
             ValueError,

@@ -46,6 +46,8 @@ class Given:
         if self.context is None:
             return self
         check_dense("context", self.context)
+        if self.context.is_meta:
+            raise ValueError("context must hold values, got a tensor on meta")
         check_rows_of("context", self.context, len(self.x))
         return Given(self.x, self.context.to(self.x.device))
 

@@ -202,3 +202,7 @@ def _of_batch(
     squares = weights.square().sum(1)
     value, error = moments.results(squares)
     return value, error, pareto_k, 1 / squares
+
+
+# So that torch.load reads it back as it reads tensors.
+torch.serialization.add_safe_globals([Expectation])

@@ -189,6 +189,10 @@ def test_what_it_may_not_return(log_weights: Any, error: type[Exception], messag
         ({"k": 0}, "k must be >= 1"),
         ({"tolerance": -1.0}, "tolerance must be > 0"),
         ({"max_k": 9}, "max_k must come with a tolerance"),
+        (
+            {"context": torch.zeros(3, 2, device="meta")},
+            "context must hold values, got a tensor on",
+        ),
         ({"context": torch.zeros(4, 2)}, "context must have one row for each of the 3 examples"),
         ({"first_example": 2**32}, "first_example must be"),
         ({"x": torch.zeros(0, D)}, "x must have shape .* with N >= 1"),

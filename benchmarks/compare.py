@@ -11,53 +11,41 @@ Exit status: 0 nothing is slower, 1 something is, 2 the files cannot be compared
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from figures import Figure, Groups, load, seconds, table
+from figures import Figure, load, seconds, table
 
 HEAD = ["group", "rival", "before", "after", "ratio", ""]
 
 
-@dataclass(frozen=True)
-class Change:
-    """One figure in both runs."""
+class Change(NamedTuple):
+    """One figure in both runs; `after` is None where the second has it not."""
 
     group: str
     before: Figure
-    after: Figure
-    threshold: float
+    after: Figure | None
+
+    def __str__(self) -> str:
+        return f"{self.group}, {self.before.rival}"
 
     @property
     def ratio(self) -> float:
-        return self.after.median / self.before.median
+        return self.after.median / self.before.median if self.after else math.nan
 
-    @property
-    def verdict(self) -> str:
+    def verdict(self, threshold: float) -> str:
         """slower, faster, unsure, or "" within the threshold."""
-        if self.ratio > self.threshold:
-            return "slower" if min(self.after.turns) > max(self.before.turns) else "unsure"
-        if self.ratio < 1 / self.threshold:
-            return "faster" if max(self.after.turns) < min(self.before.turns) else "unsure"
-        return ""
+        if self.after is None or 1 / threshold <= self.ratio <= threshold:
+            return ""
+        (least, most), (low, high) = ((min(f.turns), max(f.turns)) for f in self[1:])
+        return "slower" if low > most else "faster" if high < least else "unsure"
 
-    def row(self) -> list[str]:
-        times = (seconds(self.before.median), seconds(self.after.median))
-        return [self.group, self.before.rival, *times, f"{self.ratio:.2f}", self.verdict]
-
-
-def changes(before: Groups, after: Groups, threshold: float) -> tuple[list[Change], list[Change]]:
-    """Of ours, and of everybody else, for what both runs have."""
-    ours, others = [], []
-    for name, group in before.items():
-        for rival, figure in group.items():
-            if (there := after.get(name, {}).get(rival)) is not None:
-                change = Change(name, figure, there, threshold)
-                (ours if rival.startswith("ours") else others).append(change)
-    return ours, others
+    def row(self, verdict: str) -> list[str]:
+        times = (seconds(figure.median) for figure in self[1:])
+        return [self.group, self.before.rival, *times, f"{self.ratio:.2f}", verdict]
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
@@ -71,31 +59,32 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 def compare(before: Path, after: Path, threshold: float) -> int:
     """Print the comparison of two files; the exit status."""
     (old, old_content), (new, new_content) = load(before), load(after)
-    ours, others = changes(old, new, threshold)
+    every = [
+        Change(name, figure, new.get(name, {}).get(rival))
+        for name, group in old.items()
+        for rival, figure in group.items()
+    ]
+    missing = [c for c in every if c.after is None and c.before.rival.startswith("ours")]
+    ours, others = (
+        [c for c in every if c.after and c.before.rival.startswith("ours") is mine]
+        for mine in (True, False)
+    )
     if not ours:
         print(f"compare: {before} and {after} have no group of ours in common", file=sys.stderr)
         return 2
     for line in differences(old_content, new_content):
         print(f"Not the same: {line}")
-    print(table(HEAD, [change.row() for change in ours if change.verdict], ("rival",)))
-    counts = {
-        kind: sum(change.verdict == kind for change in ours)
-        for kind in ("slower", "unsure", "faster")
-    }
-    print(f"\n{len(ours)} compared at {threshold:g}×: ", end="")
-    print(", ".join(f"{count} {kind}" for kind, count in counts.items()) + ".")
+    verdicts = [change.verdict(threshold) for change in ours]
+    rows = [change.row(v) for change, v in zip(ours, verdicts, strict=True) if v]
+    print(table(HEAD, rows, ("rival",)))
+    counts = ", ".join(f"{verdicts.count(kind)} {kind}" for kind in ("slower", "unsure", "faster"))
+    print(f"\n{len(ours)} compared at {threshold:g}×: {counts}.")
     if others:
         middle = statistics.median(change.ratio for change in others)
         print(f"The others took {middle:.2f}× as long (median of {len(others)}).")
-    missing = [
-        f"{name}, {rival}"
-        for name, group in old.items()
-        for rival in group
-        if rival.startswith("ours") and rival not in new.get(name, {})
-    ]
     if missing:
         print(f"{len(missing)} of ours are in {before.name} alone, first {missing[0]}.")
-    return 1 if counts["slower"] else 0
+    return int("slower" in verdicts)
 
 
 def main() -> None:

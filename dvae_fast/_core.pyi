@@ -14,6 +14,10 @@ _Float64: TypeAlias = npt.NDArray[np.float64]
 _Int32: TypeAlias = npt.NDArray[np.int32]
 _UInt16: TypeAlias = npt.NDArray[np.uint16]
 _UInt32: TypeAlias = npt.NDArray[np.uint32]
+_Int: TypeAlias = SupportsIndex
+_F32: TypeAlias = Literal["float32"]
+_F64: TypeAlias = Literal["float64"]
+_DType: TypeAlias = npt.DTypeLike
 _A = TypeVar("_A", _Float32, _Float64)
 
 class _Build(TypedDict):
@@ -27,44 +31,21 @@ def isas() -> list[str]: ...
 def isa() -> str: ...
 
 # Noise. A stream has 8 bits, a copy 24, an example and a sample 32, a seed 64 (signed).
-def philox(counter: _UInt32, seed: SupportsIndex) -> _UInt32: ...
+def philox(counter: _UInt32, seed: _Int) -> _UInt32: ...
 def uniform_bits(
-    stream: SupportsIndex,
-    copy: SupportsIndex,
-    example: SupportsIndex,
-    sample: SupportsIndex,
-    size: SupportsIndex,
-    seed: SupportsIndex,
+    stream: _Int, copy: _Int, example: _Int, sample: _Int, size: _Int, seed: _Int
 ) -> _UInt32: ...
 @overload
 def standard_normal(
-    stream: SupportsIndex,
-    copy: SupportsIndex,
-    example: SupportsIndex,
-    sample: SupportsIndex,
-    size: SupportsIndex,
-    seed: SupportsIndex,
-    dtype: Literal["float32"] = "float32",
+    stream: _Int, copy: _Int, example: _Int, sample: _Int, size: _Int, seed: _Int, dtype: _F32 = ...
 ) -> _Float32: ...
 @overload
 def standard_normal(
-    stream: SupportsIndex,
-    copy: SupportsIndex,
-    example: SupportsIndex,
-    sample: SupportsIndex,
-    size: SupportsIndex,
-    seed: SupportsIndex,
-    dtype: Literal["float64"],
+    stream: _Int, copy: _Int, example: _Int, sample: _Int, size: _Int, seed: _Int, dtype: _F64
 ) -> _Float64: ...
 @overload
 def standard_normal(
-    stream: SupportsIndex,
-    copy: SupportsIndex,
-    example: SupportsIndex,
-    sample: SupportsIndex,
-    size: SupportsIndex,
-    seed: SupportsIndex,
-    dtype: npt.DTypeLike,
+    stream: _Int, copy: _Int, example: _Int, sample: _Int, size: _Int, seed: _Int, dtype: _DType
 ) -> npt.NDArray[Any]: ...
 def uniform24(words: _UInt32) -> _Int32: ...
 def threshold(p: _Float32) -> _Int32: ...
@@ -77,11 +58,11 @@ def log1p(x: _A) -> _A: ...
 def softplus(x: _A) -> _A: ...
 def sigmoid(x: _A) -> _A: ...
 @overload
-def sincos_turn(v: _UInt32, dtype: Literal["float32"] = "float32") -> tuple[_Float32, _Float32]: ...
+def sincos_turn(v: _UInt32, dtype: _F32 = ...) -> tuple[_Float32, _Float32]: ...
 @overload
-def sincos_turn(v: _UInt32, dtype: Literal["float64"]) -> tuple[_Float64, _Float64]: ...
+def sincos_turn(v: _UInt32, dtype: _F64) -> tuple[_Float64, _Float64]: ...
 @overload
-def sincos_turn(v: _UInt32, dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]: ...
+def sincos_turn(v: _UInt32, dtype: _DType) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]: ...
 def log_uniform(words: _UInt32) -> _Float32: ...
 
 # 16-bit floats, as their bits.

@@ -11,12 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import dvae_fast
-from dvae_fast.evaluation import (
-    annealed_importance_sampling,
-    bidirectional_monte_carlo,
-    estimate_from_log_weights,
-    estimate_log_likelihood,
-)
+from dvae_fast import estimate_from_log_weights, estimate_log_likelihood
+from dvae_fast.evaluation import annealed_importance_sampling, bidirectional_monte_carlo
 from dvae_fast.models import make_model
 from dvae_fast.training.run import mean_bound
 

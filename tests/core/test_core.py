@@ -349,7 +349,7 @@ def test_rounding_is_numpys_and_torchs() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("kind", likelihoods.LIKELIHOODS)
+@pytest.mark.parametrize("kind", likelihoods.FUSED)
 def test_densities_and_derivatives(kind: str, dtype: Any) -> None:
     """Against the class: its derivatives are tested in tests/likelihoods, its densities against
     scipy below and in test_discrete_likelihoods.py."""

@@ -196,8 +196,9 @@ def estimate_log_likelihood(
 
     Args:
         model: a `dvae_fast.models.LatentVariableModel`; or anything with methods ``encode(x)`` →
-            (mean, log_var), (B, Z) each, and ``decode(z)`` → params (R, D) or (R, *shape), for
-            rows z (R, Z), R = B·K; or a pair of such callables; or a wrapper that has one of these
+            (mean, log_var), (B, Z) each, or one distribution with ``rsample`` and ``log_prob``,
+            such as a flow; and ``decode(z)`` → params (R, D) or (R, *shape), for rows z (R, Z),
+            R = B·K; or a pair of such callables; or a wrapper that has one of these
             as ``module``. With an attribute ``takes_samples = True``, the model's or the second
             callable's, ``decode`` gets z as (B, K, Z). Modules are evaluated in evaluation mode
             and get their own back. Where `decode` is an ``nn.Sequential`` that ends in an

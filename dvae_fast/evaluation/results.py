@@ -157,7 +157,8 @@ class LikelihoodEstimate(Estimate):
     curve_k: tuple[int, ...]
     #: importance samples an example, the first k if there was a tolerance
     k: int
-    #: what the samples were drawn from, one of `dvae_fast.evaluation.PROPOSALS`
+    #: what the samples were drawn from, one of `dvae_fast.evaluation.PROPOSALS`, or "function" for
+    #: `estimate_from_log_weights`
     proposal: str = "posterior"
     #: disjoint groups of samples that each number of `curve` is a mean over, int64 (N,
     #: len(curve_k)). Of one, its standard error is that of log_likelihood, times √(spent / k)

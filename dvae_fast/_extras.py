@@ -7,14 +7,15 @@ from typing import Any
 
 __all__ = ["INSTALL", "MissingExtraError", "require"]
 
-INSTALL = "pip install 'dvae_fast[train]'"
+_INSTALL = "pip install 'dvae_fast[{}]'"
+INSTALL = _INSTALL.format("train")
 
 
 class MissingExtraError(ImportError):
     """An optional package is not installed; the message names it and the command that helps."""
 
 
-def require(module: str, package: str, purpose: str) -> Any:
+def require(module: str, package: str, purpose: str, extra: str = "train") -> Any:
     """The module, or a MissingExtraError that says which package is missing and how to get it."""
     try:
         return importlib.import_module(module)
@@ -23,5 +24,6 @@ def require(module: str, package: str, purpose: str) -> Any:
         name = (error.name or package).partition(".")[0]
         missing = package if name == module.partition(".")[0] else f"{package} (it needs {name})"
         raise MissingExtraError(
-            f"{purpose} needs the package {missing}, which is not installed: {INSTALL}"
+            f"{purpose} needs the package {missing}, which is not installed: "
+            f"{_INSTALL.format(extra)}"
         ) from None

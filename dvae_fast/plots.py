@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "BLUE",
+    "GREY",
     "image_grid",
+    "new_figure",
     "plot_bounds",
     "plot_ess",
     "plot_filters",
@@ -27,20 +30,24 @@ __all__ = [
     "plot_rows",
     "plot_samples",
     "plot_worst",
+    "write_figure",
 ]
 
 _DPI = 150
-_BLUE, _ORANGE, _GREY, _FRAME = "#1f5fa8", "#d9730d", "#8a8a8a", "#8fa8c0"
+BLUE, _ORANGE, GREY, _FRAME = "#1f5fa8", "#d9730d", "#8a8a8a", "#8fa8c0"
 _GAP = 3
+#: channels that are red, green and blue
+_COLOURS = 3
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """A figure, in inches."""
     # A Figure of one's own rather than pyplot: no window system, no global state.
     module = require("matplotlib.figure", "matplotlib", "drawing")
     return module.Figure(figsize=(width, height), layout="constrained")
 
 
-def _write(figure: Any, path: Path) -> None:
+def write_figure(figure: Any, path: Path) -> None:
     """As what the name ends in: png, pdf, svg."""
     buffer, kind = io.BytesIO(), path.suffix[1:].lower() or "png"
     # Without its date, the same picture is the same file.
@@ -63,13 +70,13 @@ def plot_learning_curve(
         CheckpointError: if the file cannot be written.
     """
     ticker = require("matplotlib.ticker", "matplotlib", "drawing")
-    figure = _figure(6.4, 4.0)
+    figure = new_figure(6.4, 4.0)
     axes = figure.add_subplot()
     epochs = [int(line["epoch"]) for line in history]
     marker = "." if len(history) < 30 else None
     for key, label, colour in (
-        ("train_bound", "training", _GREY),
-        ("valid_bound", "validation", _BLUE),
+        ("train_bound", "training", GREY),
+        ("valid_bound", "validation", BLUE),
     ):
         values = [line[key] for line in history]
         axes.plot(epochs, values, label=label, color=colour, marker=marker, linewidth=1.4)
@@ -89,7 +96,7 @@ def plot_learning_curve(
     axes.legend(frameon=False, loc="lower right")
     if title:
         axes.set_title(title, fontsize=11)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
@@ -100,30 +107,45 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def image_grid(images: Tensor, image_shape: tuple[int, int], columns: int) -> Tensor:
-    """(N, D) in [0, 1] → one grey image, enlarged to whole pixels, row by row; NaN between them."""
-    height, width = image_shape
-    zoom = max(1, 56 // max(image_shape))
-    big = images.detach().cpu().float().clamp(0, 1).reshape(-1, height, width)
-    big = big.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
-    height, width = height * zoom, width * zoom
+def image_grid(images: Tensor, image_shape: tuple[int, ...], columns: int) -> Tensor:
+    """(N, D) in [0, 1] → one image, enlarged to whole pixels, row by row; NaN between them.
+
+    Images of shape (3, H, W) are in colour, and so is the result, (rows, columns, 3); any other
+    number of channels stands side by side.
+    """
+    *channels, height, width = image_shape
+    zoom = max(1, 56 // max(height, width))
+    big = images.detach().cpu().float().clamp(0, 1).reshape(len(images), -1, height, width)
+    if channels and channels[0] not in (1, _COLOURS):
+        big = big.transpose(1, 2).reshape(len(images), 1, height, -1)
+    big = big.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3).movedim(1, -1)
+    height, width, depth = big.shape[1:]
     rows = math.ceil(len(images) / columns)
-    shape = (rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP)
-    grid = torch.full(shape, math.nan)
+    grid = torch.full(
+        (rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, depth), math.nan
+    )
     for i, image in enumerate(big):
         top = _GAP + (i // columns) * (height + _GAP)
         left = _GAP + (i % columns) * (width + _GAP)
         grid[top : top + height, left : left + width] = image
-    return grid
+    return grid.squeeze(-1)
 
 
 def _show(axes: Any, grid: Tensor, colormap: str = "gray") -> None:
-    colormaps = require("matplotlib", "matplotlib", "drawing").colormaps
-    colours = colormaps[colormap].with_extremes(bad=_FRAME)
+    matplotlib = require("matplotlib", "matplotlib", "drawing")
+    if grid.dim() == 3:
+        frame = torch.tensor(require("matplotlib.colors", "matplotlib", "drawing").to_rgb(_FRAME))
+        grid = torch.where(grid.isnan(), frame.to(grid.dtype), grid)
+    colours = matplotlib.colormaps[colormap].with_extremes(bad=_FRAME)
     axes.imshow(grid.numpy(), cmap=colours, vmin=0, vmax=1, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
+
+
+def _aspect(image_shape: tuple[int, ...]) -> float:
+    """Height over width."""
+    return image_shape[-2] / image_shape[-1]
 
 
 def _columns(count: int, aspect: float) -> int:
@@ -137,7 +159,7 @@ def _columns(count: int, aspect: float) -> int:
 
 def plot_samples(
     images: Tensor,
-    image_shape: tuple[int, int],
+    image_shape: tuple[int, ...],
     path: Path,
     *,
     columns: int | None = None,
@@ -147,21 +169,21 @@ def plot_samples(
 
     Raises as :func:`plot_learning_curve`.
     """
-    columns = columns or _columns(len(images), image_shape[0] / image_shape[1])
+    columns = columns or _columns(len(images), _aspect(image_shape))
     grid = image_grid(images, image_shape, columns)
-    figure = _figure(5.0, 5.0 * grid.shape[0] / grid.shape[1] + (0.35 if title else 0.1))
+    figure = new_figure(5.0, 5.0 * grid.shape[0] / grid.shape[1] + (0.35 if title else 0.1))
     axes = figure.add_subplot()
     _show(axes, grid)
     if title:
         axes.set_title(title, fontsize=11)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def plot_reconstructions(
     x: Tensor,
     noisy: Tensor | None,
     reconstruction: Tensor,
-    image_shape: tuple[int, int],
+    image_shape: tuple[int, ...],
     path: Path,
     *,
     title: str = "",
@@ -176,13 +198,17 @@ def plot_reconstructions(
 
 
 def plot_rows(
-    rows: Sequence[tuple[str, Tensor]], image_shape: tuple[int, int], path: Path, *, title: str = ""
+    rows: Sequence[tuple[str, Tensor]],
+    image_shape: tuple[int, ...],
+    path: Path,
+    *,
+    title: str = "",
 ) -> None:
     """A row of images (N, D) for each short label. Raises as :func:`plot_learning_curve`."""
     grids = [image_grid(images, image_shape, len(images)) for _, images in rows]
     width, margin = 8.0, 1.2
     row = (width - margin) * grids[0].shape[0] / grids[0].shape[1]
-    figure = _figure(width, len(rows) * (row + 0.08) + (0.35 if title else 0.1))
+    figure = new_figure(width, len(rows) * (row + 0.08) + (0.35 if title else 0.1))
     for axes, (label, _), grid in zip(
         figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, grids, strict=True
     ):
@@ -190,11 +216,11 @@ def plot_rows(
         axes.set_ylabel(label, fontsize=11, rotation=0, ha="right", va="center", labelpad=8)
     if title:
         figure.suptitle(title, fontsize=11)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def plot_filters(
-    filters: Mapping[str, Tensor], image_shape: tuple[int, int], path: Path, *, title: str = ""
+    filters: Mapping[str, Tensor], image_shape: tuple[int, ...], path: Path, *, title: str = ""
 ) -> None:
     """Weights of first layers as images, a panel each: blue below 0, white at 0, red above.
 
@@ -202,17 +228,17 @@ def plot_filters(
         filters: (N, D) by the panel's label; each filter is scaled by its largest weight.
         image_shape, path, title: as for :func:`plot_samples`, which tells the errors too.
     """
-    figure = _figure(4.2 * len(filters), 4.2 * image_shape[0] / image_shape[1] + 0.8)
+    figure = new_figure(4.2 * len(filters), 4.2 * _aspect(image_shape) + 0.8)
     for axes, (label, weights) in zip(
         figure.subplots(1, len(filters), squeeze=False)[0], filters.items(), strict=True
     ):
         largest = weights.abs().amax(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
-        columns = _columns(len(weights), image_shape[0] / image_shape[1])
+        columns = _columns(len(weights), _aspect(image_shape))
         _show(axes, image_grid(0.5 + 0.5 * weights / largest, image_shape, columns), "RdBu_r")
         axes.set_title(label, fontsize=11)
     if title:
         figure.suptitle(title, fontsize=11)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def plot_bounds(
@@ -228,13 +254,13 @@ def plot_bounds(
     ticker = require("matplotlib.ticker", "matplotlib", "drawing")
     mean = curve.mean(0)
     error = standard_error.square().sum(0).sqrt() / len(curve)
-    figure = _figure(6.4, 4.0)
+    figure = new_figure(6.4, 4.0)
     axes = figure.add_subplot()
     shown = [i for i in range(len(ks)) if math.isfinite(float(mean[i]))]
     k, m = [ks[i] for i in shown], mean[shown].numpy()
     band = 2 * error[shown].nan_to_num(0).numpy()
-    axes.fill_between(k, m - band, m + band, color=_BLUE, alpha=0.2, linewidth=0)
-    axes.plot(k, m, "o-", color=_BLUE, linewidth=1.4, markersize=4)
+    axes.fill_between(k, m - band, m + band, color=BLUE, alpha=0.2, linewidth=0)
+    axes.plot(k, m, "o-", color=BLUE, linewidth=1.4, markersize=4)
     for position, value in zip(k, m.tolist(), strict=True):
         axes.annotate(
             f"{value:.2f}".replace("-", "−"), (position, value), xytext=(4, -11),
@@ -250,7 +276,7 @@ def plot_bounds(
     axes.spines[["top", "right"]].set_visible(False)
     if title:
         axes.set_title(title, fontsize=11)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def plot_ess(ess: Tensor, spent: Tensor, path: Path, *, title: str = "") -> None:
@@ -260,19 +286,19 @@ def plot_ess(ess: Tensor, spent: Tensor, path: Path, *, title: str = "") -> None
         ess, spent: (N,), as in `LikelihoodEstimate`.
         path, title: as for :func:`plot_learning_curve`, which tells the errors too.
     """
-    figure = _figure(6.4, 4.0)
+    figure = new_figure(6.4, 4.0)
     axes = figure.add_subplot()
     values = ess[ess.isfinite()].clamp(min=1)
     most = math.log10(max(float(spent.max()), 10.0))
     edges = torch.logspace(0, most, 41).numpy()
     if len(values) > 0:
-        axes.hist(values.numpy(), bins=edges, color=_BLUE)
+        axes.hist(values.numpy(), bins=edges, color=BLUE)
         median = float(values.median())
         axes.axvline(
             median, color=_ORANGE, linewidth=1.2, label=f"median {median:,.0f} of {10**most:,.0f}"
         )
         axes.legend(frameon=False)
-    axes.axvspan(1, MIN_ESS, color=_GREY, alpha=0.15, linewidth=0)
+    axes.axvspan(1, MIN_ESS, color=GREY, alpha=0.15, linewidth=0)
     few = int((values < MIN_ESS).sum())
     axes.annotate(
         f"below {MIN_ESS:g}: {few:,} of {len(ess):,}", (0.01, 1.01), xycoords="axes fraction",
@@ -285,14 +311,14 @@ def plot_ess(ess: Tensor, spent: Tensor, path: Path, *, title: str = "") -> None
     axes.spines[["top", "right"]].set_visible(False)
     if title:
         axes.set_title(title, fontsize=11)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def plot_worst(
     x: Tensor,
     means: Tensor,
     labels: Sequence[str],
-    image_shape: tuple[int, int],
+    image_shape: tuple[int, ...],
     path: Path,
     *,
     title: str = "",
@@ -306,13 +332,13 @@ def plot_worst(
     """
     count = len(x)
     grid = image_grid(torch.cat((x.cpu(), means.cpu())), image_shape, count)
-    figure = _figure(0.85 * count + 0.6, 0.85 * 2 * image_shape[0] / image_shape[1] + 0.9)
+    figure = new_figure(0.85 * count + 0.6, 0.85 * 2 * _aspect(image_shape) + 0.9)
     axes = figure.add_subplot()
     _show(axes, grid)
-    height, width = ((n - _GAP) / m for n, m in zip(grid.shape, (2, count), strict=True))
+    height, width = ((n - _GAP) / m for n, m in zip(grid.shape[:2], (2, count), strict=True))
     axes.set_xticks([_GAP + width * (i + 0.5) for i in range(count)], labels, fontsize=8)
     axes.set_yticks([_GAP + height * (i + 0.5) for i in range(2)], ["x", "mean"], fontsize=8)
     axes.tick_params(length=0)
     if title:
         axes.set_title(title, fontsize=11)
-    _write(figure, path)
+    write_figure(figure, path)

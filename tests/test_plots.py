@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dvae_fast import plots
-from dvae_fast.plots import _GAP, _write
+from dvae_fast.plots import _GAP, write_figure
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,13 +23,13 @@ SHAPE = (3, 2)
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every figure that is written, in order."""
     found: list[Any] = []
-    write = _write
+    write = write_figure
 
     def keep(figure: Any, path: Path) -> None:
         found.append(figure)
         write(figure, path)
 
-    monkeypatch.setattr(plots, "_write", keep)
+    monkeypatch.setattr(plots, "write_figure", keep)
     return found
 
 

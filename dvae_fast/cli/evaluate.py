@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
 from pathlib import Path  # noqa: TC003  (typer reads the annotations)
@@ -38,6 +39,7 @@ from dvae_fast.evaluation import (
 from dvae_fast.evaluation.partial import PARTIAL, partial_exists, remove_partial
 from dvae_fast.files import can_write_in
 from dvae_fast.kept import MODEL_DIGEST
+from dvae_fast.likelihoods import get_likelihood
 from dvae_fast.training import load_run
 from dvae_fast.training.loop import cpu_threads
 
@@ -46,11 +48,12 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from dvae_fast.data import Dataset
     from dvae_fast.evaluation import AISEstimate, EvaluationProgress
     from dvae_fast.models.saving import SavedModel
     from dvae_fast.training import TrainConfig
 
-__all__ = ["evaluate", "evaluate_command"]
+__all__ = ["evaluate", "evaluate_command", "load_data_of"]
 
 METHODS = ("importance", "ais")
 
@@ -69,6 +72,10 @@ def evaluate_command(
         str,
         typer.Option(help=f"One of {listed(METHODS)}: importance sampling, or annealed, slower."),
     ] = "importance",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Other data, or where those lie now. Default: the run's."),
+    ] = None,
     split: Annotated[str, typer.Option(help=f"One of {listed(SPLITS)}.")] = "test",
     limit: Annotated[
         int | None, typer.Option(help="Only the first so many examples. Default: all.")
@@ -177,13 +184,16 @@ def evaluate_command(
                 fail("method must be importance for several processes, got ais", 2, shared=True)
             stack.enter_context(one_line_errors())  # told while the others are still there
             config, saved = on_main(lambda: load_run(run_dir), world)
+            if data is not None:
+                config = _on_other_data(config, data)
+            found = load_data_of(config)
             results = Results.at(out or run_dir)
             writable = on_main(lambda: can_write_in(results.folder), world)
             if not writable:
                 _cannot_write(results.folder, silent=out is not None or quiet, world=world)
             on_main(lambda: stack.enter_context(results.locked()), world)
             report, estimate = evaluate(
-                console, config, saved, results if writable else None, world, method=method,
+                console, config, found, saved, results if writable else None, world, method=method,
                 split=split, limit=limit, **options,
             )  # fmt: skip
             if not world.is_main:
@@ -191,10 +201,32 @@ def evaluate_command(
             title = f"{report['model']} on {report['data']}, {report['split']} set"
             try:
                 if writable:
-                    results.keep(console, config, saved.model, report, estimate)
+                    results.keep(console, config, found, saved.model, report, estimate)
             finally:  # a full disk does not take all along
                 console.print(two_columns(evaluation_rows(report), title))
                 print_warnings(console, report)
+
+
+def load_data_of(config: TrainConfig) -> Dataset:
+    """The data that `config` names, before any work."""
+    with wrong_options():
+        return config.load_data()
+
+
+def _on_other_data(config: TrainConfig, data: Path) -> TrainConfig:
+    with wrong_options():
+        if not config.is_own:
+            raise ValueError(f"data must be left out for a run on {config.data}, got {str(data)!r}")
+        return dataclasses.replace(config, data=str(data.expanduser().resolve()))
+
+
+def other_data(config: TrainConfig, data: Dataset) -> str:
+    """What to say of an evaluation on data that the model was not trained on."""
+    return (
+        f"{config.data} does not hold the data that the model was trained on: their fingerprint is "
+        f"{config.fingerprint}, that of these {data.fingerprint}. Its test set may have been "
+        "trained on."
+    )
 
 
 def _cannot_write(folder: Path, *, silent: bool, world: World) -> None:
@@ -226,6 +258,7 @@ _UNSET = {"proposal": "posterior", "copies": 10, "compile": False, "resume": Fal
 def evaluate(
     console: Console,
     config: TrainConfig,
+    data: Dataset,
     saved: SavedModel,
     results: Results | None,
     world: World,
@@ -240,16 +273,15 @@ def evaluate(
 ) -> tuple[dict[str, Any], LikelihoodEstimate | AISEstimate]:
     """Evaluate the run's best model: what evaluation.json holds, and all of it.
 
-    `results`: where what is done is kept on the way; None for nowhere.
+    `data`: what `config` names. `results`: where what is done is kept on the way; None for nowhere.
     """
     model = saved.model.to(world.device)
-    data = config.load_data()
     x = data.evaluation(split)[:limit]
     with wrong_options():
         told = config.context_of(data)
     context = None if told is None else told[split][:limit]
     console.print(
-        f"Evaluating {config.model} on {config.data}, {split} set: {len(x):,} examples",
+        f"Evaluating {config.model} on {config.data_name}, {split} set: {len(x):,} examples",
         soft_wrap=True,
         markup=False,
     )
@@ -285,13 +317,20 @@ def evaluate(
     report = {
         "model": config.model,
         MODEL_DIGEST: saved.digest,
-        "data": config.data,
+        "data": config.data_name,
         "binarise": config.binarise,
         "likelihood": config.likelihood,
         "split": split,
         "limit": limit,
         **estimate.summary(),
     }
+    report["density_of"] = "on [0, 1]" if config.kind.is_unit else "of the standardised values"
+    volume = data.scaling.log_volume(data.size)
+    if config.is_own and get_likelihood(config.likelihood).is_density and volume:
+        report["log_likelihood_in_units"] = estimate.mean - volume
+    if data.fingerprint != config.fingerprint:
+        report["other_data"] = {"trained_on": config.fingerprint, "this": data.fingerprint}
+        report["warnings"] = [other_data(config, data), *report["warnings"]]
     report["grey_bernoulli"] = config.is_grey_bernoulli  # the estimate's own warnings say it
     report["seconds"] = seconds
     report["processes"] = world.size

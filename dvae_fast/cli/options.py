@@ -28,7 +28,8 @@ def with_options(command: Callable[..., None], config: type) -> Callable[..., No
     It must take them by ``**options``, besides options of its own.
     """
     own = inspect.signature(command, eval_str=True).parameters.values()
-    parameters = [_parameter(config, field) for field in dataclasses.fields(config)]
+    fields = [field for field in dataclasses.fields(config) if field.metadata["shown"]]
+    parameters = [_parameter(config, field) for field in fields]
     parameters += [
         p.replace(kind=p.KEYWORD_ONLY) for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD
     ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from dvae_fast._extras import MissingExtraError
 from dvae_fast.evaluation import LikelihoodEstimate
 from dvae_fast.kept import PICTURES
@@ -17,27 +19,31 @@ from dvae_fast.plots import (
     plot_samples,
     plot_worst,
 )
+from dvae_fast.table_plots import plot_columns, plot_table_rows
 from dvae_fast.training import TrainConfig, each_label, reconstructions
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.console import Console
+    from torch import Tensor
 
     from dvae_fast.data import Dataset
     from dvae_fast.evaluation import AISEstimate
 
-__all__ = ["IN_ORDER", "SAMPLED", "evaluation_pictures", "run_pictures"]
+__all__ = ["IN_ORDER", "SAMPLED", "evaluation_pictures", "plot_draws", "run_pictures"]
 
 SAMPLED = 100
 IN_ORDER = ", labels in order"
 _PICTURED = 10  # examples in the picture of reconstructions
+_DRAWN = 1000  # rows of a table, and draws
 _SIDE = 13  # images a side of the picture of two latents
 
 
 def evaluation_pictures(
     stem: Path,
     config: TrainConfig,
+    data: Dataset,
     model: Autoencoder,
     report: dict[str, Any],
     estimate: LikelihoodEstimate | AISEstimate,
@@ -54,16 +60,20 @@ def evaluation_pictures(
                 title=title,
             )  # fmt: skip
         plot_ess(estimate.ess, estimate.spent, ess, title=title)
-    data = config.load_data()
     worst = estimate.log_likelihood.nan_to_num(-math.inf).argsort()[:_PICTURED]
-    x = data.evaluation(report["split"])[worst]
+    evaluated = data.evaluation(report["split"])
+    x = torch.cat([evaluated[i : i + 1] for i in worst.tolist()])
+    labels = [f"#{i}\n{estimate.log_likelihood[i]:.1f}" for i in worst.tolist()]
+    title = f"{title}: lowest log p(x), in nats"
     told = config.context_of(data)
     context = None if told is None else told[report["split"]][worst]
-    labels = [f"#{i}\n{estimate.log_likelihood[i]:.1f}" for i in worst.tolist()]
-    plot_worst(
-        x, model.reconstruct(x, context=context), labels, data.image_shape, lowest,
-        title=f"{title}: lowest log p(x), in nats",
-    )  # fmt: skip
+    means = model.reconstruct(x, context=context)
+    if data.image_shape is None:
+        rows = [("x", x), ("mean", means)]
+        plot_table_rows(rows, lowest, labels=labels, title=title)
+        return
+    shaded, means = data.shaded(x), data.shaded(means)
+    plot_worst(shaded, means, labels, data.image_shape, lowest, title=title)
 
 
 def run_pictures(
@@ -71,27 +81,59 @@ def run_pictures(
 ) -> list[str]:
     """The run's PNGs; their names. Without matplotlib, one line that says so."""
     model, data = load_model(folder), config.load_data()
-    title = f"{config.model} on {config.data}"
+    title = f"{config.model} on {config.data_name}"
     try:
         plot_learning_curve(metrics["history"], folder / "learning_curve.png", title=title)
         by_label = each_label(model, SAMPLED)
-        plot_samples(
-            model.sample(SAMPLED, seed=config.seed, context=by_label), data.image_shape,
-            folder / "samples.png",
-            title=f"{title}: means of p(x|z), z from the prior{IN_ORDER * (by_label is not None)}",
-        )  # fmt: skip
+        _plot_samples(model, data, config, folder / "samples.png", title)
         _plot_reconstructions(model, data, config, folder / "reconstructions.png", title)
         names = ["learning_curve.png", "samples.png", "reconstructions.png"]
-        if isinstance(model, LatentVariableModel) and model.has_plane and by_label is None:
+        has_plane = isinstance(model, LatentVariableModel) and model.has_plane
+        if has_plane and data.image_shape is not None and by_label is None:
+            assert isinstance(model, LatentVariableModel)
             plot_samples(
-                model.manifold(_SIDE).flatten(0, 1), data.image_shape, folder / "manifold.png",
-                columns=_SIDE, title=f"{title}: the plane of two latents",
+                data.shaded(model.manifold(_SIDE).flatten(0, 1)), data.image_shape,
+                folder / "manifold.png", columns=_SIDE,
+                title=f"{title}: the plane of two latents",
             )  # fmt: skip
             names.append("manifold.png")
     except MissingExtraError as error:
         console.print(f"No pictures: {error}", soft_wrap=True, markup=False)
         return []
     return names
+
+
+def _plot_samples(
+    model: Autoencoder, data: Dataset, config: TrainConfig, path: Path, title: str
+) -> None:
+    if data.image_shape is None:
+        plot_draws(model, data, config.seed, path, title)
+        return
+    by_label = each_label(model, SAMPLED)
+    means = model.sample(SAMPLED, seed=config.seed, context=by_label)
+    plot_samples(
+        data.shaded(means), data.image_shape, path,
+        title=f"{title}: means of p(x|z), z from the prior{IN_ORDER * (by_label is not None)}",
+    )  # fmt: skip
+
+
+def plot_draws(
+    model: Autoencoder,
+    data: Dataset,
+    seed: int,
+    path: Path,
+    title: str,
+    n: int = _DRAWN,
+    context: Tensor | None = None,
+) -> None:
+    """Columns of a table, and of as many draws, in the table's units."""
+    some = data.evaluation("test")[:_DRAWN]
+    context = each_label(model, n) if context is None else context
+    draws = model.sample(n, seed=seed, draw=True, context=context)
+    plot_columns(
+        data.scaling.undo(some), data.scaling.undo(draws), data.columns, path,
+        title=f"{title}: the test set, and draws of the model",
+    )  # fmt: skip
 
 
 def _plot_reconstructions(
@@ -103,4 +145,12 @@ def _plot_reconstructions(
         model, data.evaluation("test")[:_PICTURED], config.seed, context
     )
     given = noisy if model.corruption is not None else None
-    plot_reconstructions(x, given, means, data.image_shape, path, title=f"{title}: test set")
+    title = f"{title}: test set"
+    if data.image_shape is None:
+        rows = [("x", x), ("x̃", given), ("reconstruction", means)]
+        shown = [(label, values) for label, values in rows if values is not None]
+        plot_table_rows(shown, path, title=title)
+        return
+    x, means = data.shaded(x), data.shaded(means)
+    given = None if given is None else data.shaded(given)
+    plot_reconstructions(x, given, means, data.image_shape, path, title=title)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from dvae_fast.data import Dataset
     from dvae_fast.evaluation import AISEstimate, LikelihoodEstimate
     from dvae_fast.models import Autoencoder
     from dvae_fast.training import TrainConfig
@@ -61,6 +62,7 @@ class Results:
         self,
         console: Console,
         config: TrainConfig,
+        data: Dataset,
         model: Autoencoder,
         report: dict[str, Any],
         estimate: LikelihoodEstimate | AISEstimate,
@@ -87,7 +89,7 @@ class Results:
         remove_partial(self.folder / PARTIAL)
         sweep_temporaries(self.folder)
         try:
-            evaluation_pictures(self.folder / latest, config, model, report, estimate)
+            evaluation_pictures(self.folder / latest, config, data, model, report, estimate)
         except MissingExtraError as error:
             console.print(f"No pictures: {error}", soft_wrap=True, markup=False)
 
@@ -114,7 +116,7 @@ def evaluation_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     else:
         samples = f"k = {report['samples'] / report['examples']:,.0f} on average"
     is_density = get_likelihood(report["likelihood"]).is_density
-    density = ", of a density on [0, 1]" if is_density else ""
+    density = f", of a density {report['density_of']}" if is_density else ""
     of_what = ""
     if report["grey_bernoulli"]:
         density = of_what = ", which is no probability: a Bernoulli of grey pixels"
@@ -126,6 +128,8 @@ def evaluation_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("bits per dimension", shown("bits_per_dimension", 4) + density),
     ]
+    if report.get("log_likelihood_in_units") is not None:
+        rows.insert(1, ("in the data's units", f"{shown('log_likelihood_in_units')} nats"))
     if annealed:
         rows += [
             ("acceptance", shown("acceptance")),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,22 +11,27 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import torch
 import typer
-from torch import Tensor
 
-from dvae_fast.cli.console import check_seed, listed, one_line_errors, wrong_options
+from dvae_fast._extras import MissingExtraError
+from dvae_fast.cli.console import check_seed, fail, listed, one_line_errors, wrong_options
 from dvae_fast.cli.outlet import say
-from dvae_fast.cli.pictures import IN_ORDER, SAMPLED
+from dvae_fast.cli.pictures import IN_ORDER, SAMPLED, plot_draws
+from dvae_fast.data import DataError, Scaling
 from dvae_fast.files import write_atomically
 from dvae_fast.plots import plot_samples
 from dvae_fast.training import each_label, load_run
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dvae_fast.models import Autoencoder
+    from dvae_fast.training import TrainConfig
 
 __all__ = ["sample_command"]
 
 _ARRAYS = ".npz"
-_KINDS = (".png", ".pdf", ".svg", _ARRAYS)
+_TABLE = ".csv"
+_KINDS = (".png", ".pdf", ".svg", _ARRAYS, _TABLE)
 
 
 def sample_command(
@@ -42,7 +49,8 @@ def sample_command(
         Path | None,
         typer.Option(
             help=f"A file that ends in {listed(_KINDS)}; {_ARRAYS} holds the array images, "
-            "(n, height, width). Default: samples.png in the run's folder."
+            f"(n, height, width), or rows, and {_TABLE}, of a run on a table, those. Default: "
+            "samples.png in the run's folder."
         ),
     ] = None,
 ) -> None:
@@ -57,19 +65,23 @@ def sample_command(
             if kind not in _KINDS:
                 raise ValueError(f"out must end in {listed(_KINDS)}, got {str(out)!r}")
         config, saved = load_run(run_dir)
-        model = saved.model
+        model, shape = saved.model, saved.model.image_shape
+        if kind == _TABLE and shape is not None:
+            fail(f"out must not end in {_TABLE} for a run on images, got {str(out)!r}", 2)
         with wrong_options():
             context = _labels(label, model, n)
-        images = model.sample(n, seed=seed, draw=draw, context=context)
-        if kind == _ARRAYS:
-            file = io.BytesIO()
-            np.savez(file, images=images.reshape(n, *config.image_shape).numpy())
-            write_atomically(path, file.getvalue())
+        title = f"{config.model} on {config.data_name}"
+        if kind in (_ARRAYS, _TABLE):
+            x = model.sample(n, seed=seed, draw=draw, context=context)
+            _write_numbers(path, x if config.scaling is None else _undone(config, x), config, shape)
+        elif shape is None:
+            plot_draws(model, config.load_data(), seed, path, title, n, context)
         else:
+            x = model.sample(n, seed=seed, draw=draw, context=context)
             plot_samples(
-                images, config.image_shape, path,
-                title=f"{config.model} on {config.data}: {'draws from' if draw else 'means of'} "
-                "p(x|z), z from the prior" + IN_ORDER * (context is not None and label is None),
+                x if config.kind.is_unit else _stretched(x), shape, path,
+                title=f"{title}: {'draws from' if draw else 'means of'} p(x|z), z from the prior"
+                + IN_ORDER * (context is not None and label is None),
             )  # fmt: skip
         say(f"{path}")
 
@@ -82,3 +94,37 @@ def _labels(label: int | None, model: Autoencoder, n: int) -> Tensor | None:
         rule = f"from 0 to {model.context_size - 1}" if model.context_size else "left out"
         raise ValueError(f"label must be {rule} for this model, got {label}")
     return torch.full((n,), label)
+
+
+def _undone(config: TrainConfig, x: Tensor) -> Tensor:
+    """x in the units of the user's data."""
+    assert config.scaling is not None
+    return Scaling.from_dict(config.scaling).undo(x)
+
+
+def _stretched(x: Tensor) -> Tensor:
+    """x as shades, from its least value to its largest."""
+    low, high = float(x.min()), float(x.max())
+    return (x - low) / (high - low if high > low else 1.0)
+
+
+def _write_numbers(
+    path: Path, x: Tensor, config: TrainConfig, shape: tuple[int, ...] | None
+) -> None:
+    if path.suffix.lower() == _ARRAYS:
+        file = io.BytesIO()
+        values = x.float().numpy()
+        if shape is None:
+            np.savez(file, rows=values)
+        else:
+            np.savez(file, images=values.reshape(len(values), *shape))
+        write_atomically(path, file.getvalue())
+        return
+    columns: tuple[str, ...] = ()
+    with contextlib.suppress(DataError, MissingExtraError):  # the numbers do without names
+        columns = config.load_data().columns
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(columns or [f"column {i}" for i in range(x.shape[1])])
+    writer.writerows([f"{value:.7g}" for value in row] for row in x.tolist())
+    write_atomically(path, text.getvalue().encode())

@@ -25,13 +25,13 @@ from dvae_fast.cli.console import (
     two_columns,
     wrong_options,
 )
-from dvae_fast.cli.evaluate import evaluate
+from dvae_fast.cli.evaluate import evaluate, load_data_of
 from dvae_fast.cli.options import given_values, with_options
 from dvae_fast.cli.outlet import new_console, say
 from dvae_fast.cli.pictures import run_pictures
 from dvae_fast.cli.results import GREY, Results, evaluation_rows
 from dvae_fast.corruptions import Identity
-from dvae_fast.data import BINARISATIONS
+from dvae_fast.data import BINARISATIONS, DATASETS, describe
 from dvae_fast.distributed import World, broadcast_object, is_main_process, join, on_main
 from dvae_fast.files import CHECKPOINT, CheckpointError, write_json
 from dvae_fast.models import MODELS
@@ -45,6 +45,7 @@ from dvae_fast.training import (
     train,
 )
 from dvae_fast.training import Progress as TrainProgress
+from dvae_fast.training.config import no_data
 from dvae_fast.training.loop import check_world, cpu_threads
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ _LINE_SECONDS = 60.0
 
 
 def _new_run_dir(config: TrainConfig) -> Path:
-    stem = f"{config.model}-{config.data}-{datetime.now():%Y%m%d-%H%M%S}"
+    stem = f"{config.model}-{config.data_name}-{datetime.now():%Y%m%d-%H%M%S}"
     path, count = RUNS / stem, 1
     while True:
         try:
@@ -80,6 +81,16 @@ def _latest_run_dir() -> Path:
             "--run-dir"
         )
     return max(checkpoints, key=lambda path: path.stat().st_mtime).parent
+
+
+def _resolve(values: dict[str, Any], resume: bool) -> None:
+    """`data` where it lies, for a run that is resumed on a path; new ones are looked at."""
+    data = values.get("data")
+    if resume and data is not None and data not in DATASETS:
+        path = Path(data).expanduser()
+        if not path.exists():
+            raise ValueError(no_data(data))
+        values["data"] = str(path.resolve())
 
 
 def _train_command(
@@ -107,6 +118,7 @@ def _train_command(
     with one_line_errors():
         with wrong_options():
             values = given_values(TrainConfig, options)
+            _resolve(values, resume)
             if evaluate_k < 0:
                 raise ValueError(f"evaluate-k must be >= 0, got {evaluate_k}")
             if resume:
@@ -138,7 +150,7 @@ def _train_command(
         finally:  # what is known of the training is told, whatever becomes of the evaluation
             rows.append(("files", f"{folder}: {listed([METRICS, *pictures])}, …"))
             console.print()
-            console.print(two_columns(rows, f"{config.model} on {config.data}"))
+            console.print(two_columns(rows, f"{config.model} on {config.data_name}"))
         if evaluate_k:
             print_warnings(console, metrics["evaluation"])
 
@@ -160,17 +172,17 @@ def _evaluate(
     """The report of the best model's evaluation, kept also in `metrics`."""
     results = Results(folder)
     with cpu_threads(config.threads), results.locked():
-        saved = load_run(folder)[1]
+        saved, data = load_run(folder)[1], load_data_of(config)
         try:
             report, estimate = evaluate(
-                console, config, saved, results, _this_process(config.device), k=k
+                console, config, data, saved, results, _this_process(config.device), k=k
             )
         except KeyboardInterrupt:
             hint = _evaluate_hint(folder)
             fail(f"interrupted after training; to evaluate the model: {hint}", 130)
         metrics["evaluation"] = report
         try:
-            results.keep(console, config, saved.model, report, estimate)
+            results.keep(console, config, data, saved.model, report, estimate)
         finally:
             write_json(folder / METRICS, metrics)
     return report
@@ -234,7 +246,11 @@ def _stop(message: str, signal: int, world: World) -> NoReturn:
 def _announce(
     console: Console, config: TrainConfig, folder: Path, world: World, resume: bool
 ) -> None:
-    parts = [BINARISATIONS[config.binarise].label, f"{config.likelihood} likelihood"]
+    way = BINARISATIONS[config.binarise]
+    label = config.kind.label if config.is_own and way.grey else way.label
+    if config.is_own:
+        console.print(describe(config.load_data()), soft_wrap=True, markup=False)
+    parts = [label, f"{config.likelihood} likelihood"]
     for name in ("encoder", "covariance"):
         if getattr(config, name) != getattr(TrainConfig, name):
             parts.append(f"{getattr(config, name)} {name}")
@@ -252,7 +268,7 @@ def _announce(
     if objective != Objective(MODELS[config.model].defaults["objective"]):
         parts.append(f"objective {objective}")
     console.print(
-        f"{'Resuming' if resume else 'Training'} {config.model} on {config.data} "
+        f"{'Resuming' if resume else 'Training'} {config.model} on {config.data_name} "
         f"({', '.join(parts)}); run folder {folder}",
         soft_wrap=True,
         markup=False,

@@ -10,7 +10,7 @@ import tokenize
 import zipfile
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 
     Images = NDArray[np.uint8]
 
+T = TypeVar("T")
+
 __all__ = [
     "BINARISED_BASES",
     "BINARISED_FILES",
+    "DAMAGE",
     "FOLDER_VARIABLE",
     "MNIST_BASES",
     "MNIST_FILES",
@@ -40,7 +43,7 @@ __all__ = [
     "read_npz",
 ]
 
-#: environment variable that names the folder with mnist.npz, binarized_mnist.npz, frey_face.npz
+#: environment variable that names the folder with mnist.npz, frey_face.npz and the like
 FOLDER_VARIABLE = "DVAE_FAST_DATA"
 
 
@@ -49,7 +52,7 @@ class DataError(RuntimeError):
 
 
 # What zipfile and numpy raise of a file that is damaged, encrypted, or another kind of file.
-_DAMAGE = (
+DAMAGE = (
     OSError, ValueError, EOFError, NotImplementedError, RuntimeError, SyntaxError, MemoryError,
     tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
 )  # fmt: skip
@@ -69,7 +72,7 @@ def read_npz(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Ima
             return {key: _read_array(path, file, key, shape) for key, shape in shapes.items()}
     except DataError:
         raise
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise DataError(f"{path} cannot be read as an .npz file: {one_line(error)}") from None
 
 
@@ -145,10 +148,15 @@ def download(
     name: str,
     files: Mapping[str, str],
     bases: tuple[str, ...],
-    read: Callable[[Path], Images],
+    read: Callable[[Path], T],
     more: str,
-) -> list[Images]:
-    """The arrays of `files`, from pooch's cache or the first of `bases` that serves them."""
+    *,
+    prefix: str = "",
+) -> list[T]:
+    """What `read` makes of `files`, from pooch's cache or the first of `bases` that serves them.
+
+    `prefix`: of their names in the cache, where those of two sets would be the same.
+    """
     try:
         pooch = require("pooch", "pooch", "downloading")
     except MissingExtraError as error:
@@ -159,7 +167,7 @@ def download(
         reason = ""
         for base in bases:
             try:
-                path = pooch.retrieve(base + file, checksum, fname=file, path=cache)
+                path = pooch.retrieve(base + file, checksum, fname=prefix + file, path=cache)
             except (OSError, ValueError) as error:  # no network; checksum; cache not writable
                 reason = reason or f"{base + file} could not be fetched ({_reason(error)})"
                 continue

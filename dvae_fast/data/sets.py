@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
 from dvae_fast._checks import check_choice
 from dvae_fast._extras import require
+from dvae_fast.data import fetched
+from dvae_fast.data.dataset import BINARISATIONS, SPLITS, Dataset, fixed_draw
 from dvae_fast.data.downloads import (
     BINARISED_BASES,
     BINARISED_FILES,
     FOLDER_VARIABLE,
     MNIST_BASES,
     MNIST_FILES,
+    DataError,
     absent_file,
     download,
     local_file,
@@ -27,158 +29,25 @@ from dvae_fast.data.downloads import (
     read_idx,
     read_npz,
 )
+from dvae_fast.data.examples import Scaling
+from dvae_fast.data.kinds import BINARY, GREY, LEVELS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from numpy.typing import NDArray
 
     from dvae_fast.data.downloads import Images
 
-__all__ = [
-    "BINARISATIONS",
-    "DATASETS",
-    "SPLITS",
-    "Binarisation",
-    "Dataset",
-    "NamedSet",
-    "check_binarise",
-    "evenly_spaced",
-    "load_dataset",
-]
-
-SPLITS = ("train", "valid", "test")
+__all__ = ["DATASETS", "NamedSet", "check_binarise", "load_dataset"]
 
 
-@dataclass(frozen=True)
-class Binarisation:
-    """A way to make grey values binary, and what messages call the data.
+class Parts(NamedTuple):
+    """Images of train, valid and test, and their labels where there are any."""
 
-    Attributes:
-        anew: drawn anew in every epoch; drawn once for validation and test.
-        once: drawn once, when the data are loaded.
-        published: drawn by others, in a file of its own.
-        likelihood: what suits the values.
-    """
-
-    label: str
-    anew: bool = False
-    once: bool = False
-    published: bool = False
-    likelihood: str = "bernoulli"
-
-    @property
-    def grey(self) -> bool:
-        """Whether the values stay as they are."""
-        return not (self.anew or self.once or self.published)
-
-
-BINARISATIONS = {
-    "dynamic": Binarisation("dynamic binarisation", anew=True),
-    "once": Binarisation("once binarisation", once=True),
-    "fixed": Binarisation("fixed binarisation", published=True),
-    "none": Binarisation("grey values", likelihood="gaussian"),
-}
-
-
-# --- Bernoulli draws --------------------------------------------------------------------------
-
-
-_BLOCK = 256  # examples a call: bounds the memory of the reference; part of what a draw depends on
-
-
-def _bernoulli(probability: Tensor, seed: Tensor, example: int = 0) -> Tensor:
-    """One draw for each element of `probability` (any shape, float32), 0.0 or 1.0.
-
-    Salt and pepper at rate 1 is 1 with probability `salt` and 0 otherwise, exactly at 0 and 1.
-    Its kernel draws and compares in one pass, several times faster than torch's generator can
-    make the uniforms alone.
-    """
-    flat = probability.reshape(-1)
-    draw = torch.ops.dvae_fast.corrupt(
-        flat.view(1, -1), "salt_and_pepper", flat.new_ones(1), flat, seed, 1, example, 0
-    )
-    return cast("Tensor", draw.view(probability.shape))
-
-
-def _fixed_draw(grey: Tensor, seed: int, split: str) -> Tensor:
-    """The draw of a whole split, a function of (seed, split, index, pixel) alone."""
-    key = torch.tensor([seed], dtype=torch.int64, device=grey.device)
-    first = SPLITS.index(split) << 20
-    blocks = [_bernoulli(b, key, first + i) for i, b in enumerate(torch.split(grey, _BLOCK))]
-    return torch.cat(blocks)
-
-
-# --- the data set -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Images in memory.
-
-    Attributes:
-        name: one of :data:`DATASETS`.
-        train, valid, test: float32 (N, D) in [0, 1], D = height · width, row by row. Grey for
-            ``dynamic`` and ``none``, 0 or 1 for ``once`` and ``fixed``.
-        image_shape: (height, width).
-        binarise: one of :data:`BINARISATIONS`.
-        seed: the one that governs the split and the fixed draws.
-        mean: (D,), the mean of the training images.
-    """
-
-    name: str
-    train: Tensor
-    valid: Tensor
-    test: Tensor
-    image_shape: tuple[int, int]
-    binarise: str
-    seed: int
-    mean: Tensor
-    _drawn: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
-
-    @property
-    def size(self) -> int:
-        """D, the number of pixels."""
-        return self.train.shape[1]
-
-    def to(self, device: torch.device | str) -> Dataset:
-        """The same data with the training images, which alone are read often, on `device`."""
-        return replace(self, train=self.train.to(device))
-
-    def first(self, train: int | None, valid: int | None) -> Dataset:
-        """The same with the first so many training and validation images; all where None."""
-        if train is None and valid is None:
-            return self
-        images = self.train[:train]
-        mean = images.mean(0, dtype=torch.float64).float()
-        return replace(self, train=images, valid=self.valid[:valid], mean=mean)
-
-    def train_batch(self, index: Tensor, generator: torch.Generator) -> Tensor:
-        """Training examples by index: (B,) int64 → (B, D); ``dynamic`` draws from `generator`."""
-        grey = self.train.index_select(0, index.to(self.train.device, non_blocking=True))
-        if not BINARISATIONS[self.binarise].anew:
-            return grey
-        # The generator gives the seed and the kernel the noise: one number drawn, not B·D.
-        seed = torch.randint(0, 2**63 - 1, (1,), generator=generator, device=generator.device)
-        return _bernoulli(grey, seed.to(grey.device, non_blocking=True))
-
-    def evaluation(self, split: str) -> Tensor:
-        """The tensor to evaluate a model on, (N, D); the same at every call.
-
-        Raises:
-            ValueError: if `split` is not one of :data:`SPLITS`.
-        """
-        check_choice("split", split, SPLITS)
-        images = cast("Tensor", getattr(self, split))
-        if not BINARISATIONS[self.binarise].anew:
-            return images
-        if split not in self._drawn:
-            with torch.inference_mode(False):  # kept for whoever wants a gradient later
-                self._drawn[split] = _fixed_draw(images, self.seed, split)
-        return self._drawn[split]
-
-
-def evenly_spaced(x: Tensor, n: int) -> Tensor:
-    """n of the rows of x, from the first on: of a set sorted by class, as many of each."""
-    return x[torch.arange(n) * len(x) // n]
+    images: Sequence[Images]
+    labels: Sequence[NDArray[Any]] | None = None
 
 
 def check_binarise(data: str, binarise: str) -> None:
@@ -205,10 +74,11 @@ def load_dataset(
     Args:
         name: one of :data:`DATASETS`.
         binarise: one of :data:`BINARISATIONS`; ``fixed`` exists for mnist alone.
-        seed: governs the split (digits, frey) and the fixed draws; runs that are to be compared
-            share it. At least 0 and below 2**32.
-        folder: where mnist.npz, binarized_mnist.npz and frey_face.npz lie. Default: the
-            environment variable DVAE_FAST_DATA. MNIST is downloaded if it is not there.
+        seed: governs the split (digits, frey, omniglot) and the fixed draws; runs that are to be
+            compared share it. At least 0 and below 2**32.
+        folder: where mnist.npz, binarized_mnist.npz, frey_face.npz, omniglot.npz,
+            fashion_mnist.npz and caltech101_silhouettes.npz lie. Default: the environment variable
+            DVAE_FAST_DATA. All but Frey Face are downloaded where they are not there.
 
     Raises:
         ValueError: if an argument is none of the valid ones.
@@ -231,36 +101,59 @@ def _load(name: str, binarise: str, seed: int, folder: str | os.PathLike[str] | 
 
     named, way = DATASETS[name], BINARISATIONS[binarise]
     if way.published and named.published is not None:
-        parts, highest = named.published(where), 1
+        parts, highest, values = Parts(named.published(where)), 1, BINARY
     else:
-        parts, highest = named.grey(where, seed), named.highest
+        parts, highest, values = named.grey(where, seed), named.highest, named.values
     tensors = []
-    for split, part in zip(SPLITS, parts, strict=True):
+    for split, part in zip(SPLITS, parts.images, strict=True):
         images = torch.from_numpy(part.reshape(len(part), -1).astype(np.float32)).div_(highest)
-        tensors.append(_fixed_draw(images, seed, split) if way.once else images)
+        tensors.append(fixed_draw(images, seed, split) if way.once else images)
     mean = tensors[0].mean(0, dtype=torch.float64).float()
     train, valid, test = tensors
-    return Dataset(name, train, valid, test, named.image_shape, binarise, seed, mean)
+    labels = None
+    if parts.labels is not None:
+        codes = (torch.from_numpy(np.array(part, np.int64)) for part in parts.labels)
+        labels = dict(zip(SPLITS, codes, strict=True))
+    return Dataset(
+        name, train, valid, test, named.image_shape, binarise, seed, mean, values, labels,
+        scaling=Scaling.by(highest),
+    )  # fmt: skip
 
 
-def _permuted(images: Images, counts: tuple[int, int, int], seed: int) -> tuple[Images, ...]:
+def _permuted(
+    images: Images, counts: Sequence[int], seed: int, labels: NDArray[Any] | None = None
+) -> Parts:
     # The legacy generator, because its stream is frozen: the split of a seed never changes.
     order = np.random.RandomState(seed).permutation(len(images))
     assert len(images) == sum(counts)
-    return tuple(images[i] for i in np.split(order, np.cumsum(counts)[:-1]))
+    cut = np.split(order, np.cumsum(counts)[:-1])
+    return Parts([images[i] for i in cut], None if labels is None else [labels[i] for i in cut])
 
 
 # --- files ------------------------------------------------------------------------------------
 
 
-def _digits(folder: Path | None, seed: int) -> tuple[Images, ...]:
-    datasets = require("sklearn.datasets", "scikit-learn", "the data set 'digits'")
-    return _permuted(datasets.load_digits().images.astype(np.uint8), (1297, 200, 300), seed)
+def _digits(folder: Path | None, seed: int) -> Parts:
+    digits = require("sklearn.datasets", "scikit-learn", "the data set 'digits'").load_digits()
+    return _permuted(digits.images.astype(np.uint8), (1297, 200, 300), seed, digits.target)
 
 
-def _split_mnist(folder: Path | None, seed: int) -> tuple[Images, ...]:
+def _split_mnist(folder: Path | None, seed: int) -> Parts:
     sixty, ten = _mnist(folder)
-    return sixty[:50000], sixty[50000:], ten
+    labels = None
+    # Labels are for who asks for them; the images do without.
+    with contextlib.suppress(DataError):
+        of_sixty, of_ten = _mnist_labels(folder)
+        labels = (of_sixty[:50000], of_sixty[50000:], of_ten)
+    return Parts((sixty[:50000], sixty[50000:], ten), labels)
+
+
+def _mnist_labels(folder: Path | None) -> Sequence[Images]:
+    path = local_file(folder, "mnist.npz")
+    if path is None:
+        return download(folder, "mnist.npz", fetched.MNIST_LABELS, MNIST_BASES, read_idx, "")
+    arrays = read_npz(path, {"train_labels": (60000,), "test_labels": (10000,)})
+    return arrays["train_labels"], arrays["test_labels"]
 
 
 def _mnist(folder: Path | None) -> tuple[Images, Images]:
@@ -291,7 +184,7 @@ def _fixed_mnist(folder: Path | None) -> tuple[Images, ...]:
     return tuple(np.unpackbits(arrays[key], axis=1) for key in counts)
 
 
-def _frey(folder: Path | None, seed: int) -> tuple[Images, ...]:
+def _frey(folder: Path | None, seed: int) -> Parts:
     path = local_file(folder, "frey_face.npz")
     if path is None:
         raise absent_file(
@@ -304,35 +197,52 @@ def _frey(folder: Path | None, seed: int) -> tuple[Images, ...]:
     return _permuted(images, (1572, 193, 200), seed)
 
 
+def _omniglot(folder: Path | None, seed: int) -> Parts:
+    """Drawers 1 to 15 of each character, of whom 1,345 images validate; 16 to 20 are the test."""
+    (images, characters), (test, of_test) = fetched.omniglot(folder)
+    train = _permuted(images, (23000, len(images) - 23000), seed, characters)
+    assert train.labels is not None
+    return Parts((*train.images, test), (*train.labels, of_test))
+
+
+def _fashion_mnist(folder: Path | None, seed: int) -> Parts:
+    sixty, of_sixty, ten, of_ten = fetched.fashion_mnist(folder)
+    return Parts((sixty[:50000], sixty[50000:], ten), (of_sixty[:50000], of_sixty[50000:], of_ten))
+
+
+def _silhouettes(folder: Path | None, seed: int) -> Parts:
+    return Parts(*fetched.silhouettes(folder))
+
+
 @dataclass(frozen=True)
 class NamedSet:
     """A data set of the registry, and what suits it.
 
     Attributes:
         grey: (folder, seed) to the three splits' images, whole numbers from 0 to `highest`.
+        values: what they are over `highest`, one of :data:`KINDS`.
         image_shape: (height, width).
         published: folder to the splits of a draw that others published, where there is one.
         binarise: one of :data:`BINARISATIONS`.
         epochs, learning_rate: of a training.
     """
 
-    grey: Callable[[Path | None, int], tuple[Images, ...]]
+    grey: Callable[[Path | None, int], Parts]
     image_shape: tuple[int, int]
     highest: int
+    values: str
     epochs: int
     learning_rate: float
     binarise: str = "dynamic"
     published: Callable[[Path | None], tuple[Images, ...]] | None = None
 
-    @property
-    def grey_levels(self) -> bool:
-        """Whether grey values are multiples of 1/255."""
-        return self.highest == 255
-
 
 # An epoch of the digits is 13 steps, one of MNIST 500.
 DATASETS = {
-    "digits": NamedSet(_digits, (8, 8), 16, 300, 3e-3),
-    "mnist": NamedSet(_split_mnist, (28, 28), 255, 100, 1e-3, published=_fixed_mnist),
-    "frey": NamedSet(_frey, (28, 20), 255, 300, 1e-3, "none"),
+    "digits": NamedSet(_digits, (8, 8), 16, GREY, 300, 3e-3),
+    "mnist": NamedSet(_split_mnist, (28, 28), 255, LEVELS, 100, 1e-3, published=_fixed_mnist),
+    "frey": NamedSet(_frey, (28, 20), 255, LEVELS, 300, 1e-3, "none"),
+    "omniglot": NamedSet(_omniglot, (28, 28), 255, LEVELS, 100, 1e-3),
+    "fashion_mnist": NamedSet(_fashion_mnist, (28, 28), 255, LEVELS, 100, 1e-3),
+    "caltech101_silhouettes": NamedSet(_silhouettes, (28, 28), 1, BINARY, 300, 1e-3, "none"),
 }

@@ -20,13 +20,14 @@ from dvae_fast.likelihoods.counts import (
     ZeroInflatedNegativeBinomial,
 )
 from dvae_fast.likelihoods.discretised import DiscretisedLogistic
-from dvae_fast.likelihoods.gaussian import Gaussian
+from dvae_fast.likelihoods.gaussian import Gaussian, RealGaussian
 from dvae_fast.likelihoods.laplace import Laplace
 from dvae_fast.likelihoods.links import Link, exponential, identity, positive, sigmoid
 
 __all__ = [
     "FUSED",
     "LIKELIHOODS",
+    "NAMED",
     "Bernoulli",
     "Categorical",
     "ContinuousBernoulli",
@@ -37,6 +38,7 @@ __all__ = [
     "Link",
     "NegativeBinomial",
     "Poisson",
+    "RealGaussian",
     "ZeroInflatedNegativeBinomial",
     "exponential",
     "get_likelihood",
@@ -62,19 +64,21 @@ LIKELIHOODS: dict[str, Likelihood] = {
 
 #: Those with a kernel.
 FUSED = {name: row for name, row in LIKELIHOODS.items() if row.kernel is not None}
+#: All that have a name: those, and others that share a kernel with one of them.
+NAMED: dict[str, Likelihood] = LIKELIHOODS | {real.kind: real for real in (RealGaussian(),)}
 
 
 def get_likelihood(likelihood: str | Likelihood, name: str = "likelihood") -> Likelihood:
     """The likelihood object for a name or an object; `name` is the argument's, for errors.
 
     Raises:
-        ValueError: if the name is not one of `LIKELIHOODS`.
+        ValueError: if the name is not one of `NAMED`.
         TypeError: if it is neither a string nor a `Likelihood`, or defines no density.
     """
     if isinstance(likelihood, str):
-        found = LIKELIHOODS.get(likelihood)
+        found = NAMED.get(likelihood)
         if found is None:
-            check_choice(name, likelihood, LIKELIHOODS)
+            check_choice(name, likelihood, NAMED)
         assert found is not None
         return found
     if isinstance(likelihood, Likelihood) and likelihood.params:
@@ -95,6 +99,6 @@ def _what_else(thing: Any) -> str:
     if hasattr(thing, "log_prob"):
         return (
             f"{got}; subclass Likelihood and call that log_prob in yours, or take one of "
-            f"{', '.join(LIKELIHOODS)}"
+            f"{', '.join(NAMED)}"
         )
     return got

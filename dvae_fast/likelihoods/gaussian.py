@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from dvae_fast.likelihoods.base import MeanAndScale
-from dvae_fast.likelihoods.links import positive, sigmoid
+from dvae_fast.likelihoods.links import identity, positive, sigmoid
 
 if TYPE_CHECKING:
     from dvae_fast.likelihoods.base import Links
 
-__all__ = ["Gaussian"]
+__all__ = ["Gaussian", "RealGaussian"]
 
 
 class Gaussian(MeanAndScale):
@@ -49,3 +49,13 @@ class Gaussian(MeanAndScale):
         mean, scale = params
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
         return mean + scale * noise
+
+
+class RealGaussian(Gaussian):
+    """A Gaussian of data that may be any real number: the head of a decoder leaves mean = a."""
+
+    params: ClassVar[Links] = {"mean": identity, "scale": positive}
+
+    @property
+    def kind(self) -> str:
+        return "gaussian_real"

@@ -26,7 +26,7 @@ from dvae_fast.corruptions import (
     corruption_from,
     describe_corruption,
 )
-from dvae_fast.likelihoods import LIKELIHOODS, Likelihood
+from dvae_fast.likelihoods import NAMED, Likelihood
 from dvae_fast.models.encoders import ENCODERS
 from dvae_fast.models.layers import ACTIVATIONS
 from dvae_fast.models.posterior import COVARIANCES
@@ -70,6 +70,7 @@ def option(
     short: str | None = None,
     own: str = "",
     least: int = 1,
+    shown: bool = True,
 ) -> Any:
     """A field of a configuration.
 
@@ -81,9 +82,11 @@ def option(
         short: of one letter, for the command line.
         own: what may be given in the place of a name, in Python only.
         least: of a number.
+        shown: whether the command line has it.
     """
     metadata = {
         "help": help, "choices": choices, "of": of, "short": short, "own": own, "least": least,
+        "shown": shown,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -148,7 +151,7 @@ class ModelConfig:
         own="For full, encode gives a triangular factor (..., Z, Z) in the place of log_var.",
     )
     likelihood: str | Likelihood = option(
-        "bernoulli", "p(x|z).", choices=LIKELIHOODS, own="Or a Likelihood."
+        "bernoulli", "p(x|z).", choices=NAMED, own="Or a Likelihood."
     )
     corruption: Corruption | CorruptionFunction | None = option(
         None,
@@ -330,7 +333,7 @@ def describe_option(name: str, value: Any) -> Any:
     """An option's value, JSON-able; a thing of one's own by the name of its class alone."""
     if isinstance(value, Objective):
         return value.to_dict()
-    if isinstance(value, Likelihood) and type(value) is type(LIKELIHOODS.get(value.kind)):
+    if isinstance(value, Likelihood) and type(value) is type(NAMED.get(value.kind)):
         return value.kind
     if isinstance(value, Corruption):
         with contextlib.suppress(ValueError):  # one's own, or made of it

@@ -46,6 +46,8 @@ class GaussianEncoder(nn.Module):
         activation: one of `ACTIVATIONS`.
         covariance: of q(z|x), one of `COVARIANCES`; None for the logits of binary latents.
         context: C, of what it is told besides x, which the first layer reads; 0 for nothing.
+        log1p: see sign(x) log(1 + |x|) in the place of x: of counts, which are large (Lopez et al.,
+            Nature Methods 15 (2018)).
     """
 
     def __init__(
@@ -56,8 +58,11 @@ class GaussianEncoder(nn.Module):
         activation: str = "softplus",
         covariance: str | None = "diagonal",
         context: int = 0,
+        *,
+        log1p: bool = False,
     ) -> None:
         super().__init__()
+        self.log1p = log1p
         self.trunk = MLP((data_size, *hidden), activation)
         self.output = posterior_layer((data_size, *hidden)[-1], latent, covariance)
         self.latent, self.covariance = latent, covariance
@@ -66,6 +71,8 @@ class GaussianEncoder(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """(..., D) → mean (..., Z), and log_var (..., Z) or, if full, L (..., Z, Z); a context is
         (..., C) and broadcasts to x."""
+        if self.log1p:
+            x = x.sign() * x.abs().log1p()
         return split_posterior(_output(self, x, context), self.latent, self.covariance)
 
 
@@ -239,12 +246,14 @@ class Ready(NamedTuple):
 
 
 #: "mlp": a multilayer perceptron. "gru": a GRU over the rows. "gru_2d": one over the rows and one
-#: over the columns. "conv": convolutions of stride 2.
+#: over the columns. "conv": convolutions of stride 2. "mlp_log1p": a perceptron that sees
+#: logarithms, of counts.
 ENCODERS = {
     "mlp": Ready(GaussianEncoder, reads_images=False),
     "gru": Ready(GRUEncoder, recurrent=True),
     "gru_2d": Ready(partial(GRUEncoder, columns=True), recurrent=True),
     "conv": Ready(ConvEncoder),
+    "mlp_log1p": Ready(partial(GaussianEncoder, log1p=True), reads_images=False),
 }
 
 

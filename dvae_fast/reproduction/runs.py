@@ -249,7 +249,7 @@ def _evaluated(run: Run, run_dir: Path, report: Report | None) -> dict[str, Any]
     config = run.config
     model = load_model(run_dir).to(config.device)
     data = load_dataset(config.data, binarise=run.evaluated_on, seed=config.data_seed)
-    x, seed = data.evaluation("test"), config.seed
+    x, seed = data.evaluation("test")[:], config.seed
     own = mean_bound(model, x, seed, config.batch_size)
     clean = float(estimate_log_likelihood(model, x, 1, seed=seed).elbo.mean())
     some = len(x) if run.examples is None else min(run.examples, len(x))

@@ -20,11 +20,11 @@ from dvae_fast.training.config import (
     MOST_THREADS,
     OptionError,
     TrainConfig,
-    default_config,
     kl_weight,
     learning_rate,
     load_config,
 )
+from dvae_fast.training.defaults import default_config
 from dvae_fast.training.loop import Progress, train
 from dvae_fast.training.run import NonFiniteError, mean_bound
 

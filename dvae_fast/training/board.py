@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dvae_fast.corruptions import corrupt
+from dvae_fast.data import with_channels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -111,15 +112,20 @@ class Board:
         if self.writer is None or (time.monotonic() < self.next_picture and not last):
             return
         self.next_picture = time.monotonic() + _PICTURE_SECONDS
+        if data.image_shape is None:  # a table is no picture
+            return
         told = None if context is None else context[:8]
         rows = reconstructions(model, data.evaluation("valid")[:8], 0, told)
-        shape = (-1, 1, *data.image_shape)
+        shape = (-1, *with_channels(data.image_shape))
         with self._optional():
             for tag, images in (
                 ("samples", model.sample(64, seed=0, context=each_label(model, 64))),
                 ("x, corrupted, reconstructed", torch.cat(rows)),
             ):
-                self.writer.add_images(tag, images.clamp(0, 1).reshape(shape), epoch)
+                shaded = data.shaded(images).reshape(shape)
+                # Of other numbers of channels, the first.
+                shown = shaded if shaded.shape[1] in (1, 3) else shaded[:, :1]
+                self.writer.add_images(tag, shown, epoch)
 
     def __enter__(self) -> Board:
         return self

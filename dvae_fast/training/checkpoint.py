@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dvae_fast._checks import check_integer
 from dvae_fast.files import CheckpointError, load_tensors, one_line
 from dvae_fast.models.saving import SavedModel, read_model
-from dvae_fast.training.config import CONFIG, OptionError, TrainConfig, load_config
+from dvae_fast.training.config import CONFIG, OptionError, TrainConfig, load_config, other_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,11 +49,10 @@ def read_checkpoint(path: Path, config: TrainConfig) -> Checkpoint:
         what = f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
         raise CheckpointError(f"{path} is not a run's checkpoint: {what}") from None
     had, now = old.origin(), config.origin()
-    for name in had:
-        if had[name] != now[name]:
-            raise OptionError(
-                f"{name} must be as in the run to resume, {had[name]!r}; got {now[name]!r}"
-            )
+    if (name := other_run(had, now)) is not None:
+        raise OptionError(
+            f"{name} must be as in the run to resume, {had[name]!r}; got {now[name]!r}"
+        )
     if config.lr_schedule != "constant" and old.epochs != config.epochs:
         raise OptionError(
             f"epochs must be as in the run to resume, {old.epochs}, unless the learning rate is "
@@ -113,12 +112,12 @@ def load_run(run_dir: str | Path) -> tuple[TrainConfig, SavedModel]:
         raise CheckpointError(
             f"the model in {run_dir} does not say what it was trained with: {one_line(error)}"
         ) from None
-    for name, says in config.origin().items():
-        if made[name] != says:
-            raise CheckpointError(
-                f"{run_dir}/{CONFIG} does not belong to the model beside it: its {name} is "
-                f"{says!r}, the model was trained with {made[name]!r}"
-            )
+    says = config.origin()
+    if (name := other_run(says, made)) is not None:
+        raise CheckpointError(
+            f"{run_dir}/{CONFIG} does not belong to the model beside it: its {name} is "
+            f"{says[name]!r}, the model was trained with {made[name]!r}"
+        )
     return config, saved
 
 

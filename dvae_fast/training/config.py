@@ -15,7 +15,6 @@ from dvae_fast._checks import check_choice, check_device, check_integer, nearest
 from dvae_fast.corruptions import (
     CORRUPTIONS,
     LEVEL_ESTIMATORS,
-    AdditiveGaussian,
     Corruption,
     Identity,
     Learnable,
@@ -24,9 +23,27 @@ from dvae_fast.corruptions import (
     make_corruption,
     rates_from_mean,
 )
-from dvae_fast.data import BINARISATIONS, DATASETS, Dataset, check_binarise, load_dataset
+from dvae_fast.data import (
+    BINARISATIONS,
+    BINARY,
+    DATASETS,
+    KINDS,
+    OWN_SUFFIXES,
+    SPLIT,
+    DataError,
+    Dataset,
+    Kind,
+    Scaling,
+    check_binarise,
+    check_own_binarise,
+    check_split,
+    fitting,
+    load_dataset,
+    load_path,
+    misfit,
+)
 from dvae_fast.files import CheckpointError, read_json
-from dvae_fast.likelihoods import LIKELIHOODS, Bernoulli, get_likelihood
+from dvae_fast.likelihoods import NAMED, Bernoulli, get_likelihood
 from dvae_fast.models import MODELS, Autoencoder, ModelConfig, make_model
 from dvae_fast.models.config import default_samples, option, option_kind, options_of
 from dvae_fast.models.encoders import check_encoder
@@ -45,12 +62,14 @@ __all__ = [
     "DEFAULT_LEVEL",
     "LR_SCHEDULES",
     "MOST_THREADS",
+    "OF_OWN",
     "OptionError",
     "TrainConfig",
-    "default_config",
     "kl_weight",
     "learning_rate",
     "load_config",
+    "no_data",
+    "other_run",
 ]
 
 CONFIG = "config.json"
@@ -59,6 +78,17 @@ LR_SCHEDULES = ("constant", "stepwise")
 CHANGEABLE = ("epochs", "threads", "device", "cuda_graph")
 #: more than any machine has; of very many the system's own limits end the process
 MOST_THREADS = 1024
+
+
+#: the fields that say how data of one's own are read
+OF_OWN = ("values", "split", "size", "grey", "labels")
+
+
+def no_data(name: str) -> str:
+    """What to say of data that are neither a name nor there."""
+    if Path(name).name != name or Path(name).suffix:
+        return f"data must be one of {', '.join(DATASETS)}, or a path that is there; got {name!r}"
+    return f"{nearest_choice('data', name, DATASETS)} (nor is it a file or folder)"
 
 
 class OptionError(ValueError):
@@ -72,7 +102,7 @@ CONTEXTS: dict[str, Callable[[Dataset], Mapping[str, Tensor] | None]] = {
 _DEFAULT_DATA = next(iter(DATASETS))
 DEFAULT_LEVEL = 0.05
 _MODEL_FIELDS = frozenset(field.name for field in dataclasses.fields(ModelConfig))
-#: of binary data; of any other, gaussian
+#: of binary data; of counts, masking; of any other, gaussian
 _BINARY_CORRUPTION = SaltAndPepper.kind
 
 
@@ -92,22 +122,46 @@ class TrainConfig(ModelConfig):
     """
 
     model: str = option("diwae", "The model.", choices=MODELS)
-    data: str = option(_DEFAULT_DATA, "The data set.", choices=DATASETS)
+    data: str = option(
+        _DEFAULT_DATA,
+        f"The data set: one of {', '.join(DATASETS)}; or a file that ends in "
+        f"{', '.join(OWN_SUFFIXES)}, or a folder of images, whose folders are classes.",
+    )
+    values: str | None = option(
+        None, "What the values of your own data are. Default: they are looked at.", choices=KINDS
+    )
+    split: str = option(
+        SPLIT, "Shares to train, validate and test, of your data without those parts."
+    )
+    size: str | None = option(
+        None,
+        "Crop and resize your images to so many pixels: 32, or 48x64 (height x width). Default: "
+        "they stay.",
+    )
+    grey: bool = option(False, "Make your images grey.")
+    labels: str | None = option(
+        None,
+        "The column of your table (of .h5ad's obs; the array of .npz) that holds labels. "
+        "Default: none.",
+    )
     binarise: str = option(
         "dynamic",
-        "How; fixed exists for mnist only. Default: dynamic; none for frey.",
+        "How; fixed exists for mnist only. Default: dynamic; none for frey, "
+        "caltech101_silhouettes and your own.",
         choices=BINARISATIONS,
     )
     likelihood: str = option(
         "bernoulli",
-        "p(x|z). Default: bernoulli; gaussian for grey values.",
-        choices=LIKELIHOODS,
+        "p(x|z). Default: bernoulli for binary values; gaussian for grey ones; of your own "
+        + "; ".join(f"{kind.likelihood} for {kind.label}" for kind in KINDS.values())
+        + ".",
+        choices=NAMED,
     )
     # A name here, which `level` makes a corruption of.
     corruption: str = option(  # type: ignore[assignment]
         _BINARY_CORRUPTION,
-        f"For the models that corrupt. Default: {_BINARY_CORRUPTION} for dvae and diwae, gaussian "
-        "for any likelihood but bernoulli; identity for the others.",
+        f"For the models that corrupt. Default: {_BINARY_CORRUPTION} for dvae and diwae, masking "
+        "for counts, gaussian for any other likelihood but bernoulli; identity for the others.",
         choices=CORRUPTIONS,
     )
     level: float = option(
@@ -157,6 +211,10 @@ class TrainConfig(ModelConfig):
         "cpu", "cpu, cuda or cuda:N; of several processes each takes its own GPU of cuda."
     )
     cuda_graph: bool = option(False, "Replay each full batch's step as one CUDA graph.")
+    fingerprint: str | None = option(None, "Of the values of your own data.", shown=False)
+    scaling: dict[str, list[float]] | None = option(  # noqa: RUF009
+        None, "How those were made what the model sees.", shown=False
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -172,7 +230,7 @@ class TrainConfig(ModelConfig):
             super().__post_init__()
         except TypeError as error:
             raise ValueError(str(error)) from None
-        check_binarise(self.data, self.binarise)
+        self._check_data()
         model, objective = MODELS[self.model], self.make_objective()
         if self.samples is None:
             object.__setattr__(self, "samples", default_samples(objective))
@@ -208,6 +266,28 @@ class TrainConfig(ModelConfig):
                 f"cuda_graph must be off unless device is cuda; device is {self.device}"
             )
 
+    def _check_data(self) -> None:
+        if not isinstance(self.data, str):
+            raise ValueError(f"data must be a name or a path, got {type(self.data).__name__}")
+        if not self.is_own:
+            check_binarise(self.data, self.binarise)
+            for name in OF_OWN:
+                value, default = getattr(self, name), getattr(type(self), name)
+                if value != default:
+                    raise ValueError(
+                        f"{name} must be left out for {self.data}, which is known; got {value!r}"
+                    )
+            return
+        if self.values is None:
+            raise ValueError(no_data(self.data))
+        check_split(self.split)
+        check_own_binarise(KINDS[self.values], self.binarise)
+        if self.scaling is not None:
+            try:
+                Scaling.from_dict(self.scaling)
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"scaling must have a shift and a scale: {error}") from None
+
     def _check_model(self, model: type[Autoencoder]) -> None:
         known = options_of(model)
         for field in dataclasses.fields(ModelConfig):
@@ -218,19 +298,12 @@ class TrainConfig(ModelConfig):
                 )
 
     def _check_support(self) -> None:
-        step = get_likelihood(self.likelihood).step
-        if step == 1:
+        kind = self.kind
+        reason = misfit(kind, self.likelihood)
+        if reason is not None:
             raise ValueError(
-                f"likelihood must not be {self.likelihood} for {self.data}: it is of counts, and "
-                "the values of images lie in [0, 1]"
-            )
-        grey = BINARISATIONS[self.binarise].grey
-        if step > 0 and not (grey and DATASETS[self.data].grey_levels):
-            names = ", ".join(name for name, named in DATASETS.items() if named.grey_levels)
-            ways = ", ".join(name for name, way in BINARISATIONS.items() if way.grey)
-            raise ValueError(
-                f"likelihood must not be {self.likelihood} unless the data has 256 grey levels: "
-                f"{names} with binarise {ways}; got {self.data} with {self.binarise}"
+                f"likelihood must not be {self.likelihood} for {self.data_name}: {reason}; take "
+                f"{' or '.join(fitting(kind))}"
             )
 
     def _check_corruption(self, model: type[Autoencoder], objective: Objective) -> None:
@@ -309,21 +382,43 @@ class TrainConfig(ModelConfig):
         return max(self.context_size, classes)
 
     def load_data(self) -> Dataset:
-        """The data set; raises as `dvae_fast.data.load_dataset`."""
-        data = load_dataset(self.data, binarise=self.binarise, seed=self.data_seed)
+        """The data set; raises as `dvae_fast.data.load_dataset` and `load_path`."""
+        if self.is_own:
+            if not Path(self.data).is_absolute() and not Path(self.data).exists():
+                raise DataError(
+                    f"the data called {self.data!r} were given in Python, and must be given again, "
+                    "as data="
+                )
+            scaling = None if self.scaling is None else Scaling.from_dict(self.scaling)
+            data = load_path(
+                self.data, values=self.values, binarise=self.binarise, split=self.split,
+                seed=self.data_seed, size=self.size, grey=self.grey, labels=self.labels,
+                scaling=scaling,
+            )  # fmt: skip
+        else:
+            data = load_dataset(self.data, binarise=self.binarise, seed=self.data_seed)
         return data.first(self.train_examples, self.valid_examples)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the data are the user's own."""
+        return self.data not in DATASETS
+
+    @property
+    def data_name(self) -> str:
+        """What the data are called, without the way to them."""
+        return Path(self.data).stem if self.is_own else self.data
+
+    @property
+    def kind(self) -> Kind:
+        """What the values that a model is given are."""
+        values = (self.values or BINARY) if self.is_own else DATASETS[self.data].values
+        return KINDS[values if BINARISATIONS[self.binarise].grey else BINARY]
 
     @property
     def is_grey_bernoulli(self) -> bool:
         """Whether a Bernoulli is asked for the density of grey values, which it has none of."""
-        return BINARISATIONS[self.binarise].grey and isinstance(
-            get_likelihood(self.likelihood), Bernoulli
-        )
-
-    @property
-    def image_shape(self) -> tuple[int, int]:
-        """(height, width)."""
-        return DATASETS[self.data].image_shape
+        return self.kind.step != 1 and isinstance(get_likelihood(self.likelihood), Bernoulli)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, JSON-able."""
@@ -351,42 +446,13 @@ class TrainConfig(ModelConfig):
         return cls(**values)
 
 
-def default_config(model: str = "diwae", data: str = "digits", **given: Any) -> TrainConfig:
-    """A configuration with what suits the model and the data for every field not given.
+def other_run(had: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first field of two of :meth:`TrainConfig.origin` in which they differ, None if in none.
 
-    Args:
-        model, data: as in :class:`TrainConfig`.
-        given: its other fields; None counts as not given. What suits is the model's own default
-            (``samples``: 5 inside the logarithm or for vimco, else 1), and of the data
-            ``binarise``, ``epochs`` and ``learning_rate``; ``likelihood`` is gaussian for grey
-            values, else bernoulli. A denoising model's ``corruption`` is of salt and pepper,
-            gaussian for any likelihood but bernoulli, at ``level`` 0.05; any other model has none.
-
-    Raises:
-        ValueError: naming the field, the rule and the value.
+    The same data of one's own may lie elsewhere.
     """
-    check_choice("model", model, MODELS)
-    check_choice("data", data, DATASETS)
-    values = {name: value for name, value in given.items() if value is not None}
-    named = DATASETS[data]
-    values.setdefault("binarise", named.binarise)
-    check_binarise(data, values["binarise"])
-    values.setdefault("likelihood", BINARISATIONS[values["binarise"]].likelihood)
-    for name, value in MODELS[model].defaults.items():
-        if name not in ("objective", "corruption"):
-            values.setdefault(name, value)
-    values.setdefault("epochs", named.epochs)
-    values.setdefault("learning_rate", named.learning_rate)
-    if MODELS[model].denoising:
-        binary = isinstance(LIKELIHOODS.get(values["likelihood"]), Bernoulli)
-        values.setdefault("corruption", (SaltAndPepper if binary else AdditiveGaussian).kind)
-    else:
-        values.setdefault("corruption", Identity.kind)
-    identity = values["corruption"] == Identity.kind
-    if identity and values.get("level", 0) != 0:
-        raise ValueError(f"level must be 0 without a corruption, got {values['level']!r}")
-    values.setdefault("level", 0.0 if identity else DEFAULT_LEVEL)
-    return TrainConfig.from_dict({"model": model, "data": data, **values})
+    same = had["fingerprint"] is not None and had["fingerprint"] == now["fingerprint"]
+    return next((k for k in had if had[k] != now[k] and not (same and k == "data")), None)
 
 
 def load_config(run_dir: str | Path) -> TrainConfig:

@@ -14,6 +14,7 @@ import torch
 
 from dvae_fast._checks import check_device
 from dvae_fast.corruptions import Learnable
+from dvae_fast.data import Dataset
 from dvae_fast.distributed import World, broadcast_object, join, on_main
 from dvae_fast.files import CHECKPOINT, CheckpointError, sweep_temporaries, write_json
 from dvae_fast.kept import METRICS
@@ -28,9 +29,7 @@ from dvae_fast.training.stopping import Pace, Signals
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dvae_fast.data import Dataset
-
-__all__ = ["METRICS", "Progress", "check_world", "cpu_threads", "train"]
+__all__ = ["METRICS", "Progress", "check_fingerprint", "check_world", "cpu_threads", "train"]
 
 _CHECKPOINT_SECONDS = 30.0
 _LOCK = ".training.lock"
@@ -84,6 +83,7 @@ def train(
     config: TrainConfig,
     run_dir: str | Path,
     *,
+    data: Any = None,
     resume: bool = False,
     tensorboard: bool = True,
     on_progress: Callable[[Progress], None] | None = None,
@@ -99,6 +99,8 @@ def train(
     Args:
         config: what to train.
         run_dir: the folder; made if it is not there.
+        data: what is trained on, in the place of what `config` names: a `Dataset`, whose
+            configuration is ``default_config(model, data)``.
         resume: go on from the folder's checkpoint. `config` must be the run's, but for ``epochs``
             (to train longer), ``threads``, ``device`` and ``cuda_graph``.
         tensorboard: write its events, if it is installed.
@@ -117,7 +119,8 @@ def train(
 
     Raises:
         OptionError: a ValueError; if the folder holds a run and `resume` is False, or holds
-            another than `config` says; for ``cuda_graph`` with several processes.
+            another than `config` says; if the data are not those that `config` was made for; for
+            ``cuda_graph`` with several processes.
         ValueError: if the device is not there, or torchrun's environment is not whole.
         DistributedError: if another process ends or is silent for too long.
         NonFiniteError: if a bound becomes NaN or infinite; the last good checkpoint is kept.
@@ -135,7 +138,8 @@ def train(
         saved = None
         if resume:
             saved = on_main(lambda: read_checkpoint(folder / CHECKPOINT, config), world)
-        data = _load_data(config, world)
+        data = _load_data(config, world) if data is None else _first_of(config, data)
+        check_fingerprint(config, data)
         stack.enter_context(cpu_threads(config.threads))
         signals = stack.enter_context(Signals())
         run = Run(config, folder, data, world)
@@ -186,6 +190,31 @@ def _check_folder(folder: Path, resume: bool) -> None:
     if not resume and (folder / CHECKPOINT).exists():
         raise OptionError(
             f"run_dir must not hold a run already, unless it is resumed; got {folder}"
+        )
+
+
+def _first_of(config: TrainConfig, data: Any) -> Dataset:
+    """`data`, given in Python, as `config` wants them."""
+    if not isinstance(data, Dataset):
+        raise TypeError(
+            f"data must be a dvae_fast.data.Dataset (see its from_arrays), got "
+            f"{type(data).__name__}"
+        )
+    values = data.values if config.is_own else None
+    if (values, data.binarise) != (config.values, config.binarise):
+        raise OptionError(
+            f"data must be those that config was made for, {config.values} with binarise "
+            f"{config.binarise}; got {data.values} with {data.binarise}"
+        )
+    return data.first(config.train_examples, config.valid_examples)
+
+
+def check_fingerprint(config: TrainConfig, data: Dataset) -> None:
+    """Raise OptionError unless the data have the values that `config` was made for."""
+    if config.fingerprint is not None and data.fingerprint != config.fingerprint:
+        raise OptionError(
+            f"data must be those of the run, whose fingerprint is {config.fingerprint}; "
+            f"{config.data} holds others, of {data.fingerprint}"
         )
 
 

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dvae_fast import ops
 from dvae_fast._version import __version__
+from dvae_fast.data import Streamed, batches
 from dvae_fast.data.given import given_from
 from dvae_fast.distributed import World, all_sum, any_true, on_main, share
 from dvae_fast.files import CHECKPOINT, CheckpointError, one_line, save_tensors
@@ -43,7 +44,7 @@ class NonFiniteError(RuntimeError):
 
 def mean_bound(
     model: nn.Module,
-    x: Data,
+    x: Data | Streamed,
     seed: int,
     batch_size: int,
     world: World | None = None,
@@ -57,13 +58,16 @@ def mean_bound(
 
     Args:
         model: an `Autoencoder`; wrapped or compiled too.
-        x: a tensor, an array, a Dataset or a DataLoader; of pairs (x, y), y is the context of a
-            model that has one.
+        x: a tensor, an array, examples that are streamed, a Dataset or a DataLoader; of pairs
+            (x, y), y is the context of a model that has one.
         context: (N, C), or labels (N,).
     """
     own: Autoencoder = unwrapped(model)
-    values, told = given_from(x, context, wants_context=own.context_size > 0)
-    told = own.as_context(told, len(values), values)
+    if isinstance(x, Streamed):
+        values, told = x, given_from(x[:1], context)[1]
+    else:
+        values, told = given_from(x, context, wants_context=own.context_size > 0)
+    told = own.as_context(told, len(values), values[:1])
     device = next(own.parameters()).device
     world = world or World(0, 1, 0, device)
     total = torch.zeros((), dtype=torch.float64, device=device)
@@ -281,7 +285,8 @@ class Run:
     def _outside_support(self) -> str:
         """What the likelihood has against the data, looked at where a number is none."""
         try:
-            self.model.likelihood.check_support(self.data.train)
+            for x in batches(self.data.train):
+                self.model.likelihood.check_support(x)
         except ValueError as error:
             return f" And {error}."
         return ""

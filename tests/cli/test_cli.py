@@ -98,7 +98,7 @@ def test_the_encoder_is_an_option() -> None:
     assert config["covariance"] == "full"
     wrong = run("train", "--encoder", "rnn")
     assert wrong.exit_code == 2
-    assert "encoder must be one of mlp, gru, gru_2d, conv; got 'rnn'" in wrong.output
+    assert "encoder must be one of mlp, gru, gru_2d, conv, mlp_log1p; got 'rnn'" in wrong.output
 
 
 def test_the_decoder_and_the_data_may_be_smaller() -> None:
@@ -197,7 +197,7 @@ def test_an_objective_is_one_option_away() -> None:
             ["--model", "gan"],
             "model must be one of bernoulli, vae, iwae, dvae, diwae, two_layer; got 'gan'",
         ),
-        (["--data", "cifar"], "data must be one of digits, mnist, frey; got 'cifar'"),
+        (["--data", "cifar"], "data must be one of digits, mnist, frey, omniglot, fashion_mnist,"),
         (["--binarise", "x"], "binarise must be one of dynamic, once, fixed, none; got 'x'"),
         (["--binarise", "fixed"], "dynamic, once, none for digits (fixed exists for mnist alone)"),
         (["--corruption", "x"], "corruption must be one of identity, masking, salt_and_pepper"),
@@ -222,7 +222,7 @@ def test_an_objective_is_one_option_away() -> None:
         (["--activation", "x"], "activation must be one of softplus, tanh"),
         (
             ["--likelihood", "x"],
-            "continuous_bernoulli; got 'x'",
+            "continuous_bernoulli, gaussian_real; got 'x'",
         ),
         (
             ["--likelihood", "negative_binomial"],
@@ -230,7 +230,7 @@ def test_an_objective_is_one_option_away() -> None:
         ),
         (
             ["--likelihood", "discretised_logistic", "--binarise", "none"],
-            "256 grey levels: mnist, frey with binarise none; got digits with none",
+            "its values are one of 256 grey levels, and the data are grey values in [0, 1]; take",
         ),
         (["--lr-schedule", "x"], "lr_schedule must be one of constant, stepwise; got 'x'"),
         (["--learning-rate", "-1"], "learning_rate must be a finite number > 0, got -1.0"),

@@ -25,6 +25,7 @@ from dvae_fast.models import DIWAE, DVAE, MODELS, VAE, Autoencoder, ModelConfig,
 from dvae_fast.models.config import option_kind, options_of
 from dvae_fast.objectives import OBJECTIVES, Objective
 from dvae_fast.training import TrainConfig, default_config, load_config
+from dvae_fast.training.config import OF_OWN
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -113,7 +114,12 @@ def _options(model: type[Autoencoder], name: str) -> dict[str, Any]:
 def test_the_tables_here_are_whole() -> None:
     fields = {f.name for f in dataclasses.fields(ModelConfig)}
     assert set(OTHER) == fields
-    assert set(RUN) == {f.name for f in dataclasses.fields(TrainConfig)} - fields | {"corruption"}
+    found = {"fingerprint", "scaling"}  # by looking at the data
+    wanted = {f.name for f in dataclasses.fields(TrainConfig)} - fields - found - set(OF_OWN) | {
+        "corruption"
+    }
+    assert set(RUN) == wanted
+    assert found == {f.name for f in dataclasses.fields(TrainConfig) if not f.metadata["shown"]}
     assert fields == {name for model in MODELS.values() for name in options_of(model)}
     for field in dataclasses.fields(TrainConfig):
         assert field.metadata["help"].endswith("."), field.name
@@ -193,12 +199,12 @@ test_a_wrong_name_is_answered = refusals(
         (
             lambda: VAE(D, encoder="mpl"),
             ValueError,
-            "one of mlp, gru, .*'mpl'; did you mean 'mlp'?",
+            "encoder must be one of mlp, .*; got 'mpl'; did you mean 'mlp'?",
         ),
         (
             lambda: VAE(D, encoder="gru2d"),
             ValueError,
-            "encoder must be one of gru_2d, gru, mlp, conv; got 'gru2d'; did you mean 'gru_2d'?",
+            "encoder must be one of gru_2d, gru, .*; got 'gru2d'; did you mean 'gru_2d'?",
         ),
         (lambda: VAE(D, covariance="ful"), ValueError, "did you mean 'full'"),
         (lambda: VAE(D, activation="sofplus"), ValueError, "one of softplus, .*'softplus'"),
@@ -284,7 +290,7 @@ def test_an_option_of_a_run_goes_through_command_line_and_file(
     probe.command()(record)
     result = CliRunner().invoke(probe, words)
     assert result.exit_code == 0, result.output
-    own = {f.name for f in dataclasses.fields(TrainConfig)}
+    own = {f.name for f in dataclasses.fields(TrainConfig) if f.metadata["shown"]}
     options = {key: given for key, given in seen.items() if key in own}
     assert own == options.keys()
     assert given_values(TrainConfig, options) == together
@@ -295,6 +301,9 @@ def test_help_shows_every_option_with_its_choices() -> None:
     result = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "400"})
     assert result.exit_code == 0
     for field in dataclasses.fields(TrainConfig):
+        if not field.metadata["shown"]:
+            assert flag(field.name) not in result.output
+            continue
         assert flag(field.name) in result.output
         for choice in field.metadata["choices"] or ():
             assert choice in result.output

@@ -283,7 +283,9 @@ def test_samples_are_what_their_name_says(name: str, run_dir: Path) -> None:
 def test_samples_of_no_kind_are_refused(name: str, run_dir: Path) -> None:
     result = run("sample", run_dir, "--out", name)
     assert result.exit_code == 2
-    assert result.output == f"dvae-fast: out must end in .png, .pdf, .svg, .npz, got '{name}'\n"
+    assert (
+        result.output == f"dvae-fast: out must end in .png, .pdf, .svg, .npz, .csv, got '{name}'\n"
+    )
 
 
 COMMANDS = ("train", "evaluate", "sample", "reproduce", "info", "check")

@@ -18,7 +18,8 @@ from scipy import stats
 from dvae_fast import data
 from dvae_fast._extras import MissingExtraError
 from dvae_fast.data import DataError, downloads, load_dataset
-from dvae_fast.data.sets import _BLOCK, _fixed_draw, _fixed_mnist, _mnist
+from dvae_fast.data.dataset import _BLOCK, fixed_draw
+from dvae_fast.data.sets import _fixed_mnist, _mnist
 
 # Indices that np.random.RandomState(0).permutation(1797) begins each part with.
 SPLIT_OF_SEED_0 = {
@@ -131,7 +132,7 @@ def test_drawing_leaves_the_data_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("binarise", ["dynamic", "once"])
-def test_evaluation_sets_are_one_fixed_draw(binarise: str) -> None:
+def test_evaluation_sets_are_onefixed_draw(binarise: str) -> None:
     """The ones of each of three sets within 4.5 standard errors: a false alarm in 50,000."""
     d, grey = load_dataset("digits", binarise=binarise), load_dataset("digits", binarise="none")
     for split in data.SPLITS:
@@ -152,7 +153,7 @@ def test_dynamic_and_once_are_judged_on_the_same_draw() -> None:
 def test_fixed_draws_of_examples_blocks_and_splits_are_independent() -> None:
     """Three correlations within 4.5 standard errors: a false alarm in 50,000."""
     half = torch.full((2 * _BLOCK + 5, 96), 0.5)
-    valid, test = _fixed_draw(half, 0, "valid"), _fixed_draw(half, 0, "test")
+    valid, test = fixed_draw(half, 0, "valid"), fixed_draw(half, 0, "test")
     assert len(set(rows(valid)) | set(rows(test))) == 2 * len(half)
     # Correlation of neighbours in each direction: 0 ± 1/sqrt(n).
     centred = 2 * valid - 1
@@ -186,7 +187,7 @@ def test_grey_values_are_sixteenths() -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"name": "cifar"}, "name must be one of digits, mnist, frey; got 'cifar'"),
+        ({"name": "cifar"}, "name must be one of digits, mnist, frey, omniglot, fashion_mnist,"),
         (
             {"name": "digits", "binarise": "x"},
             "binarise must be one of dynamic, once, fixed, none; got 'x'",

@@ -185,7 +185,7 @@ test_wrong_arguments = refusals(
         (
             lambda: make_model("vae", D, encoder="rnn"),
             ValueError,
-            "encoder must be one of mlp, gru, gru_2d, conv; got 'rnn'",
+            "encoder must be one of mlp, gru, gru_2d, conv, mlp_log1p; got 'rnn'",
         ),
         (
             lambda: make_model("vae", D, encoder="gru"),

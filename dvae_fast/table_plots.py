@@ -1,0 +1,106 @@
+"""Pictures of tables: their columns and their rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dvae_fast.plots import BLUE, GREY, new_figure, write_figure
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+__all__ = ["plot_columns", "plot_table_rows"]
+
+_PANELS = 12
+_BINS = 40
+
+
+def plot_columns(
+    x: Tensor | None, draws: Tensor, columns: Sequence[str], path: Path, *, title: str = ""
+) -> None:
+    """Histograms of columns: of the data, grey, and of what a model draws, blue.
+
+    Args:
+        x, draws: (N, D) and (n, D); None where the data are not there.
+        columns: names of the D; may be empty.
+        path, title: as for `dvae_fast.plots.plot_samples`, which tells the errors too.
+
+    Of more than twelve columns, those that vary most.
+    """
+    shown = draws if x is None else x
+    count = min(_PANELS, shown.shape[1])
+    places = shown.double().var(0).nan_to_num().topk(count).indices.sort().values.tolist()
+    wide = min(4, count)
+    tall = -(-count // wide)
+    figure = new_figure(2.4 * wide, 1.9 * tall + (0.4 if title else 0.1))
+    panels = figure.subplots(tall, wide, squeeze=False).ravel()
+    for axes in panels[count:]:
+        axes.set_visible(False)
+    for axes, place in zip(panels, places, strict=False):
+        parts = [(x, "data", GREY), (draws, "drawn", BLUE)]
+        values = [
+            (part[:, place].double().cpu(), label, colour)
+            for part, label, colour in parts
+            if part is not None
+        ]
+        edges = _edges(values[0][0])
+        for value, label, colour in values:
+            weights = torch.full_like(value, 1 / len(value))
+            inside = value.clamp(edges[0], edges[-1])
+            filled = {"color": colour, "alpha": 0.5} if colour == GREY else {
+                "color": colour, "histtype": "step", "linewidth": 1.3,
+            }  # fmt: skip
+            axes.hist(inside.numpy(), edges.numpy(), weights=weights.numpy(), label=label, **filled)
+        axes.set_title(columns[place] if columns else f"column {place}", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.set_yticks([])
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    panels[0].legend(frameon=False, fontsize=7)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    write_figure(figure, path)
+
+
+def _edges(values: Tensor) -> Tensor:
+    """Of bins over all but the tails, one each of few whole numbers."""
+    low, high = (float(q) for q in values.quantile(torch.tensor([0.005, 0.995]).double()))
+    if bool((values == values.round()).all()):
+        step = max(1, round((high - low) / _BINS))
+        return torch.arange(low - 0.5, high + step + 0.5, step, dtype=torch.float64)
+    return torch.linspace(low, high if high > low else low + 1, _BINS + 1, dtype=torch.float64)
+
+
+def plot_table_rows(
+    rows: Sequence[tuple[str, Tensor]], path: Path, *, labels: Sequence[str] = (), title: str = ""
+) -> None:
+    """Rows of tables as bands of colour, a panel for each label; each column in its own range.
+
+    Args:
+        rows: labels, and (n, D) each.
+        path: as for `dvae_fast.plots.plot_samples`, which tells the errors too.
+        labels: n, one for each row of every panel.
+        title: likewise.
+    """
+    first = rows[0][1].double().cpu()
+    low = first.amin(0)
+    span = (first.amax(0) - low).clamp(min=torch.finfo(torch.float64).tiny)
+    figure = new_figure(8.0, len(rows) * (0.13 * len(first) + 0.3) + (0.4 if title else 0.1))
+    for axes, (label, values) in zip(
+        figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True
+    ):
+        shades = ((values.double().cpu() - low) / span).nan_to_num().clamp(0, 1)
+        axes.imshow(
+            shades.numpy(), cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest"
+        )
+        axes.set_xticks([])
+        axes.set_yticks(
+            range(len(labels)), [label.replace("\n", " ") for label in labels], fontsize=6
+        )
+        axes.set_ylabel(label, fontsize=10)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    write_figure(figure, path)

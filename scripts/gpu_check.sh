@@ -16,7 +16,7 @@
 #   compile     torch.compile as a rival, which takes minutes to compile
 #
 # Needs PYTHON (default python3) with torch >= 2.11 that sees a GPU; to build, nvcc of the same CUDA,
-# g++, setuptools, ninja, pybind11; for the tests pytest, pytest-benchmark, hypothesis, scipy and, to
+# g++, setuptools, ninja, pybind11; for the tests pytest, pytest-benchmark, scipy and, to
 # be quick, pytest-xdist. Installs nothing and needs no network; a step that lacks something is
 # skipped and says so. DVAE_FAST_COMMIT names the commit where .git is not there.
 #

@@ -14,7 +14,7 @@ from typing import Any
 
 MODULES = (
     *("torch", "numpy", "scipy", "sklearn", "safetensors", "matplotlib", "typer", "rich"),
-    *("pytest", "xdist", "pytest_benchmark", "hypothesis", "setuptools", "ninja", "pybind11"),
+    *("pytest", "xdist", "pytest_benchmark", "setuptools", "ninja", "pybind11"),
 )
 
 

@@ -336,7 +336,7 @@ STEPS = (
         110,
         120,
         TESTS_LOG,
-        ("pytest", "pytest_benchmark", "hypothesis", "scipy", "numpy"),
+        ("pytest", "pytest_benchmark", "scipy", "numpy"),
     ),
     Step("memcheck", sanitizer("memcheck"), 60, 10, TESTS_LOG, ("numpy",)),
     Step("racecheck", sanitizer("racecheck"), 60, 10, TESTS_LOG, ("numpy",)),

@@ -179,7 +179,7 @@ def test_a_step_that_fails_or_hangs_leaves_the_others_theirs(
         stub("check", fails),
         stub("bench", hangs, most=4),
         stub("tests", raises),
-        stub("memcheck", no_step, needs=("numpy", "hypothesis")),
+        stub("memcheck", no_step, needs=("numpy", "absent_package")),
         stub("compile", passes),
     ]
     run_steps(context, record, chosen, total=100)
@@ -199,7 +199,7 @@ def test_a_step_that_fails_or_hangs_leaves_the_others_theirs(
     summaries = {step["name"]: step["summary"] for step in content["steps"]}
     assert summaries["check"] == "no such kernel"
     assert summaries["tests"] == "gpu_check itself: KeyError: 'rows'"
-    assert summaries["memcheck"] == "not installed: hypothesis"
+    assert summaries["memcheck"] == "not installed: absent_package"
     assert "Traceback" in (context.out / "tests.log").read_text()
     assert "    | no such kernel" in capsys.readouterr().out
 

@@ -207,11 +207,11 @@ def estimate_from_log_weights(
 
     Args:
         log_weights: (x, k, seed) → (B, k): log p(x, z) − log q(z|x) in nats for k samples z ~
-            q(z|x) of each of the B examples in x, float32 or float64. `seed` is an int >= 0,
-            another for every call; torch's own generators start at it too, so that a function that
-            draws from those need not look at it. With a `context` it is called as (x, k, seed,
-            context). Modules that it refers to are found and are in evaluation mode; those hidden
-            deeper must be.
+            q(z|x) of each of the B examples in x, float32 or float64. `seed` is an int from 0 to
+            2**32 − 1, another for every call; torch's own generators start at it too, so that a
+            function that draws from those need not look at it. With a `context` it is called as
+            (x, k, seed, context). Modules that it refers to are found and are in evaluation mode;
+            those hidden deeper must be.
         x: (N, *shape), N >= 1, of any dtype: a tensor, a NumPy array, or a Dataset or DataLoader of
             such examples, or of tuples (x, y, …), which is read into memory in its order. Batches
             move to the device of the modules; nothing else is changed.

@@ -34,8 +34,8 @@ def is_distribution(thing: Any) -> bool:
 @contextmanager
 def torch_seed(key: Tensor, example: int = 0, copy: int = 0) -> Iterator[int]:
     """Torch's own generators start at a number made of these, which is given; and go on where they
-    were afterwards."""
-    seed = generator_seed(key, example, copy)
+    were afterwards. It is below 2**32, so that NumPy, and who seeds it too, takes it."""
+    seed = generator_seed(key, example, copy) % 2**32
     with torch.random.fork_rng([key.device] if key.is_cuda else []):
         torch.manual_seed(seed)
         yield seed

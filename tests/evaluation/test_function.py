@@ -74,7 +74,7 @@ def test_what_it_is_called_with() -> None:
     def log_weights(x: Tensor, k: int, seed: int) -> Tensor:
         assert not layer.training
         assert type(seed) is int
-        assert seed >= 0
+        assert 0 <= seed < 2**32
         seen.append((len(x), k, seed))
         return layer(x).sum(1, keepdim=True) + torch.randn(len(x), k)
 

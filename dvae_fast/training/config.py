@@ -97,7 +97,7 @@ class OptionError(ValueError):
 
 #: of a data set, what a model may be told of each split
 CONTEXTS: dict[str, Callable[[Dataset], Mapping[str, Tensor] | None]] = {
-    "labels": lambda data: getattr(data, "labels", None),
+    "labels": lambda data: data.labels,
 }
 _DEFAULT_DATA = next(iter(DATASETS))
 DEFAULT_LEVEL = 0.05

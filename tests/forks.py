@@ -1,7 +1,7 @@
-"""Processes of Python that need not load torch: forked from one that has loaded it and nothing of
-the package.
+"""Processes of Python that need not load torch and the like: forked from one that has loaded them
+and nothing of the package.
 
-What they cannot show: what happens as torch is loaded, and what its libraries read from the
+What they cannot show: what happens as those are loaded, and what their libraries read from the
 environment then.
 """
 
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch._dynamo", "torch._subclasses.fake_tensor"])
+_context.set_forkserver_preload([
+    "torch", "torch._dynamo", "torch._subclasses.fake_tensor", "torch.utils.tensorboard",
+    "matplotlib.figure", "sklearn.datasets", "typer.testing",
+])  # fmt: skip
 # Waited for at the end, so that its time and its children's count as the tests'.
 atexit.register(forkserver._forkserver._stop)
 

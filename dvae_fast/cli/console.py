@@ -16,6 +16,7 @@ from dvae_fast._extras import MissingExtraError
 from dvae_fast.cli.outlet import say
 from dvae_fast.data import DataError
 from dvae_fast.distributed import DistributedError, is_main_process
+from dvae_fast.evaluation.batching import out_of_memory
 from dvae_fast.files import CheckpointError, one_line
 from dvae_fast.training import MOST_THREADS, NonFiniteError, OptionError
 
@@ -63,9 +64,11 @@ def one_line_errors() -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError) as error:
         fail(f"out of memory: {one_line(error)}", 1)
     except (RuntimeError, OverflowError, TypeError) as error:
-        if not _TOO_LARGE.search(str(error)):
-            raise
         said = str(error).partition("Exception raised")[0]  # and then torch's own stack
+        if not _TOO_LARGE.search(said):
+            if not out_of_memory(error):
+                raise
+            said = "out of memory"
         fail(f"a size is too large for this machine: {one_line(said)}", 1)
     except KeyboardInterrupt:
         fail("interrupted", 130, shared=True)

@@ -91,6 +91,10 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+# Of a number: more copies, samples or latents have no index in the noise.
+_MOST = 1 << 32
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The options of a model but for what its data says: sizes, modules, bound.
@@ -190,6 +194,8 @@ class ModelConfig:
                 object.__setattr__(self, field.name, value)
             elif kind is int:
                 value = check_size(field.name, value, field.metadata["least"])
+                if value > _MOST:
+                    raise ValueError(f"{field.name} must be <= 2**32, got {value}")
                 object.__setattr__(self, field.name, value)
             elif kind is bool and not isinstance(value, bool):
                 raise TypeError(f"{field.name} must be a bool, got {type(value).__name__}")

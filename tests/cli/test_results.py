@@ -213,12 +213,24 @@ def test_a_damaged_run_is_one_line(damage: Any, message: str, run_dir: Path) -> 
         assert result.output.count("\n") == 1
 
 
-@pytest.mark.parametrize("size", ["1000000,1000000000", f"{10**30}"])
-def test_sizes_beyond_memory_are_one_line(size: str) -> None:
-    result = run("train", "--hidden-sizes", size, "-q", "--run-dir", "r")
+@pytest.mark.parametrize(
+    "option, size",
+    [("--hidden-sizes", "10,1000000000000"), ("--hidden-sizes", f"{10**30}"),
+     ("--copies", f"{2**32}")],
+)  # fmt: skip
+def test_sizes_beyond_memory_are_one_line(option: str, size: str) -> None:
+    result = run("train", option, size, "-q", "--run-dir", "r")
     assert result.exit_code == 1
     assert result.output.startswith("dvae-fast: a size is too large for this machine: ")
     assert result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["copies", "samples", "latent-size"])
+def test_more_than_the_noise_has_is_a_wrong_option(name: str) -> None:
+    result = run("train", f"--{name}", f"{2**32 + 1}", "-q", "--run-dir", "r")
+    assert result.exit_code == 2
+    assert f"{name.replace('-', '_')} must be <= 2**32, got 4294967297" in result.output
+    assert not Path("r").exists()
 
 
 # --- grey values ------------------------------------------------------------------------------

@@ -28,14 +28,13 @@ __all__ = ["default_config"]
 _OWN_EXAMPLES, _OWN_MOST_EPOCHS, _OWN_RATE = 5_000_000, 300, 1e-3
 
 
-def default_config(
-    model: str = "diwae", data: str | Path | Dataset = "digits", **given: Any
-) -> TrainConfig:
+def default_config(model: str = "diwae", data: Any = "digits", **given: Any) -> TrainConfig:
     """A configuration with what suits the model and the data for every field not given.
 
     Args:
         model: as in :class:`TrainConfig`.
-        data: the same; a path is looked at. Or a `Dataset`, which `train` must be given too.
+        data: the same; a path is looked at. Or a `Dataset`, or what `Dataset.from_arrays` takes,
+            which `train` must be given too.
         given: its other fields; None counts as not given. What suits is the model's own default
             (``samples``: 5 inside the logarithm or for vimco, else 1), and of the data
             ``binarise``, ``epochs`` and ``learning_rate``; ``likelihood`` is gaussian for grey
@@ -51,7 +50,7 @@ def default_config(
     check_choice("model", model, MODELS)
     values = {name: value for name, value in given.items() if value is not None}
     data, values = _named(data, values)
-    if isinstance(data, Dataset) or data not in DATASETS:
+    if not isinstance(data, str) or data not in DATASETS:
         values = _of_own(data, values)
         kind = KINDS[values["values"]]
         if BINARISATIONS[values["binarise"]].grey:
@@ -60,10 +59,10 @@ def default_config(
                 values.setdefault("encoder", kind.encoder)
         epochs, rate = _epochs(values.pop("count")), _OWN_RATE
     else:
-        named = DATASETS[str(data)]
+        named = DATASETS[data]
         values |= {"data": data}
         values.setdefault("binarise", named.binarise)
-        check_binarise(str(data), values["binarise"])
+        check_binarise(data, values["binarise"])
         epochs, rate = named.epochs, named.learning_rate
         if BINARISATIONS[values["binarise"]].grey and KINDS[named.values].step != 1:
             values.setdefault("likelihood", BINARISATIONS[values["binarise"]].likelihood)
@@ -97,7 +96,7 @@ def _named(data: Any, values: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     return data.name, values | {"binarise": data.binarise, "data_seed": data.seed}
 
 
-def _of_own(data: str | Path | Dataset, values: dict[str, Any]) -> dict[str, Any]:
+def _of_own(data: Any, values: dict[str, Any]) -> dict[str, Any]:
     """`values` with what is found out of data of one's own, and how many train."""
     if isinstance(data, Dataset):
         for name in (*OF_OWN, "binarise", "data_seed"):
@@ -105,6 +104,15 @@ def _of_own(data: str | Path | Dataset, values: dict[str, Any]) -> dict[str, Any
                 raise ValueError(f"{name} must be left out with a data set, which has its own")
         found, where = data, data.name
         values = values | {"data_seed": data.seed}
+    elif not isinstance(data, (str, Path)):
+        known = {"values": "values", "split": "split", "binarise": "binarise", "data_seed": "seed"}
+        for name in OF_OWN:
+            if name in values and name not in known:
+                raise ValueError(f"{name} must be left out with data in Python")
+        found = Dataset.from_arrays(
+            data, **{argument: values[name] for name, argument in known.items() if name in values}
+        )
+        where = found.name
     else:
         path = Path(data).expanduser()
         if not path.exists():

@@ -99,8 +99,9 @@ def train(
     Args:
         config: what to train.
         run_dir: the folder; made if it is not there.
-        data: what is trained on, in the place of what `config` names: a `Dataset`, whose
-            configuration is ``default_config(model, data)``.
+        data: what is trained on, in the place of what `config` names: a `Dataset`, or whatever
+            `Dataset.from_arrays` takes, torch's data sets and loaders too. Its configuration is
+            ``default_config(model, data)``.
         resume: go on from the folder's checkpoint. `config` must be the run's, but for ``epochs``
             (to train longer), ``threads``, ``device`` and ``cuda_graph``.
         tensorboard: write its events, if it is installed.
@@ -195,18 +196,19 @@ def _check_folder(folder: Path, resume: bool) -> None:
 
 def _first_of(config: TrainConfig, data: Any) -> Dataset:
     """`data`, given in Python, as `config` wants them."""
+    found: Dataset = data
     if not isinstance(data, Dataset):
-        raise TypeError(
-            f"data must be a dvae_fast.data.Dataset (see its from_arrays), got "
-            f"{type(data).__name__}"
-        )
-    values = data.values if config.is_own else None
-    if (values, data.binarise) != (config.values, config.binarise):
+        found = Dataset.from_arrays(
+            data, values=config.values, binarise=config.binarise, split=config.split,
+            seed=config.data_seed, name=config.data,
+        )  # fmt: skip
+    values = found.values if config.is_own else None
+    if (values, found.binarise) != (config.values, config.binarise):
         raise OptionError(
             f"data must be those that config was made for, {config.values} with binarise "
-            f"{config.binarise}; got {data.values} with {data.binarise}"
+            f"{config.binarise}; got {found.values} with {found.binarise}"
         )
-    return data.first(config.train_examples, config.valid_examples)
+    return found.first(config.train_examples, config.valid_examples)
 
 
 def check_fingerprint(config: TrainConfig, data: Dataset) -> None:

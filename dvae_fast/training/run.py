@@ -176,7 +176,8 @@ class Run:
 
     def step(self) -> None:
         index = self.permutation[self.position : self.position + self.config.batch_size]
-        x = self.images.train_batch(index, self.generator)
+        # Already there, but for examples that are streamed.
+        x = self.images.train_batch(index, self.generator).to(self.device, non_blocking=True)
         context = self._context("train", index)
         seed = torch.randint(0, 2**63 - 1, (1,), generator=self.generator)
         seed = seed.to(self.device, non_blocking=True)

@@ -212,11 +212,43 @@ def test_arrays_are_trained_on_in_python() -> None:
     real = Dataset.from_arrays(TABLE)
     with pytest.raises(OptionError, match="data must be those that config was made for, counts"):
         train(config, "q", data=real, tensorboard=False)
-    with pytest.raises(TypeError, match=r"data must be a dvae_fast\.data\.Dataset.*got ndarray"):
-        train(config, "q", data=TABLE, tensorboard=False)
     evaluated = run("evaluate", "r", "--k", "3")
     assert evaluated.exit_code == 1
     assert "the data called 'visits' were given in Python" in evaluated.output
+
+
+class Items(torch.utils.data.Dataset[Any]):
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, i: int) -> Any:
+        return torch.from_numpy(TABLE[i]), i % 2
+
+
+def test_torchs_data_sets_are_trained_on_as_they_are() -> None:
+    """The same numbers as of the array, and from the same seed."""
+    models = []
+    plain = torch.utils.data.TensorDataset(torch.from_numpy(TABLE))
+    loader = torch.utils.data.DataLoader(Items(), batch_size=3, shuffle=True)
+    for i, data in enumerate((TABLE, plain, Items(), loader)):
+        config = default_config("vae", data, split="0.5,0.3,0.2", **CONFIG)
+        assert (config.values, config.likelihood) == ("real", "gaussian_real")
+        train(config, f"r{i}", data=data, tensorboard=False)
+        models.append(load_model(f"r{i}").state_dict())
+    for other in models[1:]:
+        assert all(torch.equal(models[0][name], other[name]) for name in other)
+    with pytest.raises(ValueError, match="size must be left out with data in Python"):
+        default_config("vae", TABLE, size="3")
+    with pytest.raises(TypeError, match=r"train must be an array, .* got int"):
+        default_config("vae", 3)
+
+
+def test_labels_of_folders_make_a_model_conditional() -> None:
+    write_images()
+    ok("train", *TINY, "--data", "toys", "--context", "labels", "--evaluate-k", "2",
+       "--run-dir", "r")  # fmt: skip
+    assert load_model("r").context_size == 2
+    ok("sample", "r", "--n", "4", "--label", "1")
 
 
 def test_a_stream_trains_as_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,8 @@ def test_a_training_that_is_killed_ends_as_one_that_is_not(tmp_path: Path) -> No
         resume = (folder / CHECKPOINT).is_file()
         train(config, folder, resume=resume, tensorboard=False, checkpoint_seconds=0.0)
 
-    assert until_done(KILLS, 1.5 * took / KILLS + 0.05, go_on) > KILLS / 2
+    # Of about half of the work; the rest is done at last. Or not quite, on a machine in use.
+    assert until_done(KILLS, took / KILLS + 0.02, go_on) > KILLS / 4
     metrics = json.loads((folder / METRICS).read_text())
     assert metrics["status"] == "finished"
     for name in ("test_bound", "best"):
@@ -155,7 +156,7 @@ def test_an_evaluation_that_is_killed_ends_as_one_that_is_not(
     straight, folder = tmp_path / "straight", tmp_path / "killed"
     began = time.monotonic()
     evaluate(straight)
-    longest = 1.5 * (time.monotonic() - began) / EVALUATION_KILLS + 0.05
+    longest = (time.monotonic() - began) / EVALUATION_KILLS + 0.05
     until_done(EVALUATION_KILLS, longest, lambda: evaluate(folder, "--resume"))
     expected, found = numbers(straight), numbers(folder)
     assert expected.keys() == found.keys()

@@ -97,10 +97,10 @@ def main() -> None:
     a = parser.parse_args()
     runs = {"VAE": load(a.vae), "DVAE": load(a.dvae)}
     frey_config, frey = load(a.frey)
-    shape = runs["VAE"][0].image_shape
-    if runs["DVAE"][0].image_shape != shape:
+    shape = runs["VAE"][1].image_shape
+    if runs["DVAE"][1].image_shape != shape:
         raise SystemExit(f"pictures: VAE and DVAE must have images of one shape, got {shape} and "
-                         f"{runs['DVAE'][0].image_shape}")  # fmt: skip
+                         f"{runs['DVAE'][1].image_shape}")  # fmt: skip
     if frey.latent_size != 2:
         raise SystemExit(f"pictures: FREY must have two latents, got {frey.latent_size}")
     models = {name: model for name, (_, model) in runs.items()}
@@ -114,7 +114,7 @@ def main() -> None:
     try:
         draw(models, filters, x, shape, a.output, a.seed)
         plot_samples(
-            frey.manifold(SIDE).flatten(0, 1), frey_config.image_shape, a.output / "manifold.png",
+            frey.manifold(SIDE).flatten(0, 1), frey.image_shape, a.output / "manifold.png",
             columns=SIDE,
             title=f"{frey_config.model} on {frey_config.data}: the plane of two latents",
         )  # fmt: skip

@@ -103,6 +103,12 @@ class Streamed:
         if step != 1:
             return self[torch.arange(start, stop, step, device="cpu")]
         stop = max(start, stop)
+        if stop - start > _BATCH:  # two copies of some at a time, not of all
+            whole = torch.empty((stop - start, self.shape[1]), dtype=torch.float32, device="cpu")
+            for first in range(start, stop, _BATCH):
+                part = self[first : min(first + _BATCH, stop)]
+                whole[first - start : first - start + len(part)] = part
+            return whole
         if self._draw is None:
             return self._read(slice(start, stop))
         first, last = start - start % self._unit, min(stop + -stop % self._unit, len(self))

@@ -222,9 +222,9 @@ def build(
         source = raw.parts.get(name, raw.parts[_TRAIN])
         index = cut.get(name) if name == _TRAIN or name in missing else None
         streamed = Streamed(source, index, scaling, arrange)
-        parts[name] = _whole(streamed) if kept else streamed
+        parts[name] = streamed[:] if kept else streamed
         if way.once:
-            parts[name] = fixed_draw(_whole(streamed), seed, name)
+            parts[name] = fixed_draw(streamed[:], seed, name)
         if raw.labels is not None:
             of_part = raw.labels.get(name, raw.labels[_TRAIN])
             labels[name] = torch.from_numpy(of_part if index is None else of_part[index])
@@ -236,14 +236,6 @@ def build(
         binarise or "none", seed, mean, kind, labels or None, raw.classes, raw.columns,
         look.fingerprint, scaling, (low, high if high > low else low + 1),
     )  # fmt: skip
-
-
-def _whole(x: Streamed) -> Tensor:
-    whole = torch.empty(x.shape, dtype=torch.float32, device="cpu")
-    for first in range(0, len(x), 1024):
-        part = x[first : first + 1024]
-        whole[first : first + len(part)] = part
-    return whole
 
 
 def _shape_of(raw: Raw) -> tuple[tuple[int, ...], Callable[..., Any] | None]:

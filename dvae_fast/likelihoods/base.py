@@ -25,6 +25,10 @@ _OF_PARAMS = ("log_prob", "mean", "sample")
 _OF_DENSITY = ("derivatives", "derivative_in_x")
 
 
+#: values whose support is looked at together
+_AT_ONCE = 1 << 24
+
+
 class Likelihood:
     """p(x|z) = Π p(x_i; params_i): the base of all likelihoods, and of your own.
 
@@ -145,6 +149,10 @@ class Likelihood:
 
     def check_support(self, x: Tensor) -> None:
         """Raise ValueError if a value of ``x`` lies outside the support (NaN passes)."""
+        if x.dim() > 1 and x.numel() > _AT_ONCE:  # looked at in parts, for memory
+            for part in x.split(max(1, _AT_ONCE // max(1, x[0].numel()))):
+                self.check_support(part)
+            return
         inside = self.support(x)
         if not isinstance(inside, Tensor) or inside.dtype != torch.bool or inside.shape != x.shape:
             got = type(inside).__name__

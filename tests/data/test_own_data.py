@@ -464,3 +464,31 @@ def test_once_is_no_way_of_a_stream(tmp_path: Path) -> None:
 def test_a_source_must_read() -> None:
     with pytest.raises(NotImplementedError):
         Source().read(slice(0, 1))
+
+
+def test_a_long_slice_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two copies of a few rows at a time, and the same numbers."""
+    monkeypatch.setattr("dvae_fast.data.examples._BATCH", 8)
+    data, kept = streamed(REAL, tmp_path), Dataset.from_arrays(REAL)
+    source: Any = data.train._source  # type: ignore[union-attr]
+    most = 0
+    original = source.read
+
+    def counted(at: Any) -> Any:
+        nonlocal most
+        values = original(at)
+        most = max(most, len(values))
+        return values
+
+    source.read = counted
+    for at in (slice(None), slice(3, 30), slice(5, 13)):
+        assert torch.equal(data.train[at], kept.train[at])
+    assert most == 8
+
+
+def test_arrays_in_memory_are_not_shared() -> None:
+    array = COUNTS.astype(np.float32)
+    data = Dataset.from_arrays(array, array[:5], array[5:9])
+    before = data.train[:].clone()
+    array[:] = 7
+    assert torch.equal(data.train[:], before)

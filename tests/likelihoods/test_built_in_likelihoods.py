@@ -292,3 +292,15 @@ def test_a_decoder_by_name_or_object() -> None:
     by_object = Decoder(2, (3,), D, Gaussian())
     z = torch.randn(4, 2)
     torch.testing.assert_close(by_name(z), by_object(z))
+
+
+def test_the_support_of_large_data_is_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same answer, wherever the value is."""
+    monkeypatch.setattr("dvae_fast.likelihoods.base._AT_ONCE", 12)
+    x = torch.rand(9, D)
+    Bernoulli().check_support(x)
+    for row in (0, 4, 8):
+        wrong = x.clone()
+        wrong[row, 2] = 1.5
+        with pytest.raises(ValueError, match=r"x must lie in \[0, 1\].*to 1\.5"):
+            Bernoulli().check_support(wrong)

@@ -5,21 +5,17 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
+from command_line import ok, plain_terminal, run
 
-from dvae_fast import cli
 from dvae_fast.data import Dataset
 from dvae_fast.models import load_model
 from dvae_fast.training import default_config, load_config, train
 from dvae_fast.training.config import OptionError
-
-if TYPE_CHECKING:
-    from typer.testing import Result
 
 N = 40
 RNG = np.random.default_rng(9)
@@ -34,19 +30,8 @@ TABLE = RNG.normal([0, 50, -3], [1, 10, 0.1], (N, 3)).round(4)
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    plain_terminal(monkeypatch)
     monkeypatch.setenv("COLUMNS", "200")
-    for name in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS"):
-        monkeypatch.delenv(name, raising=False)
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
-
-
-def ok(*arguments: str | Path) -> str:
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 def write_table(path: str = "a.csv", table: Any = TABLE) -> None:

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BUILD_COMMAND",
+    "CPU_ONLY",
     "LIBRARY_ERROR",
+    "MASKABLE",
     "cuda_architectures",
     "cuda_kernels",
     "cuda_kernels_state",
@@ -103,6 +105,21 @@ _SCHEMAS = {
         "str likelihood) -> (Tensor, Tensor, Tensor, Tensor)"
     ),
 }
+
+#: Operators of which a mask may leave out elements: each also as masked_…, with the mask last. They
+#: are operators of their own, so that a device may have the kernels of the ones and not the others.
+MASKABLE = (
+    "log_weights",
+    "log_weights_backward",
+    "iwae",
+    "iwae_",
+    "linear_log_weights",
+    "linear_log_weights_backward",
+    "mlp_log_weights",
+)
+_SCHEMAS.update(
+    {f"masked_{name}": _SCHEMAS[name].replace(") ->", ", Tensor? mask) ->") for name in MASKABLE}
+)
 
 
 # --- fake kernels: shapes and dtypes only -----------------------------------------------------
@@ -178,6 +195,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
         _optional_like(scale, hidden),
     ),
 }
+_FAKES.update({f"masked_{name}": _FAKES[name] for name in MASKABLE})
 
 
 # --- kernels that wait for a verdict ----------------------------------------------------------
@@ -340,8 +358,8 @@ def library_loaded() -> bool:
 
 # --- CUDA kernels -----------------------------------------------------------------------------
 
-#: Operators without a CUDA kernel: the public function never calls them on a GPU.
-_CPU_ONLY = ("mlp_log_weights",)
+#: Operators without a CUDA kernel: never called on a GPU, or by the reference there.
+CPU_ONLY = ("mlp_log_weights", *(f"masked_{name}" for name in MASKABLE))
 _CUDA_KERNELS: bool = hasattr(torch.ops.dvae_fast, "_enable_cuda_kernels")
 
 
@@ -356,7 +374,7 @@ def cuda_architectures() -> list[str]:
 
 
 def _enable_cuda(names: Iterable[str]) -> None:
-    wanted = [name for name in names if name not in _CPU_ONLY]
+    wanted = [name for name in names if name not in CPU_ONLY]
     if wanted:
         torch.ops.dvae_fast._enable_cuda_kernels(",".join(wanted))
 

@@ -232,17 +232,34 @@ def mixture_log_ratio_backward(
 # --- likelihoods ------------------------------------------------------------------------------
 
 
-def log_density(params: Tensor, scale: Tensor | None, x: Tensor, likelihood: str) -> Tensor:
-    """log p(x|z) of each element: params (N, K, D), x (B, D) → (N, K, D)."""
-    *parameters, data = _operands(params, scale, x)
-    return get_likelihood(likelihood).log_prob(tuple(parameters), data)
+def log_density(
+    params: Tensor, scale: Tensor | None, x: Tensor, likelihood: str, mask: Tensor | None = None
+) -> Tensor:
+    """log p(x|z) of each element: params (N, K, D), x (B, D) → (N, K, D).
+
+    A mask (B, D) is True where x was observed; elsewhere it is 0.
+    """
+    *parameters, data = _operands(params, scale, x, mask)
+    density = get_likelihood(likelihood).log_prob(tuple(parameters), data)
+    return _observed(density, params, mask, 0.0)
 
 
-def _operands(params: Tensor, scale: Tensor | None, x: Tensor) -> tuple[Tensor, ...]:
-    """Parameters and x in the dtype of sums, so that they broadcast over (N, K, D)."""
+def _operands(
+    params: Tensor, scale: Tensor | None, x: Tensor, mask: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Parameters and x in the dtype of sums, so that they broadcast over (N, K, D).
+
+    What a mask leaves out is ½, of which every derivative is finite: 0 · NaN would be NaN.
+    """
     dtype = accumulation_dtype(params.dtype)
     scales = () if scale is None else (_scale(scale, params, dtype),)
-    return (params.to(dtype), *scales, _rows(x.to(dtype), params))
+    operands = (params.to(dtype), *scales, _rows(x.to(dtype), params))
+    return tuple(_observed(t, params, mask, 0.5) for t in operands)
+
+
+def _observed(t: Tensor, params: Tensor, mask: Tensor | None, other: float) -> Tensor:
+    """t, which broadcasts over (N, K, D), with `other` where the mask leaves out."""
+    return t if mask is None else torch.where(_rows(mask, params), t, other)
 
 
 def _rows(x: Tensor, params: Tensor) -> Tensor:
@@ -260,25 +277,38 @@ def _scale(scale: Tensor, params: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def log_weights(
-    params: Tensor, scale: Tensor | None, x: Tensor, log_ratio: Tensor, likelihood: str
+    params: Tensor,
+    scale: Tensor | None,
+    x: Tensor,
+    log_ratio: Tensor,
+    likelihood: str,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """params (N, K, D), x (B, D), log_ratio (N, K) → log p(x|z) + log_ratio, (N, K)."""
-    density = log_density(params, scale, x, likelihood)
+    """params (N, K, D), x (B, D), log_ratio (N, K) → log p(x|z) + log_ratio, (N, K).
+
+    With a mask (B, D), p of what was observed (Mattei, Frellsen, arXiv 1812.02633).
+    """
+    density = log_density(params, scale, x, likelihood, mask)
     return density.sum(-1) + log_ratio.to(density.dtype)
 
 
 def log_weights_backward(
-    grad: Tensor, params: Tensor, scale: Tensor | None, x: Tensor, likelihood: str
+    grad: Tensor,
+    params: Tensor,
+    scale: Tensor | None,
+    x: Tensor,
+    likelihood: str,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """grad times the derivatives: (∂params, ∂scale), of no element if there is no scale.
 
     A scale that elements share gets the sum over them.
     """
-    *parameters, data = _operands(params, scale, x)
+    *parameters, data = _operands(params, scale, x, mask)
     g = grad.to(data.dtype).unsqueeze(-1)
     # A weight of zero stops a non-finite derivative: 0 · inf would be NaN.
     derivatives = get_likelihood(likelihood).derivatives(tuple(parameters), data)
-    grads = [weighted(g, d) for d in derivatives]
+    grads = [_observed(weighted(g, d), params, mask, 0.0) for d in derivatives]
     grad_params = grads[0].to(params.dtype)
     if scale is None:
         return grad_params, params.new_empty(0)
@@ -351,12 +381,13 @@ def iwae(
     log_ratio: Tensor,
     likelihood: str,
     multiplier: float,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(bound (N,), w̃ (N, K), multiplier · ∂bound/∂params, multiplier · ∂bound/∂scale)."""
-    log_w = log_weights(params, scale, x, log_ratio, likelihood)
+    log_w = log_weights(params, scale, x, log_ratio, likelihood, mask)
     bound = logmeanexp(log_w)
     weights = normalised_weights(log_w)
-    grads = log_weights_backward(weights * multiplier, params, scale, x, likelihood)
+    grads = log_weights_backward(weights * multiplier, params, scale, x, likelihood, mask)
     return bound, weights, *grads
 
 
@@ -367,9 +398,11 @@ def iwae_(
     log_ratio: Tensor,
     likelihood: str,
     multiplier: float,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`iwae` that leaves the gradient in `params`: (bound, w̃, ∂scale)."""
-    bound, weights, grad, grad_scale = iwae(params, scale, x, log_ratio, likelihood, multiplier)
+    args = (params, scale, x, log_ratio, likelihood, multiplier, mask)
+    bound, weights, grad, grad_scale = iwae(*args)
     params.copy_(grad)
     return bound, weights, grad_scale
 
@@ -436,6 +469,7 @@ def linear_log_weights(
     x: Tensor,
     log_ratio: Tensor,
     likelihood: str,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """hidden (N, K, H), weight (D, H), bias (D,) → log_weights(hidden Wᵀ + b, …), (N, K).
 
@@ -444,9 +478,15 @@ def linear_log_weights(
     rows = [log_ratio[:0]]
     for n in range(hidden.shape[0]):
         params = _linear(hidden[n : n + 1], weight, bias)
-        row = x[n % x.shape[0]].unsqueeze(0)
-        rows.append(log_weights(params, scale, row, log_ratio[n : n + 1], likelihood))
+        some = None if mask is None else _row(mask, n)
+        ratio = log_ratio[n : n + 1]
+        rows.append(log_weights(params, scale, _row(x, n), ratio, likelihood, some))
     return torch.cat(rows)
+
+
+def _row(t: Tensor, n: int) -> Tensor:
+    """What row n has of x or a mask, (1, D)."""
+    return t[n % t.shape[0]].unsqueeze(0)
 
 
 #: what a decoder's hidden layers may make of their linear parts, by name
@@ -467,6 +507,7 @@ def mlp_log_weights(
     x: Tensor,
     log_ratio: Tensor,
     likelihood: str,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """z (N, K, Z) through dense layers (O_i, O_(i-1)) with biases (O_i) or empty → (N, K).
 
@@ -479,7 +520,7 @@ def mlp_log_weights(
     ]
     for layer in hidden:
         z = f(_linear(z, *layer))
-    return linear_log_weights(z, *last, scale, x, log_ratio, likelihood)
+    return linear_log_weights(z, *last, scale, x, log_ratio, likelihood, mask)
 
 
 def linear_log_weights_backward(
@@ -490,6 +531,7 @@ def linear_log_weights_backward(
     scale: Tensor | None,
     x: Tensor,
     likelihood: str,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(∂hidden, ∂weight, ∂bias, ∂scale), the linear layer recomputed a row at a time."""
     dtype = accumulation_dtype(hidden.dtype)
@@ -501,8 +543,8 @@ def linear_log_weights_backward(
     )
     for n in range(hidden.shape[0]):
         params = _linear(hidden[n : n + 1], weight, bias)
-        row = x[n % x.shape[0]].unsqueeze(0)
-        g, gs = log_weights_backward(grad[n : n + 1], params, scale, row, likelihood)
+        some = None if mask is None else _row(mask, n)
+        g, gs = log_weights_backward(grad[n : n + 1], params, scale, _row(x, n), likelihood, some)
         grad_hidden.append(g @ weight)
         g = g[0]
         grad_weight = grad_weight + (g.transpose(0, 1) @ hidden[n]).to(dtype)
@@ -514,3 +556,14 @@ def linear_log_weights_backward(
         grad_bias.to(weight.dtype),
         hidden.new_empty(0) if scale is None else grad_scale.reshape(scale.shape).to(scale.dtype),
     )
+
+
+# --- those of which a mask leaves out elements, as operators of their own ------------------------
+
+masked_log_weights = log_weights
+masked_log_weights_backward = log_weights_backward
+masked_iwae = iwae
+masked_iwae_ = iwae_
+masked_linear_log_weights = linear_log_weights
+masked_linear_log_weights_backward = linear_log_weights_backward
+masked_mlp_log_weights = mlp_log_weights

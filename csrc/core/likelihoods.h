@@ -349,5 +349,8 @@ inline bool has_scale(LikelihoodKind kind) {
 inline bool has_log_scale(LikelihoodKind kind) {
   return with_likelihood(kind, [](auto l) { return decltype(l)::type::kHasLogScale; });
 }
+inline bool has_data_term(LikelihoodKind kind) {
+  return with_likelihood(kind, [](auto l) { return decltype(l)::type::kHasDataTerm; });
+}
 
 DVAE_END_CORE

@@ -74,6 +74,13 @@ struct Kernels {
   // out[j] += Σ_r in[r, j] for columns [begin, end)
   void (*add_column_sums[kDTypes])(const void* in, int64_t rows, int64_t columns, double* out,
                                    int64_t begin, int64_t end);
+
+  // For masked.h. A row's observed elements one after another, and back with zeros elsewhere: `to`
+  // of the one and `from` of the other have room for `size` elements. Σ of those observed.
+  void (*compact[kDTypes])(const void* from, const uint8_t* observed, int64_t size, void* to);
+  void (*spread[kDTypes])(const void* from, const uint8_t* observed, int64_t size, int64_t count,
+                          void* to);
+  double (*sum_observed)(const double* values, const uint8_t* observed, int64_t size);
 };
 
 // One per ISA compiled in; null where the compiler or architecture has none.

@@ -45,6 +45,7 @@ constexpr int64_t kSumRows = 64;  // terms of one kind that a single float takes
 #include "ops/softplus.inl"
 #include "ops/dense.inl"
 #include "ops/sums.inl"
+#include "ops/compact.inl"
 // clang-format on
 
 #define DVAE_DTYPES(f) {f<float>, f<double>, f<BFloat16>, f<Half>}
@@ -77,6 +78,9 @@ constexpr Kernels kTable = {
     DVAE_DTYPES(softplus_backward),
     DVAE_DTYPES(scale_by),
     DVAE_DTYPES(add_column_sums),
+    DVAE_DTYPES(compact),
+    DVAE_DTYPES(spread),
+    sum_observed,
 };
 
 #undef DVAE_FOR_BLOCK

@@ -12,9 +12,9 @@ namespace dvae::glue {
 
 struct Decoder;  // ops/decoder.h
 
-// What a scale that all rows share is laid out in for a device's kernels.
-struct ScaleLayout {
-  virtual ~ScaleLayout() = default;
+// What a scale that all rows share, or a mask, is laid out in for a device's kernels.
+struct Layout {
+  virtual ~Layout() = default;
 };
 
 // The gradient of log_weights, of all rows or in tiles of them. Those of a shared scale and of a
@@ -72,6 +72,9 @@ class Backend {
 
   // For a decoder whose rows share their scale: what its params say of it, and layout.
   virtual void lay_out_scale(Decoder&) const = 0;
+  // For one with a mask, after its scale. Without kernels for that, its operators are not
+  // registered.
+  virtual void lay_out_mask(Decoder&) const {}
   virtual void log_weights(const Decoder&, const LogWeightParams&, int64_t begin,
                            int64_t end) const = 0;
   // rows: the most that are added at once.

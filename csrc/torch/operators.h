@@ -30,21 +30,24 @@ Three latent_log_ratio_backward(const Backend&, In grad, In z, In mean, In log_v
 Two mixture_log_ratio(const Backend&, In z, In mean, In log_var);
 Three mixture_log_ratio_backward(const Backend&, In grad, In weights, In z, In mean, In log_var);
 
-Tensor log_weights(const Backend&, In params, MaybeIn scale, In x, In log_ratio, Name likelihood);
-Two log_weights_backward(const Backend&, In grad, In params, MaybeIn scale, In x, Name likelihood);
+// mask (examples, D) of bool, or null: which elements count.
+Tensor log_weights(const Backend&, In params, MaybeIn scale, In x, In log_ratio, Name likelihood,
+                   MaybeIn mask);
+Two log_weights_backward(const Backend&, In grad, In params, MaybeIn scale, In x, Name likelihood,
+                         MaybeIn mask);
 Four iwae(const Backend&, In params, MaybeIn scale, In x, In log_ratio, Name likelihood,
-          double multiplier);
+          double multiplier, MaybeIn mask);
 Three iwae_inplace(const Backend&, In params, MaybeIn scale, In x, In log_ratio, Name likelihood,
-                   double multiplier);
+                   double multiplier, MaybeIn mask);
 void rescale_inplace(const Backend&, In grad, In factor);
 
 Tensor linear_log_weights(const Backend&, In hidden, In weight, MaybeIn bias, MaybeIn scale, In x,
-                          In log_ratio, Name likelihood);
+                          In log_ratio, Name likelihood, MaybeIn mask);
 Four linear_log_weights_backward(const Backend&, In grad, In hidden, In weight, MaybeIn bias,
-                                 MaybeIn scale, In x, Name likelihood);
+                                 MaybeIn scale, In x, Name likelihood, MaybeIn mask);
 Tensor mlp_log_weights(const Backend&, In z, const std::vector<Tensor>& weights,
                        const std::vector<Tensor>& biases, Name activation, MaybeIn scale, In x,
-                       In log_ratio, Name likelihood);
+                       In log_ratio, Name likelihood, MaybeIn mask);
 
 Tensor softplus(const Backend&, In x);
 Tensor softplus_backward(const Backend&, In grad, In out);

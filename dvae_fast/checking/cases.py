@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -402,8 +403,45 @@ _BUILDERS: dict[str, Callable[[], Iterator[_Build]]] = {
     "mlp_log_weights": _mlp_log_weights,
 }
 
+#: where those that take a mask have params, if they have, and x
+_MASKED = {
+    "log_weights": (0, 2),
+    "log_weights_backward": (1, 3),
+    "iwae": (0, 2),
+    "iwae_": (0, 2),
+    "linear_log_weights": (None, 4),
+    "linear_log_weights_backward": (None, 5),
+    "mlp_log_weights": (None, 5),
+}
+
+
+def _masked(op: str) -> Iterator[_Build]:
+    """One in four of the cases without, infinite where they are not observed."""
+    for i, (label, layout, build) in enumerate(_BUILDERS[op]()):
+        if (i + i // 4) % 4 != 1:  # each likelihood in turn
+            continue
+
+        def masked(make: Maker, build: Callable[[Maker], Any] = build) -> tuple[Any, ...]:
+            args = list(build(make))
+            params, x = _MASKED[op]
+            b, d = args[x].shape
+            mask = torch.rand(b, d, generator=make.generator) < 0.7
+            mask[1:2], mask[2:3] = False, True  # of an example nothing, of another all
+            mask = make.put(mask, torch.bool)
+            args[x] = arrange(torch.where(mask, args[x], math.inf), make.layout)
+            if params is not None:
+                rows = mask.repeat(len(args[params]) // max(b, 1), 1).unsqueeze(1)
+                unseen = torch.where(rows, args[params], math.inf)
+                args[params] = arrange(unseen, make.layout)
+            return (*args, mask)
+
+        yield label, layout, masked
+
+
+_BUILDERS.update({f"masked_{op}": partial(_masked, op) for op in _MASKED})
+
 OPERATORS = tuple(_BUILDERS)
-MUTATING = ("iwae_", "rescale_")
+MUTATING = ("iwae_", "masked_iwae_", "rescale_")
 
 # Without a low-precision form: their inputs are sums already, or the public function never calls
 # them in it.
@@ -413,6 +451,7 @@ _SUMS_ONLY = (
     "lse_update",
     "lse_merge",
     "mlp_log_weights",
+    "masked_mlp_log_weights",
 )
 
 

@@ -208,7 +208,7 @@ def _weight_cases(small: bool) -> Iterator[Case]:
                         f"{label}, {reduction}",
                         make,
                         lambda *t, lik=likelihood, r=reduction: dvae_fast.iwae_loss(
-                            *_split(t), lik, r
+                            *_split(t), lik, reduction=r
                         ),
                         in_float32_alone=d != 65,
                     )

@@ -21,12 +21,10 @@ from dvae_fast.checking.operands import (
 )
 from dvae_fast.checking.special import special_samples
 from dvae_fast.corruptions import BitFlip, FusedCorruption, Masking, SaltAndPepper
+from dvae_fast.ops import CPU_ONLY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-#: Operators without a kernel on GPUs, where the public function never calls them.
-CPU_ONLY = ("mlp_log_weights",)
 
 _MASKS = (Masking, BitFlip, SaltAndPepper)
 

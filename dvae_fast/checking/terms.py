@@ -162,11 +162,22 @@ class _Density(NamedTuple):
 
 @torch.enable_grad()
 def _density(
-    params: Tensor, scale: Tensor | None, x: Tensor, likelihood: str, order: int = 0
+    params: Tensor,
+    scale: Tensor | None,
+    x: Tensor,
+    likelihood: str,
+    mask: Tensor | None = None,
+    order: int = 0,
 ) -> _Density:
-    """Up to the slope with `order` 1, and all with 2; what was not asked for is NaN."""
+    """Up to the slope with `order` 1, and all with 2; what was not asked for is NaN. What a mask
+    leaves out is 0."""
     n, b = params.shape[0], x.shape[0]
     rows = x.repeat(n // b if b else 1, 1).unsqueeze(1)
+    if mask is not None:
+        seen = mask.repeat(n // b if b else 1, 1).unsqueeze(1)
+        params, rows = torch.where(seen, params, 0.5), torch.where(seen, rows, 1.0)
+        whole = _density(params.detach(), scale, rows.flatten(0, 1), likelihood, order=order)
+        return _Density(*(torch.where(seen, t, 0.0) for t in whole))
     p, s = params.detach().requires_grad_(order > 0), None
     if scale is not None:
         s = scale.detach() if scale.dim() == 3 else scale.detach().reshape(1, 1, -1)
@@ -193,15 +204,25 @@ def _sum_like_scale(terms: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def _terms_log_weights(
-    params: Tensor, scale: Tensor | None, x: Tensor, log_ratio: Tensor, likelihood: str
+    params: Tensor,
+    scale: Tensor | None,
+    x: Tensor,
+    log_ratio: Tensor,
+    likelihood: str,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    return (_density(params, scale, x, likelihood).value.sum(-1) + log_ratio.abs(),)
+    return (_density(params, scale, x, likelihood, mask).value.sum(-1) + log_ratio.abs(),)
 
 
 def _terms_log_weights_backward(
-    grad: Tensor, params: Tensor, scale: Tensor | None, x: Tensor, likelihood: str
+    grad: Tensor,
+    params: Tensor,
+    scale: Tensor | None,
+    x: Tensor,
+    likelihood: str,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    g, density = grad.abs().unsqueeze(-1), _density(params, scale, x, likelihood)
+    g, density = grad.abs().unsqueeze(-1), _density(params, scale, x, likelihood, mask)
     return g * density.d_params, _sum_like_scale(g * density.d_scale, scale)
 
 
@@ -233,9 +254,10 @@ def _terms_iwae(
     log_ratio: Tensor,
     likelihood: str,
     multiplier: float,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    log_w = reference.log_weights(params, scale, x, log_ratio, likelihood)
-    density = _density(params, scale, x, likelihood)
+    log_w = reference.log_weights(params, scale, x, log_ratio, likelihood, mask)
+    density = _density(params, scale, x, likelihood, mask)
     terms = density.value.sum(-1) + log_ratio.abs()
     bound, weight_terms = _terms_mean_exp(log_w, terms)
     g = abs(multiplier) * weight_terms.unsqueeze(-1)
@@ -286,9 +308,10 @@ def _terms_linear_log_weights(
     x: Tensor,
     log_ratio: Tensor,
     likelihood: str,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     params = torch.nn.functional.linear(hidden, weight, bias)
-    density = _density(params, scale, x, likelihood, order=1)
+    density = _density(params, scale, x, likelihood, mask, order=1)
     terms = density.value + density.slope * _linear_terms(hidden, weight, bias)
     return (terms.sum(-1) + log_ratio.abs(),)
 
@@ -301,9 +324,10 @@ def _terms_linear_log_weights_backward(
     scale: Tensor | None,
     x: Tensor,
     likelihood: str,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     params = torch.nn.functional.linear(hidden, weight, bias)
-    density = _density(params, scale, x, likelihood, order=2)
+    density = _density(params, scale, x, likelihood, mask, order=2)
     carried = _linear_terms(hidden, weight, bias)
     g = grad.abs().unsqueeze(-1)
     d_params = g * (density.d_params + density.curvature * carried)
@@ -333,6 +357,7 @@ def _terms_mlp_log_weights(
     x: Tensor,
     log_ratio: Tensor,
     likelihood: str,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     terms = z.abs()
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
@@ -345,7 +370,7 @@ def _terms_mlp_log_weights(
         terms = terms @ weight.abs().transpose(0, 1)
         terms = terms if given is None else terms + given.abs()
         z = torch.nn.functional.linear(z, weight, given)
-    density = _density(z, scale, x, likelihood, order=1)
+    density = _density(z, scale, x, likelihood, mask, order=1)
     return ((density.value + density.slope * terms).sum(-1) + log_ratio.abs(),)
 
 
@@ -378,7 +403,7 @@ _TERMS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
 
 def absolute_terms(op: str, args64: tuple[Any, ...]) -> tuple[Tensor, ...]:
     """For every result of `op`, the sum of the absolute terms it is made of."""
-    return _TERMS[op](*args64)
+    return _TERMS[op.removeprefix("masked_")](*args64)
 
 
 def rounded_intermediates(
@@ -389,13 +414,15 @@ def rounded_intermediates(
     Only a linear layer has them: its output, and the gradient of it, are in the dtype of its
     operands as torch.nn.Linear's are, and a matrix product leaves them rounded.
     """
-    if dtype not in LOW_PRECISION or not op.startswith("linear"):
+    plain = op.removeprefix("masked_")
+    if dtype not in LOW_PRECISION or not plain.startswith("linear"):
         return (0.0,) * 4
+    args64, mask = (args64, None) if plain == op else (args64[:-1], args64[-1])
     unit = torch.finfo(dtype).eps
     backward = op.endswith("backward")
     hidden, weight, bias, scale, x = args64[1:6] if backward else args64[:5]
     params = torch.nn.functional.linear(hidden, weight, bias)
-    density = _density(params, scale, x, args64[-1], order=2)
+    density = _density(params, scale, x, args64[-1], mask, order=2)
     # A kernel adds the bias to a product that has been rounded: the two may cancel.
     product = torch.nn.functional.linear(hidden, weight)
     moved = unit * torch.maximum(product.abs(), params.abs())

@@ -43,6 +43,7 @@ __all__ = [
     "is_wrapped",
     "keep",
     "kept",
+    "maskable",
     "needs_function",
     "needs_grad",
     "operator",
@@ -229,6 +230,12 @@ def operator(name: str) -> Callable[..., Any]:
     """The operator `name`; under `torch.vmap`, which has no rule for it, its formula."""
     op, formula = getattr(_op, name), getattr(reference, name)
     return lambda *args: (formula if _transforms_active() else op)(*args)
+
+
+def maskable(make: Callable[[str], Callable[..., Any]], name: str) -> Callable[..., Any]:
+    """`make(name)` with one argument more, a mask: where that is not None, its masked operator."""
+    whole, masked = make(name), make(f"masked_{name}")
+    return lambda *args: whole(*args[:-1]) if args[-1] is None else masked(*args)
 
 
 def differentiable(name: str) -> Callable[..., Any]:

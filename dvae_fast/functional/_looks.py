@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dvae_fast.functional._rows import observed
+
 if TYPE_CHECKING:
     from dvae_fast.likelihoods import Likelihood
 
@@ -61,8 +63,11 @@ def look_at_params(first: Any, likelihood: Likelihood) -> None:
         _warn_once("params", doubt)
 
 
-def look_at_loss(loss: Tensor, x: Tensor, likelihood: Likelihood) -> None:
-    """Warn where a loss is not finite and x lies outside of the likelihood's support."""
+def look_at_loss(
+    loss: Tensor, x: Tensor, likelihood: Likelihood, mask: Tensor | None = None
+) -> None:
+    """Warn where a loss is not finite and x, where a mask (E, D) leaves it, is none that the
+    likelihood has; x then (R, D)."""
     if not _readable(loss):
         return
     if math.isfinite(loss.item() if loss.dim() == 0 else loss.data.sum().item()):
@@ -70,7 +75,7 @@ def look_at_loss(loss: Tensor, x: Tensor, likelihood: Likelihood) -> None:
     if not _readable(x):
         return
     try:
-        likelihood.check_support(x.detach())
+        likelihood.check_support(observed(x.detach(), mask))
     except ValueError as error:
         _warn_once("support", f"the loss is not finite, and {error}")
 

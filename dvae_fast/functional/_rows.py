@@ -1,9 +1,11 @@
-"""x and log_ratio as the operators take them."""
+"""x, log_ratio and a mask as the operators take them."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from dvae_fast._checks import check_dense, check_same, check_shape
 from dvae_fast._dtypes import accumulation_dtype
@@ -11,7 +13,7 @@ from dvae_fast._dtypes import accumulation_dtype
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["check_rows"]
+__all__ = ["check_mask", "check_rows", "observed"]
 
 
 def check_rows(
@@ -51,3 +53,34 @@ def check_rows(
     if log_ratio.dim() != 2:
         log_ratio = log_ratio.reshape(math.prod(batch), leading[-1])
     return x, log_ratio
+
+
+def check_mask(
+    mask: Any, leading: tuple[int, ...], size: int, of: Tensor, of_name: str
+) -> Tensor | None:
+    """A mask as (rows, D), after checks; None where there is none. leading is (*L, B, K)."""
+    if mask is None:
+        return None
+    check_dense("mask", mask)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be bool, True where x was observed, got {mask.dtype}")
+    batch = leading[:-1]
+    if mask.shape != (batch[-1], size) and mask.shape != (*batch, size):
+        raise ValueError(
+            f"mask must have shape (B, D) = {(batch[-1], size)} to go with {of_name} of shape "
+            f"{tuple(of.shape)}, got {tuple(mask.shape)}"
+        )
+    check_same("mask", mask, of_name, of)
+    rows: Tensor = mask if mask.dim() == 2 else mask.reshape(math.prod(batch), size)
+    return rows
+
+
+def observed(t: Tensor, mask: Tensor | None) -> Tensor:
+    """The elements that a mask (E, D) leaves of t, (R, D) or (R, K, D); all in order, if none."""
+    if mask is None:
+        return t
+    rows = max(t.shape[0], mask.shape[0])
+    if rows == 0:
+        return t
+    t, mask = (v.repeat(rows // v.shape[0], *[1] * (v.dim() - 1)) for v in (t, mask))
+    return t[mask if t.dim() == 2 else mask.unsqueeze(1).expand(t.shape)]

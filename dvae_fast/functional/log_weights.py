@@ -23,12 +23,13 @@ from dvae_fast.functional._autograd import (
     is_transformed,
     is_wrapped,
     keep,
+    maskable,
     needs_function,
     needs_grad,
     operator,
 )
 from dvae_fast.functional._looks import look_at_loss, look_at_params
-from dvae_fast.functional._rows import check_rows
+from dvae_fast.functional._rows import check_mask, check_rows, observed
 from dvae_fast.functional.plain import check_no_gradient, gradient_in_x, plain_log_weights
 from dvae_fast.likelihoods import Likelihood, get_likelihood
 
@@ -53,8 +54,8 @@ _op: Any = torch.ops.dvae_fast
 # --- log-weights ------------------------------------------------------------------------------
 
 
-_log_weights = operator("log_weights")
-_log_weights_backward = differentiable("log_weights_backward")
+_log_weights = maskable(operator, "log_weights")
+_log_weights_backward = maskable(differentiable, "log_weights_backward")
 
 
 class _LogWeights(Operation):
@@ -62,28 +63,35 @@ class _LogWeights(Operation):
 
     @staticmethod
     def forward(
-        params: Tensor, scale: Tensor | None, x: Tensor, log_ratio: Tensor, kind: str
+        params: Tensor,
+        scale: Tensor | None,
+        x: Tensor,
+        log_ratio: Tensor,
+        kind: str,
+        mask: Tensor | None,
     ) -> Tensor:
-        return cast("Tensor", _log_weights(params, scale, x, log_ratio, kind))
+        return cast("Tensor", _log_weights(params, scale, x, log_ratio, kind, mask))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        params, scale, x, _, kind = inputs
-        keep(ctx, output, params, scale, x, kind)
+        params, scale, x, _, *rest = inputs
+        keep(ctx, output, params, scale, x, *rest)
 
     @staticmethod
     def pull(grads: Sequence[Tensor | None], need: Sequence[bool], *args: Any) -> tuple[Any, ...]:
-        params, scale, x, kind = args
+        params, scale, x, kind, mask = args
         grad = cast("Tensor", grads[0])
         grad_params = grad_scale = grad_x = None
         if need[0] or need[1]:
-            grad_params, grad_scale = _log_weights_backward(grad, params, scale, x, kind)
+            grad_params, grad_scale = _log_weights_backward(grad, params, scale, x, kind, mask)
         if need[2]:
-            grad_x = gradient_in_x(grad, params, scale, x, get_likelihood(kind))
-        return grad_params, grad_scale if scale is not None else None, grad_x, grad, None
+            grad_x = gradient_in_x(grad, params, scale, x, get_likelihood(kind), mask)
+        return grad_params, grad_scale if scale is not None else None, grad_x, grad, None, None
 
 
-def check_scale(scale: Any, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+def check_scale(
+    scale: Any, like: Tensor, shape: tuple[int, ...], mask: Tensor | None = None
+) -> Tensor:
     """A scale as a tensor of 1, D or N·K·D elements, on params' device."""
     if not isinstance(scale, Tensor):
         if not is_number(scale):
@@ -99,27 +107,39 @@ def check_scale(scale: Any, like: Tensor, shape: tuple[int, ...]) -> Tensor:
     check_same("scale", scale, "params", like)
     small = scale.numel() <= shape[-1] and scale.device.type == "cpu"
     look = values_are_checked() or (small and not torch.compiler.is_compiling())
-    look = look and not is_wrapped(scale)
+    look = look and not is_wrapped(scale) and (mask is None or not is_wrapped(mask))
     # NaN is data gone wrong, not a wrong argument: it flows to the result.
-    if look and bool((scale.detach() <= 0).any()):
-        raise ValueError(f"scale must be > 0, got a minimum of {scale.min().item():g}")
+    low = look and bool((scale.detach() <= 0).any())
+    if low and mask is None:
+        raise ValueError(_not_positive(scale))
+    full: Tensor = scale
     if scale.numel() == 1:
-        return scale.reshape(())
-    if scale.shape == (shape[-1],):
-        return scale
-    try:
-        full = scale.expand(shape)
-    except RuntimeError:
-        raise ValueError(
-            f"scale must be a number or broadcast to the shape of mean, {shape}, "
-            f"got {tuple(scale.shape)}"
-        ) from None
-    return full.reshape(math.prod(shape[:-2]), *shape[-2:])
+        full = scale.reshape(())
+    elif scale.shape != (shape[-1],):
+        try:
+            full = scale.expand(shape)
+        except RuntimeError:
+            raise ValueError(
+                f"scale must be a number or broadcast to the shape of mean, {shape}, "
+                f"got {tuple(scale.shape)}"
+            ) from None
+        full = full.reshape(math.prod(shape[:-2]), *shape[-2:])
+    if low and mask is not None:
+        looked = (
+            observed(full, mask) if full.dim() == 3 else full[mask.any(0)] if full.dim() else full
+        )
+        if bool((looked.detach() <= 0).any()):
+            raise ValueError(_not_positive(looked))
+    return full
+
+
+def _not_positive(scale: Tensor) -> str:
+    return f"scale must be > 0, got a minimum of {scale.min().item():g}"
 
 
 def _check_params(
-    params: Any, x: Tensor, log_ratio: Tensor, lik: Likelihood
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor, tuple[int, ...]]:
+    params: Any, x: Tensor, log_ratio: Tensor, lik: Likelihood, mask: Any
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None, tuple[int, ...]]:
     """Operands of `log_weights` and `iwae_loss` in the operators' shapes, checked; (*L, B, K)."""
     scale: Any = None
     if not isinstance(params, Tensor) or len(lik.params) > 1:
@@ -132,25 +152,31 @@ def _check_params(
     if len(shape) < 3:
         raise ValueError(f"params must have shape (*L, B, K, D), got {shape}")
     x, log_ratio = check_rows(x, log_ratio, shape[:-1], shape[-1], params, "params")
+    mask = check_mask(mask, shape[:-1], shape[-1], params, "params")
     if lik.discrete:
         check_no_gradient(lik, x)
     if scale is not None:
-        scale = check_scale(scale, params, shape)
+        scale = check_scale(scale, params, shape, mask)
         if scale.dim() == 3 and scale.dtype != params.dtype:
             # Autocast may make a mean in bfloat16 and a scale in float32, for which that is too
             # coarse.
             common = torch.promote_types(scale.dtype, params.dtype)
             scale, params = scale.to(common), params.to(common)
-    if values_are_checked():
-        lik.check_support(x)
-        lik.check_values((params,) if scale is None else (params, scale))
     if len(shape) != 3:
         params = params.reshape(math.prod(shape[:-2]), *shape[-2:])
-    return params, scale, x, log_ratio, shape[:-1]
+    if values_are_checked():
+        lik.check_support(observed(x, mask))
+        looked = observed(params, mask)
+        lik.check_values((looked,) if scale is None else (looked, scale))
+    return params, scale, x, log_ratio, mask, shape[:-1]
 
 
 def log_weights(
-    params: Params, x: Tensor, log_ratio: Tensor, likelihood: str | Likelihood = "bernoulli"
+    params: Params,
+    x: Tensor,
+    log_ratio: Tensor,
+    likelihood: str | Likelihood = "bernoulli",
+    mask: Tensor | None = None,
 ) -> Tensor:
     """log w = log p(x|z) + log_ratio, the log-density summed over the data dimensions.
 
@@ -164,6 +190,10 @@ def log_weights(
         log_ratio: log p(z) − log q(z|x̃), (*L, B, K), as `sample_latent` returns it.
         likelihood: one of `dvae_fast.likelihoods.LIKELIHOODS` by its name, or a `Likelihood`; one
             of your own is computed by its `log_prob`.
+        mask: bool, (B, D) (shared by leading dimensions) or (*L, B, D): True where x was observed.
+            Then log p is of what was, the sum over those dimensions alone. Nothing else of x and
+            params is looked at, whatever is there, and its gradient is 0; an example of which
+            nothing was observed has log w = log_ratio.
 
     Returns:
         (*L, B, K) in nats, float32 (float64 for float64 params); differentiable in all tensors
@@ -173,22 +203,28 @@ def log_weights(
     Raises:
         TypeError, ValueError: naming the argument, the rule and the value.
 
-    Source: Burda, Grosse, Salakhutdinov (arXiv 1509.00519), equation 8.
+    Source: Burda, Grosse, Salakhutdinov (arXiv 1509.00519), equation 8; with a mask Mattei and
+    Frellsen (arXiv 1812.02633), equation 4.
     """
     lik = get_likelihood(likelihood)
     if lik.kernel is None:
-        return plain_log_weights(params, x, log_ratio, lik)
-    p, scale, x, log_ratio, leading = _check_params(params, x, log_ratio, lik)
-    out = log_weights_of_rows(p, scale, x, log_ratio, lik.kernel)
+        return plain_log_weights(params, x, log_ratio, lik, mask)
+    p, scale, x, log_ratio, mask, leading = _check_params(params, x, log_ratio, lik, mask)
+    out = log_weights_of_rows(p, scale, x, log_ratio, lik.kernel, mask)
     return out if len(leading) == 2 else out.view(leading)
 
 
 def log_weights_of_rows(
-    params: Tensor, scale: Tensor | None, x: Tensor, log_ratio: Tensor, kind: str
+    params: Tensor,
+    scale: Tensor | None,
+    x: Tensor,
+    log_ratio: Tensor,
+    kind: str,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """`log_weights` of a kernel's operands: params (N, K, D), x (B, D), log_ratio (N, K)."""
-    run = _LogWeights.apply if needs_function(params, scale, x, log_ratio) else _op.log_weights
-    return cast("Tensor", run(params, scale, x, log_ratio, kind))
+    run = _LogWeights.apply if needs_function(params, scale, x, log_ratio) else _log_weights
+    return cast("Tensor", run(params, scale, x, log_ratio, kind, mask))
 
 
 # --- logmeanexp and the IWAE loss -------------------------------------------------------------
@@ -247,6 +283,10 @@ def _mean_of_rows(log_w: Tensor) -> Tensor:
     return cast("Tensor", run(log_w))
 
 
+_iwae = maskable(operator, "iwae")
+_iwae_in_place = maskable(operator, "iwae_")
+
+
 class _IWAELoss(torch.autograd.Function):
     """−bound with the gradient made in the forward pass, while the logits are in cache.
 
@@ -263,6 +303,7 @@ class _IWAELoss(torch.autograd.Function):
         kind: str,
         reduction: str,
         overwrite: Overwrite,
+        mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         rows = params.shape[0]
         # A number made from the batch size would be a constant of a compiled graph, one graph for
@@ -271,19 +312,21 @@ class _IWAELoss(torch.autograd.Function):
         multiplier = -1.0 / max(rows, 1) if reduction == "mean" and not later else -1.0
         ctx.rows = rows if later else None
         if overwrite:
-            bound, weights, grad_scale = _op.iwae_(params, scale, x, log_ratio, kind, multiplier)
+            bound, weights, grad_scale = _iwae_in_place(
+                params, scale, x, log_ratio, kind, multiplier, mask
+            )
             grad_params = params
             # So that torch refuses a backward pass that saved what is overwritten.
             torch.autograd.graph.increment_version(params)
         else:
-            bound, weights, grad_params, grad_scale = _op.iwae(
-                params, scale, x, log_ratio, kind, multiplier
+            bound, weights, grad_params, grad_scale = _iwae(
+                params, scale, x, log_ratio, kind, multiplier, mask
             )
         ctx.multiplier, ctx.per_row = multiplier, reduction == "none"
         if not torch.compiler.is_compiling():  # for second derivatives, which that has none of
             ctx.kind, ctx.reduction = kind, reduction
             ctx.overwrite, ctx.shape = overwrite, params.shape
-            ctx.save_for_backward(None if overwrite else params, scale, x, log_ratio)
+            ctx.save_for_backward(None if overwrite else params, scale, x, log_ratio, mask)
         # Not save_for_backward: with overwrite, params is an input that changed.
         ctx.grads = (grad_params, grad_scale if scale is not None else None, weights)
         ctx.mark_non_differentiable(weights)
@@ -293,7 +336,7 @@ class _IWAELoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if upstream is None:
-            return (None,) * 7
+            return (None,) * 8
         if graph_is_asked():
             return _iwae_again(ctx, upstream)
         kept = graph_is_kept()
@@ -315,12 +358,12 @@ class _IWAELoss(torch.autograd.Function):
             grad_log_ratio = weights * (factor * ctx.multiplier)
         grad_params = apply_upstream(grad_params, upstream, kept) if need[0] else None
         grad_scale = apply_upstream(grad_scale, upstream, kept) if need[1] else None
-        return grad_params, grad_scale, None, grad_log_ratio, None, None, None
+        return grad_params, grad_scale, None, grad_log_ratio, None, None, None, None
 
 
 def _iwae_again(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients, with a graph of their own."""
-    params, scale, x, log_ratio = ctx.saved_tensors
+    params, scale, x, log_ratio, mask = ctx.saved_tensors
     if ctx.overwrite:
         if not callable(ctx.overwrite):
             raise RuntimeError(
@@ -330,11 +373,11 @@ def _iwae_again(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         params = ctx.overwrite().reshape(ctx.shape)
 
     def loss(params: Tensor, scale: Tensor | None, log_ratio: Tensor) -> Tensor:
-        bound = _mean_of_rows(log_weights_of_rows(params, scale, x, log_ratio, ctx.kind))
+        bound = _mean_of_rows(log_weights_of_rows(params, scale, x, log_ratio, ctx.kind, mask))
         return _reduced(bound, ctx.reduction)
 
     grad_params, grad_scale, grad_log_ratio = again(loss, (params, scale, log_ratio), upstream)
-    return grad_params, grad_scale, None, grad_log_ratio, None, None, None
+    return grad_params, grad_scale, None, grad_log_ratio, None, None, None, None
 
 
 def iwae_loss(
@@ -342,6 +385,7 @@ def iwae_loss(
     x: Tensor,
     log_ratio: Tensor,
     likelihood: str | Likelihood = "bernoulli",
+    mask: Tensor | None = None,
     reduction: str = "mean",
     *,
     overwrite_params: Overwrite = False,
@@ -352,7 +396,7 @@ def iwae_loss(
     M it is the mean over corruptions of the importance-weighted bound.
 
     Args:
-        params, x, log_ratio, likelihood: as for `log_weights`.
+        params, x, log_ratio, likelihood, mask: as for `log_weights`.
         reduction: "mean" over all (*L, B), "sum", or "none".
         overwrite_params: leave the gradient in the decoder output instead of allocating as much
             memory again. Only for an output that nothing else reads, then or in backward, as is
@@ -368,7 +412,9 @@ def iwae_loss(
 
     Source: arXiv 1511.06406, section 3.1 (DIWAE); Burda et al. (arXiv 1509.00519), equation 8.
     """
-    return iwae_loss_and_weights(params, x, log_ratio, likelihood, reduction, overwrite_params)[0]
+    return iwae_loss_and_weights(
+        params, x, log_ratio, likelihood, reduction, overwrite_params, mask
+    )[0]
 
 
 def iwae_loss_and_weights(
@@ -378,18 +424,20 @@ def iwae_loss_and_weights(
     likelihood: str | Likelihood,
     reduction: str,
     overwrite_params: Overwrite,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """`iwae_loss` and, where they are to be had in one pass, the normalised weights (N, K)."""
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     lik = get_likelihood(likelihood)
     if lik.kernel is None:
-        log_w = plain_log_weights(params, x, log_ratio, lik)
+        log_w = plain_log_weights(params, x, log_ratio, lik, mask)
         rows = log_w.detach().reshape(-1, log_w.shape[-1])
         weights = _op.logmeanexp_backward(torch.ones_like(rows[:, 0]), rows)
         loss = _reduced(logmeanexp(log_w), reduction)
-        look_at_loss(loss, x, lik)
+        if mask is None:
+            look_at_loss(loss, x, lik)
         return loss, weights
-    p, scale, x, log_ratio, leading = _check_params(params, x, log_ratio, lik)
+    p, scale, x, log_ratio, mask, leading = _check_params(params, x, log_ratio, lik, mask)
     look_at_params(p, lik)
     per_row_scale = scale is not None and scale.dim() != 3 and reduction == "none"
     # The fused pass stores the gradient before the upstream one is known: float16 would lose what
@@ -401,12 +449,14 @@ def iwae_loss_and_weights(
         owner = p if p._base is None else p._base
         safe = p.is_contiguous() and not owner.is_leaf and not torch.compiler.is_compiling()
         overwrite = overwrite_params if safe else False
-        loss, weights = _IWAELoss.apply(p, scale, x, log_ratio, lik.kernel, reduction, overwrite)
-        look_at_loss(loss, x, lik)
+        loss, weights = _IWAELoss.apply(
+            p, scale, x, log_ratio, lik.kernel, reduction, overwrite, mask
+        )
+        look_at_loss(loss, x, lik, mask)
         return loss.view(leading[:-1]) if reduction == "none" else loss, weights
-    bound = _mean_of_rows(log_weights_of_rows(p, scale, x, log_ratio, lik.kernel))
+    bound = _mean_of_rows(log_weights_of_rows(p, scale, x, log_ratio, lik.kernel, mask))
     loss = _reduced(bound.view(leading[:-1]), reduction)
-    look_at_loss(loss, x, lik)
+    look_at_loss(loss, x, lik, mask)
     return loss, None
 
 

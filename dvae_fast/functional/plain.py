@@ -11,7 +11,7 @@ from dvae_fast import reference
 from dvae_fast._checks import check_float, check_same, is_number, values_are_checked
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast.functional._autograd import in_forward_mode, is_moved, needs_grad, without_autocast
-from dvae_fast.functional._rows import check_rows
+from dvae_fast.functional._rows import check_mask, check_rows
 
 if TYPE_CHECKING:
     from dvae_fast.likelihoods import Likelihood
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["check_no_gradient", "gradient_in_x", "plain_log_weights"]
 
 
-def plain_log_weights(params: Any, x: Any, log_ratio: Any, likelihood: Likelihood) -> Tensor:
+def plain_log_weights(
+    params: Any, x: Any, log_ratio: Any, likelihood: Likelihood, mask: Any = None
+) -> Tensor:
     """`log_weights` of such a likelihood, (*L, B, K).
 
     Each parameter is a number or broadcasts to the others' shape, (*L, B, K, D); they and x are in
@@ -30,12 +32,17 @@ def plain_log_weights(params: Any, x: Any, log_ratio: Any, likelihood: Likelihoo
     shape = tuple(like.shape)
     rows, ratio = check_rows(x, log_ratio, shape[:-1], shape[-1], like, "params")
     # (B, D) is shared by leading dimensions.
-    data = rows.unsqueeze(-2) if rows.shape[0] == shape[-3] else rows.view(*shape[:-2], 1, -1)
+    data = _by_example(rows, shape)
+    mask = check_mask(mask, shape[:-1], shape[-1], like, "params")
+    if mask is not None:
+        mask = _by_example(mask, shape)
+        operands, data = _observed_alone(operands, data, mask)
     if likelihood.discrete:
         check_no_gradient(likelihood, data)
     if values_are_checked():
-        likelihood.check_support(data)
-        likelihood.check_values(tuple(operands))
+        looked = [*operands, data] if mask is None else _with_something(operands, data, mask)
+        likelihood.check_support(looked[-1])
+        likelihood.check_values(tuple(looked[:-1]))
     carrier = None
     before, behind = _guards()
     if needs_grad(*operands, data):
@@ -45,10 +52,45 @@ def plain_log_weights(params: Any, x: Any, log_ratio: Any, likelihood: Likelihoo
     with without_autocast(like):
         log_p = likelihood.log_prob(tuple(operands), data)
         _check_density(log_p, likelihood, shape)
+        if mask is not None:
+            log_p = torch.where(mask, log_p, 0.0)
         total = log_p.to(like.dtype).sum(-1)
     if carrier is not None:
         total = cast("Tensor", behind.apply(total, carrier))
     return total + ratio.view(shape[:-1])
+
+
+def _by_example(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(B, D) or (N, D) so that it broadcasts to the parameters' shape, (*L, B, K, D)."""
+    if rows.shape[0] == shape[-3]:
+        return rows.unsqueeze(-2)
+    return rows.view(*shape[:-2], 1, shape[-1])
+
+
+def _observed_alone(
+    operands: list[Tensor], data: Tensor, mask: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """Parameters and x that are, where nothing was observed, those of the example's first dimension
+    that was: the likelihood gets no value that it would not get anyway, and by whatever it makes of
+    them nothing there has a gradient."""
+    if mask.shape[-1] == 0:
+        return operands, data
+    first = mask.to(torch.uint8).argmax(-1, keepdim=True)
+    some = mask.any(-1, keepdim=True)
+
+    def filled(t: Tensor, otherwise: float) -> Tensor:
+        taken = t.detach().gather(-1, first.expand(*t.shape[:-1], 1))
+        return torch.where(mask, t, torch.where(some, taken, otherwise))
+
+    data = data.expand(torch.broadcast_shapes(data.shape, mask.shape))
+    # Of an example without any: what most parameters and most data may be.
+    return [filled(t, 0.5) for t in operands], filled(data, 1.0)
+
+
+def _with_something(operands: list[Tensor], data: Tensor, mask: Tensor) -> list[Tensor]:
+    """The rows of which something was observed, (rows, D) each."""
+    some = mask.any(-1)
+    return [t[some.expand(t.shape[:-1])] for t in (*operands, data)]
 
 
 def check_no_gradient(likelihood: Likelihood, x: Tensor) -> None:
@@ -61,7 +103,12 @@ def check_no_gradient(likelihood: Likelihood, x: Tensor) -> None:
 
 
 def gradient_in_x(
-    grad: Tensor, params: Tensor, scale: Tensor | None, x: Tensor, likelihood: Likelihood
+    grad: Tensor,
+    params: Tensor,
+    scale: Tensor | None,
+    x: Tensor,
+    likelihood: Likelihood,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """grad (N, K) times the likelihood's derivative in x, summed over samples and over the rows
     that share it: the operators' params (N, K, D) and scale, x (B, D) → (B, D)."""
@@ -69,7 +116,14 @@ def gradient_in_x(
     operands = [params.to(x.dtype)]
     if scale is not None:  # of N·K·D, D or one element
         operands.append(scale.to(x.dtype))
-    derivative = likelihood.derivative_in_x(tuple(operands), x.repeat(copies, 1).unsqueeze(1))
+    data = x.repeat(copies, 1).unsqueeze(1)
+    if mask is not None:
+        rows = mask.repeat(params.shape[0] // max(mask.shape[0], 1), 1).unsqueeze(1)
+        operands = [torch.where(rows, t, 0.5) for t in operands]
+        data = torch.where(rows, data, 0.5)
+    derivative = likelihood.derivative_in_x(tuple(operands), data)
+    if mask is not None:
+        derivative = torch.where(rows, derivative, 0.0)
     each = reference.weighted(grad.to(x.dtype).unsqueeze(-1), derivative)
     return each.sum(1).view(copies, *x.shape).sum(0)
 

@@ -263,7 +263,7 @@ def _log_weights(draw: _Draw, loss: bool = False) -> _Call:
     def fused(x: Tensor, ratio: Tensor, *params: Tensor) -> Tensor:
         p = params if len(params) > 1 else params[0]
         if loss:
-            return dvae_fast.iwae_loss(p, x, ratio, kind, reduction)
+            return dvae_fast.iwae_loss(p, x, ratio, kind, reduction=reduction)
         return dvae_fast.log_weights(p, x, ratio, kind)
 
     def plain(x: Tensor, ratio: Tensor, *params: Tensor) -> Tensor:

@@ -302,11 +302,11 @@ def test_log_weights_shapes(leading: tuple[int, ...], k: int, likelihood: str, d
     assert log_w.shape == (*leading, B, k)
     bound = dvae_fast.logmeanexp(log_w)
     assert bound.shape == (*leading, B)
-    loss = dvae_fast.iwae_loss(params, x, log_ratio, likelihood, "none")
+    loss = dvae_fast.iwae_loss(params, x, log_ratio, likelihood, reduction="none")
     assert loss.shape == (*leading, B)
     torch.testing.assert_close(-loss, bound)
     for reduction, expected in (("mean", loss.mean()), ("sum", loss.sum())):
-        out = dvae_fast.iwae_loss(params, x, log_ratio, likelihood, reduction)
+        out = dvae_fast.iwae_loss(params, x, log_ratio, likelihood, reduction=reduction)
         assert out.shape == ()
         torch.testing.assert_close(out, expected)
     # x written out for every leading index is the same.
@@ -314,7 +314,7 @@ def test_log_weights_shapes(leading: tuple[int, ...], k: int, likelihood: str, d
     for every in (spread, spread.contiguous()):
         assert torch.equal(dvae_fast.log_weights(params, every, log_ratio, likelihood), log_w)
         torch.testing.assert_close(
-            dvae_fast.iwae_loss(params, every, log_ratio, likelihood, "none"), loss
+            dvae_fast.iwae_loss(params, every, log_ratio, likelihood, reduction="none"), loss
         )
     if leading:
         index = tuple(n - 1 for n in leading)
@@ -341,7 +341,7 @@ def test_a_scale_of_any_shape_is_its_expansion(device: str) -> None:
     def both(scale: Tensor | float) -> tuple[Tensor, Tensor]:
         return (
             dvae_fast.log_weights((mean, scale), x, log_ratio, "gaussian"),
-            dvae_fast.iwae_loss((mean, scale), x, log_ratio, "gaussian", "none"),
+            dvae_fast.iwae_loss((mean, scale), x, log_ratio, "gaussian", reduction="none"),
         )
 
     for shape in ((), (1,), (D,), (1, D), (K, 1), (K, D), (B, 1, 1), (M, 1, 1, 1), (1, 1, 1, 1)):

@@ -154,7 +154,7 @@ def test_gradient_in_x(function: str, name: str, own_x: bool, device: str) -> No
         got = dvae_fast.log_weights(params, x, ratio, name)
         expected, cotangent = density, cotangent.view(M, B, K)
     else:
-        got = dvae_fast.iwae_loss(params, x, ratio, name, "none")
+        got = dvae_fast.iwae_loss(params, x, ratio, name, reduction="none")
         expected = math.log(K) - torch.logsumexp(density, -1)
         cotangent = cotangent[: M * B].view(M, B)
     torch.testing.assert_close(got, expected)

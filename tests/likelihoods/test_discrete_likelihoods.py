@@ -233,7 +233,7 @@ def test_nan_stays_in_its_example(kind: str, where: str, size: int, device: str)
     target = operands["x"].repeat(M, 1).to(device)
     loss = dvae_fast.iwae_loss(
         (pair[0].unsqueeze(0), pair[1].unsqueeze(0)), target.unsqueeze(0), log_ratio.unsqueeze(0),
-        kind, "none",
+        kind, reduction="none",
     )[0]  # fmt: skip
     bad = [1, 1 + B] if where == "x" else [1]
     assert loss.isnan().nonzero().flatten().tolist() == bad
@@ -262,7 +262,7 @@ def test_gradcheck(kind: str, shape: str, d: int, device: str) -> None:
         return dvae_fast.log_weights((m, s), x, r, kind)
 
     def loss(m: Tensor, s: Tensor, r: Tensor) -> Tensor:
-        return dvae_fast.iwae_loss((m, s), x, r, kind, "sum")
+        return dvae_fast.iwae_loss((m, s), x, r, kind, reduction="sum")
 
     for f in (log_w, loss):
         torch.autograd.gradcheck(f, (mean, scale, log_ratio), eps=1e-7, atol=1e-5, rtol=1e-4)

@@ -91,7 +91,7 @@ def test_iwae_loss(likelihood: Likelihood, leading: tuple[int, ...], reduction: 
     *params, x = drawn(likelihood, *leading, B, K, D, seed=1)
     operands = leaves(*params, x, ratio_of(*leading, B, K))
     *p, data, ratio = operands
-    got = dvae_fast.iwae_loss(given(tuple(p)), data, ratio, likelihood, reduction)
+    got = dvae_fast.iwae_loss(given(tuple(p)), data, ratio, likelihood, reduction=reduction)
     log_w = plain_log_weights(likelihood, tuple(p), data, ratio)
     expected = math.log(K) - torch.logsumexp(log_w, -1)
     if reduction != "none":
@@ -167,7 +167,7 @@ def test_nan_stays_in_its_example(likelihood: Likelihood, where: str) -> None:
     hit = {"first": params[0][0, 1, 2], "last": params[-1][0, 1, 2], "x": x[1]}
     (hit[where] if where in hit else ratio[0, 1])[1] = math.nan
     operands = leaves(*params, ratio)
-    loss = dvae_fast.iwae_loss(given(operands[:-1]), x, operands[-1], likelihood, "none")
+    loss = dvae_fast.iwae_loss(given(operands[:-1]), x, operands[-1], likelihood, reduction="none")
     bad = [[0, 1], [1, 1]] if where == "x" else [[0, 1]]
     assert loss.isnan().nonzero().tolist() == bad
     for grad in torch.autograd.grad(loss.sum(), operands):
@@ -181,7 +181,9 @@ def test_no_weight_at_all() -> None:
     rate[1] = 0
     rate[2, 1] = 0  # one sample of four
     operands = leaves(rate, gate, ratio_of(B, K))
-    loss = dvae_fast.iwae_loss(operands[:2], x, operands[2], ZeroInflatedPoisson(), "none")
+    loss = dvae_fast.iwae_loss(
+        operands[:2], x, operands[2], ZeroInflatedPoisson(), reduction="none"
+    )
     assert loss[1] == math.inf
     assert bool(loss[[0, 2]].isfinite().all())
     for grad in torch.autograd.grad(loss.sum(), operands):
@@ -193,7 +195,9 @@ def test_no_weight_at_all() -> None:
 @each_own
 def test_no_examples(likelihood: Likelihood) -> None:
     *params, x = drawn(likelihood, 2, 0, K, D)
-    loss = dvae_fast.iwae_loss(given(tuple(params)), x, ratio_of(2, 0, K), likelihood, "none")
+    loss = dvae_fast.iwae_loss(
+        given(tuple(params)), x, ratio_of(2, 0, K), likelihood, reduction="none"
+    )
     assert loss.shape == (2, 0)
 
 
@@ -240,7 +244,9 @@ def test_compiled(likelihood: Likelihood) -> None:
 
     @torch.compile(fullgraph=True, backend="aot_eager")
     def f(*operands: Tensor) -> Tensor:
-        return dvae_fast.iwae_loss(given(operands[:-2]), *operands[-2:], likelihood, "none")
+        return dvae_fast.iwae_loss(
+            given(operands[:-2]), *operands[-2:], likelihood, reduction="none"
+        )
 
     log_w = plain_log_weights(likelihood, tuple(p), data, ratio)
     assert_same(f(*operands), math.log(K) - torch.logsumexp(log_w, -1), operands)

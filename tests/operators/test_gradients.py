@@ -225,14 +225,21 @@ def test_iwae_loss_gaussian(shape: int, reduction: str, overwrite: bool, device:
 
     def call(mean: Tensor, scale: Tensor, log_ratio: Tensor) -> Tensor:
         return dvae_fast.iwae_loss(
-            (mean * 1.5, scale), x, log_ratio, "gaussian", reduction, overwrite_params=overwrite
+            (mean * 1.5, scale),
+            x,
+            log_ratio,
+            "gaussian",
+            reduction=reduction,
+            overwrite_params=overwrite,
         )
 
     assert gradcheck(call, (mean, scale, log_ratio))
     assert gradcheck(lambda scale: call(mean.detach(), scale, log_ratio.detach()), (scale,))
     number = 0.7
     assert gradcheck(
-        lambda mean: dvae_fast.iwae_loss((mean, number), x, log_ratio, "gaussian", reduction),
+        lambda mean: dvae_fast.iwae_loss(
+            (mean, number), x, log_ratio, "gaussian", reduction=reduction
+        ),
         (mean,),
     )
 
@@ -309,7 +316,7 @@ def test_iwae_loss_is_minus_logmeanexp_of_log_weights(
     likelihood: str, reduction: str, device: str
 ) -> None:
     params, x, log_ratio, leaves = _loss_inputs(device, likelihood)
-    loss = dvae_fast.iwae_loss(params, x, log_ratio, likelihood, reduction)
+    loss = dvae_fast.iwae_loss(params, x, log_ratio, likelihood, reduction=reduction)
     bound = -dvae_fast.logmeanexp(dvae_fast.log_weights(params, x, log_ratio, likelihood))
     same = bound if reduction == "none" else getattr(bound, reduction)()
     torch.testing.assert_close(loss, same)
@@ -371,7 +378,7 @@ def test_gaussian_gradient_is_that_of_torch_distributions(device: str) -> None:
     x, log_ratio = inputs.data(B, 65), inputs.normal(M, B, K)
     density = torch.distributions.Normal(mean, scale).log_prob(x.unsqueeze(1))
     plain = math.log(K) - torch.logsumexp(density.sum(-1) + log_ratio, -1)
-    loss = dvae_fast.iwae_loss((mean, scale), x, log_ratio, "gaussian", "none")
+    loss = dvae_fast.iwae_loss((mean, scale), x, log_ratio, "gaussian", reduction="none")
     torch.testing.assert_close(loss, plain)
     leaves = (mean, scale, log_ratio)
     for a, b in zip(
@@ -413,11 +420,11 @@ def test_float32_gradient_of_iwae_loss(
     scale = inputs.positive(M, B, k, d) if likelihood == "gaussian" else None
     x, log_ratio = inputs.data(B, d), inputs.normal(M, B, k)
     operand = params if scale is None else (params, scale)
-    loss = dvae_fast.iwae_loss(operand, x, log_ratio, likelihood, reduction)
+    loss = dvae_fast.iwae_loss(operand, x, log_ratio, likelihood, reduction=reduction)
     leaves = [params, *([] if scale is None else [scale])]
     grads = torch.autograd.grad(loss.sum(), leaves)
     (weights,) = torch.autograd.grad(
-        dvae_fast.iwae_loss(operand, x, log_ratio, likelihood, reduction).sum(), log_ratio
+        dvae_fast.iwae_loss(operand, x, log_ratio, likelihood, reduction=reduction).sum(), log_ratio
     )
     multiplier = -1.0 / (M * B) if reduction == "mean" else -1.0
     flat = [t.detach().double().flatten(0, 1) for t in leaves]
@@ -504,11 +511,12 @@ def _functions(device: str) -> dict[str, tuple[Callable[[], Tensor], list[Tensor
             lambda: f.iwae_loss((logits, scale), target, log_ratio, "gaussian"),
             [logits, scale, log_ratio]),
         "iwae_loss-gaussian-per-pixel": (
-            lambda: f.iwae_loss((logits, per_pixel), target, log_ratio, "gaussian", "sum"),
+            lambda: f.iwae_loss((logits, per_pixel), target, log_ratio, "gaussian",
+                                reduction="sum"),
             [logits, per_pixel, log_ratio]),
         "iwae_loss-gaussian-overwrite": (
             lambda: f.iwae_loss(
-                (logits * 2, scale), target, log_ratio, "gaussian", "none",
+                (logits * 2, scale), target, log_ratio, "gaussian", reduction="none",
                 overwrite_params=True),
             [logits, scale, log_ratio]),
         "linear_log_weights": (
@@ -700,7 +708,7 @@ def test_empty_batch_has_empty_gradients(device: str) -> None:
         dvae_fast.logmeanexp(ratio),
         dvae_fast.iwae_loss(logits, target, ratio, reduction="sum"),
         dvae_fast.iwae_loss(logits, target, ratio, reduction="none"),
-        dvae_fast.iwae_loss((logits, scale), target, ratio, "gaussian", "sum"),
+        dvae_fast.iwae_loss((logits, scale), target, ratio, "gaussian", reduction="sum"),
         dvae_fast.linear_log_weights(hidden, weight, bias, target, ratio),
     ]
     torch.stack([out.sum() for out in outs]).sum().backward()
@@ -725,7 +733,7 @@ def test_dead_sample_does_not_spoil_the_gradients_of_others(fused: bool, device:
     mean.requires_grad_()
     x, log_ratio = inputs.data(B, 7), inputs.normal(B, K)
     if fused:
-        loss = dvae_fast.iwae_loss((mean, scale), x, log_ratio, "gaussian", "sum")
+        loss = dvae_fast.iwae_loss((mean, scale), x, log_ratio, "gaussian", reduction="sum")
     else:
         log_w = dvae_fast.log_weights((mean, scale), x, log_ratio, "gaussian")
         loss = -dvae_fast.logmeanexp(log_w).sum()

@@ -13,7 +13,7 @@ void iwae_sweep_as(const IwaeParams& p, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const RowView<T> v = row_view<T>(p, row);
     const A density = row_density<L, T, kScale, false, kSweepLeavesDerivative<L, T>>(
-        p, v, at<T>(p.grad_params, row * p.size));
+        p, v, at<T>(p.grad_params, (row - p.first_row) * p.size));
     *at<A>(p.log_w, row) = ratio_of<T>(p, row) + (density + data.of(p, v, row));
   }
 }
@@ -25,12 +25,13 @@ void iwae_scale_as(const IwaeParams& p, double* scale_sum, int64_t begin, int64_
   for (int64_t row = begin; row < end; ++row) {
     const A weight = *at<A>(static_cast<const void*>(p.log_w), row) * static_cast<A>(p.multiplier);
     data.add(row, weight);
-    T* out = at<T>(p.grad_params, row * p.size);
+    T* out = at<T>(p.grad_params, (row - p.first_row) * p.size);
     if constexpr (kSweepLeavesDerivative<L, T>) {
       for (int64_t j = 0; j < p.size; ++j) store(out[j], weight * load(out[j]));
     } else {
       row_gradient<L, T, kScale, false>(p, row_view<T>(p, row), weight, out,
-                                        at<T>(p.grad_scale, row * p.size), scale_sum);
+                                        at<T>(p.grad_scale, (row - p.first_row) * p.size),
+                                        scale_sum);
     }
   }
   data.flush();

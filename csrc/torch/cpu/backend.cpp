@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "../../core/corruptions.h"
 #include "../../core/logsumexp.h"
 #include "rows.h"
 
@@ -20,43 +19,14 @@ void run(Kernel kernel, const Params& p, int64_t rows, int64_t row_size) {
   for_rows(rows, row_size, [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
 }
 
-// What CorruptParams say, in blocks.
-struct Tables {
-  cpu::CorruptTables params{};
-  BlockTable<int32_t> hit, one;
-  BlockTable<float> std32;
-  BlockTable<double> std64;
-
-  Tables(DType dtype, const CorruptParams& p) {
-    static_cast<CorruptParams&>(params) = p;
-    if (p.std != nullptr) {
-      dtype == DType::kFloat64 ? fill(std64, p) : fill(std32, p);
-    } else if (p.rate != nullptr) {
-      const bool shared = p.rate_step == 0 && p.salt_step == 0;
-      hit.fill(shared, p.size, [&](int64_t i) { return threshold(p.rate[i * p.rate_step]); });
-      one.fill(shared, p.size, [&](int64_t i) {
-        return p.salt == nullptr ? 0 : threshold(p.rate[i * p.rate_step] * p.salt[i * p.salt_step]);
-      });
-      params.hit = hit.data;
-      params.one = one.data;
-      params.table_stride = hit.stride;
-    }
-  }
-
- private:
-  template <class A>
-  void fill(BlockTable<A>& table, const CorruptParams& p) {
-    const A* std = static_cast<const A*>(p.std);
-    table.fill(p.rate_step == 0, p.size, [std](int64_t i) { return std[i]; });
-    params.stds = table.data;
-    params.table_stride = table.stride;
-  }
+struct ScaleLogs : Layout {
+  std::vector<double> each;  // for a mask, if there are several
+  double sum = 0;
 };
 
 template <class A>
-struct ScaleTable : ScaleLayout {
+struct ScaleTable : ScaleLogs {
   BlockTable<A> table;
-  double log_sum = 0;
 
   explicit ScaleTable(Decoder& d) {
     const bool one = d.scale->numel() == 1;
@@ -64,13 +34,24 @@ struct ScaleTable : ScaleLayout {
       table.fill(one, d.p.size, [scale](int64_t i) { return static_cast<A>(load(scale[i])); });
       if (!has_log_scale(d.likelihood)) return;
       for (int64_t i = 0; i < (one ? 1 : d.p.size); ++i) {
-        log_sum += std::log(static_cast<double>(load(scale[i])));
+        const double log_scale = std::log(static_cast<double>(load(scale[i])));
+        if (d.mask && !one) each.push_back(log_scale);
+        sum += log_scale;
       }
     });
-    if (one) log_sum *= static_cast<double>(d.p.size);
+    if (one) sum *= static_cast<double>(d.p.size);
     d.p.scale = table.data;
     d.p.scale_stride = table.stride;
-    d.p.log_scale = &log_sum;
+    d.p.log_scale = &sum;
+  }
+};
+
+struct MaskTable : Layout {
+  cpu::Mask mask;
+
+  explicit MaskTable(const Decoder& d)
+      : mask(static_cast<const uint8_t*>(d.mask->const_data_ptr()), d.mask->sizes()[0], d.p.size) {
+    if (d.layout) mask.log_scale = static_cast<const ScaleLogs&>(*d.layout).each;
   }
 };
 
@@ -93,9 +74,9 @@ class GradientOnCpu final : public Gradient {
         scale_(static_cast<size_t>(d.scale_kind == ScaleKind::kShared ? d.p.size : 0)) {}
 
   void add(const LogWeightGradParams& p, int64_t begin, int64_t end) override {
-    const auto kernel = cpu::kernels().log_weights_backward[at(d_.likelihood)][at(d_.dtype)];
     sum_scale_over(d_, end - begin, p.size, scale_, [&](double* sums, int64_t first, int64_t last) {
-      kernel(p, d_.scale_kind, sums, begin + first, begin + last);
+      cpu::log_weights_backward(mask_of(d_), d_.likelihood, d_.dtype, p, d_.scale_kind, sums,
+                                begin + first, begin + last);
     });
     if (bias_.empty()) return;
     const auto column_sums = cpu::kernels().add_column_sums[at(d_.dtype)];
@@ -117,15 +98,15 @@ class GradientOnCpu final : public Gradient {
 
 class Cpu final : public Backend {
   void corrupt(In, DType t, const CorruptParams& p) const override {
-    const Tables tables(t, p);
+    const cpu::CorruptionTables tables(t, p);
     run(cpu::kernels().corrupt[at(t)], tables.params, p.copies * p.examples, p.size);
   }
   void corrupt_backward(In, DType t, const CorruptParams& p) const override {
-    const Tables tables(t, p);
+    const cpu::CorruptionTables tables(t, p);
     run(cpu::kernels().corrupt_backward[at(t)], tables.params, p.examples, p.size * p.copies);
   }
   void corrupt_backward_std(In, DType t, const CorruptParams& p, In grad_std) const override {
-    const Tables tables(t, p);
+    const cpu::CorruptionTables tables(t, p);
     std::vector<double> sums(static_cast<size_t>(round_up_to_block(p.size)));
     const auto kernel = cpu::kernels().corrupt_backward_std[at(t)];
     for_rows(static_cast<int64_t>(sums.size()) / kBlock, p.copies * p.examples * kBlock,
@@ -166,11 +147,12 @@ class Cpu final : public Backend {
       d.layout = std::make_unique<ScaleTable<float>>(d);
     }
   }
+  void lay_out_mask(Decoder& d) const override { d.mask_layout = std::make_unique<MaskTable>(d); }
   void log_weights(const Decoder& d, const LogWeightParams& p, int64_t begin,
                    int64_t end) const override {
-    const auto kernel = cpu::kernels().log_weights[at(d.likelihood)][at(d.dtype)];
     for_rows(end - begin, p.size, [&](int64_t first, int64_t last) {
-      kernel(p, d.scale_kind, begin + first, begin + last);
+      cpu::log_weights(mask_of(d), d.likelihood, d.dtype, p, d.scale_kind, begin + first,
+                       begin + last);
     });
   }
   std::unique_ptr<Gradient> gradient(const Decoder& d, int64_t, bool of_bias) const override {
@@ -181,7 +163,7 @@ class Cpu final : public Backend {
     const int likelihood = at(d.likelihood), dtype = at(d.dtype);
     const int64_t threads = torch::stable::get_num_threads();
     std::vector<double> sums;
-    if (threads > 1 && p.rows < 4 * threads && p.samples > 1) {
+    if (threads > 1 && p.rows < 4 * threads && p.samples > 1 && mask_of(d) == nullptr) {
       // Too few examples to share out evenly: share out their samples, a step at a time.
       const int64_t rows = p.rows * p.samples;
       for_rows(rows, 2 * p.size, [&](int64_t begin, int64_t end) {
@@ -192,10 +174,10 @@ class Cpu final : public Backend {
         kernels.iwae_scale[likelihood][dtype](p, d.scale_kind, sum, begin, end);
       });
     } else {
-      sum_scale_over(d, p.rows, 2 * p.samples * p.size, sums,
-                     [&](double* sum, int64_t begin, int64_t end) {
-                       kernels.iwae[likelihood][dtype](p, d.scale_kind, sum, begin, end);
-                     });
+      sum_scale_over(
+          d, p.rows, 2 * p.samples * p.size, sums, [&](double* sum, int64_t begin, int64_t end) {
+            cpu::iwae(mask_of(d), d.likelihood, d.dtype, p, d.scale_kind, sum, begin, end);
+          });
     }
     if (d.scale_kind == ScaleKind::kShared) write_sums(sums, p.size, grad_scale);
   }
@@ -283,6 +265,11 @@ class Cpu final : public Backend {
 };
 
 }  // namespace
+
+const cpu::Mask* mask_of(const Decoder& d) {
+  const auto* table = static_cast<const MaskTable*>(d.mask_layout.get());
+  return table == nullptr || table->mask.all ? nullptr : &table->mask;
+}
 
 const Backend& cpu_backend() {
   static const Cpu cpu;

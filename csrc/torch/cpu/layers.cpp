@@ -2,26 +2,15 @@
 // layers, so that neither hidden activations nor output leave its cache, and none waits for
 // another.
 #include <algorithm>
-#include <cstdlib>
-#include <new>
 
+#include "../../cpu/buffer.h"
 #include "rows.h"
 
 namespace dvae::glue {
 namespace {
 
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-using Buffer = std::unique_ptr<void, Free>;
-
-// Aligned for vectors, uninitialised.
-Buffer buffer(int64_t bytes) {
-  const auto whole = static_cast<size_t>((bytes + 63) / 64 * 64);
-  void* p = std::aligned_alloc(64, std::max<size_t>(whole, 64));
-  if (p == nullptr) throw std::bad_alloc();
-  return Buffer(p);
-}
+using cpu::Buffer;
+using cpu::buffer;
 
 // A multiple of the rows that the kernel takes at once, whatever the instruction set.
 constexpr int64_t kGroup = 12;
@@ -69,9 +58,7 @@ void run_layers(const Decoder& d, const std::vector<Layer>& layers, Activation b
     if (packed.size() < layers.size()) hidden_width = std::max(hidden_width, packed.back().outputs);
   }
   widest = std::max(widest, hidden_width);
-  const cpu::Kernels& kernels = cpu::kernels();
-  const auto kernel = kernels.log_weights[static_cast<int>(d.likelihood)][dtype];
-  const auto dense = kernels.dense[dtype];
+  const auto dense = cpu::kernels().dense[dtype];
   const auto element = static_cast<int64_t>(d.in.element_size());
   const int64_t rows = p.rows * p.samples, inputs = d.in.sizes()[2];
   const int64_t tile = rows_of_tile(widest, element);
@@ -95,7 +82,7 @@ void run_layers(const Decoder& d, const std::vector<Layer>& layers, Activation b
       LogWeightParams of_tile = p;
       of_tile.params = from;
       of_tile.first_row = row;
-      kernel(of_tile, d.scale_kind, row, row + count);
+      cpu::log_weights(mask_of(d), d.likelihood, d.dtype, of_tile, d.scale_kind, row, row + count);
     }
   });
 }

@@ -4,6 +4,8 @@
 STABLE_TORCH_LIBRARY_IMPL(dvae_fast, CPU, m) {
   using namespace dvae::glue;
   for (const Kernel& kernel : kKernels<cpu_backend>) m.impl(kernel.name, kernel.run);
-  // Of the CPU only: elsewhere the layers run one after the other.
-  m.impl("mlp_log_weights", (kBoxed<&mlp_log_weights, cpu_backend>));
+  // Of the CPU only: elsewhere masks are the reference's, and layers run one after the other.
+  for (const Kernel& kernel : kMasked<cpu_backend>) m.impl(kernel.name, kernel.run);
+  m.impl("mlp_log_weights", (kWhole<&mlp_log_weights, cpu_backend>));
+  m.impl("masked_mlp_log_weights", (kBoxed<&mlp_log_weights, cpu_backend>));
 }

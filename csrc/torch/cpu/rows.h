@@ -1,13 +1,12 @@
-// What the CPU's operators share: threads over rows, sums over rows, and numbers laid out in the
-// blocks that the kernels read.
+// What the CPU's operators share: threads over rows, and sums over rows.
 #pragma once
 
 #include <memory>
 #include <vector>
 
 #include "../../core/half.h"
-#include "../../core/noise.h"
-#include "../../cpu/kernels.h"
+#include "../../cpu/masked.h"
+#include "../../cpu/tables.h"
 #include "../ops/decoder.h"
 
 namespace dvae::glue {
@@ -24,33 +23,8 @@ void for_rows(int64_t rows, int64_t row_size, const F& body) {
   torch::stable::parallel_for(0, rows, grain, body);
 }
 
-inline int64_t round_up_to_block(int64_t n) { return (n + kBlock - 1) / kBlock * kBlock; }
-
-// A parameter of one element or one per dimension, as the kernels read it: whole blocks of 64, or
-// one block that serves all (stride 0).
-template <class V>
-struct BlockTable {
-  alignas(64) V shared[kBlock];
-  std::unique_ptr<V[]> own;
-  const V* data = nullptr;
-  int64_t stride = 0;
-
-  // value(i) of element i, or of 0 for all.
-  template <class F>
-  void fill(bool one_element, int64_t size, const F& value) {
-    if (one_element) {
-      const V v = value(0);
-      for (V& s : shared) s = v;
-      data = shared;
-      stride = 0;
-      return;
-    }
-    own.reset(new V[static_cast<size_t>(round_up_to_block(size))]());
-    for (int64_t i = 0; i < size; ++i) own[static_cast<size_t>(i)] = value(i);
-    data = own.get();
-    stride = kBlock;
-  }
-};
+using cpu::BlockTable;
+using cpu::round_up_to_block;
 
 // f(data) with a tensor's data as pointer to its elements' type.
 template <class F>
@@ -105,6 +79,9 @@ void add_over_parts(int64_t rows, int64_t row_size, int64_t size, std::vector<do
     for (size_t i = 0; i < padded; ++i) sums[i] += part[i];
   }
 }
+
+// The mask of a decoder on the CPU; null where all is observed.
+const cpu::Mask* mask_of(const Decoder& d);
 
 // log_weights of a decoder of dense layers of float32 or float64 (layers.cpp).
 void run_layers(const Decoder& d, const std::vector<Layer>& layers, Activation between,

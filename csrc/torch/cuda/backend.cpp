@@ -51,7 +51,7 @@ void run(const char* op, In on, cudaError_t (*launch)(P...), const A&... argumen
   STD_TORCH_CHECK(error == cudaSuccess, "dvae_fast::", op, ": ", cudaGetErrorString(error));
 }
 
-struct ScaleOnDevice : ScaleLayout {
+struct ScaleOnDevice : Layout {
   Tensor data;
   Maybe log_sum;  // one float64
 

@@ -15,12 +15,13 @@ struct Decoder {
   Maybe scale;
   ScaleKind scale_kind;
   DecoderParams p{};                    // of in only its sizes
-  std::unique_ptr<ScaleLayout> layout;  // the backend's, of a shared scale
+  std::unique_ptr<Layout> layout, mask_layout;  // the backend's, of a shared scale and of a mask
+  Maybe mask;
 
   // name: what `in` is called; size: D; held: whether `in` is the output, which may have a scale an
   // element.
   Decoder(const Backend& on_in, In in_in, const char* name, int64_t size, bool held,
-          MaybeIn scale_in, In x_in, Name likelihood_in)
+          MaybeIn scale_in, In x_in, Name likelihood_in, MaybeIn mask_in)
       : on(on_in),
         likelihood(static_cast<LikelihoodKind>(index_of(
             likelihood_in, kLikelihoodNames, "likelihood must be one of", ", ", "; got "))),
@@ -31,20 +32,22 @@ struct Decoder {
     p.rows = in.sizes()[0];
     p.samples = in.sizes()[1];
     p.size = size;
-    on.check(x, "x", {-1, size}, sum_type(in), in);
-    p.examples = x.sizes()[0];
-    STD_TORCH_CHECK(p.examples > 0 ? p.rows % p.examples == 0 : p.rows == 0,
-                    "x must have a number of examples that divides the rows, ", p.rows, ", got ",
-                    p.examples);
+    p.examples = examples_of(x, "x", sum_type(in));
     p.x = x.const_data_ptr();
-    scale_kind = kind_of(scale_in, held);
-    if (!scale_in) return;
-    scale = packed(*scale_in);
-    if (scale_kind == ScaleKind::kFull) {
-      p.scale = scale->const_data_ptr();
-    } else {
-      on.lay_out_scale(*this);
+    if (mask_in) {
+      mask = packed(*mask_in);
+      examples_of(*mask, "mask", ScalarType::Bool);
     }
+    scale_kind = kind_of(scale_in, held);
+    if (scale_in) {
+      scale = packed(*scale_in);
+      if (scale_kind == ScaleKind::kFull) {
+        p.scale = scale->const_data_ptr();
+      } else {
+        on.lay_out_scale(*this);
+      }
+    }
+    if (mask) on.lay_out_mask(*this);
   }
 
   // A row each of (n, k), contiguous.
@@ -61,6 +64,15 @@ struct Decoder {
   }
 
  private:
+  // Of a tensor (examples, D), whose row n % examples is row n's.
+  int64_t examples_of(In t, const char* name, ScalarType type) const {
+    on.check(t, name, {-1, p.size}, type, in);
+    const int64_t examples = t.sizes()[0];
+    STD_TORCH_CHECK(examples > 0 ? p.rows % examples == 0 : p.rows == 0, name,
+                    " must have a number of examples that divides the rows, ", p.rows, ", got ",
+                    examples);
+    return examples;
+  }
   // 1 or D elements shared by all rows, or (N, K, D) of them.
   ScaleKind kind_of(MaybeIn given, bool held) const {
     const bool has = has_scale(likelihood);

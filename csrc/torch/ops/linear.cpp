@@ -30,9 +30,10 @@ Layer layer_of(const Backend& on, In weight, const Tensor* bias, int64_t inputs,
 }
 
 // A decoder that ends in layers; `last`: the last one's weight.
-Decoder decoder_of(const Backend& on, In hidden, In last, MaybeIn scale, In x, Name likelihood) {
+Decoder decoder_of(const Backend& on, In hidden, In last, MaybeIn scale, In x, Name likelihood,
+                   MaybeIn mask) {
   const int64_t size = last.dim() > 0 ? last.sizes()[0] : 0;
-  return Decoder(on, hidden, "hidden", size, false, scale, x, likelihood);
+  return Decoder(on, hidden, "hidden", size, false, scale, x, likelihood, mask);
 }
 
 // One layer's tiles.
@@ -80,8 +81,8 @@ struct Tiles {
 }  // namespace
 
 Tensor linear_log_weights(const Backend& on, In hidden, In weight, MaybeIn bias, MaybeIn scale,
-                          In x, In log_ratio_in, Name likelihood) {
-  const Decoder d = decoder_of(on, hidden, weight, scale, x, likelihood);
+                          In x, In log_ratio_in, Name likelihood, MaybeIn mask) {
+  const Decoder d = decoder_of(on, hidden, weight, scale, x, likelihood, mask);
   const Layer layer = layer_of(on, weight, bias ? &*bias : nullptr, d.in.sizes()[2], d.in);
   const Tensor log_ratio = d.rows(log_ratio_in, "log_ratio");
   Tensor out = new_like(log_ratio);
@@ -94,14 +95,14 @@ Tensor linear_log_weights(const Backend& on, In hidden, In weight, MaybeIn bias,
 
 Tensor mlp_log_weights(const Backend& on, In z, const std::vector<Tensor>& weights,
                        const std::vector<Tensor>& biases, Name activation, MaybeIn scale, In x,
-                       In log_ratio_in, Name likelihood) {
+                       In log_ratio_in, Name likelihood, MaybeIn mask) {
   STD_TORCH_CHECK(!weights.empty() && biases.size() == weights.size(),
                   "weights and biases must be of the same layers, one or more, got ",
                   weights.size(), " and ", biases.size());
   const auto between =
       static_cast<Activation>(index_of(activation, kActivationNames, "activation must be"));
   STD_TORCH_CHECK(z.scalar_type() == sum_type(z), "hidden must be float32 or float64");
-  const Decoder d = decoder_of(on, z, weights.back(), scale, x, likelihood);
+  const Decoder d = decoder_of(on, z, weights.back(), scale, x, likelihood, mask);
   std::vector<Layer> layers;
   int64_t width = d.in.sizes()[2];
   for (size_t i = 0; i < weights.size(); ++i) {
@@ -118,8 +119,8 @@ Tensor mlp_log_weights(const Backend& on, In z, const std::vector<Tensor>& weigh
 }
 
 Four linear_log_weights_backward(const Backend& on, In grad_in, In hidden, In weight, MaybeIn bias,
-                                 MaybeIn scale, In x, Name likelihood) {
-  const Decoder d = decoder_of(on, hidden, weight, scale, x, likelihood);
+                                 MaybeIn scale, In x, Name likelihood, MaybeIn mask) {
+  const Decoder d = decoder_of(on, hidden, weight, scale, x, likelihood, mask);
   const Layer layer = layer_of(on, weight, bias ? &*bias : nullptr, d.in.sizes()[2], d.in);
   const Tensor grad = d.rows(grad_in, "grad");
   Tensor grad_hidden = new_like(d.in), grad_scale = d.scale_gradient();

@@ -1,0 +1,36 @@
+// The kernels over rows of which a mask leaves out elements: an example's observed dimensions are
+// made rows of their own, shorter ones, for which the kernels are those of whole rows.
+//
+// So a row is what it would be had its data no other dimensions. What is not observed is copied by
+// nobody: of its values nothing follows, and its gradients are 0.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "kernels.h"
+
+namespace dvae::cpu {
+
+// (examples, size), not 0 where an element is observed; row n has row n % examples of it.
+struct Mask {
+  const uint8_t* observed;
+  int64_t examples, size;
+  std::vector<int64_t> counts;    // how many of each example's are observed
+  bool all = true;                // of all examples
+  std::vector<double> log_scale;  // of each dimension, where kShared differs between them
+
+  Mask(const uint8_t* observed_in, int64_t examples_in, int64_t size_in);
+  int64_t count(int64_t n) const { return counts[static_cast<size_t>(n % examples)]; }
+};
+
+// As in the table of kernels, which they call; no mask (null) is every element observed.
+// params must not be x, bias or a scale; grad_params may be params.
+void log_weights(const Mask*, LikelihoodKind, DType, const LogWeightParams&, ScaleKind,
+                 int64_t begin, int64_t end);
+void log_weights_backward(const Mask*, LikelihoodKind, DType, const LogWeightGradParams&, ScaleKind,
+                          double* scale_sum, int64_t begin, int64_t end);
+void iwae(const Mask*, LikelihoodKind, DType, const IwaeParams&, ScaleKind, double* scale_sum,
+          int64_t begin, int64_t end);
+
+}  // namespace dvae::cpu

@@ -28,6 +28,7 @@ from dvae_fast.evaluation import (
     estimate_from_log_weights,
     estimate_log_likelihood,
     importance_expectation,
+    impute,
 )
 from dvae_fast.functional import (
     iwae_loss,
@@ -93,6 +94,7 @@ __all__ = [
     "estimate_from_log_weights",
     "estimate_log_likelihood",
     "importance_expectation",
+    "impute",
     "iwae_loss",
     "latent_log_ratio",
     "linear_log_weights",

@@ -23,6 +23,7 @@ __all__ = [
     "check_float",
     "check_index",
     "check_integer",
+    "check_mask_of",
     "check_same",
     "check_shape",
     "check_size",
@@ -78,6 +79,22 @@ def check_same(name: str, t: Tensor, other_name: str, other: Tensor) -> None:
 def check_shape(name: str, t: Tensor, shape: tuple[int, ...], meaning: str) -> None:
     if tuple(t.shape) != shape:
         raise ValueError(f"{name} must have shape {meaning} = {shape}, got {tuple(t.shape)}")
+
+
+def check_mask_of(mask: Any, x: Tensor) -> Tensor:
+    """`mask` if it is bool, of x's shape and on x's device.
+
+    Raises:
+        TypeError, ValueError: naming the rule and the value.
+    """
+    check_dense("mask", mask)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be bool, True where x was observed, got {mask.dtype}")
+    if mask.shape != x.shape:
+        raise ValueError(f"mask must have x's shape, {tuple(x.shape)}, got {tuple(mask.shape)}")
+    check_same("mask", mask, "x", x)
+    checked: Tensor = mask
+    return checked
 
 
 def check_count(name: str, value: int, lower: int) -> None:

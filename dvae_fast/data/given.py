@@ -26,16 +26,23 @@ _READ = 256  # examples of a Dataset at once
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """Some examples: x (N, *shape), and the context of each, (N, *shape), if there is one."""
+    """Some examples: x (N, *shape), and what travels with each.
+
+    Attributes:
+        context: (N, *shape), if there is one.
+        mask: bool in x's shape, True where x was observed; None: everywhere. x is 0 elsewhere.
+    """
 
     x: Tensor
     context: Tensor | None = None
+    mask: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
 
     def __getitem__(self, rows: slice | Tensor) -> Given:
-        return Given(self.x[rows], None if self.context is None else self.context[rows])
+        more = (None if t is None else t[rows] for t in (self.context, self.mask))
+        return Given(self.x[rows], *more)
 
     def checked(self) -> Given:
         """The same, if the context is a tensor of as many rows; its own device is x's then.
@@ -49,17 +56,24 @@ class Given:
         if self.context.is_meta:
             raise ValueError("context must hold values, got a tensor on meta")
         check_rows_of("context", self.context, len(self.x))
-        return Given(self.x, self.context.to(self.x.device))
+        return Given(self.x, self.context.to(self.x.device), self.mask)
 
     def to(self, device: torch.device) -> Given:
         """On that device; to a GPU, without a wait for what runs there."""
-        context = None if self.context is None else _moved(self.context, device)
-        return Given(_moved(self.x, device), context)
+        more = (None if t is None else _moved(t, device) for t in (self.context, self.mask))
+        return Given(_moved(self.x, device), *more)
 
     @property
     def tensors(self) -> list[Tensor]:
         """All there are."""
-        return [self.x] if self.context is None else [self.x, self.context]
+        return [t for t in (self.x, self.context, self.mask) if t is not None]
+
+    @property
+    def size(self) -> float:
+        """D, or of a mask the mean number of observed dimensions."""
+        if self.mask is None:
+            return self.x[0].numel()
+        return int(self.mask.sum()) / len(self.x)
 
 
 def check_rows_of(name: str, t: Tensor, examples: int) -> None:

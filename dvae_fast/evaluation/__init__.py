@@ -2,7 +2,7 @@
 
 from dvae_fast.evaluation.annealed import annealed_importance_sampling, bidirectional_monte_carlo
 from dvae_fast.evaluation.engine import CURVE
-from dvae_fast.evaluation.expectation import Expectation, importance_expectation
+from dvae_fast.evaluation.expectation import Expectation, importance_expectation, impute
 from dvae_fast.evaluation.function import estimate_from_log_weights
 from dvae_fast.evaluation.importance import DTYPES, estimate_log_likelihood
 from dvae_fast.evaluation.proposals import PROPOSALS, Proposal
@@ -49,6 +49,7 @@ __all__ = [
     "estimate_from_log_weights",
     "estimate_log_likelihood",
     "importance_expectation",
+    "impute",
     "pareto_shape",
     "pareto_smoothed",
 ]

@@ -98,8 +98,8 @@ class Source(Protocol):
     #: whether noise depends on what is asked for at once, so that this must not depend on anything
     #: else than batch_size and chunk: ranges of examples and samples begin at their multiples
     fixed: bool
-    #: D, the number of data dimensions
-    data_size: int
+    #: D, the number of data dimensions, or of a mask the mean number of observed ones
+    data_size: float
     #: where batches are to be
     device: torch.device
 

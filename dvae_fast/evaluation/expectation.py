@@ -1,9 +1,9 @@
-"""Expectations under a model's posterior p(z|x), by importance sampling."""
+"""Expectations under a model's posterior p(z|x), by importance sampling; missing values too."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from dvae_fast.functional.linear import Scale
     from dvae_fast.likelihoods import Likelihood
 
-__all__ = ["Expectation", "importance_expectation"]
+    # Of latents (B, n, Z) of a batch: (B, n, *shape).
+    _Function = Callable[[Tensor, Given, Evaluated], Tensor]
+
+__all__ = ["Expectation", "importance_expectation", "impute"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +112,7 @@ def importance_expectation(
     k: int = 5000,
     *,
     context: Tensor | np.ndarray[Any, Any] | None = None,
+    mask: Tensor | np.ndarray[Any, Any] | None = None,
     likelihood: str | Likelihood | None = None,
     scale: Scale | None = None,
     proposal: str = "posterior",
@@ -123,7 +127,7 @@ def importance_expectation(
     """E_{p(z|x)} f(z), by self-normalised and Pareto-smoothed importance weights.
 
     Args:
-        model, x, k, context, likelihood, scale, proposal, corruption, copies: as for
+        model, x, k, context, mask, likelihood, scale, proposal, corruption, copies: as for
             `estimate_log_likelihood`.
         f: of rows of latents, (n, Z) → (n, *shape), a floating-point tensor. No latent is held:
             they are drawn once for the weights, and again for f from the same counters.
@@ -141,21 +145,118 @@ def importance_expectation(
     Source: Vehtari et al. (arXiv 1507.02646) for the weights; of the error, Owen, Monte Carlo
     theory, methods and examples (2013), equation 9.8.
     """
-    k = check_size("k", k)
     if not callable(f):
         raise TypeError(f"f must be a function of z, got {type(f).__name__}")
+
+    def of_batch(z: Tensor, batch: Given, evaluated: Evaluated) -> Tensor:
+        n = z.shape[0] * z.shape[1]
+        values = f(z.flatten(0, 1))
+        if not isinstance(values, Tensor) or not values.is_floating_point():
+            got = values.dtype if isinstance(values, Tensor) else type(values).__name__
+            raise TypeError(f"f must return a floating-point tensor, got {got}")
+        if values.dim() < 1 or len(values) != n:
+            raise ValueError(
+                f"f must return one row for each of the {n} of z, got shape {tuple(values.shape)}"
+            )
+        rows: Tensor = values.unflatten(0, z.shape[:2])
+        return rows
+
+    evaluated = Evaluated(model, likelihood, scale)
+    data = evaluated.examples(x, context, mask)
+    how = _proposal(evaluated, proposal, corruption, copies)
+    return _expectation(
+        evaluated, data, how, of_batch, k, smooth=smooth, batch_size=batch_size, chunk=chunk,
+        seed=seed, first_example=first_example,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def impute(
+    model: Model,
+    x: Data,
+    mask: Tensor | np.ndarray[Any, Any],
+    k: int = 5000,
+    *,
+    context: Tensor | np.ndarray[Any, Any] | None = None,
+    likelihood: str | Likelihood | None = None,
+    scale: Scale | None = None,
+    proposal: str = "posterior",
+    corruption: Corruption | None = None,
+    copies: int = 10,
+    smooth: bool = True,
+    batch_size: int | None = None,
+    chunk: int | None = None,
+    seed: int | Tensor | None = None,
+    first_example: int = 0,
+) -> Expectation:
+    """The means of what was not observed given what was, E[x_missing | x_observed].
+
+    That is E_{p(z|x_observed)} E[x|z], by `importance_expectation`.
+
+    Args:
+        mask: bool in x's shape, True where x was observed; the others are imputed, whatever x has
+            there (Mattei and Frellsen, arXiv 1812.02633, section 3.3).
+        model, x, k, context, likelihood, scale, proposal, corruption, copies, smooth, batch_size,
+            chunk, seed, first_example: as for `importance_expectation`.
+
+    Returns:
+        An `Expectation` in x's shape: what was observed as it is, with an error of 0. The error of
+        the others is that of their mean, not how far x may lie from it.
+
+    Raises:
+        TypeError, ValueError: naming the argument, the rule and the value.
+    """
+    if mask is None:
+        raise TypeError("mask must be a bool tensor in x's shape, got None")
+
+    def of_batch(z: Tensor, batch: Given, evaluated: Evaluated) -> Tensor:
+        size = batch.x[0].numel()
+        params = evaluated.params(z, size, batch.context)
+        return evaluated.likelihood.mean(params).expand(*z.shape[:2], size)
+
+    evaluated = Evaluated(model, likelihood, scale)
+    data = evaluated.examples(x, context, mask)
+    how = _proposal(evaluated, proposal, corruption, copies)
+    found = _expectation(
+        evaluated, data, how, of_batch, k, smooth=smooth, batch_size=batch_size, chunk=chunk,
+        seed=seed, first_example=first_example,
+    )  # fmt: skip
+    given, seen = data.x.double().cpu(), cast("Tensor", data.mask).cpu()
+    value, error = (t.reshape(given.shape) for t in (found.value, found.standard_error))
+    return replace(
+        found, value=torch.where(seen, given, value), standard_error=error.masked_fill(seen, 0)
+    )
+
+
+def _proposal(
+    evaluated: Evaluated, name: str, corruption: Corruption | None, copies: int
+) -> Proposal:
+    if corruption is None and name != "posterior":
+        corruption = getattr(evaluated.model, "corruption", None)
+    return Proposal(name, corruption, copies)
+
+
+def _expectation(
+    evaluated: Evaluated,
+    data: Given,
+    how: Proposal,
+    f: _Function,
+    k: int,
+    *,
+    smooth: bool,
+    batch_size: int | None,
+    chunk: int | None,
+    seed: int | Tensor | None,
+    first_example: int,
+) -> Expectation:
+    k = check_size("k", k)
     batch_size, chunk = (
         size if size is None else check_size(name, size)
         for name, size in (("batch_size", batch_size), ("chunk", chunk))
     )
-    evaluated = Evaluated(model, likelihood, scale)
-    data = evaluated.examples(x, context)
     check_index("first_example", first_example, len(data))
-    if corruption is None and proposal != "posterior":
-        corruption = getattr(evaluated.model, "corruption", None)
-    how = Proposal(proposal, corruption, copies)
     like = evaluated.like(data.x)
-    source = ModelSource(evaluated, how, like, data.x[0].numel())
+    source = ModelSource(evaluated, how, like, data.size)
     key = seed_tensor(seed, like.device)
     batch_size, chunk = split(k, batch_size, chunk, evaluated.rows_at_once(like, held=True))
     parts = []
@@ -172,7 +273,7 @@ def _of_batch(
     source: ModelSource,
     drawer: ModelDrawer,
     batch: Given,
-    f: Callable[[Tensor], Tensor],
+    f: _Function,
     k: int,
     chunk: int,
     smooth: bool,
@@ -188,17 +289,7 @@ def _of_batch(
     moments = _Moments()
     for first, n in ranges:
         z, _ = drawer.draw(n, first)
-        values = f(z.flatten(0, 1))
-        if not isinstance(values, Tensor) or not values.is_floating_point():
-            got = values.dtype if isinstance(values, Tensor) else type(values).__name__
-            raise TypeError(f"f must return a floating-point tensor, got {got}")
-        if values.dim() < 1 or len(values) != z.shape[0] * n:
-            raise ValueError(
-                f"f must return one row for each of the {z.shape[0] * n} of z, got shape "
-                f"{tuple(values.shape)}"
-            )
-        values = values.double().unflatten(0, z.shape[:2])
-        moments.add(weights[:, first : first + n], values)
+        moments.add(weights[:, first : first + n], f(z, batch, source.evaluated).double())
     squares = weights.square().sum(1)
     value, error = moments.results(squares)
     return value, error, pareto_k, 1 / squares

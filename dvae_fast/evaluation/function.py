@@ -68,7 +68,7 @@ class FunctionSource:
     def __init__(self, log_weights: Callable[..., Any], data: Given) -> None:
         self.call = log_weights
         self.modules = modules_behind((log_weights,))
-        self.data_size = data.x[0].numel()
+        self.data_size: float = data.x[0].numel()
         self.device = place_of(self.modules) or data.x.device
         self._before: Tensor | None = None
         self._repeats = self._varies = False

@@ -46,7 +46,7 @@ class ModelSource:
         evaluated: the model.
         how: what z is drawn from.
         like: an empty tensor on the model's device, of the dtype that its encoder is given.
-        data_size: D.
+        data_size: D, or the mean number of those that are observed.
         dtype: of the decoder's matrix products; None for the model's.
         compiled: whether its decoder is to be run through ``torch.compile``.
     """
@@ -58,7 +58,7 @@ class ModelSource:
         evaluated: Evaluated,
         how: Proposal,
         like: Tensor,
-        data_size: int,
+        data_size: float,
         dtype: torch.dtype | None = None,
         compiled: bool = False,
     ) -> None:
@@ -67,7 +67,9 @@ class ModelSource:
         self.proposal, self.device = how.name, like.device
 
     def encode(self, batch: Given, key: Tensor, first_example: int) -> ModelDrawer:
-        return self.how.encode(self.evaluated, batch.x, key, first_example, batch.context)
+        return self.how.encode(
+            self.evaluated, batch.x, key, first_example, batch.context, batch.mask
+        )
 
     def log_weights(
         self, drawers: Sequence[ModelDrawer], batch: Given, k: int, first_sample: int
@@ -88,7 +90,7 @@ class ModelSource:
         else:
             z, log_ratio = (torch.cat(parts) for parts in zip(*drawn, strict=True))
         with precision(self.device, self.dtype):
-            return evaluated.log_weights(z, batch.x, log_ratio, context)
+            return evaluated.log_weights(z, batch.x, log_ratio, context, batch.mask)
 
     def evaluating(self) -> AbstractContextManager[object]:
         return self.evaluated.evaluating()
@@ -170,6 +172,7 @@ def estimate_log_likelihood(
     k: int = 5000,
     *,
     context: Tensor | np.ndarray[Any, Any] | None = None,
+    mask: Tensor | np.ndarray[Any, Any] | None = None,
     likelihood: str | Likelihood | None = None,
     scale: Scale | None = None,
     proposal: str = "posterior",
@@ -216,6 +219,9 @@ def estimate_log_likelihood(
             ``context_size``, and takes the y of pairs (x, y) for it; any other is called as
             ``encode(x, context)`` and ``decode(z, context)``, with one row of it for each of z
             (given samples (B, K, Z): (B, 1, C) or (B, 1)).
+        mask: bool in x's shape, True where x was observed: log p of that alone (Mattei and
+            Frellsen, arXiv 1812.02633). The encoder sees zeros elsewhere, whatever x has there, and
+            bits per dimension are of the observed ones.
         likelihood: as for `dvae_fast.log_weights`. Default: the model's ``likelihood``
             if it has one, else "bernoulli".
         scale: a Gaussian's, where `decode` returns the mean alone: a number, or a tensor of 1 or D
@@ -271,7 +277,7 @@ def estimate_log_likelihood(
     """
     check_size("k", k)
     evaluated = Evaluated(model, likelihood, scale)
-    data = evaluated.examples(x, context)
+    data = evaluated.examples(x, context, mask)
     request = Request(
         k, tolerance, max_k, curve, batch_size, chunk, seed, first_example, progress, partial, world
     ).checked(len(data))
@@ -280,8 +286,8 @@ def estimate_log_likelihood(
     how = Proposal(proposal, corruption, copies)
     like = evaluated.like(data.x)
     matrices = _matrix_dtype(dtype, like)
-    size = data.x[0].numel()
-    return run(ModelSource(evaluated, how, like, size, matrices, compile), data, request)
+    source = ModelSource(evaluated, how, like, data.size, matrices, compile)
+    return run(source, data, request)
 
 
 def _matrix_dtype(dtype: str | torch.dtype | None, like: Tensor) -> torch.dtype | None:

@@ -91,8 +91,10 @@ class Proposal:
         key: Tensor,
         first_example: int,
         context: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> ModelDrawer:
-        """Encode x (B, *shape) with its context, the examples first_example, … of the noise."""
+        """Encode x (B, *shape) with its context, the examples first_example, … of the noise; x̃ is 0
+        where a mask says that nothing was observed."""
         if self.name == "posterior":
             posterior = evaluated.posterior(x, context)
             if isinstance(posterior, Sampled):
@@ -103,13 +105,19 @@ class Proposal:
         corruption = self.corruption = self.corruption.to(x.device)  # once, not at every batch
         x = evaluated.encoded(x)
         if self.name == "corrupted":
-            return _Corrupted(evaluated, Given(x, context), corruption, key, first_example)
+            return _Corrupted(evaluated, Given(x, context, mask), corruption, key, first_example)
         noisy = corrupt(x, corruption, self.copies, key, first_example=first_example)
+        noisy = _seen(noisy, mask)
         mean, spread = (
             part.unflatten(0, (self.copies, len(x)))
             for part in _gaussian(evaluated, noisy, context, self.name)
         )
         return _Mixture(mean, spread, key, first_example)
+
+
+def _seen(noisy: Tensor, mask: Tensor | None) -> Tensor:
+    """x̃ (M, B, *shape), which may be flat, with 0 where x (B, *shape) was not observed."""
+    return noisy if mask is None else noisy.masked_fill(~mask.reshape(noisy.shape[1:]), 0)
 
 
 def _gaussian(
@@ -225,6 +233,7 @@ class _Corrupted:
             self.batch.x, self.corruption, k, self.key,
             first_example=self.first_example, first_copy=first_sample,
         )  # fmt: skip
+        noisy = _seen(noisy, self.batch.mask)
         b = len(self.batch)
         mean, spread = (
             part.unflatten(0, (k, b)).transpose(0, 1)  # (B, k, Z), (B, k, Z, Z) if full

@@ -44,7 +44,7 @@ class Estimate:
     #: gives the same numbers again, up to rounding
     seed: int = field(kw_only=True)
     #: D, the number of data dimensions
-    data_size: int = field(kw_only=True)
+    data_size: float = field(kw_only=True)
     #: index of the first example in the noise
     first_example: int = field(default=0, kw_only=True)
     #: what looks wrong about model or data, in plain words; part of `warnings`
@@ -190,9 +190,10 @@ class LikelihoodEstimate(Estimate):
         for part in parts:
             if not isinstance(part, cls):
                 raise TypeError(f"estimates must hold {cls.__name__}s, got {type(part).__name__}")
-        first, at = parts[0], parts[0].first_example
+        first, begin = parts[0], parts[0].first_example
+        at = begin
         for i, part in enumerate(parts):
-            for name in ("seed", "k", "curve_k", "proposal", "data_size", "tolerance"):
+            for name in ("seed", "k", "curve_k", "proposal", "tolerance"):
                 if getattr(part, name) != getattr(first, name):
                     raise ValueError(
                         f"estimates must have one {name}, got {getattr(first, name)} and, at {i}, "
@@ -211,6 +212,10 @@ class LikelihoodEstimate(Estimate):
             if all(isinstance(value, Tensor) for value in values)
         }
         remarks = dict.fromkeys(remark for part in parts for remark in part.remarks)
+        # With masks each part has a mean number of observed dimensions of its own.
+        sizes = {part.data_size for part in parts}
+        size = sum(part.data_size * len(part.log_likelihood) for part in parts)
+        joined["data_size"] = sizes.pop() if len(sizes) == 1 else size / max(at - begin, 1)
         return replace(first, **joined, remarks=tuple(remarks))
 
     @property

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dvae_fast import functional
-from dvae_fast._checks import check_dense, check_float
+from dvae_fast._checks import check_dense, check_float, check_mask_of
 from dvae_fast.data.given import Given, as_tensor, check_rows_of, given_from
 from dvae_fast.evaluation.modules import (
     always_training,
@@ -197,8 +197,8 @@ class Evaluated:
             raise ValueError("model must hold values to be evaluated, got parameters on meta")
         return torch.empty(0, dtype=self.dtype or x.dtype, device=device)
 
-    def examples(self, x: Any, context: Any = None) -> Given:
-        """x, and its context, of a tensor, an array, a Dataset or a DataLoader.
+    def examples(self, x: Any, context: Any = None, mask: Any = None) -> Given:
+        """x, its context and its mask, of a tensor, an array, a Dataset or a DataLoader.
 
         Raises:
             TypeError, ValueError: naming the argument, the rule and the value, unless x is (N,
@@ -217,8 +217,11 @@ class Evaluated:
             if own is not None:
                 rule = f"(N, D) with N >= 1 and D = {wanted}"
             raise ValueError(f"x must have shape {rule}, got {tuple(x.shape)}")
-        self.likelihood.check_support(x)
-        return Given(x, self.context(context, len(x))).checked()
+        if mask is not None:
+            mask = check_mask_of(as_tensor("mask", mask), x)
+            x = x.masked_fill(~mask, 0)
+        self.likelihood.check_support(x, mask)
+        return Given(x, self.context(context, len(x)), mask).checked()
 
     def context(self, context: Any, examples: int) -> Any:
         """The context of so many examples, of a tensor or an array; of a model of this package as
@@ -294,17 +297,22 @@ class Evaluated:
         return rows_at_once(like.device)
 
     def log_weights(
-        self, z: Tensor, x: Tensor, log_ratio: Tensor, context: Tensor | None = None
+        self,
+        z: Tensor,
+        x: Tensor,
+        log_ratio: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """log p(x|z) + log_ratio: z (B, K, Z), x (B, *shape), log_ratio (B, K) → (B, K).
 
         Differentiable. The logits of a Bernoulli are not held where the decoder ends in a plain
         linear layer, and hidden activations neither where all its layers are plain.
         """
-        x = x.flatten(1)
+        x, mask = x.flatten(1), None if mask is None else mask.flatten(1)
         if self._trunk is None or (context is not None and self._decoder is None):
             params = self.params(z, x.shape[1], context)
-            return functional.log_weights(params, x, log_ratio, self.likelihood)
+            return functional.log_weights(params, x, log_ratio, self.likelihood, mask)
         if self._decoded_dtype is not None:
             z = z.to(self._decoded_dtype)
         if self._dense is not None:
@@ -318,13 +326,15 @@ class Evaluated:
                     weight, bias = given[0]
                     given[0] = (weight, more.squeeze(1) if bias is None else bias + more.squeeze(1))
             return functional.mlp_log_weights(
-                z, given, x, log_ratio, self.likelihood, activation=activation, scale=self.scale
-            )
+                z, given, x, log_ratio, self.likelihood, mask, activation=activation,
+                scale=self.scale,
+            )  # fmt: skip
         weight, bias = self._output.weight, self._output.bias
         if context is not None:
             return functional.linear_log_weights(
-                self._hidden(z, context.unsqueeze(1)), weight, bias, x, log_ratio, self.likelihood
-            )
+                self._hidden(z, context.unsqueeze(1)), weight, bias, x, log_ratio, self.likelihood,
+                mask,
+            )  # fmt: skip
         rows = z.flatten(0, 1)
         hidden = self._trunk(rows)
         if hidden.shape != (len(rows), weight.shape[1]):
@@ -333,7 +343,7 @@ class Evaluated:
                 f"{(len(rows), weight.shape[1])}, got {tuple(hidden.shape)}"
             )
         return functional.linear_log_weights(
-            hidden.unflatten(0, z.shape[:2]), weight, bias, x, log_ratio, self.likelihood,
+            hidden.unflatten(0, z.shape[:2]), weight, bias, x, log_ratio, self.likelihood, mask,
             scale=self.scale,
         )  # fmt: skip
 

@@ -147,11 +147,14 @@ class Likelihood:
         # A grey level read as k/255 in float32 is a level; one that went through 16 bits is not.
         return (steps - steps.round()).abs() <= torch.clamp(1e-6 * steps.abs(), min=1e-3)
 
-    def check_support(self, x: Tensor) -> None:
-        """Raise ValueError if a value of ``x`` lies outside the support (NaN passes)."""
+    def check_support(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Raise ValueError if a value of ``x`` lies outside the support (NaN passes); with a mask
+        (bool, x's shape), where that is True."""
         if x.dim() > 1 and x.numel() > _AT_ONCE:  # looked at in parts, for memory
-            for part in x.split(max(1, _AT_ONCE // max(1, x[0].numel()))):
-                self.check_support(part)
+            rows = max(1, _AT_ONCE // max(1, x[0].numel()))
+            masks = [None] * len(x) if mask is None else mask.split(rows)
+            for part, seen in zip(x.split(rows), masks, strict=False):
+                self.check_support(part, seen)
             return
         inside = self.support(x)
         if not isinstance(inside, Tensor) or inside.dtype != torch.bool or inside.shape != x.shape:
@@ -163,8 +166,11 @@ class Likelihood:
                 f"{tuple(x.shape)}, got {got}"
             )
         outside = ~(inside | x.isnan())
+        if mask is not None:
+            outside &= mask
         if not bool(outside.any()):
             return
+        x, outside = (x, outside) if mask is None else (x[mask], outside[mask])
         lower, upper = self.interval
         first = x[outside][0].item()
         if bool(((x < lower) | (x > upper)).any()):

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from dvae_fast.corruptions import Corruption
+    from dvae_fast.evaluation import Expectation
     from dvae_fast.models.priors import Prior
     from dvae_fast.objectives import Latents, Objective
 
@@ -202,13 +203,20 @@ class Autoencoder(WithPrior):
         return self.as_context(context, len(x), x)
 
     def _corrupt(
-        self, x: Tensor, key: Tensor, copies: int | None, first_example: int = 0
+        self,
+        x: Tensor,
+        key: Tensor,
+        copies: int | None,
+        first_example: int = 0,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """(B, D) → x̃ of shape (copies, B, D), or of x's without copies or without corruption."""
+        """(B, D) → x̃ of shape (copies, B, D), or of x's without copies or without corruption; 0
+        where nothing was observed."""
         corruption = self.corruption
         if corruption is None or isinstance(corruption, Identity):
             return x  # M copies of it would be encoded M times
-        return corrupt(x, corruption, copies, key, first_example=first_example)
+        noisy = corrupt(x, corruption, copies, key, first_example=first_example)
+        return noisy if mask is None else noisy.masked_fill(~mask, 0)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # A part replaced is one's own from here on.
@@ -222,7 +230,12 @@ class Autoencoder(WithPrior):
             value.bind(self)
 
     def _sample_posterior(
-        self, x: Tensor, key: Tensor, first_example: int, context: Tensor | None = None
+        self,
+        x: Tensor,
+        key: Tensor,
+        first_example: int,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Latents:
         """z and log_ratio for the objective: M corruptions encoded once, K samples of each."""
         raise NotImplementedError
@@ -234,7 +247,12 @@ class Autoencoder(WithPrior):
         return decoder if plain and splits(decoder) else None
 
     def _log_weights(
-        self, z: Tensor, x: Tensor, log_ratio: Tensor, context: Tensor | None = None
+        self,
+        z: Tensor,
+        x: Tensor,
+        log_ratio: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """log w in the shape of log_ratio, not holding the logits of a Bernoulli."""
         decoder, told = self.split_decoder(), self._by_sample(context)
@@ -242,9 +260,9 @@ class Autoencoder(WithPrior):
             output = decoder.output
             return functional.linear_log_weights(
                 decoder.hidden(z, *told), output.weight, output.bias, x, log_ratio,
-                self.likelihood,
+                self.likelihood, mask,
             )  # fmt: skip
-        return functional.log_weights(self.decode(z, *told), x, log_ratio, self.likelihood)
+        return functional.log_weights(self.decode(z, *told), x, log_ratio, self.likelihood, mask)
 
     def _by_sample(self, context: Tensor | None) -> tuple[Tensor, ...]:
         """A context (B, C) as the decoder of (*L, B, K, Z) is told it: (B, 1, C), not repeated."""
@@ -258,6 +276,7 @@ class Autoencoder(WithPrior):
         seed: int | Tensor | None = None,
         *,
         context: Tensor | None = None,
+        mask: Tensor | None = None,
         first_example: int = 0,
     ) -> Tensor:
         """The negative bound in nats, a mean over examples; a scalar.
@@ -271,6 +290,9 @@ class Autoencoder(WithPrior):
             context: what encoder, decoder and prior are told besides x, for a model with a
                 ``context_size`` C: (B, C), or labels (B,) from 0 to C − 1, which stand for as many
                 zeros and a one. It is corrupted by nothing.
+            mask: bool in x's shape, True where x was observed: the bound is then of log p of that
+                alone, and the encoder sees zeros elsewhere, whatever x has there (Mattei and
+                Frellsen, arXiv 1812.02633, section 3).
             first_example: index of x's first example in the noise: with the same seed, parts of
                 a batch get the numbers that the batch would.
 
@@ -278,9 +300,9 @@ class Autoencoder(WithPrior):
             TypeError, ValueError: if x or the context is of another shape, x not in the model's
                 dtype or either not on its device, or the seed or first_example is wrong.
         """
-        x = self._rows(x)
+        x, mask = self._observed(x, mask)
         context, key = self._context(context, x), seed_tensor(seed, x.device)
-        latents = self._posterior_of(x, key, first_example, context)
+        latents = self._posterior_of(x, key, first_example, context, mask)
         params, again = self._decoded(latents.z, context)
         loss = objectives.loss(
             cast("Tensor | tuple[Tensor, Tensor | float]", params),
@@ -290,19 +312,28 @@ class Autoencoder(WithPrior):
             self.objective,
             inference=latents.inference,
             kl_weight=self.kl_weight,
+            mask=mask,
             overwrite_params=False if again is None else again,
         )
         if self.corruption is not None and self.corruption.scores:
+            if mask is not None:
+                raise ValueError("mask must be None where a rate is learnt by the score function")
             term = self._score_term(self.corruption, x, key, first_example, latents, context)
             loss = loss + term
         return loss
 
     def _posterior_of(
-        self, x: Tensor, key: Tensor, first_example: int, context: Tensor | None
+        self,
+        x: Tensor,
+        key: Tensor,
+        first_example: int,
+        context: Tensor | None,
+        mask: Tensor | None,
     ) -> Latents:
-        """`_sample_posterior`, which a subclass without a context need not be told of one."""
-        told = () if context is None else (context,)
-        return self._sample_posterior(x, key, first_example, *told)
+        """`_sample_posterior`, which a subclass without them need not be told of either."""
+        more = {"context": context, "mask": mask}
+        told = {name: t for name, t in more.items() if t is not None}
+        return self._sample_posterior(x, key, first_example, **told)
 
     def _decoded(
         self, z: Tensor, context: Tensor | None
@@ -355,10 +386,11 @@ class Autoencoder(WithPrior):
         seed: int | Tensor | None = None,
         *,
         context: Tensor | None = None,
+        mask: Tensor | None = None,
         first_example: int = 0,
     ) -> Tensor:
         """`loss`, so that wrappers which call a module (compilation, data parallel) can."""
-        return self.loss(x, seed, context=context, first_example=first_example)
+        return self.loss(x, seed, context=context, mask=mask, first_example=first_example)
 
     @torch.no_grad()
     def bound(
@@ -367,6 +399,7 @@ class Autoencoder(WithPrior):
         seed: int | Tensor | None = None,
         *,
         context: Tensor | None = None,
+        mask: Tensor | None = None,
         first_example: int = 0,
     ) -> Tensor:
         """The bound of each example, (B,), in nats and without a gradient.
@@ -374,10 +407,10 @@ class Autoencoder(WithPrior):
         Arguments as for `loss`; with the same seed its mean is minus `loss`. Holds no (B, K, D)
         for a Bernoulli.
         """
-        x = self._rows(x)
+        x, mask = self._observed(x, mask)
         context, key = self._context(context, x), seed_tensor(seed, x.device)
-        z, log_ratio, _ = self._posterior_of(x, key, first_example, context)
-        return objectives.bound(self._log_weights(z, x, log_ratio, context), self.objective)
+        z, log_ratio, _ = self._posterior_of(x, key, first_example, context, mask)
+        return objectives.bound(self._log_weights(z, x, log_ratio, context, mask), self.objective)
 
     # --- pictures -----------------------------------------------------------------------------
 
@@ -419,6 +452,7 @@ class Autoencoder(WithPrior):
         seed: int | Tensor | None = None,
         *,
         context: Tensor | None = None,
+        mask: Tensor | None = None,
         corrupt: bool = False,
     ) -> Tensor:
         """The mean of p(x|z) at the middle of q(z|x), or of q(z|x̃), in the shape of x.
@@ -428,15 +462,21 @@ class Autoencoder(WithPrior):
         Args:
             x: (B, D) or (B, *shape).
             seed: as for `loss`; used only with `corrupt`.
-            context: as for `loss`.
+            context, mask: as for `loss`.
             corrupt: encode a draw of x̃ rather than x.
         """
-        given, x = x, self._rows(x)
+        given, (x, mask) = x, self._observed(x, mask)
         context = self._context(context, x)
         told = () if context is None else (context,)
         if corrupt:
-            x = self._corrupt(x, seed_tensor(seed, x.device), None)
+            x = self._corrupt(x, seed_tensor(seed, x.device), None, mask=mask)
         return self.likelihood.mean(self.decode(self._middle(x, *told), *told)).reshape(given.shape)
+
+    def impute(self, x: Tensor, mask: Tensor, k: int = 5000, **options: Any) -> Expectation:
+        """`dvae_fast.impute` of this model: the means of what was not observed, given what was."""
+        from dvae_fast.evaluation import impute  # which stands on models
+
+        return impute(self, x, mask, k, **options)
 
     def _middle(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The likeliest z of q(z|x): (B, D) → (B, Z)."""

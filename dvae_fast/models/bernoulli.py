@@ -121,9 +121,15 @@ class BernoulliLatentModel(Autoencoder):
         return z, log_p - log_q
 
     def _sample_posterior(
-        self, x: Tensor, key: Tensor, first_example: int, context: Tensor | None = None
+        self,
+        x: Tensor,
+        key: Tensor,
+        first_example: int,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Latents:
-        noisy = self._corrupt(x, key, self.copies if self.copies > 1 else None, first_example)
+        copies = self.copies if self.copies > 1 else None
+        noisy = self._corrupt(x, key, copies, first_example, mask)
         logits = self.encode(noisy, *(() if context is None else (context,)))
         latents = sample_bernoulli_latents(
             groups_of(logits, self.copies), self.prior_logits, self.samples, self.objective, key,

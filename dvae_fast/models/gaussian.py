@@ -66,9 +66,15 @@ class LatentVariableModel(Autoencoder):
         return mean, spread
 
     def _sample_posterior(
-        self, x: Tensor, key: Tensor, first_example: int, context: Tensor | None = None
+        self,
+        x: Tensor,
+        key: Tensor,
+        first_example: int,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Latents:
-        noisy = self._corrupt(x, key, self.copies if self.copies > 1 else None, first_example)
+        copies = self.copies if self.copies > 1 else None
+        noisy = self._corrupt(x, key, copies, first_example, mask)
         told = () if context is None else (context,)
         encoded = self.encode(noisy, *told)
         if not isinstance(encoded, tuple):
@@ -128,6 +134,7 @@ class LatentVariableModel(Autoencoder):
         seed: int | Tensor | None = None,
         *,
         context: Tensor | None = None,
+        mask: Tensor | None = None,
         **first: Unpack[First],
     ) -> Tensor:
         """log p(x|z) + log p(z) − log q(z) for K samples of a posterior already encoded.
@@ -136,7 +143,7 @@ class LatentVariableModel(Autoencoder):
             x: (B, D).
             mean, spread: as `encode` returns them.
             k: K >= 1.
-            context: as for `loss`.
+            context, mask: as for `loss`, of x (B, D).
             seed, first: first_example and first_sample, as for `dvae_fast.sample_latent`; any split
                 of the work over examples and samples gives the same numbers.
 
@@ -149,7 +156,7 @@ class LatentVariableModel(Autoencoder):
         if not self.prior_is_fused:
             more = {} if context is None else {"context": context}
             log_ratio = log_ratio + self.log_ratio_above(z, key, **more, **first)
-        return self._log_weights(z, x, log_ratio, context)
+        return self._log_weights(z, x, log_ratio, context, mask)
 
     # --- pictures -----------------------------------------------------------------------------
 

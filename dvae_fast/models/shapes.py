@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dvae_fast._checks import check_float, check_size, check_sizes
+from dvae_fast._checks import check_float, check_mask_of, check_size, check_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,6 +83,18 @@ class Shaped(nn.Module):
         if len(self.shape) == 1:
             return math.prod(shape) == self.data_size
         return [n for n in shape if n != 1] == [n for n in self.shape if n != 1]
+
+    def _observed(self, x: Tensor, mask: Any) -> tuple[Tensor, Tensor | None]:
+        """x as rows (B, D) with 0 where it was not observed, and a mask of x's shape as rows too.
+
+        Raises:
+            TypeError, ValueError: naming the argument, the rule and the value.
+        """
+        given, x = x, self._rows(x)
+        if mask is None:
+            return x, None
+        mask = check_mask_of(mask, given).reshape(x.shape)
+        return x.masked_fill(~mask, 0), mask
 
     def _rows(self, x: Tensor, name: str = "x") -> Tensor:
         """x as rows (B, D), after checking that it is such data."""

@@ -184,6 +184,7 @@ def loss(
     *,
     inference: Tensor | None = None,
     kl_weight: Tensor | float = 1.0,
+    mask: Tensor | None = None,
     overwrite_params: Overwrite = False,
 ) -> Tensor:
     """The negative bound, a mean over examples: a scalar in nats.
@@ -193,7 +194,7 @@ def loss(
     `sample_latents` does.
 
     Args:
-        params, x, log_ratio, likelihood, overwrite_params: as for `dvae_fast.iwae_loss`.
+        params, x, log_ratio, likelihood, mask, overwrite_params: as for `dvae_fast.iwae_loss`.
         objective: a name or an `Objective`.
         inference: what `sample_latents` returned with log_ratio.
         kl_weight: in [0, 1], multiplies log p(z) − log q(z|x̃) (the negative divergence, for
@@ -220,7 +221,7 @@ def loss(
     given = cast("Tensor", Scaled.apply(log_ratio, kl_weight)) if weighted else log_ratio
     if _is_one_pass(objective, log_ratio, weighted):
         total, weights = iwae_loss_and_weights(
-            params, x, given, likelihood, "mean", overwrite_params
+            params, x, given, likelihood, "mean", overwrite_params, mask
         )
         if inference is None or not torch.is_grad_enabled():
             return total
@@ -229,10 +230,10 @@ def loss(
 
     lik = get_likelihood(likelihood)
     look_at_params(_first(params), lik)
-    log_w = functional.log_weights(params, x, given, lik)
+    log_w = functional.log_weights(params, x, given, lik, mask)
     values = log_w.detach()
     total = -bound(values, objective).mean()
-    look_at_loss(total, x, lik)
+    look_at_loss(total, x, lik, mask)
     if not torch.is_grad_enabled():
         return total
     shift = (kl_weight - 1) * log_ratio.detach() if weighted else None

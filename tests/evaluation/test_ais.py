@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import dvae_fast
 from dvae_fast import evaluation, functional
+from dvae_fast.data.given import Given
 from dvae_fast.evaluation import (
     AISEstimate,
     annealed,
@@ -307,7 +308,7 @@ def test_gradient_of_the_log_weight() -> None:
     z = mean.unsqueeze(1) + torch.exp(0.5 * log_var).unsqueeze(1) * u
     log_w = model._log_weights(z, x, dvae_fast.latent_log_ratio(z, mean, log_var))
     (slope,) = torch.autograd.grad(log_w.sum(), u)
-    target = _Decoded(evaluation.Evaluated(model), x, mean, log_var)
+    target = _Decoded(evaluation.Evaluated(model), mean, log_var, Given(x))
     point = target(u.detach())
     torch.testing.assert_close(point.value, log_w.detach())
     torch.testing.assert_close(point.slope, slope)

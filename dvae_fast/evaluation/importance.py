@@ -12,8 +12,9 @@ from dvae_fast._checks import check_size
 from dvae_fast.evaluation import batching
 from dvae_fast.evaluation.engine import CURVE, Request, Sizes, run
 from dvae_fast.evaluation.partial import fingerprint
+from dvae_fast.evaluation.precision import has_bfloat16, precision
 from dvae_fast.evaluation.proposals import Proposal
-from dvae_fast.evaluation.target import Evaluated, has_bfloat16, precision
+from dvae_fast.evaluation.target import Evaluated
 
 if TYPE_CHECKING:
     import os

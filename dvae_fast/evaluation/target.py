@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
@@ -30,12 +29,14 @@ from dvae_fast.models.posterior import is_full
 from dvae_fast.models.wrappers import unwrapped
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from dvae_fast.functional.linear import Scale
     from dvae_fast.models.decoders import Decoder
 
     Params = Tensor | tuple[Tensor | float, ...]
 
-__all__ = ["EncoderDecoder", "Evaluated", "Model", "has_bfloat16", "precision", "rows_at_once"]
+__all__ = ["EncoderDecoder", "Evaluated", "Model", "rows_at_once"]
 
 # A row of the usual network holds some 2 kB of latents and hidden activations: on a CPU a few
 # thousand rows stay in a shared cache of 8 MB, and make the cost of launching the dozen operators
@@ -490,19 +491,3 @@ def _dense_layers(trunk: Any, output: nn.Linear) -> tuple[list[nn.Linear], str] 
     )
     name = kinds.pop()
     return ([*linears, output], name) if plain and name else None
-
-
-def has_bfloat16(device: torch.device | str) -> bool:
-    """Whether matrix products in bfloat16 have instructions of their own there; without, those of
-    a CPU take some twenty times as long as in float32."""
-    if torch.device(device).type != "cpu":
-        return True
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(known.get("avx512_bf16", known.get("bf16", True)))
-
-
-def precision(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[None]:
-    """Where matrix products run in `dtype`; None leaves them as they are."""
-    if dtype is None:
-        return nullcontext()
-    return torch.autocast(device.type, dtype)

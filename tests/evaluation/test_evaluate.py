@@ -19,7 +19,7 @@ import dvae_fast
 from dvae_fast import corruptions, evaluation, functional, reference
 from dvae_fast.evaluation import LikelihoodEstimate, estimate_log_likelihood, statistics
 from dvae_fast.evaluation.importance import split
-from dvae_fast.evaluation.target import has_bfloat16
+from dvae_fast.evaluation.precision import has_bfloat16
 from dvae_fast.models import LatentVariableModel, make_model
 from dvae_fast.noise import latent_noise
 

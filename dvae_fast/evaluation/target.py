@@ -220,6 +220,7 @@ class Evaluated:
             raise ValueError(f"x must have shape {rule}, got {tuple(x.shape)}")
         if mask is not None:
             mask = check_mask_of(as_tensor("mask", mask), x)
+            self.likelihood.check_mask(mask.flatten(1))
             x = x.masked_fill(~mask, 0)
         self.likelihood.check_support(x, mask)
         return Given(x, self.context(context, len(x)), mask).checked()

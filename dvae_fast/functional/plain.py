@@ -10,7 +10,13 @@ from torch import Tensor
 from dvae_fast import reference
 from dvae_fast._checks import check_float, check_same, is_number, values_are_checked
 from dvae_fast._dtypes import accumulation_dtype
-from dvae_fast.functional._autograd import in_forward_mode, is_moved, needs_grad, without_autocast
+from dvae_fast.functional._autograd import (
+    in_forward_mode,
+    is_moved,
+    is_wrapped,
+    needs_grad,
+    without_autocast,
+)
 from dvae_fast.functional._rows import check_mask, check_rows
 
 if TYPE_CHECKING:
@@ -35,14 +41,15 @@ def plain_log_weights(
     data = _by_example(rows, shape)
     mask = check_mask(mask, shape[:-1], shape[-1], like, "params")
     if mask is not None:
+        _check_mask(likelihood, mask)
         mask = _by_example(mask, shape)
         operands, data = _observed_alone(operands, data, mask)
     if likelihood.discrete:
         check_no_gradient(likelihood, data)
     if values_are_checked():
-        looked = [*operands, data] if mask is None else _with_something(operands, data, mask)
-        likelihood.check_support(looked[-1])
-        likelihood.check_values(tuple(looked[:-1]))
+        likelihood.check_support(data, None if mask is None else mask.expand(data.shape))
+        looked = operands if mask is None else _with_something(operands, mask)
+        likelihood.check_values(tuple(looked))
     carrier = None
     before, behind = _guards()
     if needs_grad(*operands, data):
@@ -87,10 +94,17 @@ def _observed_alone(
     return [filled(t, 0.5) for t in operands], filled(data, 1.0)
 
 
-def _with_something(operands: list[Tensor], data: Tensor, mask: Tensor) -> list[Tensor]:
+def _check_mask(likelihood: Likelihood, mask: Tensor) -> None:
+    """`Likelihood.check_mask`, where to look costs no wait for a GPU."""
+    on_host = mask.is_cpu and not torch.compiler.is_compiling()
+    if (values_are_checked() or on_host) and not is_wrapped(mask):
+        likelihood.check_mask(mask)
+
+
+def _with_something(operands: list[Tensor], mask: Tensor) -> list[Tensor]:
     """The rows of which something was observed, (rows, D) each."""
     some = mask.any(-1)
-    return [t[some.expand(t.shape[:-1])] for t in (*operands, data)]
+    return [t[some.expand(t.shape[:-1])] for t in operands]
 
 
 def check_no_gradient(likelihood: Likelihood, x: Tensor) -> None:

@@ -186,6 +186,10 @@ class Likelihood:
             )
         raise ValueError(f"x must lie in the support of the {self.kind} likelihood, got {first:g}")
 
+    def check_mask(self, mask: Tensor) -> None:
+        """Raise ValueError if a mask (..., D), True where x was observed, leaves a part of what has
+        no density by parts. By default each dimension has its own."""
+
     def doubt_data(self, x: Tensor) -> str | None:
         """What looks wrong about data though the support has it, in plain words; None if nothing
         does."""

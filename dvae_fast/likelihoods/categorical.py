@@ -67,6 +67,19 @@ class Categorical(Likelihood):
         single = (each == 1).sum(-1, keepdim=True) == 1
         return (((each == 0) | (each == 1)) & single).flatten(-2)
 
+    def check_mask(self, mask: Tensor) -> None:
+        """All C dimensions of a variable, or none: of some alone the others' logits are no part."""
+        if mask.shape[-1] % self.classes:
+            return  # which x and the logits say
+        each: Tensor = mask.unflatten(-1, (-1, self.classes))
+        partly = each.any(-1) & ~each.all(-1)
+        if bool(partly.any()):
+            *example, variable = (int(i) for i in partly.nonzero()[0])
+            raise ValueError(
+                f"mask must be the same for the C = {self.classes} dimensions of a variable, got "
+                f"some of variable {variable} in example {', '.join(map(str, example))}"
+            )
+
     def start(self, data_mean: Tensor) -> Tensor:
         return torch.log(checked_mean(data_mean, self.interval).clamp(min=1e-3))
 

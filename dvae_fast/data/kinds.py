@@ -102,8 +102,10 @@ class Look:
         mean, variance: of each value of a training example, float64 (D,).
     """
 
-    def __init__(self, dtype: np.dtype[Any]) -> None:
+    def __init__(self, dtype: np.dtype[Any], *, real: bool = False) -> None:
         self.dtype = dtype
+        # Of whole numbers no variance is asked for, unless they are said to be real.
+        self._spreads = real or dtype.kind in "fi"
         self.low, self.high = math.inf, -math.inf
         self.whole = self.levels = self.ends = True
         self.bad: tuple[int, int, float] | None = None
@@ -156,8 +158,7 @@ class Look:
         if not len(rows):
             return
         mean = rows.mean(0, dtype=np.float64)
-        # Of whole numbers or a unit interval none is asked for.
-        squares = np.square(rows - mean).sum(0) if rows.dtype.kind in "fi" else np.zeros_like(mean)
+        squares = np.square(rows - mean).sum(0) if self._spreads else np.zeros_like(mean)
         if self._mean is None or self._squares is None:
             self._count, self._mean, self._squares = len(rows), mean, squares
             return

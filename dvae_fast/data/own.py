@@ -195,7 +195,7 @@ def build(
     _check_labels(raw)
     missing = [name for name in (_VALID, _TEST) if name not in raw.parts]
     cut = _cut(len(raw.parts[_TRAIN]), missing, shares, seed)
-    look = _look(raw, arrange, cut[_TRAIN])
+    look = _look(raw, arrange, cut[_TRAIN], real=(values or raw.values) == REAL)
     try:
         kind, divisor = kind_of(look, shape, values or raw.values)
     except ValueError as error:
@@ -301,9 +301,9 @@ def describe(data: Dataset) -> str:
 # --- looking --------------------------------------------------------------------------------------
 
 
-def _look(raw: Raw, arrange: Callable[..., Any] | None, training: Any) -> Look:
+def _look(raw: Raw, arrange: Callable[..., Any] | None, training: Any, *, real: bool) -> Look:
     """All values seen, and none of them NaN or infinite."""
-    look = Look(raw.parts[_TRAIN].dtype)
+    look = Look(raw.parts[_TRAIN].dtype, real=real)
     for name, part in raw.parts.items():
         look.hash(name, part.shape, part.dtype.str)
         mask = np.zeros(len(part), bool)

@@ -41,7 +41,23 @@ def read_csv(path: Path, labels: str | None = None) -> Raw:
             )  # fmt: skip
     except (OSError, ValueError, OverflowError) as error:  # pandas' own are ValueErrors
         raise DataError(f"{path} cannot be read as a table: {one_line(error)}") from None
+    _check_names(path, frame)
     return _raw(path, frame, labels)
+
+
+def _check_names(path: Path, frame: Any) -> None:
+    """Raise DataError if pandas took values for names of rows: the first of each line, where the
+    first line has fewer names than the others have values."""
+    index, count = frame.index, len(frame)
+    if index.nlevels == 1 and (
+        not _is_numeric(index) or any((index == first + np.arange(count)).all() for first in (0, 1))
+    ):
+        return
+    names = frame.shape[1]
+    raise DataError(
+        f"{path} must have as many names in its first line as values in the others, got {names} "
+        f"and {names + index.nlevels}"
+    )
 
 
 def read_parquet(path: Path, labels: str | None = None) -> Raw:
@@ -98,7 +114,7 @@ def _raw(path: Path, frame: Any, labels: str | None) -> Raw:
             f"{row + 1}" + (f" (and so {_few(text[1:])})" if text[1:] else "")
             + f"; --labels {text[0]} takes it for labels"
         )  # fmt: skip
-    whole = all(dtype.kind in "biu" for dtype in frame.dtypes)
+    whole = all(dtype.kind in "biu" for dtype in frame.dtypes) and not frame.isna().any(axis=None)
     array = frame.to_numpy(np.int64 if whole else np.float64, na_value=0 if whole else np.nan)
     more = {"labels": None if codes is None else {"train": codes}, "classes": classes}
     return array_raw(path.stem, {"train": array}, columns=tuple(frame.columns), **more)

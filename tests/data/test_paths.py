@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,6 +116,26 @@ def test_a_table_with_labels_and_row_numbers() -> None:
     assert data.columns == ("a", "b", "c", "d")
     assert data.classes == ("ash", "elm", "oak")
     same(data, Dataset.from_arrays(TABLE, labels=names))
+
+
+def test_names_are_as_many_as_values() -> None:
+    """pandas takes what the first line has no name for as names of rows, and so leaves it out."""
+    csv("a.csv", TABLE, head="# all that was measured")
+    with pytest.raises(DataError, match=r"as many names in its first line as .*, got 1 and 4$"):
+        load_path("a.csv")
+    rows = [f"r{i},{','.join(map(str, row))}" for i, row in enumerate(TABLE.tolist())]
+    Path("a.csv").write_text("\n".join(["a,b,c,d", *rows]))  # as R writes it
+    same(load_path("a.csv"), Dataset.from_arrays(TABLE))
+
+
+def test_a_whole_number_that_is_missing_is_no_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    pandas = pytest.importorskip("pandas")
+    monkeypatch.setitem(sys.modules, "pyarrow", ModuleType("pyarrow"))
+    Path("a.parquet").touch()
+    frame = pandas.DataFrame({"a": pandas.array([1, None, 3, 4], "Int64"), "b": [0, 1, 2, 3]})
+    monkeypatch.setattr(pandas, "read_parquet", lambda _: frame)
+    with pytest.raises(DataError, match="got nan in row 2, column 'a'"):
+        load_path("a.parquet")
 
 
 def test_a_table_of_counts_stays_whole() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast.likelihoods.links import Link
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     Links = Mapping[str, Callable[[Tensor], Tensor]]
 
-__all__ = ["Likelihood", "checked_mean"]
+__all__ = ["Likelihood", "checked_mean", "in_wide"]
 
 # Methods whose first argument is the parameters, which they get as a tuple.
 _OF_PARAMS = ("log_prob", "mean", "sample")
@@ -267,6 +268,18 @@ def _of_tuple(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(method)
     def run(self: Likelihood, params: Any, *args: Any, **options: Any) -> Tensor:
         return method(self, self.unpack(params), *args, **options)
+
+    return run
+
+
+def in_wide(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A mean or draws, made in float32 of parameters in bfloat16 or float16 and rounded at the end,
+    for what would cancel, or has too few values of its own."""
+
+    @functools.wraps(method)
+    def run(self: Likelihood, params: tuple[Any, ...], *args: Any) -> Tensor:
+        wide = (p.to(accumulation_dtype(p.dtype)) if isinstance(p, Tensor) else p for p in params)
+        return method(self, tuple(wide), *args).to(params[0].dtype)
 
     return run
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dvae_fast.likelihoods.base import Likelihood, checked_mean
+from dvae_fast.likelihoods.base import Likelihood, checked_mean, in_wide
 from dvae_fast.likelihoods.links import identity
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class ContinuousBernoulli(Likelihood):
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return ((low + high) / 2).to(data_mean.dtype)
 
+    @in_wide
     def mean(self, params: tuple[Tensor]) -> Tensor:
         """1/(1 − e^−l) − 1/l."""
         (logits,) = params
@@ -70,6 +71,7 @@ class ContinuousBernoulli(Likelihood):
         far = torch.where(safe > 0, far, 1 - far)
         return torch.where(small, 0.5 + near * _series(_MEAN, near), far)
 
+    @in_wide
     def sample(self, params: tuple[Tensor], generator: torch.Generator | None = None) -> Tensor:
         """By the inverse of the distribution function."""
         (logits,) = params

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from dvae_fast.likelihoods.base import Likelihood, MeanAndScale, checked_mean
+from dvae_fast.likelihoods.base import Likelihood, MeanAndScale, checked_mean, in_wide
 from dvae_fast.likelihoods.links import exponential, identity, positive
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class NegativeBinomial(MeanAndScale):
                 f"got a minimum of {mean.min().item():g}"
             )
 
+    @in_wide
     def sample(
         self, params: tuple[Tensor, Tensor], generator: torch.Generator | None = None
     ) -> Tensor:
@@ -108,6 +109,7 @@ class ZeroInflatedNegativeBinomial(Likelihood):
         mean, _, logits = params
         return torch.sigmoid(-logits) * mean
 
+    @in_wide
     def sample(
         self, params: tuple[Tensor, Tensor, Tensor], generator: torch.Generator | None = None
     ) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from dvae_fast.likelihoods.base import Likelihood
+from dvae_fast.likelihoods.base import Likelihood, in_wide
 from dvae_fast.likelihoods.links import positive, sigmoid
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class DiscretisedLogistic(Likelihood):
         width_term = torch.where(width == math.inf, 0.0, width_term)
         return sign * (at_near - at_far) / scale, (near_term - far_term - width_term) / scale
 
+    @in_wide
     def mean(self, params: tuple[Tensor, Tensor]) -> Tensor:
         """E[x|z], which near 0 and 1, where bins are open, is not the logistic's own mean."""
         mean, scale = params
@@ -61,6 +62,7 @@ class DiscretisedLogistic(Likelihood):
             total += torch.sigmoid((mean - (edge + 0.5) / 255) / scale)
         return total / 255
 
+    @in_wide
     def sample(
         self, params: tuple[Tensor, Tensor], generator: torch.Generator | None = None
     ) -> Tensor:

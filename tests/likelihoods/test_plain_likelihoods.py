@@ -19,6 +19,7 @@ from dvae_fast.likelihoods import (
     LIKELIHOODS,
     Categorical,
     ContinuousBernoulli,
+    DiscretisedLogistic,
     Laplace,
     Likelihood,
     NegativeBinomial,
@@ -96,6 +97,28 @@ def test_draws_have_the_mean(likelihood: Likelihood) -> None:
     deviation = (draws.mean(0) - likelihood.mean(given(many))[0]) / error
     assert float(deviation.abs().max()) < 5
     assert torch.equal(draws, likelihood.sample(given(many), torch.Generator().manual_seed(3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "likelihood", [*ALL, DiscretisedLogistic(), NegativeBinomial()], ids=lambda one: one.kind
+)
+def test_means_and_draws_of_few_bits(likelihood: Likelihood, dtype: torch.dtype) -> None:
+    """Of what autocast made, up to its own digits; of 24 means of 5,000 draws, a false alarm in
+    70,000."""
+    *params, _ = drawn(likelihood, 5, seed=2)
+    few = tuple(p[0, :, :].to(dtype) for p in params)
+    exact = likelihood.mean(given(tuple(p.double() for p in few)))
+    got = likelihood.mean(given(few))
+    assert got.dtype == dtype
+    digit = torch.finfo(dtype).eps
+    torch.testing.assert_close(got.double(), exact, rtol=digit, atol=digit / 2)
+    many = tuple(p.expand(5000, *p.shape) for p in few)
+    draws = likelihood.sample(given(many), torch.Generator().manual_seed(3))
+    assert draws.dtype == dtype
+    draws = draws.double()
+    error = draws.std(0) / math.sqrt(len(draws)) + digit * (1 + exact.abs()) / 2
+    assert float(((draws.mean(0) - exact) / error).abs().max()) < 5
 
 
 @each

@@ -373,6 +373,11 @@ class TrainConfig(ModelConfig):
         told = self.context_of(data)
         if told is None:
             return 0
+        least = min(int(labels.min()) for labels in told.values() if len(labels))
+        if least < 0:
+            raise ValueError(
+                f"context must be left out: the labels of {data.name} must be 0, 1, …, got {least}"
+            )
         classes = 1 + max(int(labels.max()) for labels in told.values() if len(labels))
         if self.context_size and self.context_size < classes:
             raise ValueError(

@@ -33,7 +33,8 @@ def plot_columns(
     """
     shown = draws if x is None else x
     count = min(_PANELS, shown.shape[1])
-    places = shown.double().var(0, correction=0).nan_to_num().topk(count).indices.sort().values.tolist()
+    variances = shown.double().var(0, correction=0).nan_to_num()
+    places = variances.topk(count).indices.sort().values.tolist()
     wide = min(4, count)
     tall = -(-count // wide)
     figure = new_figure(2.4 * wide, 1.9 * tall + (0.4 if title else 0.1))

@@ -243,10 +243,14 @@ def _shape_of(raw: Raw) -> tuple[tuple[int, ...], Callable[..., Any] | None]:
     shapes = {name: part.shape for name, part in raw.parts.items()}
     shape = shapes[_TRAIN]
     for name, part in raw.parts.items():
+        if not part.shape:
+            raise ValueError("examples must have shape (N, D), or (N, *shape), got one number")
         if len(part) < 1:
             raise ValueError(f"{_TRAIN if name == _TRAIN else name} must hold examples, got none")
         if part.dtype.kind not in "biuf":
             raise ValueError(f"values must be numbers, got {part.dtype}")
+        if part.dtype.itemsize > 8:
+            raise ValueError(f"values must be numbers of 64 bits or fewer, got {part.dtype}")
         if part.shape[1:] != shape[1:]:
             raise ValueError(
                 f"examples of every split must have one shape, got {shape[1:]} in {_TRAIN} and "

@@ -80,7 +80,10 @@ class Estimate:
 
     @property
     def bits_per_dimension(self) -> float:
-        """−mean / (D log 2): a code length where the likelihood is a probability, not a density."""
+        """−mean / (D log 2): a code length where the likelihood is a probability, not a density.
+        NaN where a mask leaves no dimension."""
+        if self.data_size == 0:
+            return math.nan
         return -self.mean / (self.data_size * math.log(2))
 
     @property

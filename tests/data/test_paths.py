@@ -324,6 +324,8 @@ CSV = "a,b\n" + "1,2.5\n" * 9
         (lambda: write("a.npy", "junk"), "a.npy", "cannot be read as an .npy file"),
         (lambda: np.save("a.npy", np.array([{}], object)), "a.npy", "holds Python objects"),
         (lambda: np.save("a.npy", np.zeros(4)), "a.npy", r"must have shape \(N, D\)"),
+        (lambda: np.save("a.npy", np.array(3.0)), "a.npy", r"must have shape .*, got one number"),
+        (lambda: np.save("a.npy", np.zeros((4, 2), "c8")), "a.npy", "numbers, got complex64"),
         (lambda: write("a.npz", "junk"), "a.npz", "cannot be read as an .npz file"),
         (lambda: np.savez("a.npz", a=TABLE, b=TABLE), "a.npz", "must hold one array, .* got a, b"),
         (lambda: np.savez("a.npz", x=TABLE, data=TABLE), "a.npz", "got 'x' and 'data'"),

@@ -103,6 +103,8 @@ def test_annealing_and_parts() -> None:
     assert whole.data_size == pytest.approx(observed / N) == joined.data_size
     bits = -float(whole.log_likelihood.sum()) / observed / math.log(2)
     assert whole.bits_per_dimension == pytest.approx(bits)
+    nothing = estimate_log_likelihood(model, x[:2], 9, mask=torch.zeros_like(mask[:2]), seed=SEED)
+    assert nothing.summary()["bits_per_dimension"] is None
     arrays = estimate_log_likelihood(model, x.numpy(), 50, mask=mask.numpy(), seed=SEED)
     assert torch.equal(arrays.log_likelihood, whole.log_likelihood)
 

@@ -153,6 +153,7 @@ class Look:
         self.ends = self.ends and self.whole and self.high in (0, 255) and _at_ends(rows)
         self._sum(rows[training])
 
+    @np.errstate(over="ignore", invalid="ignore")  # who asks for what is infinite refuses it
     def _sum(self, rows: NDArray[Any]) -> None:
         """Chan, Golub and LeVeque's update of mean and squares by a block."""
         if not len(rows):

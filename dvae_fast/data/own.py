@@ -358,6 +358,11 @@ def _scaling(look: Look, kind: str, divisor: float, *, is_table: bool) -> Scalin
     if not is_table:
         variance = np.array([variance.mean() + mean.var()])
         mean = np.array([mean.mean()])
+    if not np.isfinite(variance).all():
+        raise ValueError(
+            f"real values must be so small that their squares are finite, got values from "
+            f"{look.low:g} to {look.high:g}"
+        )
     deviation = np.sqrt(variance)
     # Of a column that is constant in training, up to rounding, nothing is known of the scale.
     constant = deviation <= 1e-9 * np.maximum(np.abs(mean), 1e-300)

@@ -445,6 +445,7 @@ test_what_is_no_data = refusals(
             ValueError,
             r"one shape, got \(7,\) in train and \(3,\) in valid",
         ),
+        (lambda: Dataset.from_arrays(REAL * 1e200, values="real"), ValueError, "squares are fini"),
         (lambda: Dataset.from_arrays(COUNTS[:0]), ValueError, "train must hold examples, got none"),
         (lambda: Dataset.from_arrays(COUNTS[:2]), ValueError, "3 examples at least"),
         (lambda: Dataset.from_arrays(COUNTS[0]), ValueError, r"shape \(N, D\), .*, got \(7,\)"),

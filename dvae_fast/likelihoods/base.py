@@ -277,9 +277,9 @@ def in_wide(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     for what would cancel, or has too few values of its own."""
 
     @functools.wraps(method)
-    def run(self: Likelihood, params: tuple[Any, ...], *args: Any) -> Tensor:
+    def run(self: Likelihood, params: tuple[Any, ...], *args: Any, **options: Any) -> Tensor:
         wide = (p.to(accumulation_dtype(p.dtype)) if isinstance(p, Tensor) else p for p in params)
-        return method(self, tuple(wide), *args).to(params[0].dtype)
+        return method(self, tuple(wide), *args, **options).to(params[0].dtype)
 
     return run
 

@@ -375,9 +375,7 @@ class TrainConfig(ModelConfig):
             return 0
         least = min(int(labels.min()) for labels in told.values() if len(labels))
         if least < 0:
-            raise ValueError(
-                f"context must be left out: the labels of {data.name} must be 0, 1, …, got {least}"
-            )
+            raise ValueError(f"context must be labels 0, 1, … of {data.name}, got {least}")
         classes = 1 + max(int(labels.max()) for labels in told.values() if len(labels))
         if self.context_size and self.context_size < classes:
             raise ValueError(

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import dvae_fast
 from dvae_fast import functional, reference
-from dvae_fast.likelihoods import Categorical, Likelihood, positive
+from dvae_fast.likelihoods import Likelihood, positive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -492,26 +492,3 @@ def test_layers_whose_first_bias_is_of_each_example() -> None:
     got = functional.mlp_log_weights(z, layers, case.x, ratio, "bernoulli", mask, activation="tanh")
     logits = F.linear(torch.tanh(F.linear(z, first) + shift.unsqueeze(-2)), last)
     torch.testing.assert_close(got, _expected(case._replace(params=(logits,)), mask, ratio))
-
-
-@pytest.mark.parametrize("validate", [False, True])
-def test_variables_of_several_classes_are_observed_as_a_whole(validate: bool) -> None:
-    g, lik = torch.Generator().manual_seed(4), Categorical(3)
-    logits = torch.randn(B, K, 12, generator=g, dtype=torch.float64)
-    x = lik.one_hot(torch.randint(0, 3, (B, 4), generator=g)).double()
-    mask = (torch.rand(B, 4, generator=g) < 0.5).repeat_interleave(3, -1)
-    mask[0], mask[1] = False, True
-    expected = torch.where(mask.unsqueeze(1), lik.log_prob((logits,), x.unsqueeze(1)), 0).sum(-1)
-    was = dvae_fast.set_validation(validate)
-    try:
-        spoilt = torch.where(mask.unsqueeze(1), logits, NAN), torch.where(mask, x, 7.0)
-        got = dvae_fast.log_weights(*spoilt, torch.zeros_like(expected), lik, mask)
-        torch.testing.assert_close(got, expected)
-        mask[1, 4] = False
-        with pytest.raises(ValueError, match=r"mask must .* C = 3 .* variable 1 in example 1$"):
-            dvae_fast.log_weights(logits, x, torch.zeros_like(expected), lik, mask)
-    finally:
-        dvae_fast.set_validation(was)
-    own = (lambda x: (x[:, :2], x[:, :2]), lambda z: z.repeat(1, 6))
-    with pytest.raises(ValueError, match="mask must be the same for the C = 3"):
-        dvae_fast.estimate_log_likelihood(own, x, 2, mask=mask, likelihood=lik)

@@ -46,7 +46,7 @@ from dvae_fast.data.dataset import (
 from dvae_fast.data.downloads import FOLDER_VARIABLE, DataError
 from dvae_fast.data.examples import Examples, Scaling, Streamed, batches
 from dvae_fast.data.kinds import BINARY, KINDS, Kind, fitting, misfit
-from dvae_fast.data.own import check_own_binarise, check_split, describe
+from dvae_fast.data.own import check_own_binarise, check_split, describe, named_as
 from dvae_fast.data.paths import SUFFIXES as OWN_SUFFIXES
 from dvae_fast.data.paths import load_path
 from dvae_fast.data.sets import DATASETS, NamedSet, check_binarise, load_dataset
@@ -78,5 +78,6 @@ __all__ = [
     "load_dataset",
     "load_path",
     "misfit",
+    "named_as",
     "with_channels",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +12,13 @@ from torch import Tensor
 
 from dvae_fast._checks import check_choice
 from dvae_fast.data.dataset import BINARISATIONS, SPLIT, SPLITS, Dataset, fixed_draw
+from dvae_fast.data.downloads import DataError
 from dvae_fast.data.examples import Scaling, Streamed
 from dvae_fast.data.kinds import KINDS, REAL, Look, kind_of
 from dvae_fast.data.sources import ArraySource, blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -36,6 +37,7 @@ __all__ = [
     "describe",
     "is_split",
     "label_codes",
+    "named_as",
 ]
 
 _TRAIN, _VALID, _TEST = SPLITS
@@ -281,6 +283,35 @@ def _check_labels(raw: Raw) -> None:
                 f"labels must be as many as the examples, {len(part):,} in {name}; got "
                 f"{len(raw.labels[name]):,}"
             )
+
+
+def named_as(data: Dataset, names: Mapping[str, Sequence[str]] | None) -> Dataset:
+    """The same, its labels counted as those of the data that a model was trained on.
+
+    Args:
+        names: "columns" and "classes" of those; empty where they have none.
+
+    Raises:
+        DataError: if these have other columns, or a class that those have not.
+    """
+    if names is None:
+        return data
+    columns, classes = tuple(names["columns"]), tuple(names["classes"])
+    if columns and data.columns and columns != data.columns:
+        raise DataError(
+            f"{data.name} must have the columns of the training, in order, {', '.join(columns)}; "
+            f"got {', '.join(data.columns)}"
+        )
+    if not classes or not data.classes or classes == data.classes or data.labels is None:
+        return data
+    if others := [name for name in data.classes if name not in classes]:
+        raise DataError(
+            f"{data.name} must have classes of the training, {', '.join(classes)}; "
+            f"got {', '.join(others)} too"
+        )
+    at = torch.tensor([classes.index(name) for name in data.classes])
+    labels = {split: at[codes] for split, codes in data.labels.items()}
+    return replace(data, labels=labels, classes=classes)
 
 
 def describe(data: Dataset) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dvae_fast._checks import check_integer
 from dvae_fast.files import CheckpointError, load_tensors, one_line
 from dvae_fast.models.saving import SavedModel, read_model
-from dvae_fast.training.config import CONFIG, OptionError, TrainConfig, load_config, other_run
+from dvae_fast.training.config import CONFIG, OptionError, TrainConfig, load_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +49,7 @@ def read_checkpoint(path: Path, config: TrainConfig) -> Checkpoint:
         what = f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
         raise CheckpointError(f"{path} is not a run's checkpoint: {what}") from None
     had, now = old.origin(), config.origin()
-    if (name := other_run(had, now)) is not None:
+    if (name := _other_run(had, now)) is not None:
         raise OptionError(
             f"{name} must be as in the run to resume, {had[name]!r}; got {now[name]!r}"
         )
@@ -113,7 +113,7 @@ def load_run(run_dir: str | Path) -> tuple[TrainConfig, SavedModel]:
             f"the model in {run_dir} does not say what it was trained with: {one_line(error)}"
         ) from None
     says = config.origin()
-    if (name := other_run(says, made)) is not None:
+    if (name := _other_run(says, made)) is not None:
         raise CheckpointError(
             f"{run_dir}/{CONFIG} does not belong to the model beside it: its {name} is "
             f"{says[name]!r}, the model was trained with {made[name]!r}"
@@ -163,3 +163,12 @@ def load_optimizer(
     state = {i: states[names[p]] for i, p in enumerate(order) if names[p] in states}
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _other_run(had: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first field of two of :meth:`TrainConfig.origin` in which they differ, None if in none.
+
+    The same data of one's own may lie elsewhere.
+    """
+    same = had["fingerprint"] is not None and had["fingerprint"] == now["fingerprint"]
+    return next((k for k in had if had[k] != now[k] and not (same and k == "data")), None)

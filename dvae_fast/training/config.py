@@ -41,6 +41,7 @@ from dvae_fast.data import (
     load_dataset,
     load_path,
     misfit,
+    named_as,
 )
 from dvae_fast.files import CheckpointError, read_json
 from dvae_fast.likelihoods import NAMED, Bernoulli, get_likelihood
@@ -69,7 +70,6 @@ __all__ = [
     "learning_rate",
     "load_config",
     "no_data",
-    "other_run",
 ]
 
 CONFIG = "config.json"
@@ -215,6 +215,7 @@ class TrainConfig(ModelConfig):
     scaling: dict[str, list[float]] | None = option(  # noqa: RUF009
         None, "How those were made what the model sees.", shown=False
     )
+    names: dict[str, list[str]] | None = option(None, "Columns and classes.", shown=False)  # noqa: RUF009
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -398,6 +399,7 @@ class TrainConfig(ModelConfig):
                 seed=self.data_seed, size=self.size, grey=self.grey, labels=self.labels,
                 scaling=scaling,
             )  # fmt: skip
+            data = named_as(data, self.names)
         else:
             data = load_dataset(self.data, binarise=self.binarise, seed=self.data_seed)
         return data.first(self.train_examples, self.valid_examples)
@@ -447,15 +449,6 @@ class TrainConfig(ModelConfig):
                 nearest_choice("an option in the configuration", sorted(unknown)[0], known)
             )
         return cls(**values)
-
-
-def other_run(had: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first field of two of :meth:`TrainConfig.origin` in which they differ, None if in none.
-
-    The same data of one's own may lie elsewhere.
-    """
-    same = had["fingerprint"] is not None and had["fingerprint"] == now["fingerprint"]
-    return next((k for k in had if had[k] != now[k] and not (same and k == "data")), None)
 
 
 def load_config(run_dir: str | Path) -> TrainConfig:

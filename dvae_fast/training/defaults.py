@@ -132,6 +132,7 @@ def _of_own(data: Any, values: dict[str, Any]) -> dict[str, Any]:
         "binarise": found.binarise,
         "fingerprint": found.fingerprint,
         "scaling": found.scaling.to_dict(),
+        "names": {"columns": list(found.columns), "classes": list(found.classes)},
         "count": len(found.train),
     }
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from command_line import ok, plain_terminal, run
 
-from dvae_fast.data import Dataset
+from dvae_fast.data import Dataset, load_path, named_as
 from dvae_fast.models import load_model
 from dvae_fast.training import default_config, load_config, train
 from dvae_fast.training.config import OptionError
@@ -272,3 +272,37 @@ def test_wrong_options_leave_nothing(arguments: list[str], message: str) -> None
     assert result.output.count("\n") == 1
     assert re.search(message, result.output)
     assert not Path("runs").exists()
+
+
+def test_columns_and_classes_are_those_of_the_training() -> None:
+    """Others are refused; the same classes in another file count as in the training's."""
+
+    def write(
+        path: str, columns: str, kinds: list[str], order: tuple[int, ...] = (0, 1, 2)
+    ) -> None:
+        rows = [
+            ",".join([*(str(row[i]) for i in order), kinds[n % len(kinds)]])
+            for n, row in enumerate(TABLE.tolist())
+        ]
+        Path(path).write_text("\n".join([f"{columns},kind", *rows]))
+
+    write("a.csv", "size,heat,ph", ["one", "three", "two"])
+    tiny = [*TINY, "--labels", "kind", "--context", "labels", "--evaluate-k", "3"]
+    ok("train", *tiny, "--data", "a.csv", "--run-dir", "r")
+    names = {"columns": ["size", "heat", "ph"], "classes": ["one", "three", "two"]}
+    assert load_config("r").names == names
+    write("b.csv", "ph,heat,size", ["one", "three", "two"])
+    refused = run("evaluate", "r", "--data", "b.csv", "--k", "3")
+    assert (
+        "must have the columns of the training, in order, size, heat, ph; got ph" in refused.output
+    )
+    write("c.csv", "size,heat,ph", ["one", "four"])
+    refused = run("evaluate", "r", "--data", "c.csv", "--k", "3")
+    assert "must have classes of the training, one, three, two; got four too" in refused.output
+    write("d.csv", "size,heat,ph", ["two", "three"])
+    data = named_as(load_path("d.csv", labels="kind"), names)
+    assert data.labels is not None
+    every = torch.cat([data.labels[split] for split in ("train", "valid", "test")])
+    assert sorted(every.unique().tolist()) == [1, 2]
+    assert data.classes == ("one", "three", "two")
+    ok("evaluate", "r", "--data", "d.csv", "--k", "3")

@@ -18,7 +18,7 @@ from cases import HIDDEN, B, Call, Calls, Case, D, Rival, Step, Z, close, make_d
 from torch import Tensor, nn
 
 import dvae_fast
-from dvae_fast.evaluation.target import has_bfloat16
+from dvae_fast.evaluation.precision import has_bfloat16
 from dvae_fast.models import IWAE, BernoulliLatentModel
 from dvae_fast.noise import latent_noise
 

@@ -122,8 +122,9 @@ def image_grid(images: Tensor, image_shape: tuple[int, ...], columns: int) -> Te
     height, width, depth = big.shape[1:]
     rows = math.ceil(len(images) / columns)
     grid = torch.full(
-        (rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, depth), math.nan
-    )
+        (rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, depth), math.nan,
+        device="cpu",
+    )  # fmt: skip
     for i, image in enumerate(big):
         top = _GAP + (i // columns) * (height + _GAP)
         left = _GAP + (i % columns) * (width + _GAP)
@@ -134,7 +135,8 @@ def image_grid(images: Tensor, image_shape: tuple[int, ...], columns: int) -> Te
 def _show(axes: Any, grid: Tensor, colormap: str = "gray") -> None:
     matplotlib = require("matplotlib", "matplotlib", "drawing")
     if grid.dim() == 3:
-        frame = torch.tensor(require("matplotlib.colors", "matplotlib", "drawing").to_rgb(_FRAME))
+        colour = require("matplotlib.colors", "matplotlib", "drawing").to_rgb(_FRAME)
+        frame = torch.tensor(colour, device="cpu")
         grid = torch.where(grid.isnan(), frame.to(grid.dtype), grid)
     colours = matplotlib.colormaps[colormap].with_extremes(bad=_FRAME)
     axes.imshow(grid.numpy(), cmap=colours, vmin=0, vmax=1, interpolation="nearest")

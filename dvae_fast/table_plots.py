@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -68,11 +68,12 @@ def plot_columns(
 
 def _edges(values: Tensor) -> Tensor:
     """Of bins over all but the tails, one each of few whole numbers."""
-    low, high = (float(q) for q in values.quantile(torch.tensor([0.005, 0.995]).double()))
+    double: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+    low, high = values.quantile(torch.tensor([0.005, 0.995], **double)).tolist()
     if bool((values == values.round()).all()):
         step = max(1, round((high - low) / _BINS))
-        return torch.arange(low - 0.5, high + step + 0.5, step, dtype=torch.float64)
-    return torch.linspace(low, high if high > low else low + 1, _BINS + 1, dtype=torch.float64)
+        return torch.arange(low - 0.5, high + step + 0.5, step, **double)
+    return torch.linspace(low, high if high > low else low + 1, _BINS + 1, **double)
 
 
 def plot_table_rows(

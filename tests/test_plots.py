@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from dvae_fast import plots
-from dvae_fast.plots import _GAP, write_figure
+from dvae_fast.data.dataset import evenly_spaced
+from dvae_fast.plots import _GAP, image_grid, write_figure
+from dvae_fast.table_plots import plot_columns
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,3 +84,21 @@ def test_filters_are_scaled_each_by_its_largest_weight(tmp_path: Path, figures: 
     values = shown(figures[0])
     np.testing.assert_array_equal(shown(figures[0], 1), values)
     assert np.unique(values[~np.isnan(values)]).tolist() == [0, 0.5, 0.75, 1]
+
+
+def test_nothing_is_made_on_the_default_device(figures: list[Any], tmp_path: Path) -> None:
+    """On meta, what is drawn would have no values."""
+    images, table = torch.rand(5, 18), torch.randn(20, 3).double()
+    counts = table.mul(3).round().abs()
+    expected = image_grid(images, (3, 3, 2), 2)
+    torch.set_default_device("meta")
+    try:
+        grid, some = image_grid(images, (3, 3, 2), 2), evenly_spaced(images, 3)
+        for values in (table, counts):
+            plot_columns(values, values.flip(0), ("a", "b", "c"), tmp_path / "columns.png")
+        plots.plot_samples(images, (3, 3, 2), tmp_path / "samples.png")
+    finally:
+        torch.set_default_device(None)
+    torch.testing.assert_close(grid, expected, equal_nan=True)
+    assert torch.equal(some, images[[0, 1, 3]])
+    assert len(figures) == 1

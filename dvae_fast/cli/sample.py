@@ -93,7 +93,7 @@ def _labels(label: int | None, model: Autoencoder, n: int) -> Tensor | None:
     if not 0 <= label < model.context_size:
         rule = f"from 0 to {model.context_size - 1}" if model.context_size else "left out"
         raise ValueError(f"label must be {rule} for this model, got {label}")
-    return torch.full((n,), label)
+    return torch.full((n,), label, device="cpu")
 
 
 def _undone(config: TrainConfig, x: Tensor) -> Tensor:

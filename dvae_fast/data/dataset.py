@@ -269,4 +269,4 @@ def _first(x: Examples, count: int | None) -> Examples:
 
 def evenly_spaced(x: Tensor, n: int) -> Tensor:
     """n of the rows of x, from the first on: of a set sorted by class, as many of each."""
-    return x[torch.arange(n) * len(x) // n]
+    return x[torch.arange(n, device="cpu") * len(x) // n]

@@ -309,7 +309,7 @@ def named_as(data: Dataset, names: Mapping[str, Sequence[str]] | None) -> Datase
             f"{data.name} must have classes of the training, {', '.join(classes)}; "
             f"got {', '.join(others)} too"
         )
-    at = torch.tensor([classes.index(name) for name in data.classes])
+    at = torch.tensor([classes.index(name) for name in data.classes], device="cpu")
     labels = {split: at[codes] for split, codes in data.labels.items()}
     return replace(data, labels=labels, classes=classes)
 

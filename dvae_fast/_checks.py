@@ -23,6 +23,7 @@ __all__ = [
     "check_float",
     "check_index",
     "check_integer",
+    "check_is_mask",
     "check_mask_of",
     "check_same",
     "check_shape",
@@ -81,15 +82,20 @@ def check_shape(name: str, t: Tensor, shape: tuple[int, ...], meaning: str) -> N
         raise ValueError(f"{name} must have shape {meaning} = {shape}, got {tuple(t.shape)}")
 
 
+def check_is_mask(mask: Any) -> None:
+    """Raise TypeError unless it is a dense tensor of bools."""
+    check_dense("mask", mask)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be bool, True where x was observed, got {mask.dtype}")
+
+
 def check_mask_of(mask: Any, x: Tensor) -> Tensor:
     """`mask` if it is bool, of x's shape and on x's device.
 
     Raises:
         TypeError, ValueError: naming the rule and the value.
     """
-    check_dense("mask", mask)
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask must be bool, True where x was observed, got {mask.dtype}")
+    check_is_mask(mask)
     if mask.shape != x.shape:
         raise ValueError(f"mask must have x's shape, {tuple(x.shape)}, got {tuple(mask.shape)}")
     check_same("mask", mask, "x", x)

@@ -82,12 +82,12 @@ class _Moments:
 
     def __init__(self) -> None:
         self.sums: tuple[Tensor, ...] = ()
-        self.shift = torch.zeros(0)
+        self.shift: Any = None
 
     def add(self, weights: Tensor, values: Tensor) -> None:
         """Take in weights (B, c) and f's values (B, c, *shape)."""
         if not self.sums:
-            first = values[:, :1].mean(1, keepdim=True)
+            first = values[:, :1]
             self.shift = torch.where(first.isfinite(), first, 0)
             self.sums = (torch.zeros_like(values[:, 0]),) * 3
         weights = weights.view(*weights.shape, *(1,) * (values.dim() - 2))
@@ -163,7 +163,7 @@ def importance_expectation(
 
     evaluated = Evaluated(model, likelihood, scale)
     data = evaluated.examples(x, context, mask)
-    how = _proposal(evaluated, proposal, corruption, copies)
+    how = Proposal.of(evaluated, proposal, corruption, copies)
     return _expectation(
         evaluated, data, how, of_batch, k, smooth=smooth, batch_size=batch_size, chunk=chunk,
         seed=seed, first_example=first_example,
@@ -216,7 +216,7 @@ def impute(
 
     evaluated = Evaluated(model, likelihood, scale)
     data = evaluated.examples(x, context, mask)
-    how = _proposal(evaluated, proposal, corruption, copies)
+    how = Proposal.of(evaluated, proposal, corruption, copies)
     found = _expectation(
         evaluated, data, how, of_batch, k, smooth=smooth, batch_size=batch_size, chunk=chunk,
         seed=seed, first_example=first_example,
@@ -226,14 +226,6 @@ def impute(
     return replace(
         found, value=torch.where(seen, given, value), standard_error=error.masked_fill(seen, 0)
     )
-
-
-def _proposal(
-    evaluated: Evaluated, name: str, corruption: Corruption | None, copies: int
-) -> Proposal:
-    if corruption is None and name != "posterior":
-        corruption = getattr(evaluated.model, "corruption", None)
-    return Proposal(name, corruption, copies)
 
 
 def _expectation(

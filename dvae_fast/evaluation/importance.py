@@ -282,9 +282,7 @@ def estimate_log_likelihood(
     request = Request(
         k, tolerance, max_k, curve, batch_size, chunk, seed, first_example, progress, partial, world
     ).checked(len(data))
-    if corruption is None and proposal != "posterior":
-        corruption = getattr(evaluated.model, "corruption", None)
-    how = Proposal(proposal, corruption, copies)
+    how = Proposal.of(evaluated, proposal, corruption, copies)
     like = evaluated.like(data.x)
     matrices = _matrix_dtype(dtype, like)
     source = ModelSource(evaluated, how, like, data.size, matrices, compile)

@@ -84,6 +84,15 @@ class Proposal:
             "corruption": None if drawn_from_x else _described(self.corruption),
         }
 
+    @classmethod
+    def of(
+        cls, evaluated: Evaluated, name: str, corruption: Corruption | None, copies: int
+    ) -> Proposal:
+        """The same, with the model's own corruption where none is given and one is needed."""
+        if corruption is None and name != "posterior":
+            corruption = getattr(evaluated.model, "corruption", None)
+        return cls(name, corruption, copies)
+
     def encode(
         self,
         evaluated: Evaluated,

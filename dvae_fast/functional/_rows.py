@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from dvae_fast._checks import check_dense, check_same, check_shape
+from dvae_fast._checks import check_dense, check_is_mask, check_same, check_shape
 from dvae_fast._dtypes import accumulation_dtype
 
 if TYPE_CHECKING:
@@ -61,9 +59,7 @@ def check_mask(
     """A mask as (rows, D), after checks; None where there is none. leading is (*L, B, K)."""
     if mask is None:
         return None
-    check_dense("mask", mask)
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask must be bool, True where x was observed, got {mask.dtype}")
+    check_is_mask(mask)
     batch = leading[:-1]
     if mask.shape != (batch[-1], size) and mask.shape != (*batch, size):
         raise ValueError(

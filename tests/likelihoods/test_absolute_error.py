@@ -107,9 +107,10 @@ def test_derivatives_keep_their_digits(plain: bool) -> None:
 
 @pytest.mark.parametrize("plain", [False, True], ids=["operator", "reference"])
 @pytest.mark.parametrize("kind", ["bernoulli", "gaussian", "discretised_logistic"])
-def test_pixels_of_equal_terms(kind: str, plain: bool) -> None:
-    """12,288 of them: a float32 that sums them one by one loses of each in one direction."""
-    size = 12_288
+@pytest.mark.parametrize("size", [1021, 1031, 12_288])
+def test_pixels_of_equal_terms(kind: str, plain: bool, size: int) -> None:
+    """A float32 that sums them one by one loses of each in one direction; rows of up to 1,024 are
+    summed so, in sixteen lanes."""
     g = np.random.default_rng(3)
     for _ in range(4):
         x = 85 / 255 if kind == "discretised_logistic" else g.uniform()

@@ -188,13 +188,16 @@ def plot_reconstructions(
     image_shape: tuple[int, ...],
     path: Path,
     *,
+    imputed: Tensor | None = None,
     title: str = "",
 ) -> None:
-    """One row each of x, x̃ (if there is one) and the reconstruction, all (N, D).
+    """One row each of x, x̃ (if there is one), the reconstruction, and what was imputed (if
+    anything was), all (N, D); NaN, of what is missing, is in the colour of the frame.
 
     Raises as :func:`plot_learning_curve`.
     """
     rows = [("$x$", x), (r"$\tilde{x}$", noisy), ("reconstruction", reconstruction)]
+    rows.append(("imputed", imputed))
     shown = [(label, images) for label, images in rows if images is not None]
     plot_rows(shown, image_shape, path, title=title)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from dvae_fast._extras import require
 from dvae_fast.plots import BLUE, GREY, new_figure, write_figure
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ __all__ = ["plot_columns", "plot_table_rows"]
 
 _PANELS = 12
 _BINS = 40
+_MISSING = "#d0d0d0"
 
 
 def plot_columns(
@@ -33,7 +36,8 @@ def plot_columns(
     """
     shown = draws if x is None else x
     count = min(_PANELS, shown.shape[1])
-    variances = shown.double().var(0, correction=0).nan_to_num()
+    shown = shown.double()
+    variances = (shown - shown.nanmean(0)).square().nanmean(0).nan_to_num()
     places = variances.topk(count).indices.sort().values.tolist()
     wide = min(4, count)
     tall = -(-count // wide)
@@ -44,10 +48,13 @@ def plot_columns(
     for axes, place in zip(panels, places, strict=False):
         parts = [(x, "data", GREY), (draws, "drawn", BLUE)]
         values = [
-            (part[:, place].double().cpu(), label, colour)
+            (_there(part[:, place]), label, colour)
             for part, label, colour in parts
             if part is not None
         ]
+        values = [one for one in values if len(one[0])]
+        if not values:
+            continue
         edges = _edges(values[0][0])
         for value, label, colour in values:
             weights = torch.full_like(value, 1 / len(value))
@@ -66,6 +73,12 @@ def plot_columns(
     write_figure(figure, path)
 
 
+def _there(values: Tensor) -> Tensor:
+    """All but NaN, which is what is missing."""
+    values = values.double().cpu()
+    return values[~values.isnan()]
+
+
 def _edges(values: Tensor) -> Tensor:
     """Of bins over all but the tails, one each of few whole numbers."""
     double: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
@@ -82,21 +95,27 @@ def plot_table_rows(
     """Rows of tables as bands of colour, a panel for each label; each column in its own range.
 
     Args:
-        rows: labels, and (n, D) each.
+        rows: labels, and (n, D) each; NaN, of what is missing, is grey.
         path: as for `dvae_fast.plots.plot_samples`, which tells the errors too.
         labels: n, one for each row of every panel.
         title: likewise.
     """
+    matplotlib = require("matplotlib", "matplotlib", "drawing")
+    colours = matplotlib.colormaps["viridis"].with_extremes(bad=_MISSING)
     first = rows[0][1].double().cpu()
-    low = first.amin(0)
-    span = (first.amax(0) - low).clamp(min=torch.finfo(torch.float64).tiny)
+    there = ~first.isnan()
+    low = first.masked_fill(~there, math.inf).amin(0)
+    span = first.masked_fill(~there, -math.inf).amax(0) - low
+    span = span.clamp(min=torch.finfo(torch.float64).tiny)
     figure = new_figure(8.0, len(rows) * (0.13 * len(first) + 0.3) + (0.4 if title else 0.1))
     for axes, (label, values) in zip(
         figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True
     ):
-        shades = ((values.double().cpu() - low) / span).nan_to_num().clamp(0, 1)
+        values = values.double().cpu()
+        shades = ((values - low) / span).nan_to_num().clamp(0, 1)
+        shades = shades.masked_fill(values.isnan(), math.nan)
         axes.imshow(
-            shades.numpy(), cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest"
+            shades.numpy(), cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="nearest"
         )
         axes.set_xticks([])
         axes.set_yticks(

@@ -27,7 +27,7 @@ from dvae_fast.cli.console import (
 )
 from dvae_fast.cli.outlet import new_console, say
 from dvae_fast.cli.results import Results, evaluation_rows
-from dvae_fast.data import SPLITS
+from dvae_fast.data import MISSING, SPLITS, check_missing
 from dvae_fast.distributed import World, barrier, is_main_process, join, on_main
 from dvae_fast.evaluation import (
     DTYPES,
@@ -75,6 +75,10 @@ def evaluate_command(
     data: Annotated[
         Path | None,
         typer.Option(help="Other data, or where those lie now. Default: the run's."),
+    ] = None,
+    missing: Annotated[
+        str | None,
+        typer.Option(help=f"Of other data, as in training: {listed(MISSING)}. Default: the run's."),
     ] = None,
     split: Annotated[str, typer.Option(help=f"One of {listed(SPLITS)}.")] = "test",
     limit: Annotated[
@@ -162,6 +166,9 @@ def evaluate_command(
                 raise ValueError("max-k must come with a tolerance")
             if max_k is not None and max_k < (k or 5000):
                 raise ValueError(f"max-k must be >= k = {k or 5000}, got {max_k}")
+            check_missing(missing)
+            if missing is not None and data is None:
+                raise ValueError("missing must come with data")
             check_seed(seed)
             check_threads(threads)
             check_device("device", device)
@@ -185,7 +192,7 @@ def evaluate_command(
             stack.enter_context(one_line_errors())  # told while the others are still there
             config, saved = on_main(lambda: load_run(run_dir), world)
             if data is not None:
-                config = _on_other_data(config, data)
+                config = _on_other_data(config, data, missing or config.missing)
             found = load_data_of(config)
             results = Results.at(out or run_dir)
             writable = on_main(lambda: can_write_in(results.folder), world)
@@ -213,11 +220,12 @@ def load_data_of(config: TrainConfig) -> Dataset:
         return config.load_data()
 
 
-def _on_other_data(config: TrainConfig, data: Path) -> TrainConfig:
+def _on_other_data(config: TrainConfig, data: Path, missing: str | None) -> TrainConfig:
     with wrong_options():
         if not config.is_own:
             raise ValueError(f"data must be left out for a run on {config.data}, got {str(data)!r}")
-        return dataclasses.replace(config, data=str(data.expanduser().resolve()))
+        where = str(data.expanduser().resolve())
+        return dataclasses.replace(config, data=where, missing=missing)
 
 
 def other_data(config: TrainConfig, data: Dataset) -> str:
@@ -277,6 +285,7 @@ def evaluate(
     """
     model = saved.model.to(world.device)
     x = data.evaluation(split)[:limit]
+    mask = data.observed(x)
     with wrong_options():
         told = config.context_of(data)
     context = None if told is None else told[split][:limit]
@@ -293,8 +302,9 @@ def evaluate(
                 if k is not None:
                     options["chains"] = k
                 estimate = annealed_importance_sampling(
-                    model, x, context=context, seed=seed, progress=bar.advance, **options
-                )
+                    model, x, context=context, mask=mask, seed=seed, progress=bar.advance,
+                    **options,
+                )  # fmt: skip
             else:
                 partial = results.folder / PARTIAL if results else None
                 if partial and not resume and world.is_main and remove_partial(partial):
@@ -306,7 +316,7 @@ def evaluate(
                     options["k"] = k
                 try:
                     estimate = estimate_log_likelihood(
-                        model, x, context=context, seed=seed, progress=bar.advance,
+                        model, x, context=context, mask=mask, seed=seed, progress=bar.advance,
                         partial=partial, world=world, **options,
                     )  # fmt: skip
                 except KeyboardInterrupt:
@@ -325,7 +335,8 @@ def evaluate(
         **estimate.summary(),
     }
     report["density_of"] = "on [0, 1]" if config.kind.is_unit else "of the standardised values"
-    volume = data.scaling.log_volume(data.size)
+    volume = data.scaling.log_volume(data.size, mask)
+    report["missing"] = None if mask is None else 1 - mask.double().mean().item()
     if config.is_own and get_likelihood(config.likelihood).is_density and volume:
         report["log_likelihood_in_units"] = estimate.mean - volume
     if data.fingerprint != config.fingerprint:

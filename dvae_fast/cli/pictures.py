@@ -37,6 +37,7 @@ SAMPLED = 100
 IN_ORDER = ", labels in order"
 _PICTURED = 10  # examples in the picture of reconstructions
 _DRAWN = 1000  # rows of a table, and draws
+_IMPUTED_BY = 1000  # samples an example
 _SIDE = 13  # images a side of the picture of two latents
 
 
@@ -64,10 +65,11 @@ def evaluation_pictures(
     evaluated = data.evaluation(report["split"])
     x = torch.cat([evaluated[i : i + 1] for i in worst.tolist()])
     labels = [f"#{i}\n{estimate.log_likelihood[i]:.1f}" for i in worst.tolist()]
-    title = f"{title}: lowest log p(x), in nats"
+    mask = data.observed(x)
+    title = f"{title}: lowest log p({'x' if mask is None else 'x observed'}), in nats"
     told = config.context_of(data)
     context = None if told is None else told[report["split"]][worst]
-    means = model.reconstruct(x, context=context)
+    means = model.reconstruct(x, context=context, mask=mask)
     if data.image_shape is None:
         rows = [("x", x), ("mean", means)]
         plot_table_rows(rows, lowest, labels=labels, title=title)
@@ -141,16 +143,20 @@ def _plot_reconstructions(
 ) -> None:
     told = config.context_of(data)
     context = None if told is None else told["test"][:_PICTURED]
-    x, noisy, means = reconstructions(
-        model, data.evaluation("test")[:_PICTURED], config.seed, context
-    )
+    x = data.evaluation("test")[:_PICTURED]
+    mask = data.observed(x)
+    x, noisy, means = reconstructions(model, x, config.seed, context, mask)
     given = noisy if model.corruption is not None else None
+    imputed = None
+    if mask is not None:
+        filled = model.impute(x, mask, _IMPUTED_BY, context=context, seed=config.seed)
+        imputed = filled.value.float()
     title = f"{title}: test set"
     if data.image_shape is None:
-        rows = [("x", x), ("x̃", given), ("reconstruction", means)]
+        rows = [("x", x), ("x̃", given), ("reconstruction", means), ("imputed", imputed)]
         shown = [(label, values) for label, values in rows if values is not None]
         plot_table_rows(shown, path, title=title)
         return
     x, means = data.shaded(x), data.shaded(means)
-    given = None if given is None else data.shaded(given)
-    plot_reconstructions(x, given, means, data.image_shape, path, title=title)
+    given, imputed = (None if t is None else data.shaded(t) for t in (given, imputed))
+    plot_reconstructions(x, given, means, data.image_shape, path, imputed=imputed, title=title)

@@ -120,14 +120,21 @@ def evaluation_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     of_what = ""
     if report["grey_bernoulli"]:
         density = of_what = ", which is no probability: a Bernoulli of grey pixels"
+    # With values missing it is of the others.
+    masked = report.get("missing") is not None
     rows = [
         (
-            "log p(x)",
+            "log p(x observed)" if masked else "log p(x)",
             f"{shown('log_likelihood')} ± {shown('standard_error', 3)} nats "
             f"({samples}, {report['examples']:,} examples){of_what}",
         ),
-        ("bits per dimension", shown("bits_per_dimension", 4) + density),
+        (
+            "bits per observed dimension" if masked else "bits per dimension",
+            shown("bits_per_dimension", 4) + density,
+        ),
     ]
+    if masked:
+        rows.append(("missing", f"{100 * report['missing']:.3g} % of the values"))
     if report.get("log_likelihood_in_units") is not None:
         rows.insert(1, ("in the data's units", f"{shown('log_likelihood_in_units')} nats"))
     if annealed:

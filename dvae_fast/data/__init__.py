@@ -20,7 +20,8 @@ this one film.
 
 One's own are `Dataset.from_arrays`, for arrays, tensors, sparse matrices, memory maps and torch's
 data sets, and `load_path`, for files and folders; what their values are is looked at, see
-`dvae_fast.data.kinds`.
+`dvae_fast.data.kinds`. With ``missing="nan"`` NaN in them is what was not observed: examples keep
+it, and whoever gives them to a model asks `Dataset.observed` for their mask.
 
 Binarisation, which decides what the model is given of grey values:
 
@@ -40,11 +41,12 @@ from dvae_fast.data.dataset import (
     SPLITS,
     Binarisation,
     Dataset,
+    check_missing,
     evenly_spaced,
     with_channels,
 )
 from dvae_fast.data.downloads import FOLDER_VARIABLE, DataError
-from dvae_fast.data.examples import Examples, Scaling, Streamed, batches
+from dvae_fast.data.examples import MISSING, Examples, Scaling, Streamed, batches, observed
 from dvae_fast.data.kinds import BINARY, KINDS, Kind, fitting, misfit
 from dvae_fast.data.own import check_own_binarise, check_split, describe, named_as
 from dvae_fast.data.paths import SUFFIXES as OWN_SUFFIXES
@@ -57,6 +59,7 @@ __all__ = [
     "DATASETS",
     "FOLDER_VARIABLE",
     "KINDS",
+    "MISSING",
     "OWN_SUFFIXES",
     "SPLIT",
     "SPLITS",
@@ -70,6 +73,7 @@ __all__ = [
     "Streamed",
     "batches",
     "check_binarise",
+    "check_missing",
     "check_own_binarise",
     "check_split",
     "describe",
@@ -79,5 +83,6 @@ __all__ = [
     "load_path",
     "misfit",
     "named_as",
+    "observed",
     "with_channels",
 ]

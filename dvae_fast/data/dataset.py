@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
 from dvae_fast._checks import check_choice
-from dvae_fast.data.examples import Examples, Scaling, Streamed, mean_of
+from dvae_fast.data.examples import MISSING, Examples, Scaling, Streamed, mean_of, observed
 from dvae_fast.data.kinds import BINARY, KINDS, Kind
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ __all__ = [
     "SPLITS",
     "Binarisation",
     "Dataset",
+    "check_missing",
     "evenly_spaced",
     "fixed_draw",
     "with_channels",
@@ -64,38 +65,51 @@ BINARISATIONS = {
 }
 
 
+def check_missing(missing: str | None) -> None:
+    """Raise ValueError unless it is None or one of :data:`MISSING`."""
+    if missing is not None:
+        check_choice("missing", missing, MISSING)
+
+
 # --- Bernoulli draws --------------------------------------------------------------------------
 
 
 _BLOCK = 256  # examples a call: bounds the memory of the reference; part of what a draw depends on
 
 
-def _bernoulli(probability: Tensor, seed: Tensor, example: int = 0) -> Tensor:
-    """One draw for each element of `probability` (any shape, float32), 0.0 or 1.0.
+def _bernoulli(
+    probability: Tensor, seed: Tensor, example: int = 0, missing: str | None = None
+) -> Tensor:
+    """One draw for each element of `probability` (any shape, float32), 0.0 or 1.0; what is missing
+    stays so.
 
     Salt and pepper at rate 1 is 1 with probability `salt` and 0 otherwise, exactly at 0 and 1.
     Its kernel draws and compares in one pass, several times faster than torch's generator can
     make the uniforms alone.
     """
-    flat = probability.reshape(-1)
+    mask = observed(probability, missing)
+    flat = (probability if mask is None else probability.masked_fill(~mask, 0)).reshape(-1)
     draw = torch.ops.dvae_fast.corrupt(
         flat.view(1, -1), "salt_and_pepper", flat.new_ones(1), flat, seed, 1, example, 0
     )
-    return cast("Tensor", draw.view(probability.shape))
+    drawn = cast("Tensor", draw.view(probability.shape))
+    return drawn if mask is None else drawn.where(mask, probability)
 
 
-def fixed_draw(grey: Tensor, seed: int, split: str) -> Tensor:
+def fixed_draw(grey: Tensor, seed: int, split: str, missing: str | None = None) -> Tensor:
     """The draw of a whole split, a function of (seed, split, index, pixel) alone."""
-    return _draw_from(grey, 0, seed=seed, split=split)
+    return _draw_from(grey, 0, seed=seed, split=split, missing=missing)
 
 
-def _draw_from(grey: Tensor, start: int, *, seed: int, split: str) -> Tensor:
+def _draw_from(
+    grey: Tensor, start: int, *, seed: int, split: str, missing: str | None = None
+) -> Tensor:
     """The same of the rows from `start`, a multiple of a block, on."""
     key = torch.tensor([seed], dtype=torch.int64, device=grey.device)
     # Room for a million examples each; of more, parts of two splits share their noise.
     first = (SPLITS.index(split) << 20) + start // _BLOCK
-    blocks = [_bernoulli(b, key, first + i) for i, b in enumerate(torch.split(grey, _BLOCK))]
-    return torch.cat(blocks)
+    blocks = torch.split(grey, _BLOCK)
+    return torch.cat([_bernoulli(b, key, first + i, missing) for i, b in enumerate(blocks)])
 
 
 # --- the data set -----------------------------------------------------------------------------
@@ -121,6 +135,9 @@ class Dataset:
         fingerprint: the same for the same values; None for the named sets.
         scaling: how the values were made of what lies there.
         shades: the values that are black and white in a picture.
+        missing: one of :data:`MISSING`, by which `train`, `valid` and `test` say what is missing;
+            None where nothing is.
+        share_missing: of all values.
     """
 
     name: str
@@ -138,6 +155,8 @@ class Dataset:
     fingerprint: str | None = None
     scaling: Scaling = field(default_factory=lambda: Scaling.by(1.0))
     shades: tuple[float, float] = (0.0, 1.0)
+    missing: str | None = None
+    share_missing: float = 0.0
     _drawn: dict[str, Examples] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -153,6 +172,7 @@ class Dataset:
         split: str | Sequence[float] = SPLIT,
         seed: int = 0,
         name: str = "arrays",
+        missing: str | None = None,
     ) -> Dataset:
         """A data set of one's own.
 
@@ -170,6 +190,7 @@ class Dataset:
                 on `seed` alone.
             seed: of that and of the fixed draws.
             name: what it is called.
+            missing: "nan", if NaN stands for what is missing. Default: NaN is refused.
 
         Raises:
             TypeError, ValueError: naming the argument, the rule and the value.
@@ -178,7 +199,7 @@ class Dataset:
         from dvae_fast.data.own import build
 
         raw = raw_arrays({"train": train, "valid": valid, "test": test}, labels, name)
-        return build(raw, values=values, binarise=binarise, split=split, seed=seed)
+        return build(raw, values=values, binarise=binarise, split=split, seed=seed, missing=missing)
 
     @property
     def size(self) -> int:
@@ -196,6 +217,10 @@ class Dataset:
         """Whether examples are read when they are asked for."""
         return isinstance(self.train, Streamed)
 
+    def observed(self, x: Tensor) -> Tensor | None:
+        """The mask of examples (n, D), True where x is there; None where nothing is missing."""
+        return observed(x, self.missing)
+
     def to(self, device: torch.device | str) -> Dataset:
         """The same data with the training examples, which alone are read often, on `device`.
 
@@ -212,7 +237,10 @@ class Dataset:
         if labels is not None:
             labels = {**labels, "train": labels["train"][:train], "valid": labels["valid"][:valid]}
         images = _first(self.train, train)
-        mean = self.mean if train is None else mean_of(images)
+        mean = self.mean
+        if train is not None:
+            of_some = mean_of(images, self.missing)
+            mean = of_some.where(~of_some.isnan(), mean.to(of_some.device))
         return replace(
             self, train=images, valid=_first(self.valid, valid), mean=mean, labels=labels
         )
@@ -224,7 +252,8 @@ class Dataset:
             return grey
         # The generator gives the seed and the kernel the noise: one number drawn, not B·D.
         seed = torch.randint(0, 2**63 - 1, (1,), generator=generator, device=generator.device)
-        return _bernoulli(grey, seed.to(grey.device, non_blocking=True))
+        key = seed.to(grey.device, non_blocking=True)
+        return _bernoulli(grey, key, missing=self.missing)
 
     def _place(self) -> torch.device:
         train = self.train
@@ -242,15 +271,15 @@ class Dataset:
             return images
         if split not in self._drawn:
             if isinstance(images, Streamed):
-                draw = partial(_draw_from, seed=self.seed, split=split)
+                draw = partial(_draw_from, seed=self.seed, split=split, missing=self.missing)
                 self._drawn[split] = images.drawn(draw, _BLOCK)
             else:
                 with torch.inference_mode(False):  # kept for whoever wants a gradient later
-                    self._drawn[split] = fixed_draw(images, self.seed, split)
+                    self._drawn[split] = fixed_draw(images, self.seed, split, self.missing)
         return self._drawn[split]
 
     def shaded(self, x: Tensor) -> Tensor:
-        """x, (..., D), as shades from 0 to 1."""
+        """x, (..., D), as shades from 0 to 1; NaN stays."""
         low, high = self.shades
         return ((x - low) / (high - low)).clamp(0, 1)
 

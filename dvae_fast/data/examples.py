@@ -17,10 +17,23 @@ if TYPE_CHECKING:
 
     from dvae_fast.data.sources import Source
 
-__all__ = ["Examples", "Scaling", "Streamed", "batches", "mean_of"]
+__all__ = ["MISSING", "Examples", "Scaling", "Streamed", "batches", "mean_of", "observed"]
 
 #: examples at once, where all are read
 _BATCH = 1024
+
+#: by name, how data say that a value is missing: of x, which are there
+MISSING: dict[str, Callable[[Tensor], Tensor]] = {"nan": lambda x: ~x.isnan()}
+
+
+def observed(x: Tensor, missing: str | None) -> Tensor | None:
+    """The mask of x, True where it was observed; None where nothing can be missing.
+
+    Args:
+        x: any shape.
+        missing: one of :data:`MISSING`, or None.
+    """
+    return None if missing is None else MISSING[missing](x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +62,13 @@ class Scaling:
         """x, (..., D), as the values were, float64."""
         return x.double() * torch.from_numpy(self.scale) + torch.from_numpy(self.shift)
 
-    def log_volume(self, size: int) -> float:
-        """Σ log scale over D = `size`: log p of values is log p(x) less this."""
-        return float(np.log(np.broadcast_to(self.scale, size)).sum())
+    def log_volume(self, size: int, mask: Tensor | None = None) -> float:
+        """Σ log scale over D = `size`, or over what a mask (N, D) leaves of it, in the mean of the
+        N: log p of values is log p(x) less this."""
+        logs = np.log(np.broadcast_to(self.scale, size))
+        if mask is None:
+            return float(logs.sum())
+        return float((mask.double().mean(0).cpu() * torch.from_numpy(logs.copy())).sum())
 
     def to_dict(self) -> dict[str, list[float]]:
         return {"shift": self.shift.tolist(), "scale": self.scale.tolist()}
@@ -148,11 +165,16 @@ def batches(x: Examples, size: int = _BATCH) -> Iterator[Tensor]:
         yield x[first : first + size]
 
 
-def mean_of(x: Examples) -> Tensor:
-    """(D,) in float32, summed in float64."""
-    if isinstance(x, Tensor):
+def mean_of(x: Examples, missing: str | None = None) -> Tensor:
+    """(D,) in float32, summed in float64, of what was observed; NaN of what never was."""
+    if isinstance(x, Tensor) and missing is None:
         return x.mean(0, dtype=torch.float64).float()
-    total = torch.zeros(x.shape[1], dtype=torch.float64, device="cpu")
+    device = x.device if isinstance(x, Tensor) else "cpu"
+    total = torch.zeros(x.shape[1], dtype=torch.float64, device=device)
+    count = torch.zeros_like(total)
     for batch in batches(x):
-        total += batch.sum(0, dtype=torch.float64)
-    return (total / len(x)).float()
+        mask = observed(batch, missing)
+        seen = batch if mask is None else batch.masked_fill(~mask, 0)
+        total += seen.sum(0, dtype=torch.float64)
+        count += len(batch) if mask is None else mask.sum(0)
+    return (total / count).float()

@@ -99,11 +99,14 @@ class Look:
         levels: all lie in [0, 1] and are multiples of 1/255.
         ends: all are one of the two that a byte begins and ends with, 0 and 255.
         bad: (row, place in the row, value) of the first that is NaN or infinite, and how many.
-        mean, variance: of each value of a training example, float64 (D,).
+        seen, unknown: how many there are, and how many are NaN: not bad with `missing`.
+        counts: of how many training examples each value is known, or one number for all.
+        mean, variance: of each value of a training example, float64 (D,); 0 of those never known.
     """
 
-    def __init__(self, dtype: np.dtype[Any], *, real: bool = False) -> None:
+    def __init__(self, dtype: np.dtype[Any], *, real: bool = False, missing: bool = False) -> None:
         self.dtype = dtype
+        self._missing = missing and dtype.kind == "f"
         # Of whole numbers no variance is asked for, unless they are said to be real.
         self._spreads = real or dtype.kind in "fi"
         self.low, self.high = math.inf, -math.inf
@@ -111,7 +114,8 @@ class Look:
         self.bad: tuple[int, int, float] | None = None
         self.bad_count = 0
         self.lowest: tuple[int, int] = (0, 0)
-        self._count = 0
+        self.seen = self.unknown = 0
+        self.counts: Any = 0
         self._mean: NDArray[np.float64] | None = None
         self._squares: NDArray[np.float64] | None = None
         self._hash = hashlib.sha256()
@@ -134,9 +138,15 @@ class Look:
         rows = block.reshape(len(block), -1)
         if not rows.size:
             return
-        low, high = float(rows.min()), float(rows.max())
+        known = ~np.isnan(rows) if self._missing else None
+        values = rows if known is None else rows[known]
+        self.seen += rows.size
+        self.unknown += rows.size - values.size
+        if not values.size:
+            return
+        low, high = float(values.min()), float(values.max())
         if not (math.isfinite(low) and math.isfinite(high)):
-            at = np.argwhere(~np.isfinite(rows))
+            at = np.argwhere(np.isinf(rows) if self._missing else ~np.isfinite(rows))
             if self.bad is None:
                 row, place = at[0].tolist()
                 self.bad = first + row, place, float(rows[row, place])
@@ -144,30 +154,36 @@ class Look:
             return
         if low < self.low:
             self.low = low
-            row, place = divmod(int(rows.argmin()), rows.shape[1])
+            row, place = divmod(int(np.nanargmin(rows)), rows.shape[1])
             self.lowest = first + row, place
         self.high = max(self.high, high)
         if rows.dtype.kind == "f":
-            self.whole = self.whole and bool((rows == np.floor(rows)).all())
-            self.levels = self.levels and self.low >= 0 and self.high <= 1 and _on_levels(rows)
-        self.ends = self.ends and self.whole and self.high in (0, 255) and _at_ends(rows)
-        self._sum(rows[training])
+            self.whole = self.whole and bool((values == np.floor(values)).all())
+            self.levels = self.levels and self.low >= 0 and self.high <= 1 and _on_levels(values)
+        self.ends = self.ends and self.whole and self.high in (0, 255) and _at_ends(values)
+        self._sum(rows[training], None if known is None else known[training])
 
     @np.errstate(over="ignore", invalid="ignore")  # who asks for what is infinite refuses it
-    def _sum(self, rows: NDArray[Any]) -> None:
+    def _sum(self, rows: NDArray[Any], known: NDArray[np.bool_] | None) -> None:
         """Chan, Golub and LeVeque's update of mean and squares by a block."""
         if not len(rows):
             return
-        mean = rows.mean(0, dtype=np.float64)
-        squares = np.square(rows - mean).sum(0) if self._spreads else np.zeros_like(mean)
+        m: Any = len(rows)
+        if known is None:
+            mean = rows.mean(0, dtype=np.float64)
+            squares = np.square(rows - mean).sum(0) if self._spreads else np.zeros_like(mean)
+        else:
+            m = known.sum(0)
+            mean = np.where(known, rows, 0).sum(0, dtype=np.float64) / np.maximum(m, 1)
+            squares = np.square(np.where(known, rows - mean, 0)).sum(0)
         if self._mean is None or self._squares is None:
-            self._count, self._mean, self._squares = len(rows), mean, squares
+            self.counts, self._mean, self._squares = m, mean, squares
             return
-        n, m = self._count, len(rows)
-        step = mean - self._mean
-        self._mean = self._mean + step * (m / (n + m))
-        self._squares = self._squares + squares + np.square(step) * (n * m / (n + m))
-        self._count = n + m
+        n = self.counts
+        step, total = mean - self._mean, np.maximum(n + m, 1)
+        self._mean = self._mean + step * (m / total)
+        self._squares = self._squares + squares + np.square(step) * (n * m / total)
+        self.counts = n + m
 
     @property
     def mean(self) -> NDArray[np.float64]:
@@ -177,7 +193,8 @@ class Look:
     @property
     def variance(self) -> NDArray[np.float64]:
         assert self._squares is not None
-        return self._squares / self._count
+        variance: NDArray[np.float64] = self._squares / np.maximum(self.counts, 1)
+        return variance
 
     @property
     def is_byte(self) -> bool:

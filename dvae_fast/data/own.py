@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from dvae_fast._checks import check_choice
-from dvae_fast.data.dataset import BINARISATIONS, SPLIT, SPLITS, Dataset, fixed_draw
+from dvae_fast.data.dataset import (
+    BINARISATIONS,
+    SPLIT,
+    SPLITS,
+    Dataset,
+    check_missing,
+    fixed_draw,
+)
 from dvae_fast.data.downloads import DataError
 from dvae_fast.data.examples import Scaling, Streamed
 from dvae_fast.data.kinds import KINDS, REAL, Look, kind_of
@@ -178,26 +185,31 @@ def build(
     seed: int = 0,
     scaling: Scaling | None = None,
     most_kept: int | None = None,
+    missing: str | None = None,
 ) -> Dataset:
     """The data set of what was found.
 
     Args:
         raw: that.
         values: what the values are, one of :data:`KINDS`; None to look.
-        binarise, split, seed: as for `Dataset.from_arrays`.
+        binarise, split, seed, missing: as for `Dataset.from_arrays`.
         scaling: that of the data that a model was trained on; None for one that suits these.
         most_kept: bytes of float32 that may be kept in memory; above that they are streamed.
 
     Raises:
         ValueError: with the reason why it cannot be data.
     """
+    check_missing(missing)
     shares = dict(zip(SPLITS, check_split(split), strict=True))
     way = BINARISATIONS[binarise or "none"]
     shape, arrange = _shape_of(raw)
     _check_labels(raw)
-    missing = [name for name in (_VALID, _TEST) if name not in raw.parts]
-    cut = _cut(len(raw.parts[_TRAIN]), missing, shares, seed)
-    look = _look(raw, arrange, cut[_TRAIN], real=(values or raw.values) == REAL)
+    absent = [name for name in (_VALID, _TEST) if name not in raw.parts]
+    cut = _cut(len(raw.parts[_TRAIN]), absent, shares, seed)
+    is_real = (values or raw.values) == REAL
+    look = Look(raw.parts[_TRAIN].dtype, real=is_real, missing=missing is not None)
+    _see(look, raw, arrange, cut[_TRAIN])
+    _check_known(look, raw, shape)
     try:
         kind, divisor = kind_of(look, shape, values or raw.values)
     except ValueError as error:
@@ -222,21 +234,22 @@ def build(
     labels: dict[str, Tensor] = {}
     for name in SPLITS:
         source = raw.parts.get(name, raw.parts[_TRAIN])
-        index = cut.get(name) if name == _TRAIN or name in missing else None
+        index = cut.get(name) if name == _TRAIN or name in absent else None
         streamed = Streamed(source, index, scaling, arrange)
         parts[name] = streamed[:] if kept else streamed
         if way.once:
-            parts[name] = fixed_draw(streamed[:], seed, name)
+            parts[name] = fixed_draw(streamed[:], seed, name, missing)
         if raw.labels is not None:
             of_part = raw.labels.get(name, raw.labels[_TRAIN])
             labels[name] = torch.from_numpy(of_part if index is None else of_part[index])
-    mean = torch.from_numpy((look.mean - scaling.shift) / scaling.scale).float()
+    mean = torch.from_numpy((_mean_of_all(look) - scaling.shift) / scaling.scale).float()
     ends = (np.array([look.low, look.high]) - scaling.shift.mean()) / scaling.scale.mean()
     low, high = (0.0, 1.0) if KINDS[kind].is_unit else (float(ends[0]), float(ends[1]))
     return Dataset(
         raw.name, parts[_TRAIN], parts[_VALID], parts[_TEST], shape if len(shape) > 1 else None,
         binarise or "none", seed, mean, kind, labels or None, raw.classes, raw.columns,
-        look.fingerprint, scaling, (low, high if high > low else low + 1),
+        look.fingerprint, scaling, (low, high if high > low else low + 1), missing,
+        look.unknown / look.seen,
     )  # fmt: skip
 
 
@@ -323,6 +336,8 @@ def describe(data: Dataset) -> str:
     parts = [f"{sum(counts.values()):,} {what} of {how}", KINDS[data.values].label]
     if data.values == REAL:
         parts.append("standardised")
+    if data.missing is not None:
+        parts.append(f"{100 * data.share_missing:.3g} % missing")
     if data.streamed:
         parts.append("streamed")
     if data.labels is not None:
@@ -336,9 +351,8 @@ def describe(data: Dataset) -> str:
 # --- looking --------------------------------------------------------------------------------------
 
 
-def _look(raw: Raw, arrange: Callable[..., Any] | None, training: Any, *, real: bool) -> Look:
-    """All values seen, and none of them NaN or infinite."""
-    look = Look(raw.parts[_TRAIN].dtype, real=real)
+def _see(look: Look, raw: Raw, arrange: Callable[..., Any] | None, training: Any) -> None:
+    """All values seen, and none of them infinite, or NaN where that is none."""
     for name, part in raw.parts.items():
         look.hash(name, part.shape, part.dtype.str)
         mask = np.zeros(len(part), bool)
@@ -352,7 +366,6 @@ def _look(raw: Raw, arrange: Callable[..., Any] | None, training: Any, *, real: 
                 _refuse_missing(raw, look, block.shape[1:])
         if raw.labels is not None:
             look.hash(raw.labels[name])
-    return look
 
 
 def _seen(part: Source) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
@@ -369,9 +382,32 @@ def _seen(part: Source) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
 def _refuse_missing(raw: Raw, look: Look, shape: tuple[int, ...]) -> None:
     assert look.bad is not None
     row, place, value = look.bad
+    how = ""
+    if math.isnan(value):
+        how = '; --missing nan (missing="nan" in Python) takes NaN for what is missing'
     raise ValueError(
-        f"values must be finite numbers, got {value:g} {_place(raw, row, place, shape)}"
+        f"values must be finite numbers, got {value:g} {_place(raw, row, place, shape)}{how}"
     )
+
+
+def _check_known(look: Look, raw: Raw, shape: tuple[int, ...]) -> None:
+    """Raise ValueError if nothing is known, or of a table's column in training."""
+    known = np.broadcast_to(look.counts, math.prod(shape)) > 0
+    if not known.any():
+        raise ValueError("values must be numbers in training, got NaN alone")
+    if len(shape) == 1 and not known.all():
+        column = int(np.flatnonzero(~known)[0])
+        name = repr(raw.columns[column]) if raw.columns else column
+        raise ValueError(
+            f"values must be numbers in a row of the training at least, got NaN alone in column "
+            f"{name}: leave it out"
+        )
+
+
+def _mean_of_all(look: Look) -> NDArray[np.float64]:
+    """The mean of each value; of a pixel that is never known, that of the others."""
+    known = np.broadcast_to(look.counts, look.mean.shape) > 0
+    return look.mean if known.all() else np.where(known, look.mean, look.mean[known].mean())
 
 
 def _place(raw: Raw, row: int, place: int, shape: tuple[int, ...]) -> str:
@@ -387,8 +423,10 @@ def _scaling(look: Look, kind: str, divisor: float, *, is_table: bool) -> Scalin
         return Scaling.by(divisor)
     mean, variance = look.mean, look.variance
     if not is_table:
-        variance = np.array([variance.mean() + mean.var()])
-        mean = np.array([mean.mean()])
+        weights = np.broadcast_to(look.counts, mean.shape)
+        whole = np.average(mean, weights=weights, keepdims=True)
+        variance = np.average(variance + np.square(mean - whole), weights=weights, keepdims=True)
+        mean = whole
     if not np.isfinite(variance).all():
         raise ValueError(
             f"real values must be so small that their squares are finite, got values from "

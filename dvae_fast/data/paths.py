@@ -50,6 +50,7 @@ def load_path(
     grey: bool = False,
     labels: str | None = None,
     scaling: Scaling | None = None,
+    missing: str | None = None,
 ) -> Dataset:
     """The data set in a file (.npy, .npz, .csv, .tsv, .parquet, .h5ad) or a folder of images.
 
@@ -59,6 +60,7 @@ def load_path(
         size, grey: of images: "32" or "48x64" to resize them to; whether to make them grey.
         labels: of a table the column, of .h5ad the column of obs, of .npz the array with labels.
         scaling: as for `dvae_fast.data.own.build`.
+        missing: "nan", if NaN, or a blank of a table, stands for what is missing.
 
     Raises:
         DataError: if it is not there, cannot be read, or cannot be data, in one line.
@@ -69,15 +71,16 @@ def load_path(
     if not where.exists():
         raise DataError(f"{where} was not found: there is no such file or folder")
     binarise = binarise or "none"
-    options = (_stamp(where), binarise, split, seed, size, grey, labels)
+    options = (_stamp(where), binarise, split, seed, size, grey, labels, missing)
     key = (options, values, None if scaling is None else str(scaling.to_dict()))
     if key in _last:
         return _last[key]
     raw = _read(where, size, grey, labels)
     try:
         found = build(
-            raw, values=values, binarise=binarise, split=split, seed=seed, scaling=scaling
-        )
+            raw, values=values, binarise=binarise, split=split, seed=seed, scaling=scaling,
+            missing=missing,
+        )  # fmt: skip
     except ValueError as error:
         raise DataError(f"{where}: {error}") from None
     _last.clear()

@@ -21,6 +21,8 @@ __all__ = ["read_csv", "read_parquet"]
 _SEPARATORS = (",", "\t", ";")
 #: what pandas calls the column of row numbers that it writes itself
 _ROW_NUMBERS = "Unnamed: 0"
+#: what pandas takes for a value that is missing, besides nothing
+_MISSING = frozenset(["NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "<NA>", "#N/A"])
 
 
 def read_csv(path: Path, labels: str | None = None) -> Raw:
@@ -36,13 +38,19 @@ def read_csv(path: Path, labels: str | None = None) -> Raw:
         with warnings.catch_warnings():  # of columns of several types, which are looked at below
             warnings.simplefilter("ignore")
             frame = pandas.read_csv(
-                path, sep=separator, header=None if all(map(_is_number, cells)) else 0,
+                path, sep=separator, header=None if _are_values(cells) else 0,
                 encoding="utf-8-sig", skipinitialspace=True,
             )  # fmt: skip
     except (OSError, ValueError, OverflowError) as error:  # pandas' own are ValueErrors
         raise DataError(f"{path} cannot be read as a table: {one_line(error)}") from None
     _check_names(path, frame)
     return _raw(path, frame, labels)
+
+
+def _are_values(cells: list[str]) -> bool:
+    """Whether those of the first line are values: a number at least, and else what is missing."""
+    blank = [not cell or cell in _MISSING for cell in cells]
+    return all(b or _is_number(c) for b, c in zip(blank, cells, strict=True)) and not all(blank)
 
 
 def _check_names(path: Path, frame: Any) -> None:
@@ -104,6 +112,9 @@ def _raw(path: Path, frame: Any, labels: str | None) -> Raw:
         frame = frame.drop(columns=labels)
     if not len(frame) or not len(frame.columns):
         raise DataError(f"{path} must hold rows and columns of numbers, got {frame.shape}")
+    for name in frame.columns:  # of True, False and what is missing
+        if frame[name].dtype == object and frame[name].dropna().isin([True, False]).all():
+            frame[name] = frame[name].astype(float)
     text = [name for name in frame.columns if not _is_numeric(frame[name])]
     if text:
         column = frame[text[0]]

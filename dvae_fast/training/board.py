@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import threading
 import time
 import warnings
@@ -29,13 +30,27 @@ _PICTURE_SECONDS = 15.0
 
 @torch.no_grad()
 def reconstructions(
-    model: Autoencoder, x: Tensor, seed: int, context: Tensor | None = None
+    model: Autoencoder,
+    x: Tensor,
+    seed: int,
+    context: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x, what the encoder is given of it (x̃, or x without corruption), and its reconstruction."""
-    x = x.to(next(model.parameters(), x).device)
-    context = None if context is None else context.to(x.device)
-    noisy = x if model.corruption is None else corrupt(x, model.corruption, seed=seed)
-    return x, noisy, model.reconstruct(noisy, context=context)
+    """x, what the encoder is given of it (x̃, or x without corruption), and its reconstruction.
+
+    Of what a mask leaves out the first two are NaN, and the last is what the model makes of the
+    others.
+    """
+    place = next(model.parameters(), x).device
+    x = x.to(place)
+    context, mask = (None if t is None else t.to(place) for t in (context, mask))
+    noisy = x if mask is None else x.masked_fill(~mask, 0)
+    if model.corruption is not None:
+        noisy = corrupt(noisy, model.corruption, seed=seed)
+    means = model.reconstruct(noisy, context=context, mask=mask)
+    if mask is not None:
+        x, noisy = (t.masked_fill(~mask, math.nan) for t in (x, noisy))
+    return x, noisy, means
 
 
 def each_label(model: Autoencoder, n: int) -> Tensor | None:
@@ -115,14 +130,15 @@ class Board:
         if data.image_shape is None:  # a table is no picture
             return
         told = None if context is None else context[:8]
-        rows = reconstructions(model, data.evaluation("valid")[:8], 0, told)
+        x = data.evaluation("valid")[:8]
+        rows = reconstructions(model, x, 0, told, data.observed(x))
         shape = (-1, *with_channels(data.image_shape))
         with self._optional():
             for tag, images in (
                 ("samples", model.sample(64, seed=0, context=each_label(model, 64))),
                 ("x, corrupted, reconstructed", torch.cat(rows)),
             ):
-                shaded = data.shaded(images).reshape(shape)
+                shaded = data.shaded(images).nan_to_num(0.5).reshape(shape)
                 # Of other numbers of channels, the first.
                 shown = shaded if shaded.shape[1] in (1, 3) else shaded[:, :1]
                 self.writer.add_images(tag, shown, epoch)

@@ -28,6 +28,7 @@ from dvae_fast.data import (
     BINARY,
     DATASETS,
     KINDS,
+    MISSING,
     OWN_SUFFIXES,
     SPLIT,
     DataError,
@@ -81,7 +82,7 @@ MOST_THREADS = 1024
 
 
 #: the fields that say how data of one's own are read
-OF_OWN = ("values", "split", "size", "grey", "labels")
+OF_OWN = ("values", "split", "size", "grey", "labels", "missing")
 
 
 def no_data(name: str) -> str:
@@ -143,6 +144,9 @@ class TrainConfig(ModelConfig):
         None,
         "The column of your table (of .h5ad's obs; the array of .npz) that holds labels. "
         "Default: none.",
+    )
+    missing: str | None = option(
+        None, "What means that a value of your own data is missing. Default: none.", choices=MISSING
     )
     binarise: str = option(
         "dynamic",
@@ -335,6 +339,8 @@ class TrainConfig(ModelConfig):
                 ) from None
             if learnable.scores:
                 check_score_objective(objective)
+                if self.missing is not None:
+                    raise ValueError("gradient must not be score where values may be missing")
 
     def make_objective(self) -> Objective:
         """The model's objective."""
@@ -397,7 +403,7 @@ class TrainConfig(ModelConfig):
             data = load_path(
                 self.data, values=self.values, binarise=self.binarise, split=self.split,
                 seed=self.data_seed, size=self.size, grey=self.grey, labels=self.labels,
-                scaling=scaling,
+                scaling=scaling, missing=self.missing,
             )  # fmt: skip
             data = named_as(data, self.names)
         else:

@@ -14,6 +14,7 @@ from dvae_fast.data import (
     SPLIT,
     Dataset,
     check_binarise,
+    check_missing,
     check_own_binarise,
     check_split,
     load_path,
@@ -105,7 +106,10 @@ def _of_own(data: Any, values: dict[str, Any]) -> dict[str, Any]:
         found, where = data, data.name
         values = values | {"data_seed": data.seed}
     elif not isinstance(data, (str, Path)):
-        known = {"values": "values", "split": "split", "binarise": "binarise", "data_seed": "seed"}
+        known = {
+            "values": "values", "split": "split", "binarise": "binarise", "data_seed": "seed",
+            "missing": "missing",
+        }  # fmt: skip
         for name in OF_OWN:
             if name in values and name not in known:
                 raise ValueError(f"{name} must be left out with data in Python")
@@ -121,6 +125,7 @@ def _of_own(data: Any, values: dict[str, Any]) -> dict[str, Any]:
         if "values" in given:
             check_choice("values", given["values"], KINDS)
         check_split(given.get("split", SPLIT))
+        check_missing(given.get("missing"))
         check_own_binarise(None, values.get("binarise", "none"))
         found = load_path(
             path, binarise=values.get("binarise"), seed=values.get("data_seed", 0), **given
@@ -132,6 +137,7 @@ def _of_own(data: Any, values: dict[str, Any]) -> dict[str, Any]:
         "binarise": found.binarise,
         "fingerprint": found.fingerprint,
         "scaling": found.scaling.to_dict(),
+        "missing": found.missing,
         "names": {"columns": list(found.columns), "classes": list(found.classes)},
         "count": len(found.train),
     }

@@ -200,13 +200,18 @@ def _first_of(config: TrainConfig, data: Any) -> Dataset:
     if not isinstance(data, Dataset):
         found = Dataset.from_arrays(
             data, values=config.values, binarise=config.binarise, split=config.split,
-            seed=config.data_seed, name=config.data,
+            seed=config.data_seed, name=config.data, missing=config.missing,
         )  # fmt: skip
     values = found.values if config.is_own else None
     if (values, found.binarise) != (config.values, config.binarise):
         raise OptionError(
             f"data must be those that config was made for, {config.values} with binarise "
             f"{config.binarise}; got {found.values} with {found.binarise}"
+        )
+    if found.missing != config.missing:
+        raise OptionError(
+            f"data must be those that config was made for, with missing {config.missing}; got "
+            f"{found.missing}"
         )
     return found.first(config.train_examples, config.valid_examples)
 

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dvae_fast import ops
 from dvae_fast._version import __version__
-from dvae_fast.data import Streamed, batches
+from dvae_fast.data import Streamed, batches, check_missing, observed
 from dvae_fast.data.given import given_from
 from dvae_fast.distributed import World, all_sum, any_true, on_main, share
 from dvae_fast.files import CHECKPOINT, CheckpointError, one_line, save_tensors
@@ -50,6 +50,7 @@ def mean_bound(
     world: World | None = None,
     *,
     context: Tensor | None = None,
+    missing: str | None = None,
 ) -> float:
     """Mean over x (N, D) of the model's own bound, in nats, on the model's device.
 
@@ -61,7 +62,9 @@ def mean_bound(
         x: a tensor, an array, examples that are streamed, a Dataset or a DataLoader; of pairs
             (x, y), y is the context of a model that has one.
         context: (N, C), or labels (N,).
+        missing: "nan", if NaN in x stands for what was not observed: the bound is of the rest.
     """
+    check_missing(missing)
     own: Autoencoder = unwrapped(model)
     if isinstance(x, Streamed):
         values, told = x, given_from(x[:1], context)[1]
@@ -79,6 +82,8 @@ def mean_bound(
                 mine = batch[start:stop].to(device)
                 rows = slice(first + start, first + stop)
                 more = {} if told is None else {"context": told[rows].to(device)}
+                if (mask := observed(mine, missing)) is not None:
+                    more["mask"] = mask
                 bounds = own.bound(mine, seed, first_example=first + start, **more)
                 total += bounds.sum(dtype=torch.float64)
     return all_sum(total, world).item() / len(values)
@@ -183,12 +188,12 @@ class Run:
         seed = seed.to(self.device, non_blocking=True)
         if self.config.cuda_graph and len(index) == self.config.batch_size:
             if self.graph is None:
-                self.graph = GraphedStep(self.model.loss, self.optimizer, x, context)
+                self.graph = GraphedStep(self._loss, self.optimizer, x, context)
             loss = self.graph(x, seed, context)
             gradients = self.graph.gradients
         else:
             if self.parallel is None:
-                loss = self.model.loss(x, seed, context=context)
+                loss = self._loss(x, seed, context)
             else:
                 loss = self.part(x, seed, context)
             self.optimizer.zero_grad()
@@ -201,6 +206,9 @@ class Run:
         self.total.sub_(loss.detach(), alpha=len(index) / self.world.size)
         self.position += len(index)
 
+    def _loss(self, x: Tensor, seed: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.model.loss(x, seed, context=context, mask=self.data.observed(x))
+
     def part(self, x: Tensor, seed: Tensor, context: Tensor | None = None) -> Tensor:
         """This rank's part of the loss: the mean of the parts over ranks is the batch's loss."""
         assert self.parallel is not None
@@ -208,7 +216,8 @@ class Run:
         # A rank without an example joins in with one that weighs nothing: the others wait for it.
         rows = slice(start, stop) if start < stop else slice(1)
         told = None if context is None else context[rows]
-        loss: Tensor = self.parallel(x[rows], seed, context=told, first_example=start)
+        mask = self.data.observed(x[rows])
+        loss: Tensor = self.parallel(x[rows], seed, context=told, mask=mask, first_example=start)
         weight = (stop - start) * self.world.size / len(x)
         return loss if weight == 1 else loss * weight
 
@@ -246,7 +255,10 @@ class Run:
         """Mean bound over a split, in nats; the same noise at every call."""
         x = self.data.evaluation(split)
         told = self.told.get(split)
-        return mean_bound(self.model, x, seed, self.config.batch_size, self.world, context=told)
+        return mean_bound(
+            self.model, x, seed, self.config.batch_size, self.world, context=told,
+            missing=self.data.missing,
+        )  # fmt: skip
 
     # --- numbers that are none ---
 
@@ -287,7 +299,7 @@ class Run:
         """What the likelihood has against the data, looked at where a number is none."""
         try:
             for x in batches(self.data.train):
-                self.model.likelihood.check_support(x)
+                self.model.likelihood.check_support(x, self.data.observed(x))
         except ValueError as error:
             return f" And {error}."
         return ""

@@ -5,9 +5,10 @@ q(z|x), to the posterior; Hamiltonian moves follow them (Neal, Annealed Importan
 for decoders, Wu, Burda, Salakhutdinov, Grosse, arXiv 1611.04273).
 
 The moves run on u, with z = μ + σ u and μ, σ those of f_0, so that f_0 is N(0, I) and one step
-size fits latents of any scale. With the log-weight ℓ(u) = log p(x|z) + log p(z) − log f_0(z),
+size fits latents of any scale; where f_0 is a prior of another kind, u is z. With the log-weight
+ℓ(u) = log p(x|z) + log p(z) − log f_0(z),
 
-    log f_t = −½ |u|² + β_t ℓ(u) + constant,    ∇ log f_t = −u + β_t ∇ℓ(u):
+    log f_t = log f_0 + β_t ℓ(u) + constant,    ∇ log f_t = ∇ log f_0 + β_t ∇ℓ(u):
 
 one decode gives ℓ and ∇ℓ, which serve every temperature.
 """
@@ -23,16 +24,18 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from dvae_fast import functional, reference
+from dvae_fast import reference
 from dvae_fast._checks import check_choice, check_index, check_size, is_number
 from dvae_fast._seeds import seed_tensor
 from dvae_fast.data.given import Given
 from dvae_fast.evaluation.hamiltonian import EXTRA_NORMALS, Point, Target, move
+from dvae_fast.evaluation.joint import Joint, prior_draws
 from dvae_fast.evaluation.modules import ordinary_tensors
 from dvae_fast.evaluation.results import AISEstimate, BidirectionalEstimate, Meter
 from dvae_fast.evaluation.simulation import normal, simulate
 from dvae_fast.evaluation.statistics import from_state
 from dvae_fast.evaluation.target import Evaluated, rows_at_once
+from dvae_fast.models import TwoLayerModel
 from dvae_fast.models.distributions import Sampled
 from dvae_fast.models.posterior import marginal_log_var
 
@@ -59,60 +62,6 @@ TARGET = 0.65
 _STEEPNESS = 4.0  # δ of the sigmoid schedule, Wu et al.'s
 _TUNING_CHAINS = 4  # enough for a mean acceptance rate, a quarter of the cost of the default
 _RATE = 0.3  # of the step size's logarithm for each unit of acceptance amiss
-
-
-class _Decoded:
-    """ℓ of a batch of B examples, f_0 = N(mean, exp(log_var)), (B, Z) each.
-
-    float64 but for p(x|z).
-    """
-
-    def __init__(
-        self,
-        evaluated: Evaluated,
-        mean: Tensor,
-        log_var: Tensor,
-        batch: Given,
-    ) -> None:
-        self.evaluated, self.batch, self.dtype = evaluated, batch, mean.dtype
-        self.mean = mean.double().unsqueeze(1)
-        self.log_var = log_var.double().unsqueeze(1)
-        self.std = torch.exp(0.5 * self.log_var)
-
-    def __call__(self, u: Tensor) -> Point:
-        z = self.mean + self.std * u
-        value, slope = _log_likelihood(self.evaluated, z.to(self.dtype), self.batch)
-        value = value + 0.5 * (u.square() - z.square() + self.log_var).sum(-1)
-        return Point(u, value, self.std * (slope - z) + u)
-
-    def whitened(self, z: Tensor) -> Tensor:
-        """u of z (B, Z), (B, Z)."""
-        return ((z.double().unsqueeze(1) - self.mean) / self.std).squeeze(1)
-
-
-def _log_likelihood(evaluated: Evaluated, z: Tensor, batch: Given) -> tuple[Tensor, Tensor]:
-    """log p(x|z) and ∂/∂z in float64, from one decode: z (B, C, Z) → (B, C) and (B, C, Z).
-
-    Over logits that are held: at 2,500 rows of 784 they cost 33 ms for value and gradient, where
-    `linear_log_weights`, which makes them again to go back, costs 51 (and decoding alone 15).
-    """
-    with torch.enable_grad():
-        z = z.detach().requires_grad_()
-        x, mask = batch.x.flatten(1), batch.mask
-        params = evaluated.params(z, x.shape[1], batch.context)
-        log_p = functional.log_weights(
-            params, x, z.new_zeros(z.shape[:-1]), evaluated.likelihood,
-            None if mask is None else mask.flatten(1),
-        )  # fmt: skip
-        grad = None
-        if log_p.requires_grad:
-            (grad,) = torch.autograd.grad(log_p, z, torch.ones_like(log_p), allow_unused=True)
-    if grad is None:
-        raise ValueError(
-            "model's decoder must be differentiable in z for Hamiltonian moves, but what it "
-            "returned has no gradient"
-        )
-    return log_p.detach().double(), grad.double()
 
 
 def _schedule(kind: str, temperatures: int) -> list[float]:
@@ -250,17 +199,9 @@ def _run(
     first: int,
 ) -> list[dict[str, Tensor]]:
     """The statistics of one batch forward and, if given its exact posterior draws, in reverse."""
-    posterior = evaluated.posterior(batch.x, batch.context)
-    if isinstance(posterior, Sampled):
-        raise ValueError(
-            "model's encode must return mean and log_var for annealed importance sampling, which "
-            f"starts there, got {type(posterior.q).__name__}"
-        )
-    mean, spread = posterior
-    log_var = marginal_log_var(mean, spread)
-    if settings.start == "prior":
-        mean, log_var = torch.zeros_like(mean), torch.zeros_like(log_var)
-    target = _Decoded(evaluated, mean, log_var, batch)
+    mean, log_var = _start(evaluated, batch, settings.start)
+    from_prior = settings.start == "prior" and evaluated.log_ratio_above is not None
+    target = Joint(evaluated, mean, log_var, batch, from_prior=from_prior)
     examples, size = mean.shape
     temperatures, chains = settings.temperatures, settings.chains
     betas = _schedule(settings.schedule, temperatures)
@@ -269,17 +210,23 @@ def _run(
         shape = (examples, chains, size + EXTRA_NORMALS)
         return lambda t: normal(like, shape, key, first, run * temperatures + t)
 
+    def started(run: int, chains: int, noise: Callable[[int], Tensor]) -> Point:
+        if from_prior:
+            return target(prior_draws(evaluated, batch, chains, like, key, first, run))
+        return target(noise(0)[..., :size])
+
     # The acceptance rate of Hamiltonian moves stays where it is if the step goes as Z^(−1/4).
     start = settings.step_size or size**-0.25
     step = torch.full((examples,), start, dtype=torch.float64, device=like.device)
     if settings.tune and temperatures > 1:
-        tuning = noise(1, min(chains, _TUNING_CHAINS))
-        point = target(tuning(0)[..., :size])
+        few = min(chains, _TUNING_CHAINS)
+        tuning = noise(1, few)
+        point = started(1, few, tuning)
         steps = _tune(target, point, betas, step, settings.leapfrog, tuning)
     else:
         steps = step.expand(temperatures - 1, -1)
     forward = noise(0, chains)
-    point = target(forward(0)[..., :size])
+    point = started(0, chains, forward)
     args = (betas, steps, settings.leapfrog)
     results = [_statistics(*_anneal(target, point, *args, forward, False), steps, False)]
     if exact is not None:
@@ -289,12 +236,29 @@ def _run(
     return results
 
 
+def _start(evaluated: Evaluated, batch: Given, start: str) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance of f_0, (B, Z) each; 0 of a prior."""
+    posterior = evaluated.posterior(batch.x, batch.context)
+    if start == "prior":
+        like = posterior.middle() if isinstance(posterior, Sampled) else posterior[0]
+        return torch.zeros_like(like), torch.zeros_like(like)
+    if isinstance(posterior, Sampled):
+        raise ValueError(
+            "model's encode must return mean and log_var for annealed importance sampling, which "
+            f"starts there, or start must be prior; got {type(posterior.q).__name__}"
+        )
+    mean, spread = posterior
+    return mean, marginal_log_var(mean, spread)
+
+
 def _evaluated(model: Model, likelihood: str | Likelihood | None) -> Evaluated:
     evaluated = Evaluated(model, likelihood)
-    if evaluated.log_ratio_above is not None or evaluated.discrete:
+    foreign = evaluated.own is None and evaluated.log_ratio_above is not None
+    if foreign or evaluated.discrete or isinstance(evaluated.own, TwoLayerModel):
         raise ValueError(
-            "model must have one layer of latents, continuous and of a standard normal prior, for "
-            f"annealed importance sampling, got {type(model).__name__}"
+            "model must have one layer of latents, continuous, and a prior besides N(0, I) only as "
+            "a model of this package, for annealed importance sampling, got "
+            f"{type(evaluated.model).__name__}"
         )
     return evaluated
 
@@ -364,14 +328,15 @@ def annealed_importance_sampling(
     C chains; memory does not depend on T but for its step sizes, 8 bytes a temperature.
 
     Args:
-        model: as for `dvae_fast.estimate_log_likelihood`; its decoder must be differentiable.
+        model: as for `dvae_fast.estimate_log_likelihood`, of one layer of continuous latents; its
+            decoder must be differentiable, and the log_prob of a prior of its own.
         x, context, mask: as there.
         chains: C >= 1.
         temperatures: T >= 1, the number of factors of w, with T − 1 moves between them. With one
             this is importance sampling from f_0 with C samples.
         leapfrog: steps of each Hamiltonian move, L >= 1.
         start: f_0, "posterior" for q(z|x), encoded once (of a full one, the product of its
-            marginals), or "prior".
+            marginals), or "prior", for which the encoder may return any distribution.
         schedule: of β, "sigmoid" or "linear".
         tune: False to take `step_size` everywhere.
         step_size: in standard deviations of f_0, where tuning starts; each move varies it by up

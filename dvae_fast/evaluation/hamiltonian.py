@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["EXTRA_NORMALS", "Point", "Target", "move"]
+__all__ = ["EXTRA_NORMALS", "Point", "Target", "from_normal", "move"]
 
 # Relative to the step size, uniform: a fixed number of steps of a fixed size can carry a nearly
 # Gaussian target through whole periods, back to where it was (Neal, arXiv 1206.1901, section 4.2).
@@ -17,16 +17,24 @@ EXTRA_NORMALS = 3
 
 
 class Point(NamedTuple):
-    """Where chains are: u (B, C, Z), ℓ(u) (B, C) and ∇ℓ(u) (B, C, Z)."""
+    """Where chains are: u (B, C, Z), ℓ(u) (B, C) and ∇ℓ(u) (B, C, Z), and log f_0 but for a
+    constant, likewise."""
 
     u: Tensor
     value: Tensor
     slope: Tensor
+    base: Tensor
+    base_slope: Tensor
+
+
+def from_normal(u: Tensor, value: Tensor, slope: Tensor) -> Point:
+    """A point where f_0 is N(0, I) of u."""
+    return Point(u, value, slope, -0.5 * u.square().sum(-1), -u)
 
 
 class Target(Protocol):
     def __call__(self, u: Tensor) -> Point:
-        """ℓ and its gradient at u."""
+        """What a point holds at u."""
 
 
 def _leapfrog(
@@ -34,17 +42,17 @@ def _leapfrog(
 ) -> tuple[Point, Tensor]:
     """`count` leapfrog steps of size `step` (broadcastable to u), each one evaluation."""
     half = 0.5 * step
-    momentum = momentum + half * (beta * point.slope - point.u)
+    momentum = momentum + half * (beta * point.slope + point.base_slope)
     for i in range(count):
         point = target(point.u + step * momentum)
         kick = step if i < count - 1 else half
-        momentum = momentum + kick * (beta * point.slope - point.u)
+        momentum = momentum + kick * (beta * point.slope + point.base_slope)
     return point, momentum
 
 
 def _energy(point: Point, momentum: Tensor, beta: float) -> Tensor:
     """−log of f_β(u) N(momentum; 0, I) but for a constant, (B, C)."""
-    return 0.5 * (point.u.square() + momentum.square()).sum(-1) - beta * point.value
+    return 0.5 * momentum.square().sum(-1) - point.base - beta * point.value
 
 
 def move(

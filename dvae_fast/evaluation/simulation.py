@@ -49,7 +49,7 @@ def simulate(
     failed: list[RuntimeError] = []
     for dtype in dtypes:
         like = torch.empty(0, dtype=dtype, device=device)
-        z = normal(like, (n, 1, size), key, 0, _SIMULATED).to(dtype)
+        z = _latents(evaluated, n, size, like, key, context)
         try:
             x = _draw(evaluated, z, key, context)
             if len(dtypes) > 1:
@@ -58,6 +58,15 @@ def simulate(
         except RuntimeError as error:
             failed.append(error)
     raise failed[0]
+
+
+def _latents(
+    evaluated: Evaluated, n: int, size: int, like: Tensor, key: Tensor, context: Tensor | None
+) -> Tensor:
+    """z ~ p(z), (N, 1, Z)."""
+    if evaluated.own is not None and evaluated.log_ratio_above is not None:
+        return evaluated.own.draw_prior(n, size, key, like, context).unsqueeze(1)
+    return normal(like, (n, 1, size), key, 0, _SIMULATED).to(like.dtype)
 
 
 def _draw(evaluated: Evaluated, z: Tensor, key: Tensor, context: Tensor | None) -> Tensor:

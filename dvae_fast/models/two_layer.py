@@ -116,7 +116,7 @@ class TwoLayerModel(LatentVariableModel):
         self, n: int, key: Tensor, like: Tensor, context: Tensor | None = None
     ) -> Tensor:
         upper = self.options.upper_latent_size
-        above = self._draw_prior(n, upper, derived_key(key, _LAYER), like, context)
+        above = self.draw_prior(n, upper, derived_key(key, _LAYER), like, context)
         mean, log_var = self.upper_decoder(above)
         return functional.sample_latent(mean, log_var, 1, key)[0].squeeze(1)
 

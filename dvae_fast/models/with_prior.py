@@ -97,9 +97,9 @@ class WithPrior(Described):
         self, n: int, key: Tensor, like: Tensor, context: Tensor | None = None
     ) -> Tensor:
         """n draws of p(z), (n, Z), the decoder's input."""
-        return self._draw_prior(n, self.latent_size, key, like, context)
+        return self.draw_prior(n, self.latent_size, key, like, context)
 
-    def _draw_prior(
+    def draw_prior(
         self, n: int, size: int, key: Tensor, like: Tensor, context: Tensor | None = None
     ) -> Tensor:
         """n draws by ``prior``, (n, size)."""

@@ -27,8 +27,9 @@ from dvae_fast.evaluation import (
     estimate_log_likelihood,
     hamiltonian,
 )
-from dvae_fast.evaluation.annealed import _Decoded, _schedule
-from dvae_fast.evaluation.hamiltonian import _energy, _leapfrog
+from dvae_fast.evaluation.annealed import _schedule
+from dvae_fast.evaluation.hamiltonian import _energy, _leapfrog, from_normal
+from dvae_fast.evaluation.joint import Joint
 from dvae_fast.models import LatentVariableModel, make_model
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ class _Quadratic:
 
     def __call__(self, u: Tensor) -> hamiltonian.Point:
         slope = self.b - u @ self.a
-        return hamiltonian.Point(u, (u * (self.b + slope) / 2).sum(-1), slope)
+        return from_normal(u, (u * (self.b + slope) / 2).sum(-1), slope)
 
     def moments(self, beta: float) -> tuple[Tensor, Tensor]:
         covariance = torch.linalg.inv(torch.eye(2, dtype=torch.float64) + beta * self.a)
@@ -224,7 +225,7 @@ class _Quartic:
     """ℓ(u) = −¼ Σ u⁴."""
 
     def __call__(self, u: Tensor) -> hamiltonian.Point:
-        return hamiltonian.Point(u, -0.25 * u.pow(4).sum(-1), -u.pow(3))
+        return from_normal(u, -0.25 * u.pow(4).sum(-1), -u.pow(3))
 
 
 def _normals(*shape: int) -> Tensor:
@@ -308,7 +309,7 @@ def test_gradient_of_the_log_weight() -> None:
     z = mean.unsqueeze(1) + torch.exp(0.5 * log_var).unsqueeze(1) * u
     log_w = model._log_weights(z, x, dvae_fast.latent_log_ratio(z, mean, log_var))
     (slope,) = torch.autograd.grad(log_w.sum(), u)
-    target = _Decoded(evaluation.Evaluated(model), mean, log_var, Given(x))
+    target = Joint(evaluation.Evaluated(model), mean, log_var, Given(x))
     point = target(u.detach())
     torch.testing.assert_close(point.value, log_w.detach())
     torch.testing.assert_close(point.slope, slope)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 import dvae_fast
-from dvae_fast.evaluation import annealed_importance_sampling, estimate_log_likelihood
+from dvae_fast.evaluation import estimate_log_likelihood
 from dvae_fast.models import (
     MODELS,
     GaussianMixture,
@@ -107,8 +107,6 @@ def test_the_bound_and_the_estimate_hold_it(name: str) -> None:
     model.loss(x, SEED).backward()
     for p in model.prior.parameters():
         assert bool((p.grad != 0).any())
-    with pytest.raises(ValueError, match="of a standard normal prior"):
-        annealed_importance_sampling(model, x)
 
 
 @pytest.mark.parametrize("context", [False, True])

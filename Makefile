@@ -1,7 +1,8 @@
 # From nothing (Python 3.10 or newer, g++, make):
 #   make run    train a DIWAE on handwritten digits, evaluate it with k = 5000, write pictures
 #   make test   run the tests
-# Both make .venv, install what is needed there and build the extension.
+#   make docs   build the pages, build/docs/html/index.html
+# All make .venv, install what is needed there and build the extension.
 
 # One version for everybody. On Linux, PyPI's own torch carries CUDA, gigabytes that nothing here needs;
 # where pip is told of torch's CPU index (PIP_EXTRA_INDEX_URL), TORCH=torch==2.13.0+cpu takes less.
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 
 SOURCES := $(wildcard $(foreach end,cpp h inl cu cuh,csrc/*/*.$(end) csrc/*/*/*.$(end)))
 
-.PHONY: run test lint bench prebuilt clean build
+.PHONY: run test lint docs bench prebuilt clean build
 
 run: build
 	$(BIN)/python -m dvae_fast train --model diwae --data digits --evaluate-k 5000
@@ -26,6 +27,11 @@ lint: build
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'csrc/*.cu' 'csrc/*.cuh' 'tests/cpp/*.h' 'tests/cpp/*.cpp')
+
+# The pages and the API reference; a warning is an error.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/docs/doctrees docs build/docs/html
+	@echo "build/docs/html/index.html"
 
 # Every benchmark, and benchmarks/report/RESULTS.md from it, in some 11 minutes on two cores.
 # pythae and Pyro are measured too where they are installed: .venv/bin/python -m pip install -e ".[bench]"
@@ -52,6 +58,12 @@ $(VENV)/.tools:
 
 $(VENV)/.built: $(VENV)/.tools setup.py pyproject.toml $(SOURCES)
 	DVAE_FAST_CORE=1 $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[train,test,dev]"
+	@touch $@
+
+# Pages need no compiled library: where there is none yet, the Python files alone are installed.
+$(VENV)/.docs: $(VENV)/.tools pyproject.toml
+	@test -e $(VENV)/.built || DVAE_FAST_PURE=1 $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
+	$(BIN)/python -m pip install --quiet "dvae_fast[train,docs]"
 	@touch $@
 
 clean:

@@ -1,16 +1,16 @@
 """Data sets: those by name, and one's own, in memory or streamed, read by index.
 
-======================  =======  ====================  ============================================
-name                    size     train/valid/test      source
-======================  =======  ====================  ============================================
-digits                  8×8      1297 / 200 / 300      scikit-learn's bundled digits, values / 16
-mnist                   28×28    50000 / 10000 / 10000 MNIST, values / 255; or its fixed
-                                                       binarisation
-frey                    28×20    1572 / 193 / 200      Frey Face, values / 255
-omniglot                28×28    23000 / 1345 / 8115   OMNIGLOT, drawers 1 to 15 and 16 to 20
-fashion_mnist           28×28    50000 / 10000 / 10000 Fashion-MNIST, values / 255
-caltech101_silhouettes  28×28    4100 / 2264 / 2307    Caltech-101 silhouettes, binary
-======================  =======  ====================  ============================================
+======================  =======  =====================  ===========================================
+name                    size     train/valid/test       source
+======================  =======  =====================  ===========================================
+digits                  8×8      1297 / 200 / 300       scikit-learn's bundled digits, values / 16
+mnist                   28×28    50000 / 10000 / 10000  MNIST, values / 255; or its fixed
+                                                        binarisation
+frey                    28×20    1572 / 193 / 200       Frey Face, values / 255
+omniglot                28×28    23000 / 1345 / 8115    OMNIGLOT, drawers 1 to 15 and 16 to 20
+fashion_mnist           28×28    50000 / 10000 / 10000  Fashion-MNIST, values / 255
+caltech101_silhouettes  28×28    4100 / 2264 / 2307     Caltech-101 silhouettes, binary
+======================  =======  =====================  ===========================================
 
 (height × width.) MNIST and Fashion-MNIST are split in their own order: the last 10,000 training
 images are for validation. Digits, Frey Face and OMNIGLOT's training images have no split of their

@@ -196,8 +196,7 @@ def impute(
     Args:
         mask: bool in x's shape, True where x was observed; the others are imputed, whatever x has
             there (Mattei and Frellsen, arXiv 1812.02633, section 3.3).
-        model, x, k, context, likelihood, scale, proposal, corruption, copies, smooth, batch_size,
-            chunk, seed, first_example: as for `importance_expectation`.
+        others: as for `importance_expectation`.
 
     Returns:
         An `Expectation` in x's shape: what was observed as it is, with an error of 0. The error of

@@ -1,0 +1,73 @@
+"""Each example runs, small, and shows what it says it shows."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from documents import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+EXAMPLES = ROOT / "examples"
+
+
+def load(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_plain_loop() -> None:
+    estimate = load("plain_loop").main(epochs=3, k=20)
+    # An independent Bernoulli of each pixel is at −27 nats; untrained logits at −64 log 2 = −44.
+    assert -44 < estimate.mean < -15
+    assert estimate.mean_standard_error < 0.3
+
+
+def test_a_likelihood_of_ones_own() -> None:
+    found = load("own_likelihood").main(steps=80, k=20)
+    assert found["student"] > found["gaussian"]
+
+
+def test_a_corruption_of_ones_own(tmp_path: Path) -> None:
+    module = load("own_corruption")
+    estimate = module.main(epochs=2, k=20, picture=tmp_path / "rows.png")
+    assert -44 < estimate.mean < -15
+    assert (tmp_path / "rows.png").stat().st_size > 1000
+
+
+def test_a_conditional_model(tmp_path: Path) -> None:
+    right = load("conditional").main(epochs=4, k=5, picture=tmp_path / "labels.png")
+    assert right > 0.5  # by chance: 0.1
+    assert (tmp_path / "labels.png").stat().st_size > 1000
+
+
+def test_missing_values(tmp_path: Path) -> None:
+    ours, plain = load("missing").main(epochs=8, k=20, picture=tmp_path / "filled.png")
+    assert ours < plain
+    assert (tmp_path / "filled.png").stat().st_size > 1000
+
+
+def test_counts() -> None:
+    found = load("counts").main(steps=40, k=10)
+    assert found["negative_binomial"] > found["poisson"]
+
+
+def test_a_flow() -> None:
+    by_model, by_weights = load("evaluate_flow").main(steps=20, k=100)
+    error = (by_model.mean_standard_error**2 + by_weights.mean_standard_error**2) ** 0.5
+    assert abs(by_model.mean - by_weights.mean) < 4 * error  # seeds are fixed
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_it_is_listed_and_says_what_it_is(path: Path) -> None:
+    assert f"[{path.name}]({path.name})" in (EXAMPLES / "README.md").read_text()
+    text = path.read_text()
+    assert text.startswith('"""')
+    assert "--quick" in text

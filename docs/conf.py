@@ -34,7 +34,7 @@ html_css_files = ["pages.css"]
 html_show_sourcelink = False
 html_show_sphinx = False
 
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
@@ -48,8 +48,9 @@ nb_execution_mode = "off"
 # Attributes of one name in several classes, which `Attributes:` sections refer to.
 suppress_warnings = ["ref.python"]
 
-# Code between backticks, which is left as it is; or a star or a bar that would begin markup.
-_MARKUP = re.compile(r"(``.*?``|`[^`]*`)|(?<![^\s'\"(\[{<\-/:])[*|](?=\S)")
+# Code between backticks and a stressed word, which are left as they are; or a star or a bar that
+# would begin markup.
+_MARKUP = re.compile(r"(``.*?``|`[^`]*`|\*\w+\*)|(?<![^\s'\"(\[{<\-/:])[*|](?=\S)")
 
 
 def _escape(_app: Sphinx, *about: Any) -> None:

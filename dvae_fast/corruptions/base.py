@@ -19,7 +19,7 @@ CorruptionFunction = Callable[..., Tensor]
 
 
 class Corruption:
-    """p(x̃|x). One's own is a subclass with a `draw`, and a `log_prob` where its level is learnt:
+    """p(x̃|x). One's own is a subclass with a `draw`, and a `log_prob` where its level is learnt::
 
         class Fog(Corruption):
             def draw(self, x, generator):

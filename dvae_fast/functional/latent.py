@@ -147,7 +147,8 @@ def latent_log_ratio(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
     """log p(z) − log q(z) for a z from elsewhere, p = N(0, I), q = N(mean, exp(log_var)).
 
     Args:
-        z: (*L, B, K, Z). mean, log_var: (*L, B, Z).
+        z: (*L, B, K, Z).
+        mean, log_var: (*L, B, Z).
 
     Returns:
         (*L, B, K) in nats, differentiable in all three.
@@ -202,7 +203,7 @@ def mixture_log_ratio(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
 
     The posterior of a denoising model is q̃(z|x) = E_p(x̃|x) q(z|x̃); here it is estimated from M
     corruptions of x, each of which encodes to one component. With r_m = log p(z) − log q_m(z) of
-    `latent_log_ratio`, the result is r = −log (1/M Σ_m e^(−r_m)), and its gradient
+    `latent_log_ratio`, the result is r = −log (1/M Σ_m e^(−r_m)), and its gradient::
 
         w_m = e^(−r_m) / Σ e^(−r), component m's share of q̃(z); u_m = (z − mean_m)/var_m
         ∂r/∂z         = Σ_m w_m u_m − z

@@ -26,6 +26,7 @@ except ModuleNotFoundError as error:
 from dvae_fast._version import __version__
 from dvae_fast.checking.cli import check_command
 from dvae_fast.cli.evaluate import evaluate_command
+from dvae_fast.cli.help import Command, Group
 from dvae_fast.cli.info import info_command
 from dvae_fast.cli.outlet import say, standard_outlets
 from dvae_fast.cli.reproduce import reproduce_command
@@ -36,16 +37,22 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     help="Train denoising variational autoencoders and evaluate them by importance sampling.",
+    cls=Group,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_show_locals=False,
+    epilog="dvae-fast train --model iwae --data digits",
 )
-app.command("train")(train_command)
-app.command("evaluate")(evaluate_command)
-app.command("sample")(sample_command)
-app.command("reproduce")(reproduce_command)
-app.command("info")(info_command)
-app.command("check")(check_command)
+#: each command, and an example of it
+_COMMANDS = (
+    ("train", train_command, "dvae-fast train --model iwae --data mnist --samples 50"),
+    ("evaluate", evaluate_command, "dvae-fast evaluate runs/iwae --split valid --tolerance 0.05"),
+    ("sample", sample_command, "dvae-fast sample runs/iwae --n 25 --out samples.svg"),
+    ("reproduce", reproduce_command, "dvae-fast reproduce --scale small --rows '*gru*' --seeds 1"),
+    ("info", info_command, "dvae-fast info"),
+    ("check", check_command, "dvae-fast check --device cuda"),
+)
+for _name, _command, _example in _COMMANDS:
+    app.command(_name, cls=Command, epilog=_example)(_command)
 
 
 def _print_version(wanted: bool) -> None:

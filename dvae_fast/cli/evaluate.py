@@ -13,18 +13,18 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn
 
 from dvae_fast._checks import check_choice, check_device
+from dvae_fast._text import format_duration, format_number
 from dvae_fast.cli.console import (
     check_seed,
     check_threads,
     fail,
-    format_duration,
-    format_number,
     listed,
     one_line_errors,
     print_warnings,
     two_columns,
     wrong_options,
 )
+from dvae_fast.cli.options import completing
 from dvae_fast.cli.outlet import new_console, say
 from dvae_fast.cli.results import Results, evaluation_rows
 from dvae_fast.data import MISSING, SPLITS, check_missing
@@ -40,6 +40,7 @@ from dvae_fast.evaluation.partial import PARTIAL, partial_exists, remove_partial
 from dvae_fast.files import can_write_in
 from dvae_fast.kept import MODEL_DIGEST
 from dvae_fast.likelihoods import get_likelihood
+from dvae_fast.models.config import DATA, OUTPUT
 from dvae_fast.training import load_run
 from dvae_fast.training.loop import cpu_threads
 
@@ -58,87 +59,138 @@ __all__ = ["evaluate", "evaluate_command", "load_data_of"]
 METHODS = ("importance", "ais")
 
 
+_ESTIMATE, _ANNEALED, _SPEED = "Estimate", "Annealed importance sampling", "Speed and memory"
+
+
 def evaluate_command(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Other data, or where those lie now. Default: the run's.", rich_help_panel=DATA
+        ),
+    ] = None,
+    missing: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Of other data, as in training: {listed(MISSING)}. Default: the run's.",
+            autocompletion=completing(MISSING), metavar="NAME", rich_help_panel=DATA,
+        ),
+    ] = None,
+    split: Annotated[
+        str,
+        typer.Option(
+            help=f"One of {listed(SPLITS)}.", autocompletion=completing(SPLITS), metavar="NAME",
+            rich_help_panel=DATA,
+        ),
+    ] = "test",
+    limit: Annotated[
+        int | None,
+        typer.Option(help="Only the first so many examples. Default: all.", rich_help_panel=DATA),
+    ] = None,
     k: Annotated[
         int | None,
         typer.Option(
-            "--k",
-            "-k",
+            "--k", "-k",
             help="Importance samples an example, or AIS chains. Default: 5000; 16 chains.",
+            rich_help_panel=_ESTIMATE,
         ),
     ] = None,
     method: Annotated[
         str,
-        typer.Option(help=f"One of {listed(METHODS)}: importance sampling, or annealed, slower."),
+        typer.Option(
+            help=f"One of {listed(METHODS)}: importance sampling, or annealed, slower.",
+            autocompletion=completing(METHODS), metavar="NAME", rich_help_panel=_ESTIMATE,
+        ),
     ] = "importance",
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Other data, or where those lie now. Default: the run's."),
-    ] = None,
-    missing: Annotated[
-        str | None,
-        typer.Option(help=f"Of other data, as in training: {listed(MISSING)}. Default: the run's."),
-    ] = None,
-    split: Annotated[str, typer.Option(help=f"One of {listed(SPLITS)}.")] = "test",
-    limit: Annotated[
-        int | None, typer.Option(help="Only the first so many examples. Default: all.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the importance samples.")] = 0,
     proposal: Annotated[
         str,
         typer.Option(
             help=f"Draw z from one of {listed(PROPOSALS)}: q(z|x), q(z|x̃) with a fresh x̃ for each "
-            "sample, or the mean of q(z|x̃) over --copies corruptions."
+            "sample, or the mean of q(z|x̃) over --copies corruptions.",
+            autocompletion=completing(PROPOSALS), metavar="NAME", rich_help_panel=_ESTIMATE,
         ),
     ] = "posterior",
-    copies: Annotated[int, typer.Option(help="Corruptions of a mixture.")] = 10,
+    copies: Annotated[
+        int, typer.Option(help="Corruptions of a mixture.", rich_help_panel=_ESTIMATE)
+    ] = 10,
     tolerance: Annotated[
         float | None,
         typer.Option(
             help="Go on where the standard error in nats is above this, as far as --max-k. "
-            "Default: k samples everywhere."
+            "Default: k samples everywhere.",
+            rich_help_panel=_ESTIMATE,
         ),
     ] = None,
     max_k: Annotated[
-        int | None, typer.Option("--max-k", help="With a tolerance. Default: 20 k.")
+        int | None,
+        typer.Option(
+            "--max-k", help="With a tolerance. Default: 20 k.", rich_help_panel=_ESTIMATE
+        ),
     ] = None,
+    seed: Annotated[
+        int, typer.Option(help="Of the importance samples.", rich_help_panel=_ESTIMATE)
+    ] = 0,
     temperatures: Annotated[
-        int | None, typer.Option(help="Of AIS: distributions on the way. Default: 500.")
+        int | None,
+        typer.Option(help="Distributions on the way. Default: 500.", rich_help_panel=_ANNEALED),
     ] = None,
     leapfrog: Annotated[
-        int | None, typer.Option(help="Of AIS: steps of a Hamiltonian move. Default: 10.")
+        int | None,
+        typer.Option(help="Steps of a Hamiltonian move. Default: 10.", rich_help_panel=_ANNEALED),
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="Of the decoder's products: bfloat16 or float16. Default: the model's."),
+        typer.Option(
+            help=f"Of the decoder's products: {' or '.join(DTYPES)}. Default: the model's.",
+            autocompletion=completing(DTYPES), metavar="NAME", rich_help_panel=_SPEED,
+        ),
     ] = None,
     compile: Annotated[
-        bool, typer.Option("--compile", help="Run the decoder through torch.compile.")
+        bool,
+        typer.Option(
+            "--compile", help="Run the decoder through torch.compile.", rich_help_panel=_SPEED
+        ),
     ] = False,
     batch_size: Annotated[
         int | None,
-        typer.Option(help="Given at once; changes speed and memory only. Default: by memory."),
+        typer.Option(
+            help="Examples at once; the numbers stay the same. Default: by memory.",
+            rich_help_panel=_SPEED,
+        ),
     ] = None,
     chunk: Annotated[
         int | None,
-        typer.Option(help="Samples at once; changes speed and memory only. Default: by memory."),
+        typer.Option(
+            help="Samples at once; the numbers stay the same. Default: by memory.",
+            rich_help_panel=_SPEED,
+        ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads. Default: PyTorch's choice.")
+        int | None,
+        typer.Option(help="CPU threads. Default: PyTorch's choice.", rich_help_panel=_SPEED),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda or cuda:N.", rich_help_panel=_SPEED)
+    ] = "cpu",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an evaluation that was interrupted.")
+        bool,
+        typer.Option(
+            "--resume", help="Go on with an evaluation that was interrupted.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="A folder for the results, or a file that ends in .json. Default: the run's."
+            help="A folder for the results, or a file that ends in .json. Default: the run's.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
-) -> None:
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=OUTPUT)
+    ] = False,
+) -> None:  # fmt: skip
     """Estimate log p(x) of a run's best model by importance sampling.
 
     Writes evaluation.json, evaluation.npz with each example's numbers, and pictures, into the

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dvae_fast.models import MODELS, ModelConfig
-from dvae_fast.models.config import option_kind
+from dvae_fast.models import MODELS
+from dvae_fast.models.config import GROUPS, option_kind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
-__all__ = ["flag", "given_values", "with_options"]
+__all__ = ["completing", "flag", "given_values", "with_options"]
 
 
 def flag(name: str) -> str:
@@ -22,13 +22,24 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def with_options(command: Callable[..., None], config: type) -> Callable[..., None]:
+def completing(choices: Collection[str]) -> Callable[[str], list[str]]:
+    """For the shell's completion: those that begin as what is typed."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
+
+    return complete
+
+
+def with_options(command: Callable[..., None], config: type, *first: str) -> Callable[..., None]:
     """`command` with an option for each field of the dataclass `config`, None where not given.
 
-    It must take them by ``**options``, besides options of its own.
+    It must take them by ``**options``, besides options of its own. They are in the order of their
+    groups, the `first` before the others of theirs.
     """
     own = inspect.signature(command, eval_str=True).parameters.values()
     fields = [field for field in dataclasses.fields(config) if field.metadata["shown"]]
+    fields.sort(key=lambda f: (GROUPS.index(f.metadata["group"]), f.name not in first))
     parameters = [_parameter(config, field) for field in fields]
     parameters += [
         p.replace(kind=p.KEYWORD_ONLY) for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD
@@ -45,12 +56,13 @@ def _parameter(config: type, field: dataclasses.Field[Any]) -> inspect.Parameter
         names = [f"{names[0]}/--no-{names[0][2:]}"]
     elif field.metadata["short"]:
         names.append(field.metadata["short"])
-    sizes = kind == tuple[int, ...]
+    sizes, choices = kind == tuple[int, ...], field.metadata["choices"]
     info = typer.Option(
         *names,
         help=_help(field),
-        metavar="SIZES" if sizes else None,
-        rich_help_panel="Model" if hasattr(ModelConfig, field.name) else None,
+        metavar="SIZES" if sizes else "NAME" if choices else None,
+        rich_help_panel=field.metadata["group"],
+        autocompletion=completing(choices) if choices else None,
         show_default=False,
     )
     return inspect.Parameter(

@@ -14,17 +14,18 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from dvae_fast._checks import check_choice, check_device
+from dvae_fast._text import format_duration, format_number
 from dvae_fast.cli.console import (
     fail,
-    format_duration,
-    format_number,
     listed,
     one_line_errors,
     wrong_options,
 )
+from dvae_fast.cli.options import completing
 from dvae_fast.cli.outlet import new_console, say
 from dvae_fast.cli.train import RUNS
 from dvae_fast.files import one_line
+from dvae_fast.models.config import OUTPUT, TRAINING
 from dvae_fast.reproduction import processes, table
 from dvae_fast.reproduction.rows import FIGURES, ROWS, SCALES, Row, Scale, select
 from dvae_fast.reproduction.runs import Run, plan, read_results, unfinished
@@ -42,43 +43,83 @@ __all__ = ["reproduce_command"]
 DOCUMENT = Path("docs/reproduction.md")
 
 
+_ROWS = "Rows"
+
+
 def reproduce_command(
     scale: Annotated[
         str,
         typer.Option(
             help=f"One of {listed(SCALES)}: "
-            f"{'; '.join(f'{name} is {s.about}' for name, s in SCALES.items())}."
+            f"{'; '.join(f'{name} is {s.about}' for name, s in SCALES.items())}.",
+            autocompletion=completing(SCALES),
+            metavar="NAME",
+            rich_help_panel=_ROWS,
         ),
     ] = "small",
     rows: Annotated[
         list[str] | None,
         typer.Option(
             help="A row's name or a glob, such as '*gru*'; may be given again. Default: the "
-            "scale's, which --list marks."
+            "scale's, which --list marks.",
+            autocompletion=completing(ROWS),
+            metavar="NAME",
+            rich_help_panel=_ROWS,
         ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Of every run. Default: the scale's.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Of every row. Default: the scale's.")] = None,
+    list_rows: Annotated[
+        bool,
+        typer.Option(
+            "--list",
+            help="Print the rows and what was published for them.",
+            rich_help_panel=_ROWS,
+        ),
+    ] = False,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Of every run. Default: the scale's.", rich_help_panel=TRAINING),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(help="Of every row. Default: the scale's.", rich_help_panel=TRAINING),
+    ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(help="Runs at once, each on one thread. Default: a core each; 1 on a GPU."),
+        typer.Option(
+            help="Runs at once, each on one thread. Default: a core each; 1 on a GPU.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     device: Annotated[
-        str, typer.Option(help="cpu, cuda or cuda:N; on a GPU steps are replayed as CUDA graphs.")
+        str,
+        typer.Option(
+            help="cpu, cuda or cuda:N; on a GPU steps are replayed as CUDA graphs.",
+            rich_help_panel=TRAINING,
+        ),
     ] = "cpu",
     folder: Annotated[
-        Path | None, typer.Option(help="Of the runs. Default: runs/reproduction-<scale>.")
+        Path | None,
+        typer.Option(
+            help="Of the runs. Default: runs/reproduction-<scale>.", rich_help_panel=OUTPUT
+        ),
     ] = None,
-    list_rows: Annotated[
-        bool, typer.Option("--list", help="Print the rows and what was published for them.")
-    ] = False,
     write_table: Annotated[
-        bool, typer.Option("--table", help="Write the table of the finished runs; train nothing.")
+        bool,
+        typer.Option(
+            "--table",
+            help="Write the table of the finished runs; train nothing.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     output: Annotated[
-        Path, typer.Option(help="Of the table: a new file, or one with a place for it.")
+        Path,
+        typer.Option(
+            help="Of the table: a new file, or one with a place for it.", rich_help_panel=OUTPUT
+        ),
     ] = DOCUMENT,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """Train the rows of the published tables and write ours beside them.
 

@@ -18,6 +18,7 @@ from dvae_fast.cli.outlet import say
 from dvae_fast.cli.pictures import IN_ORDER, SAMPLED, plot_draws
 from dvae_fast.data import DataError, Scaling
 from dvae_fast.files import write_atomically
+from dvae_fast.models.config import OUTPUT
 from dvae_fast.plots import plot_samples
 from dvae_fast.training import each_label, load_run
 
@@ -31,26 +32,38 @@ __all__ = ["sample_command"]
 
 _ARRAYS = ".npz"
 _TABLE = ".csv"
+_SAMPLES = "Samples"
 _KINDS = (".png", ".pdf", ".svg", _ARRAYS, _TABLE)
 
 
 def sample_command(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
-    n: Annotated[int, typer.Option("--n", "-n", help="How many images.")] = SAMPLED,
-    seed: Annotated[int, typer.Option(help="Of the latents and draws.")] = 0,
+    n: Annotated[
+        int, typer.Option("--n", "-n", help="How many images.", rich_help_panel=_SAMPLES)
+    ] = SAMPLED,
+    seed: Annotated[
+        int, typer.Option(help="Of the latents and draws.", rich_help_panel=_SAMPLES)
+    ] = 0,
     draw: Annotated[
-        bool, typer.Option("--draw", help="Draw x ~ p(x|z) instead of showing its mean.")
+        bool,
+        typer.Option(
+            "--draw", help="Draw x ~ p(x|z) instead of showing its mean.", rich_help_panel=_SAMPLES
+        ),
     ] = False,
     label: Annotated[
         int | None,
-        typer.Option(help="Of a model with labels: only of this one. Default: each in turn."),
+        typer.Option(
+            help="Of a model with labels: only of this one. Default: each in turn.",
+            rich_help_panel=_SAMPLES,
+        ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             help=f"A file that ends in {listed(_KINDS)}; {_ARRAYS} holds the array images, "
             f"(n, height, width), or rows, and {_TABLE}, of a run on a table, those. Default: "
-            "samples.png in the run's folder."
+            "samples.png in the run's folder.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
 ) -> None:

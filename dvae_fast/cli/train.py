@@ -15,10 +15,9 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn
 
 from dvae_fast._checks import check_device
+from dvae_fast._text import format_duration, format_number
 from dvae_fast.cli.console import (
     fail,
-    format_duration,
-    format_number,
     listed,
     one_line_errors,
     print_warnings,
@@ -35,6 +34,7 @@ from dvae_fast.data import BINARISATIONS, DATASETS, describe
 from dvae_fast.distributed import World, broadcast_object, is_main_process, join, on_main
 from dvae_fast.files import CHECKPOINT, CheckpointError, write_json
 from dvae_fast.models import MODELS
+from dvae_fast.models.config import OUTPUT
 from dvae_fast.objectives import Objective
 from dvae_fast.training import (
     METRICS,
@@ -95,20 +95,37 @@ def _resolve(values: dict[str, Any], resume: bool) -> None:
 
 def _train_command(
     run_dir: Annotated[
-        Path | None, typer.Option(help="Default: runs/<model>-<data>-<date>-<time>.")
+        Path | None,
+        typer.Option(
+            help="Where the run's files go. Default: runs/<model>-<data>-<date>-<time>.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with the run in --run-dir, or the latest of runs/."),
+        typer.Option(
+            "--resume",
+            help="Go on with the run in --run-dir, or the latest of runs/.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     evaluate_k: Annotated[
         int,
-        typer.Option(help="Importance samples for the test set's log-likelihood; 0: none."),
+        typer.Option(
+            help="Importance samples for the test set's log-likelihood; 0: none.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = 5000,
     no_tensorboard: Annotated[
-        bool, typer.Option("--no-tensorboard", help="Write no TensorBoard events.")
+        bool,
+        typer.Option(
+            "--no-tensorboard", help="Write no TensorBoard events.", rich_help_panel=OUTPUT
+        ),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=OUTPUT),
+    ] = False,
     **options: Any,
 ) -> None:
     """Train a model; with no options, a DIWAE on scikit-learn's digits.
@@ -188,7 +205,7 @@ def _evaluate(
     return report
 
 
-train_command = with_options(_train_command, TrainConfig)
+train_command = with_options(_train_command, TrainConfig, "model", "data")
 
 
 def _this_process(device: str) -> World:

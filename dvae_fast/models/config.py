@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DECODERS_BY_NAME",
+    "GROUPS",
     "MODELS",
     "ConstructorSignature",
     "ModelConfig",
@@ -58,6 +59,11 @@ MODELS: dict[str, type[Autoencoder]] = {}
 #: the decoder that the likelihood makes: a perceptron with the likelihood's head
 DECODERS_BY_NAME = ("mlp",)
 
+#: what options are about, in the order in which they are shown
+GROUPS = DATA, MODEL, OBJECTIVE, TRAINING, OUTPUT = (
+    "Data", "Model", "Objective", "Training", "Output",
+)  # fmt: skip
+
 _GAUSSIAN = ("vae", "iwae", "dvae", "diwae")
 
 
@@ -71,6 +77,7 @@ def option(
     own: str = "",
     least: int = 1,
     shown: bool = True,
+    group: str = MODEL,
 ) -> Any:
     """A field of a configuration.
 
@@ -83,10 +90,11 @@ def option(
         own: what may be given in the place of a name, in Python only.
         least: of a number.
         shown: whether the command line has it.
+        group: of the options that it stands with there, one of `GROUPS`.
     """
     metadata = {
         "help": help, "choices": choices, "of": of, "short": short, "own": own, "least": least,
-        "shown": shown,
+        "shown": shown, "group": group,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -164,18 +172,28 @@ class ModelConfig:
         of=("dvae", "diwae", "bernoulli", "two_layer"),
     )
     copies: int = option(
-        1, "M, corruptions of each example; without corruption, groups of samples.", short="-M"
+        1,
+        "M, corruptions of each example; without corruption, groups of samples.",
+        short="-M",
+        group=OBJECTIVE,
     )
     samples: int | None = option(
         None,
         "K, latent samples of each corruption. Default: 5 inside the logarithm or with vimco, "
         "else 1.",
         short="-K",
+        group=OBJECTIVE,
     )
     objective: str | Objective | None = option(
-        None, "The bound. Default: the model's own.", choices=OBJECTIVES, own="Or an Objective."
+        None,
+        "The bound. Default: the model's own.",
+        choices=OBJECTIVES,
+        own="Or an Objective.",
+        group=OBJECTIVE,
     )
-    estimator: str = option("standard", "Of the encoder's gradient.", choices=ESTIMATORS)
+    estimator: str = option(
+        "standard", "Of the encoder's gradient.", choices=ESTIMATORS, group=OBJECTIVE
+    )
     learn_prior: bool = option(
         False, "Learn the probability of each latent, rather than ½.", of=("bernoulli",)
     )

@@ -20,13 +20,12 @@ from dvae_fast.training.config import (
     MOST_THREADS,
     OptionError,
     TrainConfig,
-    kl_weight,
-    learning_rate,
     load_config,
 )
 from dvae_fast.training.defaults import default_config
 from dvae_fast.training.loop import Progress, train
 from dvae_fast.training.run import NonFiniteError, mean_bound
+from dvae_fast.training.schedules import kl_weight, learning_rate
 
 __all__ = [
     "CONFIG",

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import numbers
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,15 @@ from dvae_fast.data import (
 from dvae_fast.files import CheckpointError, read_json
 from dvae_fast.likelihoods import NAMED, Bernoulli, get_likelihood
 from dvae_fast.models import MODELS, Autoencoder, ModelConfig, make_model
-from dvae_fast.models.config import default_samples, option, option_kind, options_of
+from dvae_fast.models.config import (
+    DATA,
+    OBJECTIVE,
+    TRAINING,
+    default_samples,
+    option,
+    option_kind,
+    options_of,
+)
 from dvae_fast.models.encoders import check_encoder
 from dvae_fast.objectives import Objective
 from dvae_fast.objectives.objective import check_score_objective
@@ -67,8 +76,6 @@ __all__ = [
     "OF_OWN",
     "OptionError",
     "TrainConfig",
-    "kl_weight",
-    "learning_rate",
     "load_config",
     "no_data",
 ]
@@ -102,6 +109,9 @@ CONTEXTS: dict[str, Callable[[Dataset], Mapping[str, Tensor] | None]] = {
 }
 _DEFAULT_DATA = next(iter(DATASETS))
 DEFAULT_LEVEL = 0.05
+_of_data, _of_objective, _of_training = (
+    partial(option, group=group) for group in (DATA, OBJECTIVE, TRAINING)
+)
 _MODEL_FIELDS = frozenset(field.name for field in dataclasses.fields(ModelConfig))
 #: of binary data; of counts, masking; of any other, gaussian
 _BINARY_CORRUPTION = SaltAndPepper.kind
@@ -123,35 +133,35 @@ class TrainConfig(ModelConfig):
     """
 
     model: str = option("diwae", "The model.", choices=MODELS)
-    data: str = option(
+    data: str = _of_data(
         _DEFAULT_DATA,
         f"The data set: one of {', '.join(DATASETS)}; or a file that ends in "
         f"{', '.join(OWN_SUFFIXES)}, or a folder of images, whose folders are classes.",
     )
-    values: str | None = option(
+    values: str | None = _of_data(
         None, "What the values of your own data are. Default: they are looked at.", choices=KINDS
     )
-    split: str = option(
+    split: str = _of_data(
         SPLIT, "Shares to train, validate and test, of your data without those parts."
     )
-    size: str | None = option(
+    size: str | None = _of_data(
         None,
         "Crop and resize your images to so many pixels: 32, or 48x64 (height x width). Default: "
         "they stay.",
     )
-    grey: bool = option(False, "Make your images grey.")
-    labels: str | None = option(
+    grey: bool = _of_data(False, "Make your images grey.")
+    labels: str | None = _of_data(
         None,
         "The column of your table (of .h5ad's obs; the array of .npz) that holds labels. "
         "Default: none.",
     )
-    missing: str | None = option(
+    missing: str | None = _of_data(
         None, "What means that a value of your own data is missing. Default: none.", choices=MISSING
     )
-    binarise: str = option(
+    binarise: str = _of_data(
         "dynamic",
-        "How; fixed exists for mnist only. Default: dynamic; none for frey, "
-        "caltech101_silhouettes and your own.",
+        "How grey values are made binary; fixed exists for mnist only. Default: dynamic; none for "
+        "frey, caltech101_silhouettes and your own.",
         choices=BINARISATIONS,
     )
     likelihood: str = option(
@@ -181,40 +191,45 @@ class TrainConfig(ModelConfig):
         "copies or more). Default: it stays.",
         choices=LEVEL_ESTIMATORS,
     )
-    beta: float | None = option(None, "Of ciwae: 0 is iwae, 1 elbo. Default: 0.5.")
-    alpha: float | None = option(None, "Of vr: 0 is iwae, 1 elbo. Default: 0.5.")
-    free_bits: float = option(
+    beta: float | None = _of_objective(None, "Of ciwae: 0 is iwae, 1 elbo. Default: 0.5.")
+    alpha: float | None = _of_objective(None, "Of vr: 0 is iwae, 1 elbo. Default: 0.5.")
+    free_bits: float = _of_objective(
         0.0, "Of the objective with the analytic divergence: nats a latent dimension that are free."
     )
-    kl_warmup: int = option(
+    kl_warmup: int = _of_objective(
         0, "Epochs over which the divergence's weight in the gradient rises to 1."
     )
-    context: str | None = option(
+    context: str | None = _of_data(
         None,
         "What the networks are told besides x: labels make the model conditional on the data's. "
         "Default: nothing.",
         choices=CONTEXTS,
     )
-    train_examples: int | None = option(
+    train_examples: int | None = _of_data(
         None, "Train on the first so many images only. Default: all."
     )
-    valid_examples: int | None = option(None, "Validate on the first so many only. Default: all.")
-    epochs: int = option(DATASETS[_DEFAULT_DATA].epochs, f"Default: {_by_data('epochs')}.")
-    batch_size: int = option(100, "Given a step, of all processes together.")
-    learning_rate: float = option(
+    valid_examples: int | None = _of_data(None, "Validate on the first so many only. Default: all.")
+    epochs: int = _of_training(
+        DATASETS[_DEFAULT_DATA].epochs,
+        f"Passes over the training set. Default: {_by_data('epochs')}.",
+    )
+    batch_size: int = _of_training(100, "Given a step, of all processes together.")
+    learning_rate: float = _of_training(
         DATASETS[_DEFAULT_DATA].learning_rate,
         f"Adam's, at the start. Default: {_by_data('learning_rate')}.",
     )
-    lr_schedule: str = option(
+    lr_schedule: str = _of_training(
         "constant", "stepwise falls to a tenth in eight stages.", choices=LR_SCHEDULES
     )
-    seed: int = option(0, "Governs everything random in training.")
-    data_seed: int = option(0, "Governs the split and the binarised validation and test sets.")
-    threads: int | None = option(None, "CPU threads of each process. Default: PyTorch's choice.")
-    device: str = option(
+    seed: int = _of_training(0, "Governs everything random in training.")
+    data_seed: int = _of_data(0, "Governs the split and the binarised validation and test sets.")
+    threads: int | None = _of_training(
+        None, "CPU threads of each process. Default: PyTorch's choice."
+    )
+    device: str = _of_training(
         "cpu", "cpu, cuda or cuda:N; of several processes each takes its own GPU of cuda."
     )
-    cuda_graph: bool = option(False, "Replay each full batch's step as one CUDA graph.")
+    cuda_graph: bool = _of_training(False, "Replay each full batch's step as one CUDA graph.")
     fingerprint: str | None = option(None, "Of the values of your own data.", shown=False)
     scaling: dict[str, list[float]] | None = option(  # noqa: RUF009
         None, "How those were made what the model sees.", shown=False
@@ -470,30 +485,3 @@ def load_config(run_dir: str | Path) -> TrainConfig:
         return TrainConfig.from_dict(read_json(path))
     except (TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a configuration that fits: {error}") from None
-
-
-# Burda et al. (arXiv 1509.00519), section 5: 3^i passes at 10^(−i/7) of the first rate, i = 0…7.
-_STAGES = 8
-_PASSES = sum(3**i for i in range(_STAGES))
-
-
-def learning_rate(config: TrainConfig, epoch: int) -> float:
-    """The rate of epoch 0, 1, …
-
-    ``stepwise`` falls in eight stages from ``learning_rate`` to a tenth of it (1e-3 to 1e-4), each
-    three times as long as the one before, as in Burda et al. (arXiv 1509.00519); the stages are
-    scaled from their 3,280 epochs to the run's.
-    """
-    if config.lr_schedule == "constant":
-        return config.learning_rate
-    passes = epoch * _PASSES / config.epochs
-    stage = next(i for i in range(_STAGES) if passes < (3 ** (i + 1) - 1) / 2 or i == _STAGES - 1)
-    return float(config.learning_rate * 10 ** (-stage / 7))
-
-
-def kl_weight(config: TrainConfig, epoch: int) -> float:
-    """The divergence's weight in epoch 0, 1, …: linear, 0 at first and 1 from ``kl_warmup`` on.
-
-    Source: Sønderby et al., "Ladder variational autoencoders" (arXiv 1602.02282).
-    """
-    return min(1.0, epoch / config.kl_warmup) if config.kl_warmup else 1.0

@@ -24,9 +24,10 @@ from dvae_fast.models.layers import evaluating
 from dvae_fast.models.saving import MODEL
 from dvae_fast.models.wrappers import unwrapped
 from dvae_fast.training.checkpoint import Checkpoint, load_optimizer, optimizer_tensors
-from dvae_fast.training.config import OptionError, TrainConfig, kl_weight, learning_rate
+from dvae_fast.training.config import OptionError, TrainConfig
 from dvae_fast.training.graphed import GraphedStep
 from dvae_fast.training.heap import return_free_memory
+from dvae_fast.training.schedules import kl_weight, learning_rate
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,25 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["format_duration", "format_number", "one_number"]
+
+
+def format_number(value: float, digits: int = 2) -> str:
+    return f"{value:,.{digits}f}".replace("-", "−") if math.isfinite(value) else str(value)
+
+
+def one_number(value: float | None, digits: int = 2) -> str:
+    """Of a report, where None stands for what is not finite."""
+    finite = value is not None and math.isfinite(value)
+    return format_number(value, digits) if value is not None and finite else "not finite"
+
+
+def format_duration(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "–:––"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

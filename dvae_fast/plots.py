@@ -1,27 +1,37 @@
-"""Pictures of a run and of its evaluation, as PNG files."""
+"""Pictures of a run and of its evaluation.
+
+Each function returns a matplotlib Figure, which a notebook shows. `path` writes it too, as what its
+name ends in; `ax` draws into axes of the caller's, of ``plt.subplots`` say.
+"""
 
 from __future__ import annotations
 
 import io
 import math
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from dvae_fast._extras import require
-from dvae_fast.evaluation import MIN_ESS
 from dvae_fast.files import write_atomically
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = [
     "BLUE",
     "GREY",
+    "finished",
     "image_grid",
     "new_figure",
+    "panels",
     "plot_bounds",
     "plot_ess",
     "plot_filters",
@@ -40,38 +50,118 @@ _GAP = 3
 _COLOURS = 3
 
 
-def new_figure(width: float, height: float) -> Any:
-    """A figure, in inches."""
+def new_figure(width: float, height: float) -> Figure:
+    """A figure, in inches.
+
+    Raises:
+        MissingExtraError: if matplotlib is not installed.
+    """
     # A Figure of one's own rather than pyplot: no window system, no global state.
     module = require("matplotlib.figure", "matplotlib", "drawing")
-    return module.Figure(figsize=(width, height), layout="constrained")
+    figure: Figure = module.Figure(figsize=(width, height), layout="constrained")
+    # So that a notebook shows it where pyplot, which would see to that, was never imported.
+    figure._repr_png_ = partial(_encoded, figure)  # type: ignore[attr-defined]
+    return figure
 
 
-def write_figure(figure: Any, path: Path) -> None:
-    """As what the name ends in: png, pdf, svg."""
-    buffer, kind = io.BytesIO(), path.suffix[1:].lower() or "png"
+def _encoded(figure: Figure, kind: str = "png") -> bytes:
+    buffer = io.BytesIO()
     # Without its date, the same picture is the same file.
-    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    undated: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
     figure.savefig(buffer, format=kind, dpi=_DPI, metadata=undated.get(kind))
-    write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def write_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """As what the name ends in: png, pdf, svg.
+
+    Raises:
+        CheckpointError: if the file cannot be written.
+    """
+    path = Path(path)
+    write_atomically(path, _encoded(figure, path.suffix[1:].lower() or "png"))
+
+
+def finished(figure: Figure, path: str | os.PathLike[str] | None) -> Figure:
+    """The figure, written where there is a path."""
+    if path is not None:
+        write_figure(figure, path)
+    return figure
+
+
+def _check_axes(ax: Any) -> None:
+    module = require("matplotlib.axes", "matplotlib", "drawing")
+    if not isinstance(ax, module.Axes):
+        kind = type(ax).__name__
+        raise TypeError(f"ax must be one matplotlib Axes, got {kind}: take one of an array of them")
+
+
+def _single(ax: Axes | None, width: float, height: float, title: str) -> tuple[Figure, Any]:
+    """A figure and axes in it with a title: those given, or new ones of this size in inches."""
+    if ax is None:
+        figure = new_figure(width, height)
+        ax = figure.add_subplot()
+    else:
+        _check_axes(ax)
+        figure = ax.figure.figure  # that of a subfigure too
+    if title:
+        ax.set_title(title, fontsize=11)
+    return figure, ax
+
+
+def panels(
+    ax: Axes | None, shape: tuple[int, int], width: float, height: float, title: str
+) -> tuple[Figure, list[Any]]:
+    """A figure and rows × columns axes in it, row by row: in the place of those given, or new."""
+    rows, columns = shape
+    if ax is None:
+        figure = new_figure(width, height + (0.35 if title else 0.1))
+        if title:
+            figure.suptitle(title, fontsize=11)
+        return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())
+    figure = _single(ax, width, height, "")[0]
+    place = ax.get_subplotspec()
+    if place is None:
+        raise ValueError(
+            "ax must be a subplot, of plt.subplots or add_subplot, for a picture of several "
+            "panels; got axes that were placed by hand"
+        )
+    ax.set_axis_off()
+    # The title has a row of its own, above those of the panels.
+    ratios = [0.12] * bool(title) + [1.0] * rows
+    parts = place.subgridspec(len(ratios), columns, height_ratios=ratios)
+    if title:
+        head = ax.figure.add_subplot(parts[0, :])
+        head.set_axis_off()
+        head.text(0.5, 0.5, title, fontsize=11, ha="center", va="center")
+    places = [(i, j) for i in range(len(ratios) - rows, len(ratios)) for j in range(columns)]
+    return figure, [ax.figure.add_subplot(parts[i, j]) for i, j in places]
 
 
 def plot_learning_curve(
-    history: Sequence[Mapping[str, float]], path: Path, *, title: str = ""
-) -> None:
+    history: Sequence[Mapping[str, float]],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    ax: Axes | None = None,
+    title: str = "",
+) -> Figure:
     """Training and validation bound, in nats per example, against epochs; the best one marked.
 
     Args:
         history: of `metrics.json`, at least one epoch.
-        path: where to write the PNG.
+        path: where to write the picture, as png, pdf or svg; None for nowhere.
+        ax: axes to draw in. Default: those of a new figure.
+        title: above it.
+
+    Returns:
+        The figure.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
         CheckpointError: if the file cannot be written.
     """
     ticker = require("matplotlib.ticker", "matplotlib", "drawing")
-    figure = new_figure(6.4, 4.0)
-    axes = figure.add_subplot()
+    figure, axes = _single(ax, 6.4, 4.0, title)
     epochs = [int(line["epoch"]) for line in history]
     marker = "." if len(history) < 30 else None
     for key, label, colour in (
@@ -94,9 +184,7 @@ def plot_learning_curve(
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
-    if title:
-        axes.set_title(title, fontsize=11)
-    write_figure(figure, path)
+    return finished(figure, path)
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
@@ -162,23 +250,22 @@ def _columns(count: int, aspect: float) -> int:
 def plot_samples(
     images: Tensor,
     image_shape: tuple[int, ...],
-    path: Path,
+    path: str | os.PathLike[str] | None = None,
     *,
     columns: int | None = None,
+    ax: Axes | None = None,
     title: str = "",
-) -> None:
+) -> Figure:
     """A grid of images (N, D), row by row; about square where `columns` are not given.
 
-    Raises as :func:`plot_learning_curve`.
+    The rest, and what is returned and raised, as for :func:`plot_learning_curve`.
     """
     columns = columns or _columns(len(images), _aspect(image_shape))
     grid = image_grid(images, image_shape, columns)
-    figure = new_figure(5.0, 5.0 * grid.shape[0] / grid.shape[1] + (0.35 if title else 0.1))
-    axes = figure.add_subplot()
+    height = 5.0 * grid.shape[0] / grid.shape[1] + (0.35 if title else 0.1)
+    figure, axes = _single(ax, 5.0, height, title)
     _show(axes, grid)
-    if title:
-        axes.set_title(title, fontsize=11)
-    write_figure(figure, path)
+    return finished(figure, path)
 
 
 def plot_reconstructions(
@@ -186,81 +273,90 @@ def plot_reconstructions(
     noisy: Tensor | None,
     reconstruction: Tensor,
     image_shape: tuple[int, ...],
-    path: Path,
+    path: str | os.PathLike[str] | None = None,
     *,
     imputed: Tensor | None = None,
+    ax: Axes | None = None,
     title: str = "",
-) -> None:
+) -> Figure:
     """One row each of x, x̃ (if there is one), the reconstruction, and what was imputed (if
     anything was), all (N, D); NaN, of what is missing, is in the colour of the frame.
 
-    Raises as :func:`plot_learning_curve`.
+    The rest as for :func:`plot_rows`.
     """
     rows = [("$x$", x), (r"$\tilde{x}$", noisy), ("reconstruction", reconstruction)]
     rows.append(("imputed", imputed))
     shown = [(label, images) for label, images in rows if images is not None]
-    plot_rows(shown, image_shape, path, title=title)
+    return plot_rows(shown, image_shape, path, ax=ax, title=title)
 
 
 def plot_rows(
     rows: Sequence[tuple[str, Tensor]],
     image_shape: tuple[int, ...],
-    path: Path,
+    path: str | os.PathLike[str] | None = None,
     *,
+    ax: Axes | None = None,
     title: str = "",
-) -> None:
-    """A row of images (N, D) for each short label. Raises as :func:`plot_learning_curve`."""
+) -> Figure:
+    """A row of images (N, D) for each short label.
+
+    `ax` must be a subplot, in whose place the rows are. The rest, and what is returned and raised,
+    as for :func:`plot_learning_curve`.
+    """
     grids = [image_grid(images, image_shape, len(images)) for _, images in rows]
     width, margin = 8.0, 1.2
     row = (width - margin) * grids[0].shape[0] / grids[0].shape[1]
-    figure = new_figure(width, len(rows) * (row + 0.08) + (0.35 if title else 0.1))
-    for axes, (label, _), grid in zip(
-        figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, grids, strict=True
-    ):
+    figure, places = panels(ax, (len(rows), 1), width, len(rows) * (row + 0.08), title)
+    for axes, (label, _), grid in zip(places, rows, grids, strict=True):
         _show(axes, grid)
         axes.set_ylabel(label, fontsize=11, rotation=0, ha="right", va="center", labelpad=8)
-    if title:
-        figure.suptitle(title, fontsize=11)
-    write_figure(figure, path)
+    return finished(figure, path)
 
 
 def plot_filters(
-    filters: Mapping[str, Tensor], image_shape: tuple[int, ...], path: Path, *, title: str = ""
-) -> None:
+    filters: Mapping[str, Tensor],
+    image_shape: tuple[int, ...],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    ax: Axes | None = None,
+    title: str = "",
+) -> Figure:
     """Weights of first layers as images, a panel each: blue below 0, white at 0, red above.
 
     Args:
         filters: (N, D) by the panel's label; each filter is scaled by its largest weight.
-        image_shape, path, title: as for :func:`plot_samples`, which tells the errors too.
+        others: as for :func:`plot_rows`, which tells the errors too.
     """
-    figure = new_figure(4.2 * len(filters), 4.2 * _aspect(image_shape) + 0.8)
-    for axes, (label, weights) in zip(
-        figure.subplots(1, len(filters), squeeze=False)[0], filters.items(), strict=True
-    ):
+    height = 4.2 * _aspect(image_shape) + 0.45
+    figure, places = panels(ax, (1, len(filters)), 4.2 * len(filters), height, title)
+    for axes, (label, weights) in zip(places, filters.items(), strict=True):
         largest = weights.abs().amax(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
         columns = _columns(len(weights), _aspect(image_shape))
         _show(axes, image_grid(0.5 + 0.5 * weights / largest, image_shape, columns), "RdBu_r")
         axes.set_title(label, fontsize=11)
-    if title:
-        figure.suptitle(title, fontsize=11)
-    write_figure(figure, path)
+    return finished(figure, path)
 
 
 def plot_bounds(
-    ks: Sequence[int], curve: Tensor, standard_error: Tensor, path: Path, *, title: str = ""
-) -> None:
+    ks: Sequence[int],
+    curve: Tensor,
+    standard_error: Tensor,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    ax: Axes | None = None,
+    title: str = "",
+) -> Figure:
     """The mean bound against k, with two standard errors over draws of the samples as a band.
 
     Args:
         ks: at least one k.
         curve, standard_error: (N, len(ks)) in nats, as in `LikelihoodEstimate`.
-        path, title: as for :func:`plot_learning_curve`, which tells the errors too.
+        others: as for :func:`plot_learning_curve`, which tells the errors too.
     """
     ticker = require("matplotlib.ticker", "matplotlib", "drawing")
     mean = curve.mean(0)
     error = standard_error.square().sum(0).sqrt() / len(curve)
-    figure = new_figure(6.4, 4.0)
-    axes = figure.add_subplot()
+    figure, axes = _single(ax, 6.4, 4.0, title)
     shown = [i for i in range(len(ks)) if math.isfinite(float(mean[i]))]
     k, m = [ks[i] for i in shown], mean[shown].numpy()
     band = 2 * error[shown].nan_to_num(0).numpy()
@@ -279,20 +375,27 @@ def plot_bounds(
     axes.set_ylabel("bound (nats per example)")
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    if title:
-        axes.set_title(title, fontsize=11)
-    write_figure(figure, path)
+    return finished(figure, path)
 
 
-def plot_ess(ess: Tensor, spent: Tensor, path: Path, *, title: str = "") -> None:
-    """How many examples have how many effective samples; below 10 marked as not to be trusted.
+def plot_ess(
+    ess: Tensor,
+    spent: Tensor,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    few: float,
+    ax: Axes | None = None,
+    title: str = "",
+) -> Figure:
+    """How many examples have how many effective samples; too few are marked.
 
     Args:
         ess, spent: (N,), as in `LikelihoodEstimate`.
-        path, title: as for :func:`plot_learning_curve`, which tells the errors too.
+        few: below so many an estimate is not to be trusted, `dvae_fast.evaluation.MIN_ESS`.
+        others: as for :func:`plot_learning_curve`, which tells the errors too.
     """
-    figure = new_figure(6.4, 4.0)
-    axes = figure.add_subplot()
+    ticker = require("matplotlib.ticker", "matplotlib", "drawing")
+    figure, axes = _single(ax, 6.4, 4.0, title)
     values = ess[ess.isfinite()].clamp(min=1)
     most = math.log10(max(float(spent.max()), 10.0))
     edges = torch.logspace(0, most, 41).numpy()
@@ -303,10 +406,11 @@ def plot_ess(ess: Tensor, spent: Tensor, path: Path, *, title: str = "") -> None
             median, color=_ORANGE, linewidth=1.2, label=f"median {median:,.0f} of {10**most:,.0f}"
         )
         axes.legend(frameon=False)
-    axes.axvspan(1, MIN_ESS, color=GREY, alpha=0.15, linewidth=0)
-    few = int((values < MIN_ESS).sum())
+    axes.axvspan(1, few, color=GREY, alpha=0.15, linewidth=0, zorder=0)
+    axes.yaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    below = int((values < few).sum())
     axes.annotate(
-        f"below {MIN_ESS:g}: {few:,} of {len(ess):,}", (0.01, 1.01), xycoords="axes fraction",
+        f"below {few:g}: {below:,} of {len(ess):,}", (0.01, 1.01), xycoords="axes fraction",
         fontsize=8,
     )  # fmt: skip
     axes.set_xscale("log")
@@ -314,9 +418,7 @@ def plot_ess(ess: Tensor, spent: Tensor, path: Path, *, title: str = "") -> None
     axes.set_xlabel("effective samples")
     axes.set_ylabel("examples")
     axes.spines[["top", "right"]].set_visible(False)
-    if title:
-        axes.set_title(title, fontsize=11)
-    write_figure(figure, path)
+    return finished(figure, path)
 
 
 def plot_worst(
@@ -324,26 +426,25 @@ def plot_worst(
     means: Tensor,
     labels: Sequence[str],
     image_shape: tuple[int, ...],
-    path: Path,
+    path: str | os.PathLike[str] | None = None,
     *,
+    ax: Axes | None = None,
     title: str = "",
-) -> None:
+) -> Figure:
     """Given above their reconstructions, each with a label.
 
     Args:
         x, means: (N, D) in [0, 1].
         labels: N, of one or two lines.
-        image_shape, path, title: as for :func:`plot_samples`, which tells the errors too.
+        others: as for :func:`plot_samples`, which tells the errors too.
     """
     count = len(x)
     grid = image_grid(torch.cat((x.cpu(), means.cpu())), image_shape, count)
-    figure = new_figure(0.85 * count + 0.6, 0.85 * 2 * _aspect(image_shape) + 0.9)
-    axes = figure.add_subplot()
+    height = 0.85 * 2 * _aspect(image_shape) + 0.9
+    figure, axes = _single(ax, 0.85 * count + 0.6, height, title)
     _show(axes, grid)
     height, width = ((n - _GAP) / m for n, m in zip(grid.shape[:2], (2, count), strict=True))
     axes.set_xticks([_GAP + width * (i + 0.5) for i in range(count)], labels, fontsize=8)
     axes.set_yticks([_GAP + height * (i + 0.5) for i in range(2)], ["x", "mean"], fontsize=8)
     axes.tick_params(length=0)
-    if title:
-        axes.set_title(title, fontsize=11)
-    write_figure(figure, path)
+    return finished(figure, path)

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from dvae_fast._extras import require
-from dvae_fast.plots import BLUE, GREY, new_figure, write_figure
+from dvae_fast.plots import BLUE, GREY, finished, panels
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
-    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["plot_columns", "plot_table_rows"]
 
@@ -23,14 +26,20 @@ _MISSING = "#d0d0d0"
 
 
 def plot_columns(
-    x: Tensor | None, draws: Tensor, columns: Sequence[str], path: Path, *, title: str = ""
-) -> None:
+    x: Tensor | None,
+    draws: Tensor,
+    columns: Sequence[str],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    ax: Axes | None = None,
+    title: str = "",
+) -> Figure:
     """Histograms of columns: of the data, grey, and of what a model draws, blue.
 
     Args:
         x, draws: (N, D) and (n, D); None where the data are not there.
         columns: names of the D; may be empty.
-        path, title: as for `dvae_fast.plots.plot_samples`, which tells the errors too.
+        others: as for `dvae_fast.plots.plot_rows`, which tells the errors too.
 
     Of more than twelve columns, those that vary most.
     """
@@ -41,11 +50,10 @@ def plot_columns(
     places = variances.topk(count).indices.sort().values.tolist()
     wide = min(4, count)
     tall = -(-count // wide)
-    figure = new_figure(2.4 * wide, 1.9 * tall + (0.4 if title else 0.1))
-    panels = figure.subplots(tall, wide, squeeze=False).ravel()
-    for axes in panels[count:]:
+    figure, shapes = panels(ax, (tall, wide), 2.4 * wide, 1.9 * tall, title)
+    for axes in shapes[count:]:
         axes.set_visible(False)
-    for axes, place in zip(panels, places, strict=False):
+    for axes, place in zip(shapes, places, strict=False):
         parts = [(x, "data", GREY), (draws, "drawn", BLUE)]
         values = [
             (_there(part[:, place]), label, colour)
@@ -67,10 +75,8 @@ def plot_columns(
         axes.tick_params(labelsize=7)
         axes.set_yticks([])
         axes.spines[["top", "right", "left"]].set_visible(False)
-    panels[0].legend(frameon=False, fontsize=7)
-    if title:
-        figure.suptitle(title, fontsize=11)
-    write_figure(figure, path)
+    shapes[0].legend(frameon=False, fontsize=7)
+    return finished(figure, path)
 
 
 def _there(values: Tensor) -> Tensor:
@@ -90,15 +96,19 @@ def _edges(values: Tensor) -> Tensor:
 
 
 def plot_table_rows(
-    rows: Sequence[tuple[str, Tensor]], path: Path, *, labels: Sequence[str] = (), title: str = ""
-) -> None:
+    rows: Sequence[tuple[str, Tensor]],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    labels: Sequence[str] = (),
+    ax: Axes | None = None,
+    title: str = "",
+) -> Figure:
     """Rows of tables as bands of colour, a panel for each label; each column in its own range.
 
     Args:
         rows: labels, and (n, D) each; NaN, of what is missing, is grey.
-        path: as for `dvae_fast.plots.plot_samples`, which tells the errors too.
         labels: n, one for each row of every panel.
-        title: likewise.
+        others: as for `dvae_fast.plots.plot_rows`, which tells the errors too.
     """
     matplotlib = require("matplotlib", "matplotlib", "drawing")
     colours = matplotlib.colormaps["viridis"].with_extremes(bad=_MISSING)
@@ -107,10 +117,9 @@ def plot_table_rows(
     low = first.masked_fill(~there, math.inf).amin(0)
     span = first.masked_fill(~there, -math.inf).amax(0) - low
     span = span.clamp(min=torch.finfo(torch.float64).tiny)
-    figure = new_figure(8.0, len(rows) * (0.13 * len(first) + 0.3) + (0.4 if title else 0.1))
-    for axes, (label, values) in zip(
-        figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True
-    ):
+    height = len(rows) * (0.13 * len(first) + 0.3)
+    figure, bands = panels(ax, (len(rows), 1), 8.0, height, title)
+    for axes, (label, values) in zip(bands, rows, strict=True):
         values = values.double().cpu()
         shades = ((values - low) / span).nan_to_num().clamp(0, 1)
         shades = shades.masked_fill(values.isnan(), math.nan)
@@ -122,6 +131,4 @@ def plot_table_rows(
             range(len(labels)), [label.replace("\n", " ") for label in labels], fontsize=6
         )
         axes.set_ylabel(label, fontsize=10)
-    if title:
-        figure.suptitle(title, fontsize=11)
-    write_figure(figure, path)
+    return finished(figure, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -29,8 +28,6 @@ __all__ = [
     "check_seed",
     "check_threads",
     "fail",
-    "format_duration",
-    "format_number",
     "listed",
     "one_line_errors",
     "print_warnings",
@@ -93,18 +90,6 @@ def wrong_options(
         if begun is not None and begun():
             raise
         fail(str(error), 2, shared=shared)
-
-
-def format_number(value: float, digits: int = 2) -> str:
-    return f"{value:,.{digits}f}".replace("-", "−") if math.isfinite(value) else str(value)
-
-
-def format_duration(seconds: float) -> str:
-    if not math.isfinite(seconds):
-        return "–:––"
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def listed(choices: Iterable[str]) -> str:

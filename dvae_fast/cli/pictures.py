@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dvae_fast._extras import MissingExtraError
-from dvae_fast.evaluation import LikelihoodEstimate
+from dvae_fast.evaluation import MIN_ESS, LikelihoodEstimate
 from dvae_fast.kept import PICTURES
 from dvae_fast.models import Autoencoder, LatentVariableModel, load_model
 from dvae_fast.plots import (
@@ -60,7 +60,7 @@ def evaluation_pictures(
                 estimate.curve_k, estimate.curve, estimate.curve_standard_error, bounds,
                 title=title,
             )  # fmt: skip
-        plot_ess(estimate.ess, estimate.spent, ess, title=title)
+        plot_ess(estimate.ess, estimate.spent, ess, few=MIN_ESS, title=title)
     worst = estimate.log_likelihood.nan_to_num(-math.inf).argsort()[:_PICTURED]
     evaluated = data.evaluation(report["split"])
     x = torch.cat([evaluated[i : i + 1] for i in worst.tolist()])

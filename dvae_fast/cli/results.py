@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import io
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from torch import Tensor
-
 from dvae_fast._extras import MissingExtraError
-from dvae_fast.cli.console import format_number
+from dvae_fast._text import one_number
 from dvae_fast.cli.pictures import evaluation_pictures
+from dvae_fast.evaluation.display import annealed_rows, importance_rows, samples_text
 from dvae_fast.evaluation.partial import PARTIAL, remove_partial
-from dvae_fast.files import CheckpointError, sweep_temporaries, write_atomically, write_json
+from dvae_fast.files import CheckpointError, sweep_temporaries, write_json
 from dvae_fast.kept import EVALUATION, evaluation_name
 from dvae_fast.likelihoods import get_likelihood
 from dvae_fast.locking import locked
@@ -72,12 +68,10 @@ class Results:
         What can be written is written; CheckpointError then tells the first that cannot.
         """
         latest = self.name or EVALUATION
-        arrays = io.BytesIO()
-        np.savez(arrays, **_arrays(estimate))
         failed = []
         for name in dict.fromkeys((self.name or evaluation_name(report), latest)):
             for write in (
-                partial(write_atomically, self.folder / f"{name}.npz", arrays.getvalue()),
+                partial(estimate.save, self.folder / f"{name}.npz"),
                 partial(write_json, self.folder / f"{name}.json", report),
             ):
                 try:
@@ -94,27 +88,8 @@ class Results:
             console.print(f"No pictures: {error}", soft_wrap=True, markup=False)
 
 
-def _arrays(estimate: LikelihoodEstimate | AISEstimate) -> dict[str, Any]:
-    """All that has a number an example, and the k of the curve."""
-    values = {f.name: getattr(estimate, f.name) for f in dataclasses.fields(estimate)}
-    arrays = {name: v.numpy() for name, v in values.items() if isinstance(v, Tensor)}
-    if "curve_k" in values:
-        arrays["curve_k"] = np.array(values["curve_k"])
-    return arrays
-
-
 def evaluation_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
-    def shown(key: str, digits: int = 2) -> str:
-        value = report[key]
-        return "not finite" if value is None else format_number(value, digits)
-
-    annealed = report["method"] == "ais"
-    if annealed:
-        samples = f"{report['chains']} chains, {report['temperatures']} temperatures"
-    elif report["samples"] == report["k"] * report["examples"]:
-        samples = f"k = {report['k']:,}"
-    else:
-        samples = f"k = {report['samples'] / report['examples']:,.0f} on average"
+    """What is printed of an evaluation."""
     is_density = get_likelihood(report["likelihood"]).is_density
     density = f", of a density {report['density_of']}" if is_density else ""
     of_what = ""
@@ -125,36 +100,18 @@ def evaluation_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         (
             "log p(x observed)" if masked else "log p(x)",
-            f"{shown('log_likelihood')} ± {shown('standard_error', 3)} nats "
-            f"({samples}, {report['examples']:,} examples){of_what}",
-        ),
-        (
-            "bits per observed dimension" if masked else "bits per dimension",
-            shown("bits_per_dimension", 4) + density,
+            f"{one_number(report['log_likelihood'])} ± {one_number(report['standard_error'], 3)} "
+            f"nats ({samples_text(report)}, {report['examples']:,} examples){of_what}",
         ),
     ]
+    if report.get("log_likelihood_in_units") is not None:
+        units = one_number(report["log_likelihood_in_units"])
+        rows.append(("in the data's units", f"{units} nats"))
+    bits = "bits per observed dimension" if masked else "bits per dimension"
+    rows.append((bits, one_number(report["bits_per_dimension"], 4) + density))
     if masked:
         rows.append(("missing", f"{100 * report['missing']:.3g} % of the values"))
-    if report.get("log_likelihood_in_units") is not None:
-        rows.insert(1, ("in the data's units", f"{shown('log_likelihood_in_units')} nats"))
-    if annealed:
-        rows += [
-            ("acceptance", shown("acceptance")),
-            (
-                "effective chains",
-                f"{shown('ess_mean', 1)} on average, {shown('ess_min', 1)} at least",
-            ),
-        ]
-    else:
-        rows += [
-            ("ELBO", f"{shown('elbo')} nats"),
-            (
-                "effective samples",
-                f"{shown('ess_mean', 1)} on average, {shown('ess_min', 1)} at least, below 10 for "
-                f"{report['ess_below_10']:,}",
-            ),
-            ("Pareto k̂", f"above 0.7 for {report['pareto_k_above_0.7']:,} examples"),
-        ]
+    rows += annealed_rows(report) if "chains" in report else importance_rows(report)
     rows.append(("evaluated in", f"{report['seconds']:.1f} s"))
     if report["non_finite"]:
         rows.append(("not finite", f"{report['non_finite']} of {report['examples']} examples"))

@@ -1,18 +1,14 @@
 """The log-likelihood of a model, estimated."""
 
 from dvae_fast.evaluation.annealed import annealed_importance_sampling, bidirectional_monte_carlo
+from dvae_fast.evaluation.annealed_results import AISEstimate, BidirectionalEstimate
 from dvae_fast.evaluation.engine import CURVE
 from dvae_fast.evaluation.expectation import Expectation, importance_expectation, impute
 from dvae_fast.evaluation.function import estimate_from_log_weights
 from dvae_fast.evaluation.importance import DTYPES, estimate_log_likelihood
+from dvae_fast.evaluation.progress import EvaluationProgress
 from dvae_fast.evaluation.proposals import PROPOSALS, Proposal
-from dvae_fast.evaluation.results import (
-    AISEstimate,
-    BidirectionalEstimate,
-    Estimate,
-    EvaluationProgress,
-    LikelihoodEstimate,
-)
+from dvae_fast.evaluation.results import Estimate, LikelihoodEstimate
 from dvae_fast.evaluation.smoothing import pareto_smoothed
 from dvae_fast.evaluation.statistics import (
     MAX_PARETO_K,

@@ -28,10 +28,11 @@ from dvae_fast import reference
 from dvae_fast._checks import check_choice, check_index, check_size, is_number
 from dvae_fast._seeds import seed_tensor
 from dvae_fast.data.given import Given
+from dvae_fast.evaluation.annealed_results import AISEstimate, BidirectionalEstimate
 from dvae_fast.evaluation.hamiltonian import EXTRA_NORMALS, Point, Target, move
 from dvae_fast.evaluation.joint import Joint, prior_draws
 from dvae_fast.evaluation.modules import ordinary_tensors
-from dvae_fast.evaluation.results import AISEstimate, BidirectionalEstimate, Meter
+from dvae_fast.evaluation.progress import Meter, progress_callback
 from dvae_fast.evaluation.simulation import normal, simulate
 from dvae_fast.evaluation.statistics import from_state
 from dvae_fast.evaluation.target import Evaluated, rows_at_once
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dvae_fast.data.given import Data
-    from dvae_fast.evaluation.results import EvaluationProgress
+    from dvae_fast.evaluation.progress import EvaluationProgress
     from dvae_fast.evaluation.target import Model
     from dvae_fast.likelihoods import Likelihood
 
@@ -317,7 +318,7 @@ def annealed_importance_sampling(
     batch_size: int | None = None,
     seed: int | Tensor | None = None,
     first_example: int = 0,
-    progress: Callable[[EvaluationProgress], None] | None = None,
+    progress: bool | Callable[[EvaluationProgress], None] | None = None,
 ) -> AISEstimate:
     """log p(x) ≈ log 1/C Σ w for each example, w unbiased for p(x); x is not corrupted.
 
@@ -350,7 +351,7 @@ def annealed_importance_sampling(
             that any batch_size gives the same numbers up to rounding; where rounding tips an
             acceptance, which float32 does now and then, that chain goes another way, as likely.
         first_example: index of x's first example in the noise, as there.
-        progress: called with an `EvaluationProgress` after each batch.
+        progress: as for `dvae_fast.estimate_log_likelihood`.
 
     Returns:
         An `AISEstimate`. NaN in an example is that example's alone; none is left out.
@@ -363,6 +364,7 @@ def annealed_importance_sampling(
     evaluated = _evaluated(model, likelihood)
     data = evaluated.examples(x, context, mask)
     check_index("first_example", first_example, len(data))
+    tell = progress_callback(progress)
     settings = _Settings(
         chains, temperatures, leapfrog, start, schedule, tune, step_size, batch_size
     )
@@ -372,7 +374,7 @@ def annealed_importance_sampling(
     values, *more = (t.clone() if t is not None and t.is_inference() else t
                      for t in (data.x, data.context, data.mask))  # fmt: skip
     data = Given(cast("Tensor", values), *more)
-    (forward,) = _run_all(evaluated, data, None, settings, like, key, progress, int(first_example))
+    (forward,) = _run_all(evaluated, data, None, settings, like, key, tell, int(first_example))
     return forward
 
 
@@ -394,7 +396,7 @@ def bidirectional_monte_carlo(
     likelihood: str | Likelihood | None = None,
     batch_size: int | None = None,
     seed: int | Tensor | None = None,
-    progress: Callable[[EvaluationProgress], None] | None = None,
+    progress: bool | Callable[[EvaluationProgress], None] | None = None,
 ) -> BidirectionalEstimate:
     """log p(x) of n examples that the model makes, between two stochastic bounds.
 
@@ -425,7 +427,7 @@ def bidirectional_monte_carlo(
             "n must be the number of examples to simulate, got a tensor: the reverse chains start "
             "at an exact draw of the posterior, which only simulated data comes with"
         )
-    n = check_size("n", n)
+    n, tell = check_size("n", n), progress_callback(progress)
     settings = _Settings(
         chains, temperatures, leapfrog, start, schedule, tune, step_size, batch_size
     )
@@ -444,5 +446,5 @@ def bidirectional_monte_carlo(
         x, z = simulate(evaluated, n, size, place, key, told)
     evaluated.likelihood.check_support(x)
     like = evaluated.like(x)
-    forward, reverse = _run_all(evaluated, Given(x, told), z, settings, like, key, progress)
+    forward, reverse = _run_all(evaluated, Given(x, told), z, settings, like, key, tell)
     return BidirectionalEstimate(x.cpu(), z.cpu(), forward, reverse)

@@ -20,7 +20,8 @@ from dvae_fast._checks import check_index, check_size, check_sizes, is_number
 from dvae_fast._seeds import derived_key, seed_tensor
 from dvae_fast.evaluation.batching import Launched, Limits, fitting
 from dvae_fast.evaluation.partial import PartialResults, fingerprint, read_settings
-from dvae_fast.evaluation.results import LikelihoodEstimate, Meter
+from dvae_fast.evaluation.progress import Meter, progress_callback
+from dvae_fast.evaluation.results import LikelihoodEstimate
 from dvae_fast.evaluation.sharing import Share, divide, exchange, gather_all, smallest
 from dvae_fast.evaluation.statistics import (
     MIN_TAIL,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from dvae_fast.data.given import Given
     from dvae_fast.distributed import World
-    from dvae_fast.evaluation.results import EvaluationProgress
+    from dvae_fast.evaluation.progress import EvaluationProgress
     from dvae_fast.evaluation.sharing import Draw
 
 __all__ = ["CURVE", "Drawer", "Evaluation", "Request", "Sizes", "Source", "run"]
@@ -50,7 +51,8 @@ _PILOT_KEY = 1 << 20
 # Samples of an example: each has an index of 32 bits in the noise.
 _MOST_SAMPLES = 1 << 32
 
-#: k of the curve of bounds, where nothing else is asked for; those above k are left out
+#: k of the curve of bounds beside the one that is asked for, which is always there; larger ones
+#: are left out
 CURVE = (1, 5, 50, 500, 5000)
 
 
@@ -239,7 +241,7 @@ class Request:
     chunk: int | None
     seed: int | Tensor | None
     first_example: int
-    progress: Callable[[EvaluationProgress], None] | None
+    progress: bool | Callable[[EvaluationProgress], None] | None
     partial: str | os.PathLike[str] | None
     world: World | None
 
@@ -278,6 +280,9 @@ class Request:
             max_k = min(20 * k, _MOST_SAMPLES) if max_k is None else max_k
             if max_k < k:
                 raise ValueError(f"max_k must be >= k = {k}, got {max_k}")
+        tell = progress_callback(self.progress)
+        if self.progress is True and self.world is not None and not self.world.is_main:
+            tell = None
         seed = self.seed
         if seed is None and self.partial is not None and (saved := read_settings(self.partial)):
             seed = saved.get("seed")
@@ -285,7 +290,7 @@ class Request:
             raise ValueError("seed must be given where several processes share the work, got None")
         return Request(
             k, tolerance, max_k, curve, batch_size, chunk, seed, int(self.first_example),
-            self.progress, self.partial, self.world,
+            tell, self.partial, self.world,
         )  # fmt: skip
 
 
@@ -294,7 +299,9 @@ def run(source: Source, data: Given, request: Request) -> LikelihoodEstimate:
     k, max_k, first_example = request.k, cast("int", request.max_k), request.first_example
     world, partial, examples = request.world, request.partial, len(data)
     key = seed_tensor(request.seed, source.device)
-    ks = tuple(sorted({one for one in request.curve if one <= max_k}))
+    ks = (
+        tuple(sorted({one for one in request.curve if one <= max_k} | {k})) if request.curve else ()
+    )
     part, parts, share = divide(world, examples)
     settings: dict[str, Any] = {}
     if partial is not None:
@@ -322,7 +329,7 @@ def run(source: Source, data: Given, request: Request) -> LikelihoodEstimate:
     grid = first_example % batch_size if source.fixed else None
     most = batch_size if source.fixed else min(batch_size, left)
     batches = results.batches(most, grid)[part::parts]
-    meter = Meter(sum(stop - first for first, stop in batches), request.progress)
+    meter = Meter(sum(stop - first for first, stop in batches), progress_callback(request.progress))
     launched: deque[tuple[int, Launched]] = deque()
 
     def take(*, tell: bool) -> None:

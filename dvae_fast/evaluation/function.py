@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from dvae_fast.distributed import World
     from dvae_fast.evaluation.batching import Limits
     from dvae_fast.evaluation.engine import Asked
-    from dvae_fast.evaluation.results import EvaluationProgress, LikelihoodEstimate
+    from dvae_fast.evaluation.progress import EvaluationProgress
+    from dvae_fast.evaluation.results import LikelihoodEstimate
 
 __all__ = ["FunctionSource", "estimate_from_log_weights"]
 
@@ -189,7 +190,7 @@ def estimate_from_log_weights(
     chunk: int | None = None,
     seed: int | Tensor | None = None,
     first_example: int = 0,
-    progress: Callable[[EvaluationProgress], None] | None = None,
+    progress: bool | Callable[[EvaluationProgress], None] | None = None,
     partial: str | os.PathLike[str] | None = None,
     world: World | None = None,
 ) -> LikelihoodEstimate:

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from dvae_fast.distributed import World
     from dvae_fast.evaluation.batching import Limits
     from dvae_fast.evaluation.engine import Asked
+    from dvae_fast.evaluation.progress import EvaluationProgress
     from dvae_fast.evaluation.proposals import ModelDrawer
-    from dvae_fast.evaluation.results import EvaluationProgress, LikelihoodEstimate
+    from dvae_fast.evaluation.results import LikelihoodEstimate
     from dvae_fast.evaluation.target import Model
     from dvae_fast.functional.linear import Scale
     from dvae_fast.likelihoods import Likelihood
@@ -188,7 +189,7 @@ def estimate_log_likelihood(
     compile: bool = False,
     seed: int | Tensor | None = None,
     first_example: int = 0,
-    progress: Callable[[EvaluationProgress], None] | None = None,
+    progress: bool | Callable[[EvaluationProgress], None] | None = None,
     partial: str | os.PathLike[str] | None = None,
     world: World | None = None,
 ) -> LikelihoodEstimate:
@@ -239,7 +240,8 @@ def estimate_log_likelihood(
             `pareto_k` for what came of it. The `mean_standard_error` then counts the bias of the
             logarithm too.
         max_k: >= k. Default with a tolerance: 20 k.
-        curve: the k at which to report the bound too, each >= 1.
+        curve: the k at which to report the bound too, each >= 1; `k` is always among them. ()
+            for none.
         batch_size, chunk: examples and samples at once. Default on a CPU: about 2,500 rows
             together (10 examples by 250 samples at k = 5,000), so that the decoder's activations
             stay in cache; 8,000 where those are not held. On a CUDA GPU: about a million rows (500
@@ -257,8 +259,8 @@ def estimate_log_likelihood(
             one seed needs it: two batches that both start at 0 share their noise, so that the
             error of their mean is larger than it seems. With it the numbers are those of all the
             data at once; `LikelihoodEstimate.concat` puts them together.
-        progress: called with an `EvaluationProgress` after each batch; on a GPU, when the next
-            one is under way.
+        progress: True for a line that says how far it is; or a function, called with an
+            `EvaluationProgress` after each batch; on a GPU, when the next one is under way.
         partial: a file to keep finished examples in, written every 10 seconds and when
             interrupted. Found there, they are not evaluated again.
         world: the processes that share the work, of `dvae_fast.distributed.join`. Each calls this

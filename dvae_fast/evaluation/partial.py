@@ -5,23 +5,18 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
-import io
-import json
-import math
 import os
 import time
-import tokenize
 import warnings
-import zipfile
-import zlib
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dvae_fast.files import CheckpointError, write_atomically
+from dvae_fast.evaluation.arrays import DAMAGE, describe_damage, read_arrays, write_arrays
+from dvae_fast.files import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -63,45 +58,10 @@ def _files(path: Path) -> list[Path]:
     return [path, *sorted(path.parent.glob(f"{glob.escape(path.name)}.[0-9]*"))]
 
 
-# What numpy, zipfile and json raise of a file that is damaged, or another kind of file.
-_DAMAGE = (
-    ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, NotImplementedError,
-    RuntimeError, SyntaxError, MemoryError, OverflowError, tokenize.TokenError,
-    zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
-
-
-def _check_header(info: zipfile.ZipInfo, file: IO[bytes]) -> None:
-    """Raise ValueError unless it is an array of numbers, or the settings, as large as it says: a
-    header may ask for more memory than there is."""
-    if info.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{info.filename} is compressed")
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    elif version == (2, 0):
-        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-    else:
-        raise ValueError(f"{info.filename} is of version {version}")
-    kinds = "U" if info.filename == f"{_SETTINGS}.npy" else "bfi"
-    if dtype.kind not in kinds or dtype.hasobject:
-        raise ValueError(f"{info.filename} holds {dtype}")
-    if math.prod(shape) * dtype.itemsize != info.file_size - file.tell():
-        raise ValueError(f"{info.filename} is not as large as its header says")
-
-
 def _read(path: Path) -> tuple[dict[str, Any], np.ndarray, dict[str, np.ndarray]]:
     """Settings, the rows done, and their numbers."""
     try:
-        content = io.BytesIO(path.read_bytes())
-        with zipfile.ZipFile(content) as archive:
-            for info in archive.infolist():
-                with archive.open(info) as member:
-                    _check_header(info, member)
-        content.seek(0)
-        with np.load(content, allow_pickle=False) as file:
-            arrays = dict(file)
-        settings = dict(json.loads(str(arrays.pop(_SETTINGS))))
+        arrays, settings = read_arrays(path, _SETTINGS)
         done = arrays.pop(_DONE)
         if done.ndim != 1 or done.dtype != bool:
             raise ValueError(f"{_DONE} is {done.dtype} of shape {done.shape}")
@@ -112,9 +72,10 @@ def _read(path: Path) -> tuple[dict[str, Any], np.ndarray, dict[str, np.ndarray]
         return settings, rows, {name: values[rows] for name, values in arrays.items()}
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
-    except _DAMAGE as error:
-        what = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise CheckpointError(f"{path} does not hold partial results: {what}") from None
+    except DAMAGE as error:
+        raise CheckpointError(
+            f"{path} does not hold partial results: {describe_damage(error)}"
+        ) from None
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -256,13 +217,11 @@ class PartialResults:
         """
         if self._path is None or not self._unsaved:
             return
-        file = io.BytesIO()
-        arrays: dict[str, Any] = {name: values.numpy() for name, values in self.fields.items()}
-        arrays[_DONE], arrays[_SETTINGS] = self.done.numpy(), np.array(json.dumps(self._settings))
-        np.savez(file, **arrays)
+        arrays = {name: values.numpy() for name, values in self.fields.items()}
+        arrays[_DONE] = self.done.numpy()
         self._written = time.monotonic()
         try:
-            write_atomically(self._path, file.getvalue())
+            write_arrays(self._path, arrays, _SETTINGS, self._settings)
             self._unsaved = False
         except CheckpointError as error:
             warnings.warn(f"partial results are not kept: {error}", RuntimeWarning, stacklevel=2)

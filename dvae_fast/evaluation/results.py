@@ -9,26 +9,37 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from dvae_fast._extras import require
+from dvae_fast.evaluation.display import (
+    as_html,
+    as_text,
+    estimate_rows,
+    importance_rows,
+    samples_text,
+)
 from dvae_fast.evaluation.statistics import ALIKE, MAX_PARETO_K, MIN_ESS, MIN_TAIL
+from dvae_fast.evaluation.storing import arrays_of, load_estimate, save_estimate
+from dvae_fast.plots import plot_bounds, plot_ess
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    import os
+    from collections.abc import Iterable, Mapping
+    from typing import Self
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 __all__ = [
-    "MIN_AIS_ESS",
-    "AISEstimate",
-    "BidirectionalEstimate",
     "Estimate",
-    "EvaluationProgress",
     "LikelihoodEstimate",
-    "Meter",
     "finite_or_none",
 ]
 
 _NAMED = 5  # examples named in a warning
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Estimate:
     """log p(x) of N examples as some method estimates it, float64 and on the CPU."""
 
@@ -91,6 +102,70 @@ class Estimate:
         """How many examples have a log-likelihood that is NaN or infinite."""
         return int((~self.log_likelihood.isfinite()).sum())
 
+    def warnings(self) -> list[str]:
+        """In plain words, why not to trust the estimate; empty if there is no reason."""
+        raise NotImplementedError
+
+    def summary(self) -> dict[str, Any]:
+        """Means over the examples, JSON-able; None stands for a number that is not finite."""
+        raise NotImplementedError
+
+    def _shown(self) -> tuple[str, list[tuple[str, str]], list[str]]:
+        """Title and rows of what is printed, and the warnings."""
+        report = self.summary()
+        title = f"{type(self).__name__} of {report['examples']:,} examples, {samples_text(report)}"
+        return title, estimate_rows(report, self._rows(report)), report["warnings"]
+
+    def _rows(self, report: dict[str, Any]) -> list[tuple[str, str]]:
+        """The diagnostics among them."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        title, rows, _ = self._shown()
+        return as_text(title, rows)
+
+    def _repr_html_(self) -> str:
+        return as_html(*self._shown())
+
+    def to_dataframe(self) -> DataFrame:
+        """A row for each example, by its index in the noise: all that has a number an example, and
+        of an importance sampling ``bound_1``, … for each k of the curve.
+
+        Raises:
+            MissingExtraError: if pandas is not installed.
+        """
+        pandas = require("pandas", "pandas", "a table of the examples")
+        columns: dict[str, Any] = {}
+        for name, values in arrays_of(self).items():
+            if values.ndim == 1 and len(values) == len(self.log_likelihood):
+                columns[name] = values
+        columns.pop("curve_k", None)  # of as many k as there are examples
+        index = pandas.RangeIndex(
+            self.first_example, self.first_example + len(self.log_likelihood), name="example"
+        )
+        frame: DataFrame = pandas.DataFrame(columns | self._more_columns(), index=index)
+        return frame
+
+    def _more_columns(self) -> dict[str, Any]:
+        return {}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all of it as one ``.npz`` file, whose arrays NumPy reads too.
+
+        Raises:
+            CheckpointError: if the file cannot be written.
+        """
+        save_estimate(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """What :meth:`save` wrote; of a run, its evaluation.npz.
+
+        Raises:
+            CheckpointError: if the file cannot be read, or holds something else.
+        """
+        return load_estimate(cls, path)
+
     def _means(self) -> dict[str, float]:
         """What every summary tells."""
         return {
@@ -132,7 +207,7 @@ def finite_or_none(numbers: Mapping[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LikelihoodEstimate(Estimate):
     """What `estimate_log_likelihood` returns: one float64 number an example, on the CPU.
 
@@ -262,6 +337,44 @@ class LikelihoodEstimate(Estimate):
             )
         return out + self._biased("more samples")
 
+    def _rows(self, report: dict[str, Any]) -> list[tuple[str, str]]:
+        return importance_rows(report)
+
+    def _more_columns(self) -> dict[str, Any]:
+        return {f"bound_{k}": self.curve[:, i].numpy() for i, k in enumerate(self.curve_k)}
+
+    def plot(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        ax: Axes | None = None,
+        title: str = "",
+    ) -> Figure:
+        """The mean bound against k, with two standard errors as a band.
+
+        Arguments, result and errors as for `dvae_fast.plots.plot_bounds`.
+
+        Raises:
+            ValueError: if the curve has no k.
+        """
+        if not self.curve_k:
+            raise ValueError("curve must have a k to be drawn, and was asked to have none")
+        errors = self.curve_standard_error
+        return plot_bounds(self.curve_k, self.curve, errors, path, ax=ax, title=title)
+
+    def plot_ess(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        ax: Axes | None = None,
+        title: str = "",
+    ) -> Figure:
+        """How many examples have how many effective samples.
+
+        Arguments, result and errors as for `dvae_fast.plots.plot_ess`.
+        """
+        return plot_ess(self.ess, self.spent, path, few=MIN_ESS, ax=ax, title=title)
+
     def _least_groups(self) -> list[int | None]:
         """Of each k of the curve, the least number of groups of an example."""
         if self.curve_groups is None:
@@ -296,181 +409,5 @@ class LikelihoodEstimate(Estimate):
         }
 
 
-#: the mean acceptance rates, and the effective number of chains, outside which to be warned
-ACCEPTANCE = (0.4, 0.95)
-MIN_AIS_ESS = 2.0
-
-
-@dataclass(frozen=True, eq=False)
-class AISEstimate(Estimate):
-    """What `annealed_importance_sampling` returns: one float64 number an example, on the CPU.
-
-    log_likelihood is log 1/C Σ w over C chains, whose expectation lies below log p(x), E w being
-    p(x). If `reverse`, it is −log 1/C Σ 1/w, whose expectation lies above, E 1/w being 1/p(x);
-    `ess` and `standard_error` are then those of 1/w given z, where an example's chains all start.
-    """
-
-    #: mean acceptance probability of the moves, (N,). NaN if temperatures = 1, which has none.
-    acceptance: Tensor
-    #: mean over temperatures of the step size, in standard deviations of f_0, (N,). NaN likewise.
-    step_size: Tensor
-    chains: int
-    temperatures: int
-    leapfrog: int
-    start: str
-    schedule: str
-    #: whether the chains went from the posterior to f_0
-    reverse: bool = False
-
-    @property
-    def bias(self) -> Tensor:
-        """As of every estimate; in reverse above log p(x), and at least this much."""
-        bias = super().bias
-        return -bias if self.reverse else bias
-
-    @property
-    def _count(self) -> Tensor:
-        return torch.full_like(self.ess, self.chains)
-
-    def warnings(self) -> list[str]:
-        """In plain words, why not to trust the estimate; empty if there is no reason."""
-        finite = self.log_likelihood.isfinite()
-        few = int((finite & (self.ess < MIN_AIS_ESS)).sum()) if self.chains > 1 else 0
-        rate = float(self.acceptance[finite].mean())
-        out = [*self._not_finite(), *self.remarks]
-        if rate < ACCEPTANCE[0]:
-            out.append(
-                f"The mean acceptance rate, {rate:.2f}, is below {ACCEPTANCE[0]:g}: the chains "
-                "hardly move. Take smaller steps, or tune them."
-            )
-        if rate > ACCEPTANCE[1]:
-            out.append(
-                f"The mean acceptance rate, {rate:.2f}, is above {ACCEPTANCE[1]:g}: the chains "
-                "could go further. Take larger steps, or tune them."
-            )
-        if few:
-            out.append(
-                f"{few} of {len(finite)} examples have an effective number of chains below "
-                f"{MIN_AIS_ESS:g}: their estimates hang on one chain. Raise temperatures."
-            )
-        return out + self._biased("more temperatures, or chains,")
-
-    def summary(self) -> dict[str, Any]:
-        """Means over the examples, JSON-able; None stands for a number that is not finite."""
-        numbers = {
-            **self._means(),
-            "acceptance": float(self.acceptance.mean()),
-            "step_size": float(self.step_size.mean()),
-        }
-        return {
-            **finite_or_none(numbers),
-            "examples": len(self.log_likelihood),
-            "non_finite": self.non_finite,
-            "method": "ais",
-            "chains": self.chains,
-            "temperatures": self.temperatures,
-            "leapfrog": self.leapfrog,
-            "start": self.start,
-            "schedule": self.schedule,
-            "reverse": self.reverse,
-            "seed": self.seed,
-            "warnings": self.warnings(),
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class BidirectionalEstimate:
-    """What `bidirectional_monte_carlo` returns: log p(x) of simulated data between two bounds."""
-
-    #: the simulated examples (N, D) and the latents they came from (N, Z), on the CPU; given x,
-    #: z is a draw of the exact posterior
-    x: Tensor
-    z: Tensor
-    forward: AISEstimate
-    reverse: AISEstimate
-
-    @property
-    def lower(self) -> Tensor:
-        """Below log p(x) in expectation, (N,)."""
-        return self.forward.log_likelihood
-
-    @property
-    def upper(self) -> Tensor:
-        """Above log p(x) in expectation over z too, (N,)."""
-        return self.reverse.log_likelihood
-
-    @property
-    def gap(self) -> Tensor:
-        """upper − lower, (N,). Its mean bounds the error of either; one alone may be negative."""
-        return self.upper - self.lower
-
-    def warnings(self) -> list[str]:
-        """Those of both directions, each with its name."""
-        return [
-            f"{name}: {warning}"
-            for name, estimate in (("forward", self.forward), ("reverse", self.reverse))
-            for warning in estimate.warnings()
-        ]
-
-    def summary(self) -> dict[str, Any]:
-        """Means over the examples, JSON-able; None stands for a number that is not finite."""
-        n = len(self.gap)
-        numbers = {
-            "lower": self.forward.mean,
-            "upper": self.reverse.mean,
-            "gap": float(self.gap.mean()),
-            # Over examples, not chains: the chains of a reverse estimate share their start.
-            "gap_standard_error": float(self.gap.std()) / math.sqrt(n) if n > 1 else math.nan,
-        }
-        return {
-            **finite_or_none(numbers),
-            "forward": self.forward.summary(),
-            "reverse": self.reverse.summary(),
-        }
-
-
-@dataclass(frozen=True)
-class EvaluationProgress:
-    """How far an evaluation is: of this process's share, if several share the work."""
-
-    #: examples done, and to be done
-    examples: int
-    total: int
-    #: importance samples, or annealed chains, drawn so far
-    samples: int
-    #: mean over the examples done in nats, and its standard error over draws of the samples
-    log_likelihood: float
-    standard_error: float
-
-
-class Meter:
-    """Tells `callback` an `EvaluationProgress` after each batch.
-
-    Args:
-        total: examples to be done.
-        callback: None to tell nobody.
-    """
-
-    def __init__(self, total: int, callback: Callable[[EvaluationProgress], None] | None) -> None:
-        self._total, self._callback = total, callback
-        self._examples = self._samples = 0
-        self._sum = self._variance = 0.0
-
-    def advance(self, log_likelihood: Tensor, standard_error: Tensor, samples: int) -> None:
-        """A batch is done: its numbers (B,), and the samples it took in all."""
-        if self._callback is None:
-            return
-        self._examples += len(log_likelihood)
-        self._samples += samples
-        self._sum += float(log_likelihood.sum())
-        self._variance += float(standard_error.square().sum())
-        n = self._examples
-        self._callback(
-            EvaluationProgress(
-                n, self._total, self._samples, self._sum / n, self._variance**0.5 / n
-            )
-        )
-
-
-# So that torch.load reads them back as it reads tensors, running no code of the file's.
-torch.serialization.add_safe_globals([LikelihoodEstimate, AISEstimate, BidirectionalEstimate])
+# So that torch.load reads it back as it reads tensors, running no code of the file's.
+torch.serialization.add_safe_globals([LikelihoodEstimate])

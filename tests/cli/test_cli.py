@@ -430,8 +430,8 @@ def test_evaluate_keeps_each_example(run_dir: Path) -> None:
     with np.load(run_dir / "evaluation.npz", allow_pickle=False) as arrays:
         assert arrays["log_likelihood"].shape == (5,)
         assert float(arrays["log_likelihood"].mean()) == pytest.approx(report["log_likelihood"])
-        assert arrays["curve_k"].tolist() == [1, 5]
-        assert arrays["curve"].shape == (5, 2)
+        assert arrays["curve_k"].tolist() == [1, 5, 40]
+        assert arrays["curve"].shape == (5, 3)
         assert arrays["spent"].tolist() == [40] * 5
 
 

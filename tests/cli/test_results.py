@@ -17,6 +17,7 @@ from typer.main import get_command
 
 from dvae_fast import cli, files
 from dvae_fast.cli.evaluate import evaluate
+from dvae_fast.evaluation import storing
 from dvae_fast.files import CheckpointError
 from dvae_fast.models import load_model
 from dvae_fast.models.saving import MODEL, read_model
@@ -165,19 +166,21 @@ def test_a_second_evaluation_at_a_time_is_refused(
     assert not list(run_dir.glob(".*"))
 
 
-@pytest.mark.parametrize("writer", ["write_json", "write_atomically"])
+@pytest.mark.parametrize(
+    ("module", "writer"), [(cli.results, "write_json"), (storing, "write_arrays")]
+)
 def test_what_can_be_kept_is_kept(
-    writer: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+    module: Any, writer: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, *_: Any) -> None:
         raise CheckpointError(f"cannot write {path}: No space left on device")
 
-    monkeypatch.setattr(cli.results, writer, full)
+    monkeypatch.setattr(module, writer, full)
     result = run("evaluate", run_dir, "--k", "5", "--limit", "3")
     assert result.exit_code == 1
     assert "log p(x)" in result.output
     assert "cannot write" in result.output
-    if writer == "write_atomically":
+    if writer == "write_arrays":
         assert report(run_dir / "evaluation.json")["k"] == 5
 
 
@@ -315,7 +318,7 @@ def test_help_shows_every_word_and_every_default(command: str) -> None:
             continue
         assert _in_column(words, joined), (parameter.name, words)
         if parameter.param_type_name == "option" and not parameter.is_flag:
-            default = f"[default: {parameter.default}]"
+            default = f"Default: {parameter.default}."
             assert "efault" in words or default in shown, parameter.name
 
 

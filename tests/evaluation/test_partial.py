@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dvae_fast import files, functional
 from dvae_fast.corruptions import Masking
-from dvae_fast.evaluation import estimate_log_likelihood, partial
+from dvae_fast.evaluation import arrays, estimate_log_likelihood, partial
 from dvae_fast.evaluation.partial import PartialResults, fingerprint, read_settings
 from dvae_fast.files import CheckpointError
 from dvae_fast.models import LatentVariableModel, make_model
@@ -158,7 +158,7 @@ def test_a_full_disk_loses_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(path: Path, _: bytes) -> None:
         raise CheckpointError(f"cannot write {path}: No space left on device")
 
-    monkeypatch.setattr(partial, "write_atomically", full)
+    monkeypatch.setattr(arrays, "write_atomically", full)
     monkeypatch.setattr(partial, "_EVERY", 0.0)
     with pytest.warns(RuntimeWarning, match="partial results are not kept: .*No space left"):
         kept = estimate_log_likelihood(_model(), _data(), K, seed=4, partial=tmp_path / "p.npz")
@@ -303,7 +303,7 @@ def test_written_at_intervals_and_at_the_end(
     writings = []
     original = files.write_atomically
     monkeypatch.setattr(
-        partial, "write_atomically", lambda p, data: (writings.append(p), original(p, data))
+        arrays, "write_atomically", lambda p, data: (writings.append(p), original(p, data))
     )
     estimate_log_likelihood(_model(), _data(), K, batch_size=1, partial=path)
     assert writings == [path]

@@ -307,8 +307,8 @@ def test_the_curve_says_its_groups() -> None:
     x = draw_data(model, 6)
     estimate = estimate_log_likelihood(model, x, 47, curve=(1, 5, 30), seed=SEED)
     assert estimate.curve_groups is not None
-    assert estimate.curve_groups.tolist() == [[47, 9, 1]] * 6
-    assert estimate.summary()["bound_groups"] == {"1": 47, "5": 9, "30": 1}
+    assert estimate.curve_groups.tolist() == [[47, 9, 1, 1]] * 6
+    assert estimate.summary()["bound_groups"] == {"1": 47, "5": 9, "30": 1, "47": 1}
     more = estimate_log_likelihood(
         model, x, 20, curve=(5, 40), tolerance=0.12, max_k=160, seed=SEED
     )

@@ -26,6 +26,7 @@ __all__ = [
     "marks",
     "mean_and_error",
     "paired_difference",
+    "put_between",
     "put_into",
     "shown_published",
 ]
@@ -246,7 +247,11 @@ def put_into(path: Path, table: str, scale: str) -> None:
     Raises:
         CheckpointError: if the file is there without the marks, or cannot be read or written.
     """
-    begin, end = marks(scale)
+    put_between(path, table, *marks(scale))
+
+
+def put_between(path: Path, table: str, begin: str, end: str) -> None:
+    """The same between two lines of the file's own."""
     text = f"{begin}\n{end}\n"
     if path.exists():
         try:

@@ -338,9 +338,15 @@ def main() -> object:
         say(f"building for the CPU alone; GPU kernels need {missing}")
     from torch.utils.cpp_extension import BuildExtension
 
+    class Build(BuildExtension):
+        def finalize_options(self) -> None:
+            # An editable install's objects too, else made anew each time in a folder of a moment.
+            self.build_temp = self.build_temp or "build/temp"
+            super().finalize_options()
+
     return setup(
         ext_modules=extensions(toolkit, building),
-        cmdclass={"build_ext": BuildExtension},
+        cmdclass={"build_ext": Build},
         options={"bdist_wheel": {"py_limited_api": "cp310"}},
     )
 

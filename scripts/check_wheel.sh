@@ -14,6 +14,8 @@ mkdir -p "$out/wheels" "$out/site"
 "$python" -c "from setuptools import build_meta as b; b.build_sdist('$out')" >"$out/sdist.log" 2>&1
 tar -xzf "$out"/*.tar.gz -C "$out"
 cd "$out"/dvae_fast-*/
+# Where ccache is asked, the checkout's own build has compiled the same sources.
+export CCACHE_BASEDIR=$PWD/csrc
 DVAE_FAST_CUDA=0 "$python" -m pip wheel --quiet --no-build-isolation --no-deps -w "$out/built" .
 ls "$out"/built/*-cp310-abi3-*.whl >/dev/null  # one for every Python
 

@@ -21,11 +21,15 @@ std::vector<Isa> available_isas() {
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
   // These ask CPUID and whether the operating system saves the wider registers.
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+#if !defined(DVAE_WITHOUT_AVX2)
     isas.push_back(Isa::kAvx2);
+#endif
+#if !defined(DVAE_WITHOUT_AVX512)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       isas.push_back(Isa::kAvx512);
     }
+#endif
   }
 #endif
   return isas;

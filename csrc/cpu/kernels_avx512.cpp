@@ -1,4 +1,8 @@
 // Kernels for AVX-512.
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC's own header, of its undefined registers (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #define DVAE_ISA isa_avx512
 #include "target_avx512.h"
 #if DVAE_HAVE_TARGET

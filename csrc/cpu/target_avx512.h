@@ -12,7 +12,9 @@
 
 #define DVAE_VECTOR_BYTES 64
 
-#if defined(__x86_64__) && defined(__clang__)
+#if defined(DVAE_WITHOUT_AVX512)
+#define DVAE_HAVE_TARGET 0
+#elif defined(__x86_64__) && defined(__clang__)
 #define DVAE_HAVE_TARGET 1
 #pragma clang attribute push( \
     __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)

@@ -2,7 +2,9 @@
 // bits however its range is split.
 #include <gtest/gtest.h>
 
+#include <map>
 #include <thread>
+#include <tuple>
 
 #include "kernel_cases.h"
 
@@ -47,6 +49,14 @@ void expect_near(const Output& o, const Expected& e, double factor = 1) {
   }
 }
 
+// What a case gives over its range in one call; run once for all the tests.
+const std::vector<Output>& whole_of(cpu::Isa isa, int dtype, size_t index) {
+  static std::map<std::tuple<cpu::Isa, int, size_t>, std::vector<Output>> made;
+  std::vector<Output>& outputs = made[{isa, dtype, index}];
+  if (outputs.empty()) outputs = cases_of(dtype)[index].run(kernels_of(isa), whole);
+  return outputs;
+}
+
 struct Level {
   cpu::Isa isa;
   int dtype;
@@ -56,12 +66,16 @@ class KernelTest : public testing::TestWithParam<Level> {
  protected:
   const Kernels& kernels() const { return kernels_of(GetParam().isa); }
   const std::vector<Case>& cases() const { return cases_of(GetParam().dtype); }
+  const std::vector<Output>& outputs_of(size_t index) const {
+    return whole_of(GetParam().isa, GetParam().dtype, index);
+  }
 };
 
 TEST_P(KernelTest, AgreesWithFloat64) {
-  for (const Case& c : cases()) {
+  for (size_t n = 0; n < cases().size(); ++n) {
+    const Case& c = cases()[n];
     SCOPED_TRACE(c.name);
-    const auto outputs = c.run(kernels(), whole);
+    const auto& outputs = outputs_of(n);
     ASSERT_EQ(outputs.size(), c.expected.size());
     for (size_t i = 0; i < outputs.size(); ++i) expect_near(outputs[i], c.expected[i]);
   }
@@ -69,9 +83,11 @@ TEST_P(KernelTest, AgreesWithFloat64) {
 
 TEST_P(KernelTest, AgreesWithBaseLevel) {
   if (GetParam().isa == cpu::Isa::kBase) GTEST_SKIP() << "this is the base level";
-  for (const Case& c : cases()) {
+  for (size_t n = 0; n < cases().size(); ++n) {
+    const Case& c = cases()[n];
     SCOPED_TRACE(c.name);
-    const auto base = c.run(*cpu::kernels_base(), whole), outputs = c.run(kernels(), whole);
+    const auto& base = whole_of(cpu::Isa::kBase, GetParam().dtype, n);
+    const auto& outputs = outputs_of(n);
     for (size_t i = 0; i < outputs.size(); ++i) {
       if (c.expected[i].exact) {
         EXPECT_EQ(outputs[i].bytes, base[i].bytes) << outputs[i].name;
@@ -95,26 +111,28 @@ void expect_same(const std::vector<Output>& one, const std::vector<Output>& othe
 }
 
 TEST_P(KernelTest, AnySplitGivesTheSameBits) {
-  for (const Case& c : cases()) {
+  for (size_t n = 0; n < cases().size(); ++n) {
+    const Case& c = cases()[n];
     SCOPED_TRACE(c.name);
-    expect_same(c.run(kernels(), whole), c.run(kernels(), split), c);
+    expect_same(outputs_of(n), c.run(kernels(), split), c);
   }
 }
 
 TEST_P(KernelTest, ThreadsGiveTheSameBits) {
-  for (const Case& c : cases()) {
+  for (size_t n = 0; n < cases().size(); ++n) {
+    const Case& c = cases()[n];
     SCOPED_TRACE(c.name);
-    expect_same(c.run(kernels(), whole), c.run(kernels(), threads), c);
+    expect_same(outputs_of(n), c.run(kernels(), threads), c);
   }
 }
 
 TEST_P(KernelTest, StepsOfTheFusedLossGiveItsBits) {
   const auto& all = cases();
   int compared = 0;
-  for (size_t c = 0; c + 1 < all.size(); ++c) {
-    if (all[c + 1].name.rfind("iwae in steps", 0) != 0) continue;
-    SCOPED_TRACE(all[c].name);
-    expect_same(all[c].run(kernels(), whole), all[c + 1].run(kernels(), whole), all[c]);
+  for (size_t n = 0; n + 1 < all.size(); ++n) {
+    if (all[n + 1].name.rfind("iwae in steps", 0) != 0) continue;
+    SCOPED_TRACE(all[n].name);
+    expect_same(outputs_of(n), outputs_of(n + 1), all[n]);
     ++compared;
   }
   EXPECT_GT(compared, 20);

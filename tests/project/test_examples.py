@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -71,3 +73,37 @@ def test_it_is_listed_and_says_what_it_is(path: Path) -> None:
     text = path.read_text()
     assert text.startswith('"""')
     assert "--quick" in text
+
+
+# --- the notebook ---------------------------------------------------------------------------------
+
+NOTEBOOK = ROOT / "docs" / "first_look.ipynb"
+SMALL = {"EPOCHS": "1", "K": "10"}
+
+
+def cells(kind: str) -> list[dict[str, Any]]:
+    return [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == kind]
+
+
+def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    replaced = set()
+    for cell in cells("code"):
+        code = "".join(cell["source"])
+        for name, value in SMALL.items():
+            code, count = re.subn(rf"^{name} = \d+$", f"{name} = {value}", code, flags=re.MULTILINE)
+            replaced |= {name} if count else set()
+        exec(compile(code, NOTEBOOK.name, "exec"), names)
+    assert replaced == {*SMALL}
+    assert len(names["estimate"].log_likelihood) == 300
+
+
+def test_the_notebook_is_kept_with_its_pictures() -> None:
+    outputs = [output for cell in cells("code") for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert len([output for output in outputs if "image/png" in output.get("data", {})]) >= 6
+    assert [cell["execution_count"] for cell in cells("code")] == list(
+        range(1, len(cells("code")) + 1)
+    )
+    assert NOTEBOOK.stat().st_size < 500_000

@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 root=$PWD out=$PWD/build/wheel python=$1
 
 rm -rf "$out"
-mkdir -p "$out/wheels" "$out/site"
+mkdir -p "$out/wheels"
 "$python" -c "from setuptools import build_meta as b; b.build_sdist('$out')" >"$out/sdist.log" 2>&1
 tar -xzf "$out"/*.tar.gz -C "$out"
 cd "$out"/dvae_fast-*/
@@ -28,10 +28,11 @@ export PATH=$root/.venv-wheel/bin:$PATH
 # torch's own libraries are found beside torch.
 auditwheel repair -w "$out/wheels" --exclude 'libtorch*' --exclude 'libc10*' "$out"/built/*.whl
 abi3audit --strict --report "$out"/wheels/*.whl >"$out/abi3.json"
-"$python" -m pip install --quiet --no-deps --target "$out/site" "$out"/wheels/*.whl
 ls -l "$out"/wheels
 
 cd "$out"
 for each in "$@"; do
+  rm -rf "$out/site"
+  "$each" -m pip install --quiet --no-deps --target "$out/site" "$out"/wheels/*.whl
   PYTHONPATH=$out/site "$each" "$root/scripts/try_wheel.py"
 done

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dvae_fast.functional._rows import observed
-
 if TYPE_CHECKING:
+    from types import FrameType
+
     from dvae_fast.likelihoods import Likelihood
 
 __all__ = ["look_at_loss", "look_at_params"]
@@ -20,8 +20,9 @@ __all__ = ["look_at_loss", "look_at_params"]
 # Numbers of a decoder of which something can be said.
 _ENOUGH = 16
 
-# What has been said where, as long as the filters of warnings are these.
+# What has been said and looked at from which line, as long as the filters of warnings are these.
 _said: set[tuple[str, int, str]] = set()
+_looks: dict[tuple[str, int, type], int] = {}
 _filters: Any = None
 
 
@@ -66,29 +67,69 @@ def look_at_params(first: Any, likelihood: Likelihood) -> None:
 def look_at_loss(
     loss: Tensor, x: Tensor, likelihood: Likelihood, mask: Tensor | None = None
 ) -> None:
-    """Warn where a loss is not finite and x, where a mask (E, D) leaves it, is none that the
-    likelihood has; x then (R, D)."""
+    """Warn where x, as far as a mask of its shape or of (E, D) leaves it, is none that the
+    likelihood has: whenever the loss is not finite, and of losses that are at the 1st, 2nd, 4th, …
+    from a line, which all together cost no more than a few."""
     if not _readable(loss):
         return
-    if math.isfinite(loss.item() if loss.dim() == 0 else loss.data.sum().item()):
+    finite = math.isfinite(loss.item() if loss.dim() == 0 else loss.data.sum().item())
+    if (finite and not _is_due(likelihood)) or not _readable(x):
         return
-    if not _readable(x):
+    if x.numel() == 0 or (mask is not None and mask.numel() == 0):
         return
+    x = x.detach()
+    if mask is not None:
+        x, mask = _alike(x, mask)
     try:
-        likelihood.check_support(observed(x.detach(), mask))
+        likelihood.check_support(x, mask)
     except ValueError as error:
-        _warn_once("support", f"the loss is not finite, and {error}")
+        what = "the loss is finite, but" if finite else "the loss is not finite, and"
+        _warn_once("support", f"{what} {error}")
+        return
+    if finite:
+        return
+    missing = x.isnan() if mask is None else x.isnan() & mask
+    if bool(missing.any()):
+        number, of = int(missing.sum()), x.numel() if mask is None else int(mask.sum())
+        _warn_once(
+            "missing",
+            f"the loss is not finite, and {number:,} of the {of:,} values of x are NaN; what was "
+            "not observed is left out by a mask, False there",
+        )
+
+
+def _alike(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in one shape: x (R, D) or (B, 1, D), mask (E, D) or (B, 1, D), leading ones besides."""
+    if x.dim() == mask.dim() == 2 and x.shape != mask.shape:
+        rows = max(x.shape[0], mask.shape[0])
+        x, mask = (t if len(t) == rows else t.repeat(rows // len(t), 1) for t in (x, mask))
+    x, mask = torch.broadcast_tensors(x, mask)
+    return x, mask
+
+
+def _outside() -> tuple[FrameType, int]:
+    """Who called, and how far above this function's caller that is."""
+    frame, level = sys._getframe(2), 2
+    while frame.f_back is not None and _is_inside(frame.f_globals.get("__name__", "")):
+        frame, level = frame.f_back, level + 1
+    global _filters
+    if warnings.filters is not _filters:
+        _said.clear()
+        _looks.clear()
+        _filters = warnings.filters
+    return frame, level
+
+
+def _is_due(likelihood: Likelihood) -> bool:
+    frame, _ = _outside()
+    place = (frame.f_code.co_filename, frame.f_lineno, type(likelihood))
+    count = _looks[place] = _looks.get(place, 0) + 1
+    return count & (count - 1) == 0
 
 
 def _warn_once(kind: str, message: str) -> None:
     """Once for each line that calls, whatever the filter; again under filters that are new."""
-    global _filters
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and _is_inside(frame.f_globals.get("__name__", "")):
-        frame, level = frame.f_back, level + 1
-    if warnings.filters is not _filters:
-        _said.clear()
-        _filters = warnings.filters
+    frame, level = _outside()
     place = (frame.f_code.co_filename, frame.f_lineno, kind)
     if place not in _said:
         _said.add(place)

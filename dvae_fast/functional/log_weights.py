@@ -434,8 +434,7 @@ def iwae_loss_and_weights(
         rows = log_w.detach().reshape(-1, log_w.shape[-1])
         weights = _op.logmeanexp_backward(torch.ones_like(rows[:, 0]), rows)
         loss = _reduced(logmeanexp(log_w), reduction)
-        if mask is None:
-            look_at_loss(loss, x, lik)
+        look_at_loss(loss, x, lik, mask)
         return loss, weights
     p, scale, x, log_ratio, mask, leading = _check_params(params, x, log_ratio, lik, mask)
     look_at_params(p, lik)

@@ -175,9 +175,10 @@ class Likelihood:
         lower, upper = self.interval
         first = x[outside][0].item()
         if bool(((x < lower) | (x > upper)).any()):
+            low, high = (f"{v.item():g}" for v in x[~x.isnan()].aminmax())
             raise ValueError(
                 f"x must lie in [{lower:g}, {upper:g}], the support of the {self.kind} "
-                f"likelihood, got values from {x.min().item():g} to {x.max().item():g}"
+                f"likelihood, got values from {low} to {high}"
             )
         if self.step and type(self).support is Likelihood.support:
             unit = "1" if self.step == 1 else f"1/{1 / self.step:.0f}"

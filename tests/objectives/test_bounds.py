@@ -257,6 +257,7 @@ def test_the_target_is_the_clean_x(name: str) -> None:
     assert bool((model.bound(x, SEED) - model.bound(x + 1, SEED)).abs().min() > 1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:the loss is not finite, and 1 of:RuntimeWarning")
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_nan_stays_with_its_example(name: str) -> None:
     model = linear_gaussian("iwae", copies=M, samples=K, objective=name)

@@ -148,12 +148,15 @@ def values_are_checked() -> bool:
     )
 
 
-def check_size(name: str, value: Any, least: int = 1) -> int:
-    """`value` if it is an int >= `least`, else TypeError or ValueError naming the argument."""
+def check_size(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """`value` if it is an int from `least` to `most`, else TypeError or ValueError naming the
+    argument."""
     if isinstance(value, (bool, Tensor)) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{name} must be >= {least}, got {value}")
+    if most is not None and value > most:
+        raise ValueError(f"{name} must be <= {most:,}, got {value}")
     return operator.index(value)
 
 

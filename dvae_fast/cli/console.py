@@ -15,7 +15,7 @@ from dvae_fast._extras import MissingExtraError
 from dvae_fast.cli.outlet import say
 from dvae_fast.data import DataError
 from dvae_fast.distributed import DistributedError, is_main_process
-from dvae_fast.evaluation.batching import out_of_memory
+from dvae_fast.evaluation.batching import out_of_memory, wanted
 from dvae_fast.files import CheckpointError, one_line
 from dvae_fast.training import MOST_THREADS, NonFiniteError, OptionError
 
@@ -65,8 +65,8 @@ def one_line_errors() -> Iterator[None]:
         if not _TOO_LARGE.search(said):
             if not out_of_memory(error):
                 raise
-            said = "out of memory"
-        fail(f"a size is too large for this machine: {one_line(said)}", 1)
+            said = ""
+        fail(f"a size is too large for this machine: {wanted(said) or 'out of memory'}", 1)
     except KeyboardInterrupt:
         fail("interrupted", 130, shared=True)
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from dvae_fast._checks import check_choice, check_device
+from dvae_fast._checks import check_choice, check_device, check_size
 from dvae_fast._text import format_duration, format_number
 from dvae_fast.cli.console import (
     fail,
@@ -29,6 +29,7 @@ from dvae_fast.models.config import OUTPUT, TRAINING
 from dvae_fast.reproduction import processes, table
 from dvae_fast.reproduction.rows import FIGURES, ROWS, SCALES, Row, Scale, select
 from dvae_fast.reproduction.runs import Run, plan, read_results, unfinished
+from dvae_fast.training import MOST_THREADS
 from dvae_fast.training import Progress as TrainProgress
 
 if TYPE_CHECKING:
@@ -164,9 +165,7 @@ def _jobs(jobs: int | None, device: str) -> int:
             return 1
         # Those that this process may use, where the system can tell.
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    if jobs < 1:
-        raise ValueError(f"jobs must be >= 1, got {jobs}")
-    return jobs
+    return check_size("jobs", jobs, most=MOST_THREADS)
 
 
 def _rows_table(rows: Iterable[Row], scale: Scale) -> Table:

@@ -14,7 +14,7 @@ import torch
 import typer
 from rich.progress import BarColumn, Progress, TextColumn
 
-from dvae_fast._checks import check_device
+from dvae_fast._checks import check_device, check_size
 from dvae_fast._text import format_duration, format_number
 from dvae_fast.cli.console import (
     fail,
@@ -136,8 +136,7 @@ def _train_command(
         with wrong_options():
             values = given_values(TrainConfig, options)
             _resolve(values, resume)
-            if evaluate_k < 0:
-                raise ValueError(f"evaluate-k must be >= 0, got {evaluate_k}")
+            check_size("evaluate-k", evaluate_k, 0, 2**32)  # before the training, not after it
             if resume:
                 run_dir = run_dir or _latest_run_dir()
                 if values.get("device") == "cpu":

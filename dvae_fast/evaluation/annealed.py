@@ -122,6 +122,10 @@ def _anneal(
 # --- the estimates --------------------------------------------------------------------------------
 
 
+#: chains have 24 bits in the noise; of the others, more than anybody waits for
+_MOST = {"chains": 2**24, "temperatures": 10**6, "leapfrog": 10**6, "batch_size": None}
+
+
 @dataclass(frozen=True)
 class _Settings:
     """The arguments that both estimates share, checked."""
@@ -136,10 +140,10 @@ class _Settings:
     batch_size: int | None
 
     def __post_init__(self) -> None:
-        for name in ("chains", "temperatures", "leapfrog", "batch_size"):
+        for name, most in _MOST.items():
             if name != "batch_size" or self.batch_size is not None:
                 # As a plain int, whatever integer it is.
-                object.__setattr__(self, name, check_size(name, getattr(self, name)))
+                object.__setattr__(self, name, check_size(name, getattr(self, name), most=most))
         for name, value, valid in (
             ("start", self.start, STARTS),
             ("schedule", self.schedule, SCHEDULES),

@@ -3,6 +3,7 @@ and how results leave it while it works on."""
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections import deque
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dvae_fast import ops
+from dvae_fast.files import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +36,7 @@ __all__ = [
     "out_of_memory",
     "plan",
     "several",
+    "wanted",
 ]
 
 # Rows (examples × samples) to decode at once: the work of milliseconds, against some 0.1 ms that it
@@ -188,6 +191,16 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
 
 
+def wanted(error: BaseException | str) -> str:
+    """What an error that a size is too large tells in plain words; "" for nothing."""
+    text = str(error)
+    if found := re.search(r"tried to allocate (\d+) bytes", text):
+        return f"{int(found[1]) / 2**30:,.4g} GiB are not to be had"
+    if re.search("overflow|too large to convert", text, re.I):
+        return "no index counts so many numbers"
+    return "" if "aoti_torch" in text else one_line(text)
+
+
 class Limits:
     """How much can be taken at once, as far as has been found out, for the rest of an evaluation.
 
@@ -241,9 +254,10 @@ class Limits:
             OutOfMemoryError: if there must not be fewer.
         """
         if examples == 1 or self._whole:
+            reason = wanted(self._reason)
             raise torch.OutOfMemoryError(
                 f"batch_size = {examples} and chunk = 1, which is {examples} rows at once, do not "
-                f"fit in memory: {self._reason}"
+                f"fit in memory{reason and f': {reason}'}"
             )
         self.examples = examples // 2
         self._warn(f"{self.examples} examples")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dvae_fast import functional, noise
-from dvae_fast._checks import check_choice, check_count
+from dvae_fast._checks import check_choice, check_size
 from dvae_fast.corruptions import (
     Corruption,
     Identity,
@@ -38,6 +38,7 @@ __all__ = ["PROPOSALS", "ModelDrawer", "Proposal"]
 #: encodes as often. "mixture": 1/M Σ_m q(z|x̃_m), M encodings an example, its own density in the
 #: weights.
 PROPOSALS = ("posterior", "corrupted", "mixture")
+_MOST_COPIES = 2**24  # each has its own index in the noise of latents
 
 
 class ModelDrawer(Drawer, Protocol):
@@ -70,10 +71,9 @@ class Proposal:
                 f"proposal {name!r} must come with a corruption: the model has none, and none is "
                 "given"
             )
-        check_count("copies", copies, 1)
         self.name = name
         self.corruption = corruption or Identity()
-        self.copies = int(copies)
+        self.copies = check_size("copies", copies, most=_MOST_COPIES)
 
     @property
     def settings(self) -> dict[str, Any]:

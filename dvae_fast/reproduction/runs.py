@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dvae_fast._checks import check_size
 from dvae_fast.data import evenly_spaced, load_dataset
 from dvae_fast.evaluation import estimate_log_likelihood
 from dvae_fast.evaluation.partial import PARTIAL, remove_partial
@@ -37,6 +38,8 @@ _DEFAULTS = TrainConfig().to_dict()
 #: of a configuration, what changes speed and rounding alone
 _ANYWHERE = ("threads", "device", "cuda_graph")
 _COMMIT_SECONDS = 10.0
+#: more than anybody trains
+_MOST_SEEDS = 10**4
 #: points of a learning curve that are kept, at most
 _CURVE = 64
 
@@ -88,8 +91,8 @@ def plan(
     Raises:
         ValueError: if `epochs`, `seeds` or `device` is not valid.
     """
-    if seeds is not None and seeds < 1:
-        raise ValueError(f"seeds must be >= 1, got {seeds}")
+    if seeds is not None:
+        check_size("seeds", seeds, most=_MOST_SEEDS)
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs must be >= 1, got {epochs}")
     wanted = [(seed, row) for row in rows for seed in range(seeds or scale.seeds)]

@@ -235,6 +235,7 @@ def test_an_objective_is_one_option_away() -> None:
         (["--lr-schedule", "x"], "lr_schedule must be one of constant, stepwise; got 'x'"),
         (["--learning-rate", "-1"], "learning_rate must be a finite number > 0, got -1.0"),
         (["--evaluate-k", "-1"], "evaluate-k must be >= 0, got -1"),
+        (["--evaluate-k", f"{2**63}"], "evaluate-k must be <= 4,294,967,296, got 92233720368"),
         (["--model", "vae", "--level", "0.3"], "level must be 0 without a corruption, got 0.3"),
         (["--level", "nan"], "level must be finite, got nan"),
         (["--device", "gpu"], "device must be cpu, cuda or cuda:N, got 'gpu'"),

@@ -226,6 +226,17 @@ def test_sizes_beyond_memory_are_one_line(option: str, size: str) -> None:
     assert result.exit_code == 1
     assert result.output.startswith("dvae-fast: a size is too large for this machine: ")
     assert result.output.count("\n") == 1
+    assert not re.search("cpp|aoti|empty", result.output)  # in plain words
+
+
+@pytest.mark.parametrize("value", [0, -1, 2**31, 2**63])
+@pytest.mark.parametrize("option", ["temperatures", "leapfrog", "copies"])
+def test_absurd_counts_are_wrong_options(option: str, value: int, run_dir: Path) -> None:
+    method = ["--proposal", "mixture"] if option == "copies" else ["--method", "ais"]
+    result = run("evaluate", run_dir, *method, f"--{option}={value}")
+    assert result.exit_code == 2
+    rule = ">= 1" if value < 1 else "<= [0-9,]+"
+    assert re.search(f"dvae-fast: {option} must be {rule}, got {value}\n", result.output)
 
 
 @pytest.mark.parametrize("name", ["copies", "samples", "latent-size"])

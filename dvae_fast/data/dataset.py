@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
 from dvae_fast._checks import check_choice
+from dvae_fast._seeds import derived_key
 from dvae_fast.data.examples import MISSING, Examples, Scaling, Streamed, mean_of, observed
 from dvae_fast.data.kinds import BINARY, KINDS, Kind
 
@@ -74,6 +75,7 @@ def check_missing(missing: str | None) -> None:
 # --- Bernoulli draws --------------------------------------------------------------------------
 
 
+_TRAIN_KEY = 1 << 21  # of the seed's keys, the one that a training set is drawn by
 _BLOCK = 256  # examples a call: bounds the memory of the reference; part of what a draw depends on
 
 
@@ -106,6 +108,8 @@ def _draw_from(
 ) -> Tensor:
     """The same of the rows from `start`, a multiple of a block, on."""
     key = torch.tensor([seed], dtype=torch.int64, device=grey.device)
+    if split == SPLITS[0]:  # whose indices are those of a corruption by the same seed, too
+        key = derived_key(key, _TRAIN_KEY)
     # Room for a million examples each; of more, parts of two splits share their noise.
     first = (SPLITS.index(split) << 20) + start // _BLOCK
     blocks = torch.split(grey, _BLOCK)

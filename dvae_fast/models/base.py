@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dvae_fast import functional, objectives
 from dvae_fast._checks import check_same, check_size
-from dvae_fast._seeds import seed_tensor
+from dvae_fast._seeds import derived_key, seed_tensor
 from dvae_fast.corruptions import (
     Identity,
     as_corruption,
@@ -47,6 +47,7 @@ __all__ = ["Autoencoder", "groups_of"]
 #: parts that may be a module of one's own
 _PARTS = ("encoder", "decoder", "prior")
 _OWN = "a prior of one's own"
+_SAMPLE_KEY = 1 << 22  # index among a seed's keys
 
 
 class Autoencoder(WithPrior):
@@ -433,9 +434,10 @@ class Autoencoder(WithPrior):
             draw: return draws x ~ p(x|z) instead of the means. They are governed by the seed too,
                 but by torch's generator, so unlike the latents they depend on n and the device.
         """
-        check_size("n", n)
+        check_size("n", n, most=2**32)
         like = next(self.parameters(), torch.empty(0))
-        key = seed_tensor(seed, like.device)
+        # Not the seed's own, by which an evaluation of what is drawn here has its latents.
+        key = derived_key(seed_tensor(seed, like.device), _SAMPLE_KEY)
         context = self._context(context, like.new_empty(n, 0))
         told = () if context is None else (context,)
         params = self.decode(self._draw_latents(n, key, like, *told), *told)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,10 +38,16 @@ def read_csv(path: Path, labels: str | None = None) -> Raw:
         cells = [cell.strip().strip("\"'") for cell in head.strip("\r\n").split(separator)]
         with warnings.catch_warnings():  # of columns of several types, which are looked at below
             warnings.simplefilter("ignore")
-            frame = pandas.read_csv(
-                path, sep=separator, header=None if _are_values(cells) else 0,
-                encoding="utf-8-sig", skipinitialspace=True,
-            )  # fmt: skip
+            read = partial(
+                pandas.read_csv,
+                path,
+                sep=separator,
+                encoding="utf-8-sig",
+                skipinitialspace=True,
+            )
+            frame = read(header=None if _are_values(cells) else 0)
+            if labels not in cells and _is_like_the_others(cells, frame):
+                frame = read(header=None)
     except (OSError, ValueError, OverflowError) as error:  # pandas' own are ValueErrors
         raise DataError(f"{path} cannot be read as a table: {one_line(error)}") from None
     _check_names(path, frame)
@@ -51,6 +58,18 @@ def _are_values(cells: list[str]) -> bool:
     """Whether those of the first line are values: a number at least, and else what is missing."""
     blank = [not cell or cell in _MISSING for cell in cells]
     return all(b or _is_number(c) for b, c in zip(blank, cells, strict=True)) and not all(blank)
+
+
+def _is_like_the_others(cells: list[str], frame: Any) -> bool:
+    """Whether a first line of numbers and text, that was taken for names, is an example: the text
+    is no name of its column, but is in it again, as labels are."""
+    if len(cells) != frame.shape[1] or not any(cell and _is_number(cell) for cell in cells):
+        return False
+    texts = [i for i, cell in enumerate(cells) if not _is_number(cell)]
+    return any(
+        not _is_numeric(column) and bool((column.astype(str).str.strip() == cells[i]).any())
+        for i, column in ((i, frame.iloc[:, i]) for i in texts)
+    )
 
 
 def _check_names(path: Path, frame: Any) -> None:

@@ -118,6 +118,32 @@ def test_a_table_with_labels_and_row_numbers() -> None:
     same(data, Dataset.from_arrays(TABLE, labels=names))
 
 
+@pytest.mark.parametrize("at", [0, 2, 4])
+@pytest.mark.parametrize("separator", [",", "\t", ";"])
+def test_a_table_without_names_has_labels_in_its_first_line(at: int, separator: str) -> None:
+    names = np.array(["oak", "ash", "elm"])[LABELS]
+    rows = [[*map(str, row)] for row in TABLE.tolist()]
+    lines = [[*row[:at], name, *row[at:]] for row, name in zip(rows, names, strict=True)]
+    Path("a.csv").write_text("\n".join(map(separator.join, lines)))
+    with pytest.raises(DataError, match=f"'{at}' holds '{names[0]}' in row 1; --labels {at} "):
+        load_path("a.csv")
+    same(load_path("a.csv", labels=str(at)), Dataset.from_arrays(TABLE, labels=names))
+    for head in ("0 1 2 3", "410 420.5 431 442"):  # names that are numbers are names
+        named = head.split()
+        named.insert(at, "tree")
+        Path("b.csv").write_text("\n".join(map(separator.join, [named, *lines])))
+        data = load_path("b.csv", labels="tree")
+        assert data.columns == tuple(head.split())
+        same(data, Dataset.from_arrays(TABLE, labels=names))
+
+
+@pytest.mark.parametrize("missing", ["NA", "", "nan", "null"])
+def test_a_first_line_in_which_a_value_is_missing(missing: str) -> None:
+    csv("a.csv", TABLE, head=f"1.5,{missing},2.5,3")
+    with pytest.raises(DataError, match="got nan in row 1, column '1'"):
+        load_path("a.csv")
+
+
 def test_names_are_as_many_as_values() -> None:
     """pandas takes what the first line has no name for as names of rows, and so leaves it out."""
     csv("a.csv", TABLE, head="# all that was measured")

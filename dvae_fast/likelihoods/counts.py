@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor
+from torch._functorch import eager_transforms
+from torch.autograd import forward_ad
 
 from dvae_fast.likelihoods.base import Likelihood, MeanAndScale, checked_mean, in_wide
 from dvae_fast.likelihoods.links import exponential, identity, positive
@@ -43,7 +45,7 @@ class NegativeBinomial(MeanAndScale):
         u = (x − mean)/(t + mean) and w = t (x − mean)/(x (t + mean)).
         """
         mean, scale = params
-        t = scale.clamp(max=_MAX_DISPERSION)
+        t = _dispersion(mean, scale, x)
         gammas = torch.where(x == 0, 0.0, _log_gamma_rest(t, x) - _log_factorial_rest(x))
         value = gammas - _deviance(mean, t, x)
         return torch.where((mean == math.inf) | ((mean == 0) & (x > 0)), -math.inf, value)
@@ -53,7 +55,7 @@ class NegativeBinomial(MeanAndScale):
         K(z) = ψ(z) − log z.
         """
         mean, scale = params
-        t = scale.clamp(max=_MAX_DISPERSION)
+        t = _dispersion(mean, scale, x)
         m = mean.clamp(max=torch.finfo(mean.dtype).max)
         size, one = _split(t + m)
         relative = torch.where(x == 0, -1.0, (x - m) / m)
@@ -63,12 +65,7 @@ class NegativeBinomial(MeanAndScale):
         return relative * (t / size / one), d_scale + torch.where(x == 0, 0.0, _digamma_rest(t, x))
 
     def check_values(self, params: tuple[Tensor, ...]) -> None:
-        mean = params[0]
-        if bool((mean < 0).any()):
-            raise ValueError(
-                f"mean must be >= 0 for the {self.kind} likelihood, "
-                f"got a minimum of {mean.min().item():g}"
-            )
+        _check_not_negative("mean", params[0], self.kind)
 
     @in_wide
     def sample(
@@ -97,13 +94,17 @@ class ZeroInflatedNegativeBinomial(Likelihood):
     def log_prob(self, params: tuple[Tensor, Tensor, Tensor], x: Tensor) -> Tensor:
         """log (1 − π) NB(x), and log (π + (1 − π) NB(0)) of a 0, with π = σ(zero_logits)."""
         mean, scale, logits = params
-        log_p = _NEGATIVE_BINOMIAL.log_prob((mean, scale), x)
+        log_p = _by_formula(*torch.broadcast_tensors(mean, scale, x))
         kept = -torch.nn.functional.softplus(logits)
         zero = torch.logaddexp(-torch.nn.functional.softplus(-logits), kept + log_p)
         return torch.where(x == 0, zero, kept + log_p)
 
     def check_values(self, params: tuple[Tensor, ...]) -> None:
         _NEGATIVE_BINOMIAL.check_values(params[:2])
+
+    def start(self, data_mean: Tensor) -> Tensor:
+        """Of zero_logits that start at 0, by which half of the counts are zeroed."""
+        return exponential.inverse(2 * checked_mean(data_mean, exponential.interval))
 
     def mean(self, params: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         mean, _, logits = params
@@ -119,6 +120,54 @@ class ZeroInflatedNegativeBinomial(Likelihood):
 
 
 _NEGATIVE_BINOMIAL = NegativeBinomial()
+
+
+class _ByFormula(torch.autograd.Function):
+    """A negative binomial's log p of each element, all of one shape, with the derivatives that it
+    knows: autograd's own, through terms that cancel, are 0 of a large scale and NaN of a tiny one.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(mean: Tensor, scale: Tensor, x: Tensor) -> Tensor:
+        return _NEGATIVE_BINOMIAL.log_prob((mean, scale), x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        mean, scale, x = ctx.saved_tensors
+        each = _NEGATIVE_BINOMIAL.derivatives((mean, scale), x)
+        # Of a weight of 0, whatever the derivative.
+        return (*(torch.where(grad == 0, 0.0, grad * d) for d in each), None)
+
+
+class _ByFormulaMoved(_ByFormula):
+    """The same with a forward mode, which torch.compile refuses to see."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        mean, scale, x = ctx.saved_tensors
+        each = _NEGATIVE_BINOMIAL.derivatives((mean, scale), x)
+        moved = (d * t for d, t in zip(each, tangents, strict=False) if t is not None)
+        return sum(moved, torch.zeros_like(mean))
+
+
+def _by_formula(mean: Tensor, scale: Tensor, x: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        return cast("Tensor", _ByFormula.apply(mean, scale, x))
+    if eager_transforms.JVP_NESTING > 1 or torch._C._is_tracing():
+        return _NEGATIVE_BINOMIAL.log_prob((mean, scale), x)  # torch drops the outer tangents
+    moved = forward_ad._current_level >= 0
+    return cast("Tensor", (_ByFormulaMoved if moved else _ByFormula).apply(mean, scale, x))
 
 
 class Poisson(Likelihood):
@@ -151,12 +200,7 @@ class Poisson(Likelihood):
         return (torch.where(x == 0, -1.0, (x - rate) / rate),)
 
     def check_values(self, params: tuple[Tensor, ...]) -> None:
-        (rate,) = params
-        if bool((rate < 0).any()):
-            raise ValueError(
-                f"rate must be >= 0 for the {self.kind} likelihood, "
-                f"got a minimum of {rate.min().item():g}"
-            )
+        _check_not_negative("rate", params[0], self.kind)
 
     def start(self, data_mean: Tensor) -> Tensor:
         return exponential.inverse(checked_mean(data_mean, exponential.interval))
@@ -168,8 +212,19 @@ class Poisson(Likelihood):
         return torch.poisson(params[0], generator=generator)
 
 
-# By then a negative binomial is a Poisson in every digit; inf/inf would not be.
-_MAX_DISPERSION = 1e20
+def _check_not_negative(name: str, value: Tensor, kind: str) -> None:
+    if bool((value < 0).any()):
+        rule = f"{name} must be >= 0 for the {kind} likelihood"
+        raise ValueError(f"{rule}, got a minimum of {value.min().item():g}")
+
+
+def _dispersion(mean: Tensor, scale: Tensor, x: Tensor) -> Tensor:
+    """scale, or where that is larger one by which a negative binomial is a Poisson in every digit:
+    inf/inf would be none, and a tiny mean/(scale + mean) would be lost."""
+    wide = scale.dtype == torch.float64
+    m = mean.detach().clamp(max=torch.finfo(mean.dtype).max)
+    most = (1e40 if wide else 1e20) + (1e20 if wide else 1e10) * (m + (x - m).abs())
+    return torch.minimum(scale, most.clamp(max=1e300 if wide else 1e37))
 
 
 def _log_rest(ratio: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

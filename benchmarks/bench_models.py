@@ -238,25 +238,16 @@ class PythaeCase(Case):
 SEED = 5
 
 
-class PyroStep:
-    """Loss, gradient and Adam by Pyro."""
+class PyroStep(Step):
+    """Loss and gradient by Pyro, of a sum over examples."""
 
     def __init__(self, model: IWAE, x: Tensor, k: int) -> None:
-        self.model, self.x = model, x
+        super().__init__(model, x)
         self.elbo, *self.programs = _pyro(model, k)
-        self.optimiser = rivals.adam(model, rate=0.0)
 
-    def __call__(self) -> None:
-        self.optimiser.zero_grad(set_to_none=True)
-        self.elbo.loss_and_grads(*self.programs, self.x)
-        self.optimiser.step()
-
-    def result(self) -> tuple[float, Tensor]:
-        """Value and gradient, of a mean over examples where Pyro's is a sum."""
-        self.model.zero_grad()
-        torch.manual_seed(SEED)
-        value = self.elbo.loss_and_grads(*self.programs, self.x)
-        return value / B, torch.cat([p.grad.flatten() for p in self.model.parameters()]) / B
+    def differentiate(self) -> float:
+        """Its value."""
+        return self.elbo.loss_and_grads(*self.programs, self.x)
 
 
 def _pyro(model: IWAE, k: int) -> tuple[Any, Callable[[Tensor], None], Callable[[Tensor], None]]:
@@ -307,7 +298,11 @@ class PyroCase(Case):
         """The same value and gradient from the same numbers, ε of (K, B, Z), or (B, Z)."""
         if rival == "ours":
             return
-        value, found = built.call.result()
+        model = built.call.model
+        model.zero_grad()
+        torch.manual_seed(SEED)
+        value = built.call.differentiate() / B
+        found = torch.cat([p.grad.flatten() for p in model.parameters()]) / B
         torch.manual_seed(SEED)
         shape = (B, Z) if self.k == 1 else (self.k, B, Z)
         noise = torch.normal(torch.zeros(shape), torch.ones(shape)).view(self.k, B, Z)

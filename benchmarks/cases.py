@@ -146,7 +146,10 @@ class Step:
         self.model, self.x, self.loss = model, x, loss or model.loss
         self.optimiser = rivals.adam(model, rate=0.0)
 
+    def differentiate(self) -> Any:
+        self.loss(self.x).backward()
+
     def __call__(self) -> None:
         self.optimiser.zero_grad(set_to_none=True)  # freed rather than zeroed
-        self.loss(self.x).backward()
+        self.differentiate()
         self.optimiser.step()

@@ -117,8 +117,7 @@ def report(folder: Path, command: str) -> str:
         **target_parts(groups, memory, folder),
     }
     if (folder / "growth.json").exists():
-        groups, content = load(folder / "growth.json")
-        parts |= growth.parts(content, groups, read(folder / "growth_memory.json"))
+        parts |= growth.parts(load(folder / "growth.json")[0], read(folder / "growth_memory.json"))
     if (folder / "kept.json").exists():
         kept, about = load(folder / "kept.json")
         malloc = about["machine_info"]["measured_with"]["malloc"]

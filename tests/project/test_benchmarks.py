@@ -158,53 +158,16 @@ def test_flat_growth_has_no_steps(tmp_path: Path) -> None:
     one = series_of(tmp_path, {1: 1e-3, 4: 4.5e-3, 16: 16e-3})
     assert [p.value for p in one.points] == [1, 4, 16]
     assert one.points[0].cost == pytest.approx(100)
-    assert growth.steps(one, growth.Machine()) == []
+    assert growth.steps(one) == []
 
 
-def test_a_fixed_cost_is_found_from_the_sizes(tmp_path: Path) -> None:
-    """Time 300 µs + 1 ns an element; the last size, where a unit costs more again, is left out."""
-    times = {k: 3e-4 + 1e-5 * k for k in (1, 4, 16, 64)}
-    assert series_of(tmp_path, times).fixed() == pytest.approx((3e-4, 1e-9))
-    assert series_of(tmp_path, times | {256: 1.0}).fixed() == pytest.approx((3e-4, 1e-9))
-    # Two sizes fit any line, and a cost that only rises has no fixed part.
-    assert series_of(tmp_path, {1: 1e-4, 4: 1e-4}).fixed() is None
-    assert series_of(tmp_path, {1: 1e-4, 4: 5e-4, 16: 4e-3}).fixed() is None
-    constant, each = series_of(tmp_path, {1: 1e-5, 4: 4.2e-5, 16: 1.59e-4}).fixed() or (1, 1)
-    assert constant == 0
-    assert each == pytest.approx(1e-9, rel=0.05)
-
-
-@pytest.mark.parametrize(
-    ("times", "machine", "cause"),
-    [
-        # A flat time, whatever it is, is a fixed cost; of two sizes none can be told.
-        ({1: 0.1, 2: 0.1, 4: 0.1}, growth.Machine(), "fixed cost of a call, 100 ms of 100 ms"),
-        ({1: 1e-4, 4: 1e-4}, growth.Machine(), ""),
-        ({1: 1e-2, 4: 2e-2}, growth.Machine(2), "2 threads share the work above 16,384"),
-        ({1: 1e-2, 4: 2e-2}, growth.Machine(1), ""),
-        ({1: 1e-2, 4: 1e-2}, growth.Machine(2), ""),  # more than two threads can
-        ({2: 1e-2, 4: 1e-2}, growth.Machine(2), ""),  # both above
-        ({1: 1e-5, 4: 5.5e-5}, growth.Machine(2), "threads are woken above 16,384 elements"),
-        ({1: 1e-5, 4: 1e-4}, growth.Machine(2), ""),  # takes longer than that
-        ({8: 1e-3, 32: 8e-3}, growth.Machine(2, {"L2": 1 << 19}), "the data leave L2, 1 MiB"),
-        ({8: 1e-3, 32: 8e-3}, growth.Machine(2, {"L3": 1 << 20}), "the data leave L3, 1 MiB"),
-        ({256: 1e-3, 1024: 8e-3}, growth.Machine(2), "blocks above 32 MiB are fresh"),
-        ({8: 1e-3, 32: 8e-3}, growth.Machine(2), ""),
-    ],
-)
-def test_causes_of_steps(
-    times: dict[int, float], machine: growth.Machine, cause: str, tmp_path: Path
-) -> None:
-    step = growth.steps(series_of(tmp_path, times), machine)[0]
-    assert step.cause.startswith(cause)
-    assert bool(step.cause) == bool(cause)
-
-
-def test_a_fall_past_the_fixed_cost_is_not_put_down_to_it(tmp_path: Path) -> None:
-    """The cost of a unit halves where the line through the sizes has it flat."""
-    times = {8: 8e-3, 32: 32e-3, 128: 64e-3}
-    (step,) = growth.steps(series_of(tmp_path, times), growth.Machine(2))
-    assert step.cause == ""
+def test_steps_are_named_with_the_data_on_both_sides(tmp_path: Path) -> None:
+    one = series_of(tmp_path, {1: 1e-4, 4: 4e-4, 16: 4e-3, 64: 8e-3})
+    assert growth.step_rows([one]) == [
+        ["iwae_loss", "K", "4 → 16", "10 → 25", "2.50", "0.3 MiB → 1.2 MiB"],
+        ["iwae_loss", "K", "16 → 64", "25 → 12.5", "0.50", "1.2 MiB → 4.9 MiB"],
+    ]
+    assert growth.step_rows([one._replace(who="eager")]) == []
 
 
 def condition(axis: str, value: Any, time: float, who: str = "ours") -> dict[str, Any]:

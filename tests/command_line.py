@@ -25,6 +25,16 @@ def ok(*arguments: str | Path) -> str:
     return result.output
 
 
+def refused(message: str, *arguments: str | Path) -> None:
+    """Exit code 2, one line, which says so."""
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.output.startswith("dvae-fast: ")
+    assert message in result.output
+    assert result.output.count("\n") == 1
+    assert isinstance(result.exception, SystemExit)
+
+
 def plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """rich wraps and colours by the terminal; a fixed one makes the output the same everywhere."""
     monkeypatch.setenv("COLUMNS", "120")

@@ -12,6 +12,7 @@ Without either nothing changes.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -123,3 +124,13 @@ def pytest_runtest_makereport() -> Generator[None, Any, Any]:
         os.write(2, _failed(report).encode())
         os._exit(1)
     return report
+
+
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system without locks."""
+
+    def flock(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)

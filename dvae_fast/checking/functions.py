@@ -116,20 +116,15 @@ def _latent_cases() -> Iterator[Case]:
         lambda make: (_posterior(make), []),
         lambda mean, log_var: dvae_fast.sample_latent(mean, log_var, _K, seed=3),
     )
-    yield Case(
-        "latent_log_ratio",
-        ("latent_log_ratio", "latent_log_ratio_backward"),
-        "M=2",
-        lambda make: ([make.normal(2, _B, _K, _Z), *_posterior(make)], []),
-        dvae_fast.latent_log_ratio,
-    )
-    yield Case(
-        "mixture_log_ratio",
-        ("mixture_log_ratio", "mixture_log_ratio_backward"),
-        "M=2",
-        lambda make: ([make.normal(2, _B, _K, _Z), *_posterior(make)], []),
-        dvae_fast.mixture_log_ratio,
-    )
+    for function in (dvae_fast.latent_log_ratio, dvae_fast.mixture_log_ratio):
+        name = function.__name__
+        yield Case(
+            name,
+            (name, f"{name}_backward"),
+            "M=2",
+            lambda make: ([make.normal(2, _B, _K, _Z), *_posterior(make)], []),
+            function,
+        )
 
 
 def _corruption_cases() -> Iterator[Case]:

@@ -69,9 +69,7 @@ class ModelSource:
         self.proposal, self.device = how.name, like.device
 
     def encode(self, batch: Given, key: Tensor, first_example: int) -> ModelDrawer:
-        return self.how.encode(
-            self.evaluated, batch.x, key, first_example, batch.context, batch.mask
-        )
+        return self.how.encode(self.evaluated, batch, key, first_example)
 
     def log_weights(
         self, drawers: Sequence[ModelDrawer], batch: Given, k: int, first_sample: int
@@ -92,7 +90,7 @@ class ModelSource:
         else:
             z, log_ratio = (torch.cat(parts) for parts in zip(*drawn, strict=True))
         with precision(self.device, self.dtype):
-            return evaluated.log_weights(z, batch.x, log_ratio, context, batch.mask)
+            return evaluated.log_weights(z, batch, log_ratio)
 
     def evaluating(self) -> AbstractContextManager[object]:
         return self.evaluated.evaluating()

@@ -94,16 +94,11 @@ class Proposal:
         return cls(name, corruption, copies)
 
     def encode(
-        self,
-        evaluated: Evaluated,
-        x: Tensor,
-        key: Tensor,
-        first_example: int,
-        context: Tensor | None = None,
-        mask: Tensor | None = None,
+        self, evaluated: Evaluated, batch: Given, key: Tensor, first_example: int
     ) -> ModelDrawer:
-        """Encode x (B, *shape) with its context, the examples first_example, … of the noise; x̃ is 0
-        where a mask says that nothing was observed."""
+        """Encode examples, those from first_example on of the noise; x̃ is 0 where a mask says that
+        nothing was observed."""
+        x, context, mask = batch.x, batch.context, batch.mask
         if self.name == "posterior":
             posterior = evaluated.posterior(x, context)
             if isinstance(posterior, Sampled):

@@ -298,20 +298,14 @@ class Evaluated:
             return _ROWS_DENSE
         return rows_at_once(like.device)
 
-    def log_weights(
-        self,
-        z: Tensor,
-        x: Tensor,
-        log_ratio: Tensor,
-        context: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """log p(x|z) + log_ratio: z (B, K, Z), x (B, *shape), log_ratio (B, K) → (B, K).
+    def log_weights(self, z: Tensor, batch: Given, log_ratio: Tensor) -> Tensor:
+        """log p(x|z) + log_ratio: z (B, K, Z), log_ratio (B, K) → (B, K).
 
         Differentiable. The logits of a Bernoulli are not held where the decoder ends in a plain
         linear layer, and hidden activations neither where all its layers are plain.
         """
-        x, mask = x.flatten(1), None if mask is None else mask.flatten(1)
+        x, context = batch.x.flatten(1), batch.context
+        mask = None if batch.mask is None else batch.mask.flatten(1)
         if self._trunk is None or (context is not None and self._decoder is None):
             params = self.params(z, x.shape[1], context)
             return functional.log_weights(params, x, log_ratio, self.likelihood, mask)

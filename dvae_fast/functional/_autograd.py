@@ -48,6 +48,7 @@ __all__ = [
     "needs_grad",
     "operator",
     "same",
+    "unary",
     "without_autocast",
 ]
 
@@ -269,6 +270,32 @@ def differentiable(name: str) -> Callable[..., Any]:
 
     Differentiable.__name__ = Differentiable.__qualname__ = name
     return lambda *args: (Differentiable.apply if graph_is_asked() else run)(*args)
+
+
+def unary(name: str, *, keeps_result: bool = False) -> type[Operation]:
+    """The function of the operator `name` of one tensor; its backward pass takes that tensor, or
+    the result."""
+    run, back = operator(name), differentiable(f"{name}_backward")
+
+    class Unary(Operation):
+        formula = staticmethod(getattr(reference, name))
+
+        @staticmethod
+        def forward(x: Tensor) -> Tensor:
+            return cast("Tensor", run(x))
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+            keep(ctx, output, output if keeps_result else inputs[0])
+
+        @staticmethod
+        def pull(
+            grads: Sequence[Tensor | None], need: Sequence[bool], *args: Any
+        ) -> tuple[Any, ...]:
+            return (back(*grads, *args),)
+
+    Unary.__name__ = Unary.__qualname__ = name
+    return Unary
 
 
 def same(x: Tensor) -> Tensor:

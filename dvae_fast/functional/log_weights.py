@@ -27,6 +27,7 @@ from dvae_fast.functional._autograd import (
     needs_function,
     needs_grad,
     operator,
+    unary,
 )
 from dvae_fast.functional._looks import look_at_loss, look_at_params
 from dvae_fast.functional._rows import check_mask, check_rows, observed
@@ -230,20 +231,7 @@ def log_weights_of_rows(
 # --- logmeanexp and the IWAE loss -------------------------------------------------------------
 
 
-_logmeanexp = operator("logmeanexp")
-_logmeanexp_backward = differentiable("logmeanexp_backward")
-
-
-class _LogMeanExp(Operation):
-    formula = staticmethod(reference.logmeanexp)
-
-    @staticmethod
-    def forward(log_w: Tensor) -> Tensor:
-        return cast("Tensor", _logmeanexp(log_w))
-
-    @staticmethod
-    def pull(grads: Sequence[Tensor | None], need: Sequence[bool], *args: Any) -> tuple[Any, ...]:
-        return (_logmeanexp_backward(*grads, *args),)
+_LogMeanExp = unary("logmeanexp")
 
 
 def logmeanexp(log_w: Tensor, dim: int = -1) -> Tensor:

@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
-from dvae_fast import reference
 from dvae_fast._checks import check_float
-from dvae_fast.functional._autograd import Operation, differentiable, keep, needs_function, operator
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from dvae_fast.functional._autograd import needs_function, unary
 
 __all__ = ["softplus"]
 
 _op: Any = torch.ops.dvae_fast
-
-
-_softplus = operator("softplus")
-_softplus_backward = differentiable("softplus_backward")
-
-
-class _Softplus(Operation):
-    formula = staticmethod(reference.softplus)
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return cast("Tensor", _softplus(x))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        keep(ctx, output, output)
-
-    @staticmethod
-    def pull(grads: Sequence[Tensor | None], need: Sequence[bool], *args: Any) -> tuple[Any, ...]:
-        return (_softplus_backward(*grads, *args),)
+_Softplus = unary("softplus", keeps_result=True)
 
 
 def softplus(x: Tensor) -> Tensor:

@@ -36,9 +36,11 @@ from dvae_fast.objectives.objective import check_score_objective
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import Unpack
 
     from dvae_fast.corruptions import Corruption
     from dvae_fast.evaluation import Expectation
+    from dvae_fast.models.context import Told
     from dvae_fast.models.priors import Prior
     from dvae_fast.objectives import Latents, Objective
 
@@ -231,15 +233,19 @@ class Autoencoder(WithPrior):
             value.bind(self)
 
     def _sample_posterior(
-        self,
-        x: Tensor,
-        key: Tensor,
-        first_example: int,
-        context: Tensor | None = None,
-        mask: Tensor | None = None,
+        self, x: Tensor, key: Tensor, first_example: int, **told: Unpack[Told]
     ) -> Latents:
         """z and log_ratio for the objective: M corruptions encoded once, K samples of each."""
         raise NotImplementedError
+
+    def _encoded_noisy(
+        self, x: Tensor, key: Tensor, first_example: int, told: Told
+    ) -> tuple[Tensor, Any]:
+        """x̃, of M copies where there are several, and what is encoded of it."""
+        context, copies = told.get("context"), self.copies if self.copies > 1 else None
+        noisy = self._corrupt(x, key, copies, first_example, told.get("mask"))
+        encode: Any = self.encode  # a subclass has it
+        return noisy, encode(noisy, *(() if context is None else (context,)))
 
     def split_decoder(self) -> Decoder | None:
         """The decoder, if trunk and then a linear output are all that calling `decode` does."""
@@ -303,7 +309,7 @@ class Autoencoder(WithPrior):
         """
         x, mask = self._observed(x, mask)
         context, key = self._context(context, x), seed_tensor(seed, x.device)
-        latents = self._posterior_of(x, key, first_example, context, mask)
+        latents = self._posterior_of(x, key, first_example, context=context, mask=mask)
         params, again = self._decoded(latents.z, context)
         loss = objectives.loss(
             cast("Tensor | tuple[Tensor, Tensor | float]", params),
@@ -324,17 +330,11 @@ class Autoencoder(WithPrior):
         return loss
 
     def _posterior_of(
-        self,
-        x: Tensor,
-        key: Tensor,
-        first_example: int,
-        context: Tensor | None,
-        mask: Tensor | None,
+        self, x: Tensor, key: Tensor, first_example: int, **told: Unpack[Told]
     ) -> Latents:
         """`_sample_posterior`, which a subclass without them need not be told of either."""
-        more = {"context": context, "mask": mask}
-        told = {name: t for name, t in more.items() if t is not None}
-        return self._sample_posterior(x, key, first_example, **told)
+        some = cast("Told", {name: t for name, t in told.items() if t is not None})
+        return self._sample_posterior(x, key, first_example, **some)
 
     def _decoded(
         self, z: Tensor, context: Tensor | None
@@ -410,7 +410,7 @@ class Autoencoder(WithPrior):
         """
         x, mask = self._observed(x, mask)
         context, key = self._context(context, x), seed_tensor(seed, x.device)
-        z, log_ratio, _ = self._posterior_of(x, key, first_example, context, mask)
+        z, log_ratio, _ = self._posterior_of(x, key, first_example, context=context, mask=mask)
         return objectives.bound(self._log_weights(z, x, log_ratio, context, mask), self.objective)
 
     # --- pictures -----------------------------------------------------------------------------

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from dvae_fast._seeds import First
     from dvae_fast.models.config import ModelConfig
+    from dvae_fast.models.context import Told
 
 __all__ = ["BernoulliLatentModel", "draw_bernoulli", "sample_bernoulli_latents"]
 
@@ -121,21 +122,14 @@ class BernoulliLatentModel(Autoencoder):
         return z, log_p - log_q
 
     def _sample_posterior(
-        self,
-        x: Tensor,
-        key: Tensor,
-        first_example: int,
-        context: Tensor | None = None,
-        mask: Tensor | None = None,
+        self, x: Tensor, key: Tensor, first_example: int, **told: Unpack[Told]
     ) -> Latents:
-        copies = self.copies if self.copies > 1 else None
-        noisy = self._corrupt(x, key, copies, first_example, mask)
-        logits = self.encode(noisy, *(() if context is None else (context,)))
+        _, logits = self._encoded_noisy(x, key, first_example, told)
         latents = sample_bernoulli_latents(
             groups_of(logits, self.copies), self.prior_logits, self.samples, self.objective, key,
             first_example=first_example,
         )  # fmt: skip
-        return self._with_prior(latents, key, first_example, context)
+        return self._with_prior(latents, key, first_example, told.get("context"))
 
     def _draw_latents(
         self, n: int, key: Tensor, like: Tensor, context: Tensor | None = None

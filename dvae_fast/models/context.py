@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -10,7 +10,15 @@ from torch import Tensor
 from dvae_fast._checks import check_dense
 from dvae_fast.functional._autograd import is_transformed
 
-__all__ = ["as_context"]
+__all__ = ["Told", "as_context"]
+
+
+class Told(TypedDict, total=False):
+    """What a model may be told of its examples besides x; None as good as left out."""
+
+    context: Tensor | None
+    mask: Tensor | None
+
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from dvae_fast._seeds import First
     from dvae_fast.models.config import ModelConfig
+    from dvae_fast.models.context import Told
     from dvae_fast.objectives import Objective
 
 __all__ = ["DIWAE", "DVAE", "IWAE", "VAE", "LatentVariableModel"]
@@ -66,17 +67,10 @@ class LatentVariableModel(Autoencoder):
         return mean, spread
 
     def _sample_posterior(
-        self,
-        x: Tensor,
-        key: Tensor,
-        first_example: int,
-        context: Tensor | None = None,
-        mask: Tensor | None = None,
+        self, x: Tensor, key: Tensor, first_example: int, **told: Unpack[Told]
     ) -> Latents:
-        copies = self.copies if self.copies > 1 else None
-        noisy = self._corrupt(x, key, copies, first_example, mask)
-        told = () if context is None else (context,)
-        encoded = self.encode(noisy, *told)
+        context = told.get("context")
+        noisy, encoded = self._encoded_noisy(x, key, first_example, told)
         if not isinstance(encoded, tuple):
             latents = self._sample_distribution(encoded, noisy, key, first_example)
             return self._with_prior(latents, key, first_example, context)

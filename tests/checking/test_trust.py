@@ -225,13 +225,8 @@ def test_lock_that_is_never_free_is_not_waited_for_for_ever(checks: Checks) -> N
     assert trust.verdict().trusted
 
 
-def test_file_system_without_locks_is_done_without(
-    checks: Checks, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def none(*_: Any) -> None:
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", none)
+@pytest.mark.usefixtures("no_locks")
+def test_file_system_without_locks_is_done_without(checks: Checks) -> None:
     assert trust.verdict().trusted
     assert trust.remembered() is not None
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dvae_fast import corruptions
 from dvae_fast.corruptions import AdditiveGaussian, Corruption, Masking
+from dvae_fast.data.given import Given
 from dvae_fast.evaluation import PROPOSALS, Evaluated, Proposal, estimate_log_likelihood
 from dvae_fast.models import make_model
 from dvae_fast.noise import latent_noise
@@ -35,9 +36,9 @@ def _drawn(
     evaluated = Evaluated(model)
     key = torch.tensor([SEED])
     with torch.no_grad():
-        drawer = Proposal(proposal, corruption, copies).encode(evaluated, x, key, 0)
+        drawer = Proposal(proposal, corruption, copies).encode(evaluated, Given(x), key, 0)
         z, log_ratio = drawer.draw(k, 0)
-        return z, log_ratio, evaluated.log_weights(z, x, log_ratio)
+        return z, log_ratio, evaluated.log_weights(z, Given(x), log_ratio)
 
 
 @pytest.mark.parametrize("proposal", PROPOSALS)
@@ -124,7 +125,7 @@ def test_mixture_components_are_uniform_and_stratified() -> None:
         return mean.reshape(-1, Z), torch.full((M * n, Z), -60.0, dtype=torch.float64)
 
     evaluated = Evaluated((encode, lambda z: z), "bernoulli")
-    drawer = Proposal("mixture", corruption, M).encode(evaluated, x, torch.tensor([SEED]), 0)
+    drawer = Proposal("mixture", corruption, M).encode(evaluated, Given(x), torch.tensor([SEED]), 0)
     which = drawer.draw(3 * M, 0)[0][..., 0].round().long()
     assert bool((torch.nn.functional.one_hot(which, M).sum(1) == 3).all())
     counts = torch.bincount(which[:, 0], minlength=M).double()

@@ -10,14 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import command_line
 import numpy as np
 import pytest
 import torch
 from forks import Context, Program
 from interrupts import StopAfter
-from typer.testing import CliRunner
 
-from dvae_fast import cli
 from dvae_fast.evaluation import estimate_log_likelihood
 from dvae_fast.files import CheckpointError
 from dvae_fast.models import load_model
@@ -49,7 +48,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(cli.app, ["reproduce", *(str(a) for a in arguments)])
+    return command_line.run("reproduce", *arguments)
 
 
 def ok(*arguments: str | Path) -> str:
@@ -490,11 +489,7 @@ def test_rows_are_listed_with_what_was_published() -> None:
 def test_wrong_options_are_one_line_and_leave_nothing(
     arguments: list[str], message: str, tmp_path: Path
 ) -> None:
-    result = run(*arguments)
-    assert result.exit_code == 2
-    assert result.output.startswith("dvae-fast: ")
-    assert message in result.output
-    assert result.output.count("\n") == 1
+    command_line.refused(message, "reproduce", *arguments)
     assert not list(tmp_path.iterdir())
 
 

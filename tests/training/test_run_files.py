@@ -392,15 +392,8 @@ def test_one_of_many_holds_a_lock(tmp_path: Path) -> None:
     assert count >= 4
 
 
-def test_without_locks_a_run_goes_on_with_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import fcntl
-
-    def flock(*_: object) -> None:
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", flock)
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_a_run_goes_on_with_a_warning(tmp_path: Path) -> None:
     with pytest.warns(RuntimeWarning, match="cannot be locked .No locks available."):
         assert train(tiny(), tmp_path, tensorboard=False)["status"] == "finished"
 

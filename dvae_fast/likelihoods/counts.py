@@ -220,11 +220,12 @@ def _check_not_negative(name: str, value: Tensor, kind: str) -> None:
 
 def _dispersion(mean: Tensor, scale: Tensor, x: Tensor) -> Tensor:
     """scale, or where that is larger one by which a negative binomial is a Poisson in every digit:
-    inf/inf would be none, and a tiny mean/(scale + mean) would be lost."""
+    inf/inf would be none, a tiny mean/(scale + mean) would be lost, and the largest mean has to be
+    beside it."""
     wide = scale.dtype == torch.float64
     m = mean.detach().clamp(max=torch.finfo(mean.dtype).max)
     most = (1e40 if wide else 1e20) + (1e20 if wide else 1e10) * (m + (x - m).abs())
-    return torch.minimum(scale, most.clamp(max=1e300 if wide else 1e37))
+    return torch.minimum(scale, most.clamp(max=1e290 if wide else 1e30))
 
 
 def _log_rest(ratio: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

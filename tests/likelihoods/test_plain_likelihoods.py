@@ -221,7 +221,9 @@ def test_decoders_start_at_the_mean_of_the_data(likelihood: Likelihood) -> None:
     start = likelihood.start(mean)
     assert start is not None
     first = next(iter(likelihood.params.values()))(start)
-    rest = tuple(torch.full((3,), -50.0, dtype=torch.float64) for _ in likelihood.params)[1:]
+    # A zero's logit starts at 0, and its scale, wherever it does, does not move the mean.
+    outputs = {name: 0.0 if name == "zero_logits" else -50.0 for name in likelihood.params}
+    rest = tuple(torch.full((3,), v, dtype=torch.float64) for v in outputs.values())[1:]
     got = likelihood.mean(given((first, *rest)))
     torch.testing.assert_close(got, mean, rtol=1e-8, atol=1e-8)
 

@@ -159,6 +159,7 @@ def test_autocast_leaves_the_density_alone() -> None:
     assert torch.equal(got, expected)
 
 
+@pytest.mark.filterwarnings("ignore:the loss is not finite, and 1 of:RuntimeWarning")
 @each_own
 @pytest.mark.parametrize("where", ["first", "last", "x", "log_ratio"])
 def test_nan_stays_in_its_example(likelihood: Likelihood, where: str) -> None:

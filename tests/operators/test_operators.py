@@ -583,6 +583,7 @@ def _assert_only(row: int, dim: int, clean: Tensor, dirty: Tensor, name: str) ->
     assert bool(dirty.select(dim, row).isnan().any()), f"{name}: NaN was lost"
 
 
+@pytest.mark.filterwarnings("ignore:the loss is not finite, and 1 of:RuntimeWarning")
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("where", ["logits", "x", "log_ratio"])

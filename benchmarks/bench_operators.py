@@ -269,6 +269,33 @@ class IWAELossCase(FormulaCase):
             close(rival, actual, expected[i], self.tolerance)
 
 
+class MaskedLossCase(IWAELossCase):
+    """The same of a part of the pixels, others in each example; "ours, no mask" is of all."""
+
+    def __init__(self, k: int, share: float) -> None:
+        super().__init__(k)
+        self.group += f", {share:.0%} observed"
+        self.mask = torch.rand(self.x.shape) < share
+
+    def plain_loss(self, logits: Tensor, x: Tensor, log_ratio: Tensor) -> Tensor:
+        x, mask = (t.unsqueeze(1).expand_as(logits) for t in (x, self.mask))
+        each = torch.nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none")
+        return rivals.loss_of(log_ratio - each.where(mask, 0.0).sum(-1))
+
+    def ways(self, rival: str) -> Calls:
+        mask = None if "no mask" in rival else self.mask
+        ours = partial(dvae_fast.iwae_loss, mask=mask)
+        return {"": self.bound(ours if rival.startswith("ours") else self.plain_loss)}
+
+    def check(self, rival: str, result: tuple[Tensor, ...]) -> None:
+        mask = torch.ones_like(self.mask) if "no mask" in rival else self.mask
+        b, args = len(self.x), (self.x, self.log_ratio.detach(), "bernoulli", -1 / len(self.x))
+        exact = reference.masked_iwae(self.leaf.detach().double(), None, *args, mask)
+        expected = (-exact[0].mean(), exact[2], exact[1] * (-1 / b))
+        for actual, value in zip(result, expected, strict=True):
+            close(rival, actual, value, self.tolerance)
+
+
 class LinearLogWeightsCase(Case):
     """50,000 rows through the last layer, 200 → 784, to log-weights; no gradient.
 
@@ -363,6 +390,7 @@ OPERATORS: dict[str, Callable[[], Case]] = {
     "log_weights": LogWeightsCase,
     **{f"iwae_loss forward {k}": partial(IWAELossCase, k, backward=False) for k in (50, 5, 1)},
     **{f"iwae_loss {k}": partial(IWAELossCase, k) for k in (50, 5, 1)},
+    **{f"iwae_loss, mask {s}": partial(MaskedLossCase, 50, s) for s in (0.5, 0.9)},
     "linear_log_weights": LinearLogWeightsCase,
     "copy": lambda: CopyCase(max(256 << 20, 4 * max(caches().values(), default=0))),
     "copy, size of the loss": partial(CopyCase, 4 * B * 50 * D),
@@ -372,6 +400,7 @@ LOSSES = ("ours", "ours, overwrite_params", "eager", "compile")
 RIVALS = (
     dict.fromkeys(OPERATORS, cases.PLAIN)
     | {f"iwae_loss {k}": LOSSES for k in (50, 5, 1)}
+    | {f"iwae_loss, mask {s}": ("ours", "ours, no mask", "eager") for s in (0.5, 0.9)}
     | {"log_weights": (*cases.PLAIN[:2], "eager, chunked", "compile")}
     | {"linear_log_weights": ("ours", "addmm", "addmm, kept buffer", "eager", "compile")}
     | {name: [name] for name in ("copy", "copy, size of the loss", "GEMM")}

@@ -217,6 +217,37 @@ def _weight_cases(small: bool) -> Iterator[Case]:
                     )
 
 
+def _masked_cases() -> Iterator[Case]:
+    """Of an example nothing is observed, and of another everything."""
+    d = 65
+    for likelihood, row in LIKELIHOODS.items():
+        for scale in ("full", "per-pixel") if row.scale else ("none",):
+
+            def make(
+                make: Maker, of: tuple[str, str, int] = (likelihood, scale, d)
+            ) -> tuple[list[Tensor], list[Tensor]]:
+                operands, rest = _decoder(make, *of)
+                mask = torch.rand(_B, d, generator=make.generator) < 0.6
+                mask[0], mask[1] = False, True
+                return operands, [*rest, make.put(mask, torch.bool)]
+
+            label = f"{likelihood}, scale {scale}, D={d}"
+            yield Case(
+                "log_weights (mask)",
+                ("masked_log_weights", "masked_log_weights_backward"),
+                label,
+                make,
+                lambda *t, lik=likelihood: dvae_fast.log_weights(*_split(t[:-1]), lik, t[-1]),
+            )
+            yield Case(
+                "iwae_loss (mask)",
+                ("masked_iwae", "rescale_"),
+                label,
+                make,
+                lambda *t, lik=likelihood: dvae_fast.iwae_loss(*_split(t[:-1]), lik, t[-1]),
+            )
+
+
 def _overwriting(likelihood: str) -> Callable[..., Tensor]:
     def call(*tensors: Tensor) -> Tensor:
         return dvae_fast.iwae_loss(
@@ -292,6 +323,7 @@ def _cases(small: bool) -> Iterator[Case]:
     yield from _corruption_cases()
     yield from _latent_cases()
     yield from _weight_cases(small)
+    yield from _masked_cases()
     yield from _layer_cases()
     if not small:
         yield from _long_cases()

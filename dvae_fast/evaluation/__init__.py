@@ -3,7 +3,12 @@
 from dvae_fast.evaluation.annealed import annealed_importance_sampling, bidirectional_monte_carlo
 from dvae_fast.evaluation.annealed_results import AISEstimate, BidirectionalEstimate
 from dvae_fast.evaluation.engine import CURVE
-from dvae_fast.evaluation.expectation import Expectation, importance_expectation, impute
+from dvae_fast.evaluation.expectation import (
+    Expectation,
+    ExpectationOptions,
+    importance_expectation,
+    impute,
+)
 from dvae_fast.evaluation.function import estimate_from_log_weights
 from dvae_fast.evaluation.importance import DTYPES, estimate_log_likelihood
 from dvae_fast.evaluation.progress import EvaluationProgress
@@ -36,6 +41,7 @@ __all__ = [
     "Evaluated",
     "EvaluationProgress",
     "Expectation",
+    "ExpectationOptions",
     "LikelihoodEstimate",
     "ParetoTail",
     "Proposal",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from dvae_fast.evaluation.target import Evaluated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Unpack
 
     import numpy as np
 
@@ -31,7 +32,32 @@ if TYPE_CHECKING:
     # Of latents (B, n, Z) of a batch: (B, n, *shape).
     _Function = Callable[[Tensor, Given, Evaluated], Tensor]
 
-__all__ = ["Expectation", "importance_expectation", "impute"]
+__all__ = ["Expectation", "ExpectationOptions", "importance_expectation", "impute"]
+
+
+class ExpectationOptions(TypedDict, total=False):
+    """How `importance_expectation` and `impute` draw and weigh.
+
+    Attributes:
+        context, likelihood, scale, proposal, corruption, copies: as for `estimate_log_likelihood`,
+            with its defaults.
+        smooth: False, the plain weights w / Σ w; by default their tail is Pareto-smoothed.
+        batch_size, chunk: examples, and samples of each, at once. The log-weights of a batch are
+            held, (batch_size, k).
+        seed, first_example: as for `estimate_log_likelihood`: the samples are the same ones.
+    """
+
+    context: Tensor | np.ndarray[Any, Any] | None
+    likelihood: str | Likelihood | None
+    scale: Scale | None
+    proposal: str
+    corruption: Corruption | None
+    copies: int
+    smooth: bool
+    batch_size: int | None
+    chunk: int | None
+    seed: int | Tensor | None
+    first_example: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,30 +137,16 @@ def importance_expectation(
     f: Callable[[Tensor], Tensor],
     k: int = 5000,
     *,
-    context: Tensor | np.ndarray[Any, Any] | None = None,
     mask: Tensor | np.ndarray[Any, Any] | None = None,
-    likelihood: str | Likelihood | None = None,
-    scale: Scale | None = None,
-    proposal: str = "posterior",
-    corruption: Corruption | None = None,
-    copies: int = 10,
-    smooth: bool = True,
-    batch_size: int | None = None,
-    chunk: int | None = None,
-    seed: int | Tensor | None = None,
-    first_example: int = 0,
+    **options: Unpack[ExpectationOptions],
 ) -> Expectation:
     """E_{p(z|x)} f(z), by self-normalised and Pareto-smoothed importance weights.
 
     Args:
-        model, x, k, context, mask, likelihood, scale, proposal, corruption, copies: as for
-            `estimate_log_likelihood`.
+        model, x, k, mask: as for `estimate_log_likelihood`.
         f: of rows of latents, (n, Z) → (n, *shape), a floating-point tensor. No latent is held:
             they are drawn once for the weights, and again for f from the same counters.
-        smooth: False, the plain weights w / Σ w.
-        batch_size, chunk: examples, and samples of each, at once. The log-weights of a batch are
-            held, (batch_size, k).
-        seed, first_example: as for `estimate_log_likelihood`: the samples are the same ones.
+        options: the fields of `ExpectationOptions`.
 
     Returns:
         An `Expectation`; what its `warnings()` say is worth reading.
@@ -161,13 +173,7 @@ def importance_expectation(
         rows: Tensor = values.unflatten(0, z.shape[:2])
         return rows
 
-    evaluated = Evaluated(model, likelihood, scale)
-    data = evaluated.examples(x, context, mask)
-    how = Proposal.of(evaluated, proposal, corruption, copies)
-    return _expectation(
-        evaluated, data, how, of_batch, k, smooth=smooth, batch_size=batch_size, chunk=chunk,
-        seed=seed, first_example=first_example,
-    )  # fmt: skip
+    return _expectation("importance_expectation", of_batch, model, x, mask, k, options)[0]
 
 
 @torch.no_grad()
@@ -176,18 +182,7 @@ def impute(
     x: Data,
     mask: Tensor | np.ndarray[Any, Any],
     k: int = 5000,
-    *,
-    context: Tensor | np.ndarray[Any, Any] | None = None,
-    likelihood: str | Likelihood | None = None,
-    scale: Scale | None = None,
-    proposal: str = "posterior",
-    corruption: Corruption | None = None,
-    copies: int = 10,
-    smooth: bool = True,
-    batch_size: int | None = None,
-    chunk: int | None = None,
-    seed: int | Tensor | None = None,
-    first_example: int = 0,
+    **options: Unpack[ExpectationOptions],
 ) -> Expectation:
     """The means of what was not observed given what was, E[x_missing | x_observed].
 
@@ -196,7 +191,8 @@ def impute(
     Args:
         mask: bool in x's shape, True where x was observed; the others are imputed, whatever x has
             there (Mattei and Frellsen, arXiv 1812.02633, section 3.3).
-        others: as for `importance_expectation`.
+        model, x, k: as for `importance_expectation`.
+        options: the fields of `ExpectationOptions`.
 
     Returns:
         An `Expectation` in x's shape: what was observed as it is, with an error of 0. The error of
@@ -213,13 +209,7 @@ def impute(
         params = evaluated.params(z, size, batch.context)
         return evaluated.likelihood.mean(params).expand(*z.shape[:2], size)
 
-    evaluated = Evaluated(model, likelihood, scale)
-    data = evaluated.examples(x, context, mask)
-    how = Proposal.of(evaluated, proposal, corruption, copies)
-    found = _expectation(
-        evaluated, data, how, of_batch, k, smooth=smooth, batch_size=batch_size, chunk=chunk,
-        seed=seed, first_example=first_example,
-    )  # fmt: skip
+    found, data = _expectation("impute", of_batch, model, x, mask, k, options)
     given, seen = data.x.double().cpu(), cast("Tensor", data.mask).cpu()
     value, error = (t.reshape(given.shape) for t in (found.value, found.standard_error))
     return replace(
@@ -228,36 +218,42 @@ def impute(
 
 
 def _expectation(
-    evaluated: Evaluated,
-    data: Given,
-    how: Proposal,
+    name: str,
     f: _Function,
+    model: Model,
+    x: Data,
+    mask: Any,
     k: int,
-    *,
-    smooth: bool,
-    batch_size: int | None,
-    chunk: int | None,
-    seed: int | Tensor | None,
-    first_example: int,
-) -> Expectation:
+    options: ExpectationOptions,
+) -> tuple[Expectation, Given]:
+    """E f, and the examples as they are evaluated, for the function called `name`."""
+    if unknown := sorted(options.keys() - ExpectationOptions.__annotations__.keys()):
+        raise TypeError(f"{name}() got an unexpected keyword argument {unknown[0]!r}")
+    evaluated = Evaluated(model, options.get("likelihood"), options.get("scale"))
+    data = evaluated.examples(x, options.get("context"), mask)
+    how = Proposal.of(
+        evaluated, options.get("proposal", "posterior"), options.get("corruption"),
+        options.get("copies", 10),
+    )  # fmt: skip
     k = check_size("k", k)
     batch_size, chunk = (
-        size if size is None else check_size(name, size)
-        for name, size in (("batch_size", batch_size), ("chunk", chunk))
+        size if size is None else check_size(of, size)
+        for of, size in (("batch_size", options.get("batch_size")), ("chunk", options.get("chunk")))
     )
-    check_index("first_example", first_example, len(data))
+    start, smooth = options.get("first_example", 0), options.get("smooth", True)
+    check_index("first_example", start, len(data))
     like = evaluated.like(data.x)
     source = ModelSource(evaluated, how, like, data.size)
-    key = seed_tensor(seed, like.device)
+    key = seed_tensor(options.get("seed"), like.device)
     batch_size, chunk = split(k, batch_size, chunk, evaluated.rows_at_once(like, held=True))
     parts = []
     with evaluated.evaluating():
         for first in range(0, len(data), batch_size):
             batch = data[first : first + batch_size].to(like.device)
-            drawer = source.encode(batch, key, int(first_example) + first)
+            drawer = source.encode(batch, key, int(start) + first)
             parts.append(_of_batch(source, drawer, batch, f, k, chunk, smooth))
     value, error, pareto_k, ess = (torch.cat(each).cpu() for each in zip(*parts, strict=True))
-    return Expectation(value, error, pareto_k, ess, k, int(key))
+    return Expectation(value, error, pareto_k, ess, k, int(key)), data
 
 
 def _of_batch(

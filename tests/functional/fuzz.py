@@ -254,8 +254,23 @@ def _data(draw: _Draw) -> tuple[str, Callable[..., Tensor], Tensor, list[Tensor]
     return kind, _logistic, levels, [mean, 0.2 * scale], shape[:-1]
 
 
+def _mask(draw: _Draw, x: Tensor) -> Tensor | None:
+    """In one case of three, of as many dimensions as any; of whole examples nothing or all too."""
+    if draw.rng.random() > 1 / 3:
+        return None
+    share = draw.uniform(*x.shape[:-1], 1) * 1.6 - 0.3
+    return draw.laid_out(draw.uniform(*x.shape) < share)
+
+
+def _seen(mask: Tensor | None, t: Tensor, other: float = 0.5) -> Tensor:
+    """t where it was observed, else what no derivative is infinite at; mask and t broadcast."""
+    return t if mask is None else torch.where(mask, t, other)
+
+
 def _log_weights(draw: _Draw, loss: bool = False) -> _Call:
     kind, density, x, params, shape = _data(draw)
+    mask = _mask(draw, x)
+    of_row = None if mask is None else mask.unsqueeze(-2)
     ratio = draw.extreme(draw.normal(*shape), -1e3, math.nan)
     reduction = draw.one_of("mean", "sum", "none")
     in_x = kind in ("bernoulli", "gaussian") and not loss
@@ -263,17 +278,20 @@ def _log_weights(draw: _Draw, loss: bool = False) -> _Call:
     def fused(x: Tensor, ratio: Tensor, *params: Tensor) -> Tensor:
         p = params if len(params) > 1 else params[0]
         if loss:
-            return dvae_fast.iwae_loss(p, x, ratio, kind, reduction=reduction)
-        return dvae_fast.log_weights(p, x, ratio, kind)
+            return dvae_fast.iwae_loss(p, x, ratio, kind, mask, reduction=reduction)
+        return dvae_fast.log_weights(p, x, ratio, kind, mask)
 
     def plain(x: Tensor, ratio: Tensor, *params: Tensor) -> Tensor:
-        log_w = density(*params, x.unsqueeze(-2)).sum(-1) + ratio
+        each = [_seen(of_row, p) for p in params]
+        log_p = density(*each, _seen(of_row, x.unsqueeze(-2), 0.0))
+        log_w = _seen(of_row, log_p, 0.0).sum(-1) + ratio
         if not loss:
             return log_w
         bound = -_bound(log_w)
         return {"mean": bound.mean(), "sum": bound.sum(), "none": bound}[reduction]
 
     name = f"iwae_loss {kind} {reduction}" if loss else f"log_weights {kind}"
+    name += "" if mask is None else f", masked by {tuple(mask.shape)}"
     return _Call(name, fused, plain, [x, ratio, *params], [in_x, True, *[True] * len(params)])
 
 
@@ -285,15 +303,16 @@ def _linear(draw: _Draw) -> _Call:
     leading, b, k, size, h = _leading(draw), draw.size(), draw.size(1), draw.size(), draw.size()
     hidden, weight, bias = draw.normal(*leading, b, k, h), draw.normal(size, h), draw.normal(size)
     x, ratio = draw.uniform(b, size), draw.normal(*leading, b, k)
-    deep = draw.one_of(True, False)
+    deep, mask = draw.one_of(True, False), _mask(draw, x)
 
     def fused(hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor, ratio: Tensor) -> Tensor:
         if deep:
-            return functional.mlp_log_weights(hidden, [(weight, bias)], x, ratio)
-        return dvae_fast.linear_log_weights(hidden, weight, bias, x, ratio)
+            return functional.mlp_log_weights(hidden, [(weight, bias)], x, ratio, mask=mask)
+        return dvae_fast.linear_log_weights(hidden, weight, bias, x, ratio, mask=mask)
 
     def plain(hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor, ratio: Tensor) -> Tensor:
-        return _bernoulli(F.linear(hidden, weight, bias), x.unsqueeze(-2)).sum(-1) + ratio
+        log_p = _bernoulli(F.linear(hidden, weight, bias), x.unsqueeze(-2))
+        return _seen(None if mask is None else mask.unsqueeze(-2), log_p, 0.0).sum(-1) + ratio
 
     return _Call(
         "mlp_log_weights" if deep else "linear_log_weights", fused, plain,

@@ -100,6 +100,12 @@ _SCHEMAS = {
         "(Tensor z, Tensor[] weights, Tensor[] biases, str activation, Tensor? scale, Tensor x, "
         "Tensor log_ratio, str likelihood) -> Tensor"
     ),
+    "mlp_loss": (
+        "(Tensor x, str corruption, Tensor rate, Tensor? salt, Tensor seed, int copies, "
+        "int samples, int first_example, Tensor[] encoder, Tensor[] decoder, str activation, "
+        "str likelihood, bool outside, bool analytic, bool drops_score, bool doubly, "
+        "float kl_weight) -> (Tensor, Tensor[])"
+    ),
     "linear_log_weights_backward": (
         "(Tensor grad, Tensor hidden, Tensor weight, Tensor? bias, Tensor? scale, Tensor x, "
         "str likelihood) -> (Tensor, Tensor, Tensor, Tensor)"
@@ -140,6 +146,11 @@ def _optional_like(t: Tensor | None, source: Tensor) -> Tensor:
 def _fake_sample_latent(mean: Tensor, log_var: Tensor, k: int, *_: Any) -> tuple[Tensor, Tensor]:
     copies, examples, size = mean.shape
     return mean.new_empty(copies, examples, k, size), _accumulated(mean, copies, examples, k)
+
+
+def _fake_mlp_loss(x: Tensor, *rest: Any) -> tuple[Tensor, list[Tensor]]:
+    encoder, decoder = rest[7:9]
+    return x.new_empty(()), [_like(t) for t in (*encoder, *decoder)]
 
 
 _FAKES: dict[str, Callable[..., Any]] = {
@@ -188,6 +199,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "lse_merge": lambda a, b: _like(a),
     "linear_log_weights": lambda hidden, *_: _accumulated(hidden, *hidden.shape[:2]),
     "mlp_log_weights": lambda z, *_: _accumulated(z, *z.shape[:2]),
+    "mlp_loss": _fake_mlp_loss,
     "linear_log_weights_backward": lambda grad, hidden, weight, bias, scale, *_: (
         _like(hidden),
         _like(weight),
@@ -359,7 +371,7 @@ def library_loaded() -> bool:
 # --- CUDA kernels -----------------------------------------------------------------------------
 
 #: Operators without a CUDA kernel: never called on a GPU, or by the reference there.
-CPU_ONLY = ("mlp_log_weights", *(f"masked_{name}" for name in MASKABLE))
+CPU_ONLY = ("mlp_log_weights", "mlp_loss", *(f"masked_{name}" for name in MASKABLE))
 _CUDA_KERNELS: bool = hasattr(torch.ops.dvae_fast, "_enable_cuda_kernels")
 
 

@@ -567,3 +567,84 @@ masked_iwae_ = iwae_
 masked_linear_log_weights = linear_log_weights
 masked_linear_log_weights_backward = linear_log_weights_backward
 masked_mlp_log_weights = mlp_log_weights
+
+
+# --- a training step in one pass --------------------------------------------------------------
+
+
+def _perceptron(t: Tensor, layers: Sequence[Tensor], activation: str) -> Tensor:
+    """t through weights and biases in turn; the activation follows every layer but the last."""
+    pairs = [
+        (w, b if b.numel() > 0 else None) for w, b in zip(layers[::2], layers[1::2], strict=True)
+    ]
+    for weight, bias in pairs[:-1]:
+        t = DENSE_ACTIVATIONS[activation](_linear(t, weight, bias))
+    return _linear(t, *pairs[-1])
+
+
+def mlp_loss(
+    x: Tensor,
+    corruption: str,
+    rate: Tensor,
+    salt: Tensor | None,
+    seed: Tensor,
+    copies: int,
+    samples: int,
+    first_example: int,
+    encoder: Sequence[Tensor],
+    decoder: Sequence[Tensor],
+    activation: str,
+    likelihood: str,
+    outside: bool,
+    analytic: bool,
+    drops_score: bool,
+    doubly: bool,
+    kl_weight: float,
+) -> tuple[Tensor, list[Tensor]]:
+    """x (B, D) → −1/M Σ_m 1/B Σ_b of the bound, and its gradient in every layer.
+
+    The layers are weights (O, I) and biases (O,) or empty in turn; the encoder ends in mean and
+    log-variance, 2 Z. The bound is log 1/K Σ w, or `outside` 1/K Σ log w; `analytic`, with the
+    exact divergence. The gradient is the estimator's: see `dvae_fast.objectives`.
+    """
+    leaves = [[t.detach().requires_grad_() for t in layers] for layers in (encoder, decoder)]
+    with torch.enable_grad():
+        plain = corruption in _ADDED and not _ADDED[corruption]
+        noisy = x.unsqueeze(0)
+        if not plain:
+            noisy = corrupt(x, corruption, rate, salt, seed, copies, first_example, 0)
+        mean, log_var = _perceptron(noisy, leaves[0], activation).chunk(2, -1)
+        k, groups = (1, copies * samples) if outside else (samples, copies)
+        mean, log_var = (
+            t.unsqueeze(1).expand(-1, groups // len(t), -1, -1).flatten(0, 1)
+            for t in (mean, log_var)
+        )
+        noise = latent_noise(groups, len(x), k, mean.shape[-1], seed, first_example, 0, mean.dtype)
+        m, v = mean.unsqueeze(2), log_var.unsqueeze(2)
+        z = m + torch.exp(v / 2) * noise
+        if analytic:
+            log_ratio = -0.5 * (m.square() + torch.expm1(v) - v).sum(-1)
+        else:
+            if drops_score:
+                m, v = m.detach(), v.detach()
+            log_ratio = 0.5 * ((z - m).square() * torch.exp(-v) - z.square() + v).sum(-1)
+
+        def density(z: Tensor, layers: Sequence[Tensor]) -> Tensor:
+            params = _perceptron(z, layers, activation).flatten(0, 1)
+            return log_density(params, None, x, likelihood).sum(-1).view(log_ratio.shape)
+
+        log_p = density(z, leaves[1])
+        log_w = (log_p + log_ratio).detach()
+        weights = normalised_weights(log_w.flatten(0, 1)).view(log_w.shape)
+        path = weights.square() if doubly else weights
+        fixed = [t.detach() for t in leaves[1]]
+        of_z = weighted(path, density(z, fixed) + kl_weight * log_ratio)
+        of_layers = weighted(weights, density(z.detach(), leaves[1]))
+        rows = groups * len(x)
+        surrogate = -(of_z + of_layers).sum() / rows
+    every = [t for layers in leaves for t in layers]
+    grads = torch.autograd.grad(surrogate, every, allow_unused=True)
+    loss = -logmeanexp(log_w.flatten(0, 1)).sum() / rows
+    return loss, [
+        torch.zeros_like(t) if g is None else g for t, g in zip(every, grads, strict=True)
+    ]

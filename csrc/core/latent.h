@@ -37,6 +37,17 @@ struct DiagonalNormal {
     return g * (u - z);
   }
 
+  // −KL(q(z|x̃) || p(z)) = −½ (mean² + var − 1 − log_var), and its gradient times g, added.
+  template <class A>
+  DVAE_HD static A minus_divergence(A mean, A log_var) {
+    return A(-0.5) * (mean * mean + expm1(log_var) - log_var);
+  }
+  template <class A>
+  DVAE_HD static void add_divergence_gradient(A g, A mean, A log_var, A& d_mean, A& d_log_var) {
+    d_mean = d_mean - g * mean;
+    d_log_var = d_log_var - A(0.5) * g * expm1(log_var);
+  }
+
   // A mixture 1/M Σ_m q_m has the ratio −logmeanexp_m (−r_m), where r_m is a component's: by its
   // ε = (z − mean)/σ, ½ (Σ ε² + Σ log_var − Σ z²). Sums over dimensions of each come first, since
   // Σ log_var serves all z, and Σ z² all components.

@@ -196,6 +196,12 @@ DVAE_HD A tanh(A x) {
   return x < A(0) ? -y : y;
 }
 
+template <class A>
+DVAE_HD A expm1(A x) {
+  const A m = one_minus_exp(abs(x));
+  return x < A(0) ? -m : m * exp(x);
+}
+
 // 1/y for y in [1, 3] or NaN; an IEEE division costs device code a call.
 DVAE_HD float reciprocal(float y) {
 #if defined(__CUDA_ARCH__)

@@ -134,6 +134,16 @@ struct DenseParams {
   Activation activation;
 };
 
+// to (outputs, inputs) += leftᵀ right, left (rows, outputs), right (rows, inputs), or = of the
+// first. May read past the end of right by less than a panel.
+struct OuterParams {
+  const void* left;   // A
+  const void* right;  // A
+  void* to;           // A
+  int64_t rows, outputs, inputs;
+  bool first;
+};
+
 // log_w (N, K) → bound (N,); or with grad (N,) → grad_log_w (N, K).
 struct LogMeanExpParams {
   const void* log_w;  // A

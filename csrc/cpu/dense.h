@@ -6,6 +6,8 @@
 // A row's sums are always added in the order of the inputs, whatever rows come with it.
 #pragma once
 
+#include <type_traits>
+
 #include "../core/macros.h"
 
 #ifndef DVAE_VECTOR_BYTES
@@ -26,20 +28,6 @@ struct DenseVector {
 template <class A>
 constexpr int kPanel = 2 * DVAE_DENSE_BYTES / static_cast<int>(sizeof(A));
 
-// weight (outputs, inputs), bias (outputs) or null; zeros after the last column.
-template <class A>
-DVAE_HD void pack(const A* weight, const A* bias, int64_t inputs, int64_t outputs, A* panels) {
-  for (int64_t first = 0; first < outputs; first += kPanel<A>) {
-    for (int64_t c = 0; c < kPanel<A>; ++c) {
-      const bool inside = first + c < outputs;
-      panels[c] = inside && bias != nullptr ? bias[first + c] : A(0);
-      const A* row = weight + (first + c) * inputs;
-      for (int64_t i = 0; i < inputs; ++i) panels[(i + 1) * kPanel<A> + c] = inside ? row[i] : A(0);
-    }
-    panels += (inputs + 1) * kPanel<A>;
-  }
-}
-
 template <class Vector, class A>
 DVAE_HD Vector read_vector(const A* from) {
   Vector v;
@@ -51,37 +39,145 @@ DVAE_HD void write_vector(A* to, Vector v) {
   __builtin_memcpy(to, &v, sizeof v);
 }
 
-// kCount rows of one panel, of which `columns` are stored, `stride` apart.
-template <int kCount, class A>
+// A 4 × 4 block of rows `stride` apart, transposed.
+typedef float Four __attribute__((vector_size(16)));
+#if defined(__clang__)
+#define DVAE_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef int32_t FourIndices __attribute__((vector_size(16)));
+#define DVAE_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, FourIndices{__VA_ARGS__})
+#endif
+DVAE_HD void transpose_block(const float* from, int64_t stride, float* to, int64_t to_stride) {
+  const Four a = read_vector<Four>(from), b = read_vector<Four>(from + stride);
+  const Four c = read_vector<Four>(from + 2 * stride), d = read_vector<Four>(from + 3 * stride);
+  const Four low_ab = DVAE_SHUFFLE(a, b, 0, 4, 1, 5), high_ab = DVAE_SHUFFLE(a, b, 2, 6, 3, 7);
+  const Four low_cd = DVAE_SHUFFLE(c, d, 0, 4, 1, 5), high_cd = DVAE_SHUFFLE(c, d, 2, 6, 3, 7);
+  write_vector(to, DVAE_SHUFFLE(low_ab, low_cd, 0, 1, 4, 5));
+  write_vector(to + to_stride, DVAE_SHUFFLE(low_ab, low_cd, 2, 3, 6, 7));
+  write_vector(to + 2 * to_stride, DVAE_SHUFFLE(high_ab, high_cd, 0, 1, 4, 5));
+  write_vector(to + 3 * to_stride, DVAE_SHUFFLE(high_ab, high_cd, 2, 3, 6, 7));
+}
+#undef DVAE_SHUFFLE
+DVAE_HD void transpose_block(const double* from, int64_t stride, double* to, int64_t to_stride) {
+  for (int64_t r = 0; r < 4; ++r) {
+    for (int64_t c = 0; c < 4; ++c) to[c * to_stride + r] = from[r * stride + c];
+  }
+}
+
+// weight (outputs, inputs), bias (outputs) or null; zeros after the last column.
+template <class A>
+DVAE_HD void pack(const A* weight, const A* bias, int64_t inputs, int64_t outputs, A* panels) {
+  constexpr int64_t kAtOnce = 16;  // inputs: what they are written to stays in cache
+  for (int64_t first = 0; first < outputs; first += kPanel<A>) {
+    const int64_t columns = outputs - first < kPanel<A> ? outputs - first : kPanel<A>;
+    for (int64_t c = 0; c < kPanel<A>; ++c) {
+      panels[c] = c < columns && bias != nullptr ? bias[first + c] : A(0);
+    }
+    A* const to = panels + kPanel<A>;
+    for (int64_t i = 0; i < inputs; i += kAtOnce) {
+      const int64_t stop = inputs - i < kAtOnce ? inputs : i + kAtOnce;
+      for (int64_t c = 0; c < kPanel<A>; c += 4) {
+        const A* const row = weight + (first + c) * inputs;
+        int64_t j = i;
+        if (c + 4 <= columns) {
+          for (; j + 4 <= stop; j += 4) {
+            transpose_block(row + j, inputs, to + j * kPanel<A> + c, kPanel<A>);
+          }
+        }
+        for (; j < stop; ++j) {
+          for (int64_t d = c; d < c + 4; ++d) {
+            to[j * kPanel<A> + d] = d < columns ? row[(d - c) * inputs + j] : A(0);
+          }
+        }
+      }
+    }
+    panels += (inputs + 1) * kPanel<A>;
+  }
+}
+
+// The same of a weight's transpose: columns [0, outputs) of (inputs, stride), and no bias.
+template <class A>
+DVAE_HD void pack_transposed(const A* weight, int64_t stride, int64_t inputs, int64_t outputs,
+                             A* panels) {
+  for (int64_t first = 0; first < outputs; first += kPanel<A>) {
+    const int64_t columns = outputs - first < kPanel<A> ? outputs - first : kPanel<A>;
+    for (int64_t c = 0; c < kPanel<A>; ++c) panels[c] = A(0);
+    for (int64_t i = 0; i < inputs; ++i) {
+      panels += kPanel<A>;
+      const A* const row = weight + i * stride + first;
+      if (columns == kPanel<A>) {
+        __builtin_memcpy(panels, row, sizeof(A) * kPanel<A>);
+      } else {
+        for (int64_t c = 0; c < kPanel<A>; ++c) panels[c] = c < columns ? row[c] : A(0);
+      }
+    }
+    panels += kPanel<A>;
+  }
+}
+
+// kCount rows of one panel, of which `columns` are stored, `stride` apart; kVectors: registers of a
+// panel that hold any of them.
+template <int kCount, int kVectors, class A>
 DVAE_HD void multiply_panel(const A* in, const A* panel, int64_t inputs, int64_t columns, A* out,
                             int64_t stride) {
   using Vector = typename DenseVector<A>::type;
   constexpr int64_t kWidth = kPanel<A> / 2;
-  Vector left[kCount], right[kCount];
+  Vector sum[kCount][kVectors];
   DVAE_UNROLL
   for (int r = 0; r < kCount; ++r) {
-    left[r] = read_vector<Vector>(panel);
-    right[r] = read_vector<Vector>(panel + kWidth);
+    DVAE_UNROLL
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = read_vector<Vector>(panel + v * kWidth);
   }
   for (int64_t i = 0; i < inputs; ++i) {
     panel += kPanel<A>;
-    const Vector w0 = read_vector<Vector>(panel), w1 = read_vector<Vector>(panel + kWidth);
+    Vector w[kVectors];
+    DVAE_UNROLL
+    for (int v = 0; v < kVectors; ++v) w[v] = read_vector<Vector>(panel + v * kWidth);
     DVAE_UNROLL
     for (int r = 0; r < kCount; ++r) {
-      const A v = in[r * inputs + i];
-      left[r] += w0 * v;
-      right[r] += w1 * v;
+      const A factor = in[r * inputs + i];
+      DVAE_UNROLL
+      for (int v = 0; v < kVectors; ++v) sum[r][v] += w[v] * factor;
     }
   }
   DVAE_UNROLL
   for (int r = 0; r < kCount; ++r) {
     // A whole panel in place: the sums must not need an address.
-    A row[kPanel<A>];
-    A* const to = columns == kPanel<A> ? out + r * stride : row;
-    write_vector(to, left[r]);
-    write_vector(to + kWidth, right[r]);
-    if (columns < kPanel<A>) {
+    A row[kVectors * kWidth];
+    A* const to = columns == kVectors * kWidth ? out + r * stride : row;
+    DVAE_UNROLL
+    for (int v = 0; v < kVectors; ++v) write_vector(to + v * kWidth, sum[r][v]);
+    if (columns < kVectors * kWidth) {
       for (int64_t c = 0; c < columns; ++c) out[r * stride + c] = row[c];
+    }
+  }
+}
+
+// f(count) as a constant in [1, kMost].
+template <int kMost, class F>
+DVAE_HD void with_count(int64_t count, const F& f) {
+  if constexpr (kMost > 1) {
+    if (count < kMost) return with_count<kMost - 1>(count, f);
+  }
+  f(std::integral_constant<int, kMost>());
+}
+
+// f(first, count), count a constant, for parts of [0, rows), as few as there can be and of nearly
+// the same size: a row alone waits for its own sums, and takes as long as several. Not of doubles,
+// which are for checks: fewer constants make less code.
+template <class A, class F>
+DVAE_HD void for_row_groups(int64_t rows, const F& f) {
+  int64_t groups = (rows + kRows - 1) / kRows;
+  for (int64_t first = 0; groups > 0; --groups) {
+    if constexpr (sizeof(A) == sizeof(float)) {
+      const int64_t count = (rows - first + groups - 1) / groups;
+      with_count<kRows>(count,
+                        [&](auto constant) __attribute__((always_inline)) { f(first, constant); });
+      first += count;
+    } else {
+      for (; first + kRows <= rows; first += kRows) f(first, std::integral_constant<int, kRows>());
+      for (; first < rows; ++first) f(first, std::integral_constant<int, 1>());
+      return;
     }
   }
 }
@@ -92,16 +188,85 @@ DVAE_HD void multiply_panels(const A* in, const A* panels, int64_t rows, int64_t
                              int64_t outputs, A* out) {
   for (int64_t first = 0; first < outputs; first += kPanel<A>) {
     const int64_t columns = outputs - first < kPanel<A> ? outputs - first : kPanel<A>;
-    int64_t r = 0;
-    for (; r + kRows <= rows; r += kRows) {
-      multiply_panel<kRows>(in + r * inputs, panels, inputs, columns, out + r * outputs + first,
-                            outputs);
-    }
-    for (; r < rows; ++r) {
-      multiply_panel<1>(in + r * inputs, panels, inputs, columns, out + r * outputs + first,
-                        outputs);
-    }
+    const bool half = columns <= kPanel<A> / 2;
+    for_row_groups<A>(rows, [&](int64_t r, auto count) __attribute__((always_inline)) {
+      const A* const from = in + r * inputs;
+      A* const to = out + r * outputs + first;
+      if (half) {
+        multiply_panel<count(), 1>(from, panels, inputs, columns, to, outputs);
+      } else {
+        multiply_panel<count(), 2>(from, panels, inputs, columns, to, outputs);
+      }
+    });
     panels += (inputs + 1) * kPanel<A>;
+  }
+}
+
+// to (left's columns, right's columns) += leftᵀ right, or = where it is the first of several:
+// kCount of left's columns, and kVectors registers of right's, of which `columns` are stored. May
+// read past a row of right's by less than a panel.
+template <int kCount, int kVectors, class A>
+DVAE_HD void add_outer_panel(const A* left, int64_t left_stride, const A* right,
+                             int64_t right_stride, int64_t rows, int64_t columns, bool first,
+                             A* to) {
+  using Vector = typename DenseVector<A>::type;
+  constexpr int64_t kWidth = kPanel<A> / 2;
+  const bool whole = columns == kVectors * kWidth;
+  Vector sum[kCount][kVectors] = {};
+  if (!first) {
+    DVAE_UNROLL
+    for (int o = 0; o < kCount; ++o) {
+      A part[kVectors * kWidth] = {};
+      const A* from = to + o * right_stride;
+      if (!whole) {
+        for (int64_t c = 0; c < columns; ++c) part[c] = from[c];
+        from = part;
+      }
+      DVAE_UNROLL
+      for (int v = 0; v < kVectors; ++v) sum[o][v] = read_vector<Vector>(from + v * kWidth);
+    }
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    Vector w[kVectors];
+    DVAE_UNROLL
+    for (int v = 0; v < kVectors; ++v) w[v] = read_vector<Vector>(right + v * kWidth);
+    DVAE_UNROLL
+    for (int o = 0; o < kCount; ++o) {
+      const A factor = left[o];
+      DVAE_UNROLL
+      for (int v = 0; v < kVectors; ++v) sum[o][v] += w[v] * factor;
+    }
+    left += left_stride;
+    right += right_stride;
+  }
+  DVAE_UNROLL
+  for (int o = 0; o < kCount; ++o) {
+    A part[kVectors * kWidth];
+    A* const out = whole ? to + o * right_stride : part;
+    DVAE_UNROLL
+    for (int v = 0; v < kVectors; ++v) write_vector(out + v * kWidth, sum[o][v]);
+    if (!whole) {
+      for (int64_t c = 0; c < columns; ++c) to[o * right_stride + c] = part[c];
+    }
+  }
+}
+
+// to (outputs, inputs) += leftᵀ right, left (rows, outputs), right (rows, inputs): a layer's
+// gradient. A panel of right's stays in the first-level cache.
+template <class A>
+DVAE_HD void add_outer_panels(const A* left, const A* right, int64_t rows, int64_t outputs,
+                              int64_t inputs, bool first, A* to) {
+  for (int64_t i = 0; i < inputs; i += kPanel<A>) {
+    const int64_t columns = inputs - i < kPanel<A> ? inputs - i : kPanel<A>;
+    const bool half = columns <= kPanel<A> / 2;
+    for_row_groups<A>(outputs, [&](int64_t o, auto count) __attribute__((always_inline)) {
+      A* const at = to + o * inputs + i;
+      if (half) {
+        add_outer_panel<count(), 1>(left + o, outputs, right + i, inputs, rows, columns, first, at);
+      } else {
+        add_outer_panel<count(), 2>(left + o, outputs, right + i, inputs, rows, columns, first, at);
+      }
+    });
   }
 }
 

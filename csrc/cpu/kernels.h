@@ -64,6 +64,16 @@ struct Kernels {
   void (*pack_panels[kDTypes])(const void* weight, const void* bias, int64_t inputs,
                                int64_t outputs, void* panels);
   void (*dense[kDTypes])(const DenseParams&);
+  // Of the transpose, without a bias: columns [0, outputs) of weight (inputs, stride).
+  void (*pack_transposed[kDTypes])(const void* weight, int64_t stride, int64_t inputs,
+                                   int64_t outputs, void* panels);
+  void (*add_outer[kDTypes])(const OuterParams&);
+  // grad *= f'(a) for n elements, of y = f(a); to += from.
+  void (*activation_backward[kDTypes])(Activation, void* grad, const void* made, int64_t n);
+  void (*add_to[kDTypes])(const void* from, void* to, int64_t n);
+  // Rows (copy, example): −KL as log_ratio; and its gradient, added to grad_mean and grad_log_var.
+  void (*divergence[kDTypes])(const LatentParams&, int64_t begin, int64_t end);
+  void (*divergence_backward[kDTypes])(const LatentParams&, int64_t begin, int64_t end);
 
   // Elements [begin, end): log(1 + e^x), and grad · σ(x) from y = log(1 + e^x).
   void (*softplus[kDTypes])(const void* in, void* out, int64_t begin, int64_t end);

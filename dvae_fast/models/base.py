@@ -309,7 +309,11 @@ class Autoencoder(WithPrior):
         """
         x, mask = self._observed(x, mask)
         context, key = self._context(context, x), seed_tensor(seed, x.device)
-        latents = self._posterior_of(x, key, first_example, context=context, mask=mask)
+        return self._loss(x, key, first_example, context=context, mask=mask)
+
+    def _loss(self, x: Tensor, key: Tensor, first_example: int, **told: Unpack[Told]) -> Tensor:
+        latents = self._posterior_of(x, key, first_example, **told)
+        context, mask = told.get("context"), told.get("mask")
         params, again = self._decoded(latents.z, context)
         loss = objectives.loss(
             cast("Tensor | tuple[Tensor, Tensor | float]", params),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -14,6 +15,7 @@ from dvae_fast.corruptions import SaltAndPepper
 from dvae_fast.models.base import Autoencoder, groups_of
 from dvae_fast.models.config import register
 from dvae_fast.models.distributions import Sampled, is_distribution
+from dvae_fast.models.one_pass import one_pass
 from dvae_fast.models.posterior import COVARIANCES, is_full, sample_gaussian
 from dvae_fast.objectives import Latents
 from dvae_fast.objectives.objective import check_posterior_objective
@@ -84,6 +86,22 @@ class LatentVariableModel(Autoencoder):
                 mean, spread, self.samples, self.objective, key, first_example=first_example
             )
         return self._with_prior(latents, key, first_example, context)
+
+    def _loss(self, x: Tensor, key: Tensor, first_example: int, **told: Unpack[Told]) -> Tensor:
+        usual = partial(super()._loss, x, key, first_example, **told)
+        plain = all(t is None for t in told.values())
+        if plain and self.prior_is_fused and self._is_as_built():
+            loss = one_pass(self, x, key, first_example, usual)
+            if loss is not None:
+                return loss
+        return usual()
+
+    def _is_as_built(self) -> bool:
+        """Whether what stands between the networks is this class's own."""
+        own = self.__dict__
+        return all(
+            getattr(type(self), name) is method and name not in own for name, method in _BETWEEN
+        )
 
     def _sample_full(
         self, mean: Tensor, spread: Tensor, key: Tensor, first_example: int
@@ -230,6 +248,16 @@ class LatentVariableModel(Autoencoder):
         context = self._context(context, like.new_empty(1, 0))
         told = () if context is None else (context,)
         return self._as_built(self.likelihood.mean(self.decode(z, *told)))
+
+
+# What the loss is made of besides the networks.
+_BETWEEN = tuple(
+    (name, getattr(LatentVariableModel, name))
+    for name in (
+        "encode", "decode", "_encoded", "_corrupt", "_decoded", "_sample_posterior",
+        "_posterior_of", "_with_prior", "_loss", "split_decoder",
+    )
+)  # fmt: skip
 
 
 def _repeated(t: Tensor, before: int, k: int) -> Tensor:

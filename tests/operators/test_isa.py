@@ -16,6 +16,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", RuntimeWarning)
     import dvae_fast.ops
 
+import mlp_loss_cases
 import pytest
 import torch
 from forks import Program
@@ -90,7 +91,12 @@ def _masks(corrupt: Callable[..., Tensor]) -> dict[str, Tensor]:
 def _here() -> dict[str, Any]:
     """The results at the level in use."""
     tables = {str(s): run_operator(s.op, s.args()) for s in _samples()}
-    return {"tables": tables, "masks": _masks(torch.ops.dvae_fast.corrupt)}
+    losses = {
+        name: mlp_loss_cases.run(mlp_loss_cases.make(*case))
+        for name, case in mlp_loss_cases.cases()
+    }
+    masks = _masks(torch.ops.dvae_fast.corrupt)
+    return {"tables": tables, "masks": masks, "losses": losses}
 
 
 def _process(level: str, path: Path) -> subprocess.CompletedProcess[str]:
@@ -141,6 +147,14 @@ def test_operators_are_as_accurate_on_every_level(level: str, folder: Path) -> N
     for sample, outputs in _oracle():
         for i, (a, (e, t, extra)) in enumerate(zip(tables[str(sample)], outputs, strict=True)):
             assert_accurate(f"{level}: {sample} output {i}", a, e, t, torch.float32, extra)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_one_pass_losses_are_as_accurate_on_every_level(level: str, folder: Path) -> None:
+    losses = _results(level, folder)["losses"]
+    for name, case in mlp_loss_cases.cases():
+        wanted = mlp_loss_cases.expected(mlp_loss_cases.make(*case))
+        mlp_loss_cases.assert_is(losses[name], wanted, f"{level}: {name}")
 
 
 @pytest.mark.parametrize("level", LEVELS[1:])

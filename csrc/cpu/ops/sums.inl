@@ -25,3 +25,11 @@ void add_column_sums(const void* in, int64_t rows, int64_t columns, double* out,
     }
   }
 }
+
+template <class T>
+void add_to(const void* from, void* to, int64_t n) {
+  const T* in = static_cast<const T*>(from);
+  T* out = static_cast<T*>(to);
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) out[i] = out[i] + in[i];
+}

@@ -1,5 +1,6 @@
 // The CPU's kernels serve from the moment the library is loaded.
 #include "../register.h"
+#include "step_operator.h"
 
 STABLE_TORCH_LIBRARY_IMPL(dvae_fast, CPU, m) {
   using namespace dvae::glue;
@@ -7,5 +8,6 @@ STABLE_TORCH_LIBRARY_IMPL(dvae_fast, CPU, m) {
   // Of the CPU only: elsewhere masks are the reference's, and layers run one after the other.
   for (const Kernel& kernel : kMasked<cpu_backend>) m.impl(kernel.name, kernel.run);
   m.impl("mlp_log_weights", (kWhole<&mlp_log_weights, cpu_backend>));
+  m.impl("mlp_loss", TORCH_BOX((&mlp_loss)));
   m.impl("masked_mlp_log_weights", (kBoxed<&mlp_log_weights, cpu_backend>));
 }

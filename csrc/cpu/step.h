@@ -1,0 +1,98 @@
+// The loss of an autoencoder of perceptrons and all its gradients in one pass: each worker takes
+// examples through corruption, encoder, sampling, decoder, likelihood and bound, and back, in its
+// own cache; no layer's output of a whole batch is ever held.
+//
+// Source of the bounds: Burda et al. (arXiv 1509.00519), Im et al. (arXiv 1511.06406).
+#pragma once
+
+#include <vector>
+
+#include "buffer.h"
+#include "kernels.h"
+
+namespace dvae::cpu {
+
+// A layer, of T: weight (outputs, inputs), bias (outputs) or null, and where their gradients go.
+struct StepLayer {
+  const void* weight;
+  const void* bias;
+  void* grad_weight;
+  void* grad_bias;
+  int64_t inputs, outputs;
+};
+
+struct StepParams {
+  // The last of the encoder has 2 Z outputs, mean and log-variance; that of the decoder D.
+  std::vector<StepLayer> encoder, decoder;
+  Activation activation;  // after every layer but those two
+  DType dtype;            // float32 or float64
+  const CorruptTables* corruption;  // null: the data as they are
+  const void* x;                    // T (examples, data)
+  int64_t copies, examples, samples, data, latent;  // M, B, K, D, Z
+  NoiseParams noise;
+  LikelihoodKind likelihood;  // one without a scale
+  bool outside;               // K outside the logarithm
+  bool analytic;              // the divergence is exact
+  bool drops_score;           // log q's own dependence on the encoder is dropped
+  bool doubly;                // the path's coefficients are squared weights
+  double kl_weight;           // of the divergence in the gradient; 1 unless outside
+};
+
+class Step {
+ public:
+  // What it is told must outlive it. `workers` >= 1, and no more than `encodings`.
+  Step(const StepParams&, int64_t workers);
+  ~Step();
+  Step(const Step&) = delete;
+  Step& operator=(const Step&) = delete;
+
+  // Rows that are encoded.
+  static int64_t encodings(const StepParams&);
+  // Multiply-adds of one way through, about.
+  static int64_t work(const StepParams&);
+
+  // First weights are packed, in any split of panels [0, panels()); then each worker runs once;
+  // then their gradients are added up, in any split of elements [0, elements()); then it is
+  // finished.
+  int64_t panels() const { return panels_; }
+  void pack(int64_t begin, int64_t end);
+  void run(int64_t worker);
+  int64_t elements() const { return elements_; }
+  void reduce(int64_t begin, int64_t end);
+  // Writes the biases' gradients; returns the loss.
+  double finish();
+
+ private:
+  struct Worker;
+  // A matrix in panels: which of all, and where they lie.
+  struct Packed {
+    int64_t first = 0, count = 0, at = 0;
+    char* data = nullptr;
+  };
+  struct Layer : StepLayer {
+    Packed forward, backward;  // W, and Wᵀ where a gradient goes on below
+    int64_t first_element, first_output;
+  };
+
+  void lay_out(const std::vector<StepLayer>&, bool ends, std::vector<Layer>&);
+  void place(Packed&, int64_t inputs, int64_t outputs);
+  void* weight_gradient(const Layer&, int64_t worker) const;
+  const std::vector<Layer>& network(int i) const { return i == 0 ? encoder_ : decoder_; }
+
+  const StepParams& p_;
+  const Kernels& kernels_;
+  const int dtype_;
+  const int64_t element_, workers_;
+  std::vector<Layer> encoder_, decoder_;
+  int64_t panels_ = 0, elements_ = 0, outputs_ = 0, packed_ = 0;
+  int64_t tile_, part_;  // examples that are encoded, and decoded, at a time
+  Buffer memory_;
+  int64_t memory_size_ = 0;
+  char* gradients_ = nullptr;   // of each worker but the first, whose are the results'
+  char* workspaces_ = nullptr;
+  int64_t workspace_ = 0;
+  std::vector<double> biases_;  // Σ of each worker
+  std::vector<double> bounds_;
+};
+
+}  // namespace dvae::cpu

@@ -1,0 +1,136 @@
+// A training step in one pass: float against double, whatever the workers, and within its memory.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "cpu/step.h"
+
+namespace dvae::cpu {
+namespace {
+
+struct Sizes {
+  int64_t examples, copies, samples, data, latent;
+  std::vector<int64_t> hidden;
+};
+
+// A network's numbers, and gradients that begin as NaN, of exactly the room there must be.
+template <class T>
+struct Network {
+  std::vector<std::vector<T>> held;
+  std::vector<StepLayer> layers;
+
+  explicit Network(const std::vector<int64_t>& widths) {
+    std::mt19937 random(7);
+    std::normal_distribution<double> normal;
+    for (size_t i = 0; i + 1 < widths.size(); ++i) {
+      const auto inputs = static_cast<size_t>(widths[i]),
+                 outputs = static_cast<size_t>(widths[i + 1]);
+      std::vector<T> weight(inputs * outputs), bias(outputs);
+      for (T& w : weight)
+        w = static_cast<T>(normal(random) / std::sqrt(static_cast<double>(inputs)));
+      for (T& b : bias) b = static_cast<T>(normal(random) / 4);
+      held.push_back(std::move(weight));
+      held.push_back(std::move(bias));
+      held.emplace_back(inputs * outputs, static_cast<T>(NAN));
+      held.emplace_back(outputs, static_cast<T>(NAN));
+    }
+    for (size_t i = 0; i + 1 < widths.size(); ++i) {
+      layers.push_back({held[4 * i].data(), held[4 * i + 1].data(), held[4 * i + 2].data(),
+                        held[4 * i + 3].data(), widths[i], widths[i + 1]});
+    }
+  }
+};
+
+template <class T>
+std::vector<double> step(const Sizes& s, bool outside, int64_t workers) {
+  std::vector<int64_t> encoder{s.data}, decoder{s.latent};
+  encoder.insert(encoder.end(), s.hidden.begin(), s.hidden.end());
+  decoder.insert(decoder.end(), s.hidden.rbegin(), s.hidden.rend());
+  encoder.push_back(2 * s.latent);
+  decoder.push_back(s.data);
+  Network<T> q(encoder), p(decoder);
+  std::vector<T> x(static_cast<size_t>(s.examples * s.data));
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<T>(i % 3 == 0);
+  const int64_t seed = 3;
+  StepParams params{};
+  params.encoder = q.layers;
+  params.decoder = p.layers;
+  params.activation = Activation::kSoftplus;
+  params.dtype = sizeof(T) == 4 ? DType::kFloat32 : DType::kFloat64;
+  params.x = x.data();
+  params.copies = s.copies;
+  params.examples = s.examples;
+  params.samples = s.samples;
+  params.data = s.data;
+  params.latent = s.latent;
+  params.noise = {&seed, 0, 0};
+  params.likelihood = LikelihoodKind::kBernoulli;
+  params.outside = outside;
+  params.kl_weight = 1;
+
+  std::vector<double> out;
+  {
+    Step one(params, workers);
+    const auto each = [&](int64_t n, const auto& body) {
+      std::vector<std::thread> threads;
+      for (int64_t w = 0; w < workers; ++w) {
+        threads.emplace_back([&, w] { body(n * w / workers, n * (w + 1) / workers); });
+      }
+      for (std::thread& t : threads) t.join();
+    };
+    each(one.panels(), [&](int64_t begin, int64_t end) { one.pack(begin, end); });
+    each(workers, [&](int64_t begin, int64_t end) {
+      for (; begin < end; ++begin) one.run(begin);
+    });
+    each(one.elements(), [&](int64_t begin, int64_t end) { one.reduce(begin, end); });
+    out.push_back(one.finish());
+  }
+  for (const Network<T>* network : {&q, &p}) {
+    for (size_t i = 0; i < network->held.size(); i += 4) {
+      for (const size_t gradient : {i + 2, i + 3}) {
+        for (const T g : network->held[gradient]) out.push_back(static_cast<double>(g));
+      }
+    }
+  }
+  return out;
+}
+
+const Sizes kSizes[] = {
+    {1, 1, 1, 1, 1, {}},          {7, 2, 3, 19, 3, {9, 6}},      {67, 1, 2, 33, 2, {40}},
+    {3, 1, 131, 65, 4, {70, 17}}, {130, 2, 1, 49, 16, {32, 31}},
+};
+
+TEST(Step, FloatIsDouble) {
+  for (const Sizes& s : kSizes) {
+    for (const bool outside : {false, true}) {
+      const std::vector<double> expected = step<double>(s, outside, 1);
+      const std::vector<double> got = step<float>(s, outside, 1);
+      ASSERT_EQ(got.size(), expected.size());
+      double largest = 0;
+      for (const double e : expected) largest = std::max(largest, std::abs(e));
+      for (size_t i = 0; i < got.size(); ++i) {
+        ASSERT_NEAR(got[i], expected[i], 2e-5 * largest) << s.examples << ' ' << i;
+      }
+    }
+  }
+}
+
+TEST(Step, WorkersChangeItByRoundingAlone) {
+  for (const Sizes& s : kSizes) {
+    const std::vector<double> one = step<double>(s, true, 1);
+    for (const int64_t workers : {2, 3, 5}) {
+      if (workers > s.examples) continue;
+      const std::vector<double> several = step<double>(s, true, workers);
+      EXPECT_EQ(several, step<double>(s, true, workers));
+      for (size_t i = 0; i < one.size(); ++i) {
+        ASSERT_NEAR(several[i], one[i], 1e-11 * (1 + std::abs(one[i])));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dvae::cpu

@@ -324,9 +324,10 @@ def test_value_and_other_gradients_are_those_of_a_fixed_rate(name: str, model_na
     assert not isinstance(model.corruption, Learnable)
     assert len(list(model.parameters())) == len(rest)
     fixed = model.loss(x, SEED)
-    assert torch.equal(fixed, loss)
+    # In one pass and not layer by layer: other roundings.
+    torch.testing.assert_close(fixed, loss)
     for grad, other in zip(grads, torch.autograd.grad(fixed, rest), strict=True):
-        assert torch.equal(grad, other)
+        torch.testing.assert_close(grad, other)
 
 
 def test_score_term_is_the_formula() -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Torch's compiler writes plain C++ then: it does not try out which instructions the CPU has.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
+# What is imported is compiled once, and not by every process of the tests: half a second in each
+# for the package alone.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-import torch
+import torch  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Generator

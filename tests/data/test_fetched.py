@@ -70,13 +70,13 @@ def test_fashion_mnist_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 def test_fashion_mnist_in_a_folder(tmp_path: Path) -> None:
     train = np.zeros((60000, 28, 28), np.uint8)
     train[:, 0, 0] = np.arange(60000) % 251
-    np.savez_compressed(
+    np.savez(
         tmp_path / "fashion_mnist.npz", train_images=train, test_images=train[:10000],
         train_labels=np.arange(60000) % 10, test_labels=np.zeros(10000, np.uint8),
     )  # fmt: skip
     with pytest.raises(DataError, match="'train_labels' must be uint8"):
         load_dataset("fashion_mnist", folder=tmp_path)
-    np.savez_compressed(
+    np.savez(
         tmp_path / "fashion_mnist.npz", train_images=train, test_images=train[:10000],
         train_labels=(np.arange(60000) % 10).astype(np.uint8),
         test_labels=np.zeros(10000, np.uint8),

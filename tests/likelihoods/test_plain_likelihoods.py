@@ -86,10 +86,10 @@ def test_is_that_of_torch_with_its_gradients(
 
 @each
 def test_draws_have_the_mean(likelihood: Likelihood) -> None:
-    """Of 60,000 draws of each, within 5 standard errors: a false alarm in 10⁵ in all, were they
+    """Of 20,000 draws of each, within 5 standard errors: a false alarm in 10⁵ in all, were they
     drawn anew. And by a generator they are the same again."""
     *params, _ = drawn(likelihood, 1)
-    many = tuple(p[0].expand(60_000, K, D) for p in params)
+    many = tuple(p[0].expand(20_000, K, D) for p in params)
     g = torch.Generator().manual_seed(3)
     draws = likelihood.sample(given(many), g)
     assert bool(likelihood.support(draws[:100]).all())

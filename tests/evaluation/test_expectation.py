@@ -119,6 +119,23 @@ def test_smoothed_weights_are_those_of_arviz(kind: str, k: int) -> None:
         np.testing.assert_allclose(float(shape[i]), float(expected_shape), rtol=1e-8)
 
 
+# k̂ and the four largest log-weights by R's loo 2.5.1, psis(…, r_eff = 1), of each row below. At ties
+# with the cutoff and at weights of 0 it keeps in the tail what does not lie above the cutoff, where
+# arviz and this package leave that out: there its k̂ is another, +inf mostly.
+_LOO = (
+    (0.232214778197, -3.15911673456, -3.15911673456, -3.31621412410, -3.42506288725),
+    (0.58628596755, -1.35342125229, -2.10852672963, -2.49829655593, -2.77852400722),
+    (0.832099371235, -0.885867832347, -1.875873671375, -2.373142559676, -2.725554395611),
+)
+
+
+def test_smoothed_weights_are_those_of_loo() -> None:
+    log_w = np.random.default_rng(17).normal(size=(3, 64)) * np.array([[0.5], [1.5], [3.0]])
+    found, shape = pareto_smoothed(torch.from_numpy(log_w))
+    largest = found.sort(dim=1, descending=True).values[:, :4]
+    np.testing.assert_allclose(torch.cat((shape[:, None], largest), 1).numpy(), _LOO, rtol=1e-10)
+
+
 def test_weights_at_the_borders() -> None:
     log_w = torch.randn(5, 60, generator=torch.Generator().manual_seed(0))
     log_w[1] = -math.inf

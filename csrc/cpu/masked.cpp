@@ -49,9 +49,13 @@ class Observed {
     if (!shared_) return;
     if (p_.scale_stride != 0) to.scale = sums(bytes(p_.scale), scale_);
     if (p_.log_scale == nullptr) return;
-    log_scale_ = mask_.log_scale.empty()
-                     ? *p_.log_scale / static_cast<double>(mask_.size) * static_cast<double>(count_)
-                     : kernels_.sum_observed(mask_.log_scale.data(), observed_, mask_.size);
+    if (count_ == 0) {
+      log_scale_ = 0;  // of a scale of 0, inf or NaN too
+    } else if (mask_.log_scale.empty()) {
+      log_scale_ = *p_.log_scale / static_cast<double>(mask_.size) * static_cast<double>(count_);
+    } else {
+      log_scale_ = kernels_.sum_observed(mask_.log_scale.data(), observed_, mask_.size);
+    }
     to.log_scale = &log_scale_;
   }
 

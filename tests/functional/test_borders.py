@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -237,3 +238,24 @@ def test_a_corruption_of_ones_own_says_why_it_breaks_a_graph() -> None:
     torch._dynamo.reset()
     with pytest.raises(torch._dynamo.exc.Unsupported, match="a corruption of one's own draws"):
         torch.compile(model.loss, backend="aot_eager", fullgraph=True)(_x(), torch.tensor([1]))
+
+
+@pytest.mark.parametrize("scale", [math.nan, math.inf])
+@pytest.mark.parametrize("shape", [(), (D,), (B, K, D)])
+def test_a_scale_of_an_example_without_any_is_not_looked_at(
+    scale: float, shape: tuple[int, ...]
+) -> None:
+    """log w is log_ratio, and the gradients are 0, whatever the scale."""
+    mask = torch.ones(B, D, dtype=torch.bool)
+    mask[1] = False
+    mean = torch.randn(B, K, D, generator=torch.Generator().manual_seed(4)).requires_grad_()
+    x, ratio = torch.rand(B, D), torch.randn(B, K)
+    given = torch.full(shape, scale)
+    if len(shape) == 3:  # elsewhere one that is
+        given[[0, *range(2, B)]] = 0.5
+    given.requires_grad_()
+    for kind in ("gaussian", "discretised_logistic", "negative_binomial", "laplace"):
+        log_w = dvae_fast.log_weights((mean, given), x.round(), ratio, kind, mask)
+        assert torch.equal(log_w[1], ratio[1])
+        grads = torch.autograd.grad(log_w[1].sum(), [mean, given])
+        assert not any(g.any() for g in grads)

@@ -119,9 +119,9 @@ def test_smoothed_weights_are_those_of_arviz(kind: str, k: int) -> None:
         np.testing.assert_allclose(float(shape[i]), float(expected_shape), rtol=1e-8)
 
 
-# k̂ and the four largest log-weights by R's loo 2.5.1, psis(…, r_eff = 1), of each row below. At ties
-# with the cutoff and at weights of 0 it keeps in the tail what does not lie above the cutoff, where
-# arviz and this package leave that out: there its k̂ is another, +inf mostly.
+# k̂ and the four largest log-weights by R's loo 2.5.1, psis(…, r_eff = 1), of each row below. With
+# ties at the cutoff and weights of 0 it keeps in the tail what does not lie above the cutoff, which
+# arviz and this package leave out: there its k̂ is another, +inf mostly.
 _LOO = (
     (0.232214778197, -3.15911673456, -3.15911673456, -3.31621412410, -3.42506288725),
     (0.58628596755, -1.35342125229, -2.10852672963, -2.49829655593, -2.77852400722),

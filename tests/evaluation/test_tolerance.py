@@ -92,10 +92,11 @@ def test_the_mean_is_covered_under_a_tolerance() -> None:
 
 @pytest.mark.slow
 def test_the_mean_of_many_examples_is_covered_under_a_tolerance() -> None:
-    """Of 2,000 examples: it covers 0.99, and 4 standard deviations of a binomial below 0.95 is a
-    false alarm in 30,000 or fewer."""
+    """Of 2,000 examples: the bias is 0.57 of the noise, which alone covers 0.91 of all sets, and a
+    little more of these; with it all are covered. Of an interval that covers 0.97, fewer than 0.93
+    of 200 would be a false alarm in 900, of one that covers 0.99 in 400 million."""
     covered, by_noise = _coverage(200, 2000, 200, 0.045)
-    assert by_noise < 0.91
+    assert by_noise < covered
     assert covered >= 0.93
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dvae_fast._checks import check_float, check_mask_of, check_size, check_sizes
+from dvae_fast.functional._autograd import is_wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +32,13 @@ def check_image_shape(image_shape: Any, data_size: int | None = None) -> tuple[i
             f"got {shape}"
         )
     return shape
+
+
+def _leaves_nothing_out(mask: Tensor) -> bool:
+    """Whether a mask is of ones, where that is known without a wait for a GPU: then the loss takes
+    the way of none, and has its bits."""
+    known = type(mask) is Tensor and mask.is_cpu and not torch.compiler.is_compiling()
+    return known and not is_wrapped(mask) and bool(mask.all())
 
 
 class Shaped(nn.Module):
@@ -94,7 +102,7 @@ class Shaped(nn.Module):
         if mask is None:
             return x, None
         mask = check_mask_of(mask, given).reshape(x.shape)
-        return x.masked_fill(~mask, 0), mask
+        return (x, None) if _leaves_nothing_out(mask) else (x.masked_fill(~mask, 0), mask)
 
     def _rows(self, x: Tensor, name: str = "x") -> Tensor:
         """x as rows (B, D), after checking that it is such data."""

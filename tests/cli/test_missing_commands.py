@@ -145,10 +145,11 @@ def test_a_step_is_of_the_masked_loss() -> None:
         assert torch.equal(one, other)
 
 
-def test_without_holes_it_is_as_without_the_option() -> None:
+@pytest.mark.parametrize("table", [TABLE, (TABLE.mean(0) < TABLE).astype(float)])
+def test_without_holes_it_is_as_without_the_option(table: Any) -> None:
     runs = []
     for i, missing in enumerate((None, "nan")):
-        data = Dataset.from_arrays(TABLE, missing=missing)
+        data = Dataset.from_arrays(table, missing=missing)
         config = default_config("diwae", data, **CONFIG)
         metrics = train(config, f"r{i}", data=data, tensorboard=False)
         runs.append((metrics["test_bound"], weights(f"r{i}")))

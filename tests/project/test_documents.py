@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,12 +21,12 @@ WITH_CODE = [name for name, text in TEXTS.items() if python_blocks(text)]
 # --- code -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:pythae")
 @pytest.mark.parametrize("name", WITH_CODE)
 def test_its_blocks_run_one_after_the_other(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for library in needed(TEXTS[name]):
+        warnings.simplefilter("ignore")  # the libraries' own; pytest puts the filters back
         pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "page"}

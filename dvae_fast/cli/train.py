@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from dvae_fast._checks import check_device, check_size
 from dvae_fast._text import format_duration, format_number
 from dvae_fast.cli.console import (
+    busy_hint,
     fail,
     listed,
     one_line_errors,
@@ -146,6 +147,8 @@ def _train_command(
                 config = default_config(**values)
             check_device("device", config.device)
         console = new_console(quiet=quiet or not is_main_process())
+        if config.device == "cpu" and (hint := busy_hint(config.threads)):
+            console.print(f"Hint: {hint}.", soft_wrap=True, markup=False)
         folder, metrics = _train_together(
             console, config, run_dir, resume=resume, tensorboard=not no_tensorboard
         )

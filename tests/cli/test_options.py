@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from dvae_fast import estimate_log_likelihood, log_weights, sample_latent
 from dvae_fast._checks import check_choice
 from dvae_fast.cli import app
+from dvae_fast.cli.console import busy_hint
 from dvae_fast.cli.options import flag, given_values
 from dvae_fast.corruptions import Learnable, Masking, SaltAndPepper, corrupt
 from dvae_fast.models import DIWAE, DVAE, MODELS, VAE, Autoencoder, ModelConfig, TwoLayerModel
@@ -364,3 +365,31 @@ def test_numbers_of_numpy_are_numbers_in_functions(tmp_path: Path) -> None:
         sample_latent(mean, mean, quarter)
     with pytest.raises(TypeError, match=r"seed must be an int, .*, got float32"):
         sample_latent(mean, mean, K, quarter)
+
+
+@pytest.mark.parametrize(
+    ("threads", "load", "environment", "said"),
+    [
+        (2, 9.0, {}, True),
+        (1, 9.0, {}, False),
+        (2, 0.2, {}, False),
+        (2, 9.0, {"OMP_WAIT_POLICY": "passive"}, False),
+        (2, 9.0, {"GOMP_SPINCOUNT": "1000"}, False),
+    ],
+)
+def test_threads_on_a_busy_machine_are_spoken_of(
+    threads: int,
+    load: float,
+    environment: dict[str, str],
+    said: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    hint = busy_hint(threads)
+    assert bool(hint) == said
+    assert not said or "load 9.0 on 2 cores" in hint

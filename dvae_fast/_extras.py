@@ -15,8 +15,9 @@ class MissingExtraError(ImportError):
     """An optional package is not installed; the message names it and the command that helps."""
 
 
-def require(module: str, package: str, purpose: str, extra: str = "train") -> Any:
-    """The module, or a MissingExtraError that says which package is missing and how to get it."""
+def require(module: str, package: str, purpose: str, extra: str | None = "train") -> Any:
+    """The module, or a MissingExtraError that says which package is missing and how to get it: by
+    an extra of this package, or by its own name."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -25,5 +26,5 @@ def require(module: str, package: str, purpose: str, extra: str = "train") -> An
         missing = package if name == module.partition(".")[0] else f"{package} (it needs {name})"
         raise MissingExtraError(
             f"{purpose} needs the package {missing}, which is not installed: "
-            f"{_INSTALL.format(extra)}"
+            f"{_INSTALL.format(extra) if extra else f'pip install {package}'}"
         ) from None

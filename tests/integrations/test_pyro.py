@@ -6,6 +6,8 @@ The model is linear and Gaussian, x = A z + b + noise of one scale, so that log 
 from __future__ import annotations
 
 import math
+import runpy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -360,3 +362,10 @@ def test_wrong_arguments() -> None:
         ImportanceELBO(plate=3)
     with pytest.raises(TypeError, match="guide must be a function of Pyro's primitives, got int"):
         LogWeights(lambda x: None, 3)
+
+
+def test_the_example_runs() -> None:
+    path = Path(__file__).parents[2] / "examples" / "pyro_iwae.py"
+    found = runpy.run_path(str(path))["main"](1, 2, 10)
+    assert len(found) == 3
+    assert all(27 < nll < 45 for nll, _ in found.values())

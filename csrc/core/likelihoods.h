@@ -6,11 +6,29 @@
 // merging no more than four such pairs, `finish` must be called.
 #pragma once
 
+#include <type_traits>
+
 #include "gamma.h"
 #include "math.h"
 #include "params.h"
 
 DVAE_BEGIN_CORE
+
+// What `push` is told of an element of which x may not be known: what it adds is keep(it), and 0
+// then, whatever the element is. Made of bits: a choice takes more instructions, and another loop.
+struct KeepAll {
+  template <class A>
+  DVAE_HD A operator()(A value) const {
+    return value;
+  }
+};
+template <class A>
+using bits_t = std::conditional_t<sizeof(A) == 8, uint64_t, uint32_t>;
+template <class A>
+struct Keep {
+  bits_t<A> seen;  // all ones, or 0
+  DVAE_HD A operator()(A value) const { return bit_cast<A>(bit_cast<bits_t<A>>(value) & seen); }
+};
 
 // What a likelihood is unless it says otherwise.
 struct LikelihoodDefaults {
@@ -51,16 +69,16 @@ struct Bernoulli : LikelihoodDefaults {
   static constexpr bool kProduct = true;
 
   // kCoarse: of a 16-bit logit, for which device code takes the coarse e.
-  template <bool kCoarse = false, class A>
-  DVAE_HD static A push(A& a, A& b, A logit, A x) {
+  template <bool kCoarse = false, class A, class K = KeepAll>
+  DVAE_HD static A push(A& a, A& b, A logit, A x, K keep = {}) {
 #if defined(__CUDA_ARCH__)
     if constexpr (sizeof(A) == 4) {
       return ChipTerms<SpecialFunctions, kCoarse>(logit, x).push(a, b);
     }
 #endif
     const A magnitude = abs(logit);
-    const A e = exp_nonpositive(-magnitude);
-    const A c = logit > A(0) ? A(1) - x : x;
+    const A e = keep(exp_nonpositive(-magnitude));
+    const A c = keep(logit > A(0) ? A(1) - x : x);
     // At l = ±inf a term with c = 0 is 0, not 0 · inf. The choice is of a factor, not of the
     // product: then every compiler fuses product and sum everywhere, and equal sums are equal bits.
     const A factor = c == A(0) ? A(0) : magnitude;
@@ -69,8 +87,8 @@ struct Bernoulli : LikelihoodDefaults {
     return e;
   }
   // The same, and d log p / d l = x − σ(l).
-  template <bool kCoarse = false, class A>
-  DVAE_HD static A push_with_derivative(A& a, A& b, A logit, A x) {
+  template <bool kCoarse = false, class A, class K = KeepAll>
+  DVAE_HD static A push_with_derivative(A& a, A& b, A logit, A x, K keep = {}) {
 #if defined(__CUDA_ARCH__)
     if constexpr (sizeof(A) == 4) {
       const ChipTerms<SpecialFunctions, kCoarse> terms(logit, x);
@@ -78,7 +96,7 @@ struct Bernoulli : LikelihoodDefaults {
       return terms.derivative();
     }
 #endif
-    const A e = push(a, b, logit, x);
+    const A e = push(a, b, logit, x, keep);
     return x - sigmoid_from(logit, e);
   }
   template <bool kCoarse = false, class A>
@@ -135,11 +153,11 @@ struct Gaussian : LikelihoodDefaults {
   static constexpr bool kHasLogScale = true;
   static constexpr double kHalfLog2Pi = 0.91893853320467274178;
 
-  template <ScaleKind kScale, class A>
-  DVAE_HD static void push(A& a, A& b, A mean, A scale, A x) {
-    const A u = (x - mean) / scale;
+  template <ScaleKind kScale, class A, class K = KeepAll>
+  DVAE_HD static void push(A& a, A& b, A mean, A scale, A x, K keep = {}) {
+    const A u = keep((x - mean) / scale);
     a = a + u * u;
-    if constexpr (kScale == ScaleKind::kFull) b = b + log(scale);
+    if constexpr (kScale == ScaleKind::kFull) b = b + keep(log(scale));
   }
   DVAE_HD static double row_constant(int64_t size, double log_scale_sum) {
     return -(kHalfLog2Pi * static_cast<double>(size) + log_scale_sum);
@@ -192,11 +210,11 @@ struct DiscretisedLogistic : LikelihoodDefaults {
   }
 
   // −log p = max(near, 0) + log (1 + q)(1 + p)/(1 − r)
-  template <ScaleKind, class A>
-  DVAE_HD static void push(A& a, A&, A mean, A scale, A x) {
+  template <ScaleKind, class A, class K = KeepAll>
+  DVAE_HD static void push(A& a, A&, A mean, A scale, A x, K keep = {}) {
     const Bin<A> v = bin(mean, scale, x);
     const A linear = v.near > A(0) ? v.near : A(0);
-    a = a + (linear + log1p((v.p + v.q + v.p * v.q + v.r) / v.rest));
+    a = a + keep(linear + log1p((v.p + v.q + v.p * v.q + v.r) / v.rest));
   }
   // d log p / d mean = sign (σ(near) − σ(−far))/s,
   // d log p / d s = (near σ(near) − far σ(−far) − w r/(1 − r))/s
@@ -286,11 +304,11 @@ struct NegativeBinomial : LikelihoodDefaults {
     return y - impossible - (mean - v.mean);
   }
 
-  template <ScaleKind kScale, class A>
-  DVAE_HD static void push(A& a, A&, A mean, A scale, A x) {
+  template <ScaleKind kScale, class A, class K = KeepAll>
+  DVAE_HD static void push(A& a, A&, A mean, A scale, A x, K keep = {}) {
     const A t = capped(scale);
-    a = a + minus_deviance(mean, t, x);
-    if constexpr (kScale == ScaleKind::kFull) a = a + gammas(t, x);
+    a = a + keep(minus_deviance(mean, t, x));
+    if constexpr (kScale == ScaleKind::kFull) a = a + keep(gammas(t, x));
   }
   // Exactly 0 at x = 0: not even rounding is left.
   template <class A>

@@ -98,6 +98,8 @@ struct DecoderParams {
   int64_t scale_stride;     // of kShared, between elements or blocks; 0: one serves all
   const double* log_scale;  // Σ_d log scale, for kShared where the likelihood has it
   const void* x;            // A
+  const void* seen;         // null, or D integers of A's size: all ones where x is known, else 0
+  int64_t count;            // with those, how many are known
   int64_t first_row;        // row n lies at n − first_row in params (tiles), not in the others
   int64_t rows, examples, samples, size;
 };

@@ -2,6 +2,10 @@
 
 #include <algorithm>
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #include "../core/likelihoods.h"
 #include "buffer.h"
 
@@ -30,12 +34,22 @@ class Observed {
         sum_size_(size_of(sums_of(dtype))),
         p_(p),
         shared_(kind == ScaleKind::kShared),
+        seen_(buffer(mask.size * sum_size_)),
         x_(buffer(mask.size * sum_size_)),
         bias_(buffer(p.bias != nullptr ? mask.size * element_ : 0)),
         scale_(buffer(shared_ ? mask.size * sum_size_ : 0)),
         row_(buffer(mask.size * static_cast<int64_t>(sizeof(double)))) {}
 
-  // What the rows of example n share.
+  size_t mask_of(int64_t n) const { return static_cast<size_t>(n % mask_.examples); }
+  // The rows of example n as they are, of which the kernel leaves out elements.
+  void look(int64_t n, DecoderParams& to) const {
+    kernels_.expand[dtype_](mask_.observed + n % mask_.examples * mask_.size, mask_.size,
+                            seen_.get());
+    to.seen = seen_.get();
+    to.count = mask_.count(n);
+    if (!mask_.log_scales.empty()) to.log_scale = &mask_.log_scales[mask_of(n)];
+  }
+  // What the rows of example n share, compacted.
   void share(int64_t n, DecoderParams& to) {
     observed_ = mask_.observed + n % mask_.examples * mask_.size;
     count_ = mask_.count(n);
@@ -48,15 +62,7 @@ class Observed {
     }
     if (!shared_) return;
     if (p_.scale_stride != 0) to.scale = sums(bytes(p_.scale), scale_);
-    if (p_.log_scale == nullptr) return;
-    if (count_ == 0) {
-      log_scale_ = 0;  // of a scale of 0, inf or NaN too
-    } else if (mask_.log_scale.empty()) {
-      log_scale_ = *p_.log_scale / static_cast<double>(mask_.size) * static_cast<double>(count_);
-    } else {
-      log_scale_ = kernels_.sum_observed(mask_.log_scale.data(), observed_, mask_.size);
-    }
-    to.log_scale = &log_scale_;
+    if (!mask_.log_scales.empty()) to.log_scale = &mask_.log_scales[mask_of(n)];
   }
 
   // `rows` rows of params or of a scale, one after another; `to` may be `from`, has room for one
@@ -99,17 +105,21 @@ class Observed {
   const int64_t element_, sum_size_;
   const DecoderParams& p_;
   const bool shared_;
-  const Buffer x_, bias_, scale_, row_;
+  const Buffer seen_, x_, bias_, scale_, row_;
   const uint8_t* observed_ = nullptr;
   int64_t count_ = 0;
-  double log_scale_ = 0;
 };
 
-// whole(first, last) for rows all of whose elements are observed, part(n, first, last) for the rows
-// of each other example n.
-template <class Whole, class Part>
-void by_example(const Mask& mask, int64_t samples, int64_t begin, int64_t end, const Whole& whole,
-                const Part& part) {
+// An example of which a larger part is observed is passed over, any other compacted: of gradients,
+// which are spread again, that pays later.
+constexpr double kManyForward = 0.45, kManyBackward = 0.25;
+
+// whole(first, last) for rows all of whose elements are observed; many(n, first, last) for the rows
+// of each other example n of which more than that part is, few(n, first, last) of the others.
+template <class Whole, class Many, class Few>
+void by_example(const Mask& mask, double part, int64_t samples, int64_t begin, int64_t end,
+                const Whole& whole, const Many& many, const Few& few) {
+  const auto most_of_few = static_cast<int64_t>(part * static_cast<double>(mask.size));
   for (int64_t first = begin; first < end;) {
     const int64_t n = first / samples;
     int64_t last = std::min(end, (n + 1) * samples);
@@ -118,8 +128,10 @@ void by_example(const Mask& mask, int64_t samples, int64_t begin, int64_t end, c
         last = std::min(end, last + samples);
       }
       whole(first, last);
+    } else if (mask.count(n) > most_of_few) {
+      many(n, first, last);
     } else {
-      part(n, first, last);
+      few(n, first, last);
     }
     first = last;
   }
@@ -147,23 +159,50 @@ void in_place(Observed& of, int64_t n, int64_t first, int64_t last, const Params
   if (scale_sum != nullptr) of.add(sums.data(), scale_sum);
 }
 
+int64_t count_of(const uint8_t* row, int64_t size) {
+  int64_t missing = 0, j = 0;
+#if defined(__SSE2__)
+  // Sixteen counts in bytes, which 255 comparisons do not overflow.
+  const __m128i zero = _mm_setzero_si128();
+  for (int64_t whole = size / 16 * 16; j < whole;) {
+    __m128i part = zero;
+    for (const int64_t stop = std::min<int64_t>(whole, j + 255 * 16); j < stop; j += 16) {
+      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + j));
+      part = _mm_sub_epi8(part, _mm_cmpeq_epi8(bytes, zero));
+    }
+    const __m128i sums = _mm_sad_epu8(part, zero);
+    missing += _mm_cvtsi128_si64(sums) + _mm_cvtsi128_si64(_mm_unpackhi_epi64(sums, sums));
+  }
+#endif
+  for (; j < size; ++j) missing += row[j] == 0;
+  return size - missing;
+}
+
 }  // namespace
 
-Mask::Mask(const uint8_t* observed_in, int64_t examples_in, int64_t size_in)
+Mask::Mask(const uint8_t* observed_in, int64_t examples_in, int64_t size_in,
+           const std::vector<double>& log_scale)
     : observed(observed_in),
       examples(examples_in),
       size(size_in),
       counts(static_cast<size_t>(examples_in)) {
   const uint8_t* row = observed;
   for (int64_t& count : counts) {
-    for (int64_t j = 0; j < size;) {
-      const int64_t stop = std::min<int64_t>(size, j + 128);
-      uint8_t some = 0;  // of a byte, so that the compiler adds up sixteen at once
-      for (; j < stop; ++j) some = static_cast<uint8_t>(some + (row[j] != 0));
-      count += some;
-    }
+    count = count_of(row, size);
     all = all && count == size;
     row += size;
+  }
+  if (all || log_scale.empty()) return;
+  log_scales.reserve(counts.size());
+  for (size_t n = 0; n < counts.size(); ++n) {
+    const uint8_t* seen = observed + static_cast<int64_t>(n) * size;
+    if (counts[n] == 0) {
+      log_scales.push_back(0);  // of a scale of 0, inf or NaN too
+    } else if (log_scale.size() == 1) {
+      log_scales.push_back(log_scale[0] * static_cast<double>(counts[n]));
+    } else {
+      log_scales.push_back(kernels().sum_observed(log_scale.data(), seen, size));
+    }
   }
 }
 
@@ -177,9 +216,14 @@ void log_weights(const Mask* mask, LikelihoodKind likelihood, DType dtype, const
                                            std::max<int64_t>(1, p.samples));
   const int64_t room = (most + 1) * of.row_bytes();
   const Buffer params = buffer(room), scale = buffer(kind == ScaleKind::kFull ? room : 0);
+  LogWeightParams looked = p;
   by_example(
-      *mask, p.samples, begin, end,
+      *mask, kManyForward, p.samples, begin, end,
       [&](int64_t first, int64_t last) { kernel(p, kind, first, last); },
+      [&](int64_t n, int64_t first, int64_t last) {
+        of.look(n, looked);
+        kernel(looked, kind, first, last);
+      },
       [&](int64_t n, int64_t first, int64_t last) {
         LogWeightParams q = p;
         of.share(n, q);
@@ -204,9 +248,14 @@ void log_weights_backward(const Mask* mask, LikelihoodKind likelihood, DType dty
       kernels().log_weights_backward[static_cast<int>(likelihood)][static_cast<int>(dtype)];
   if (mask == nullptr) return kernel(p, kind, scale_sum, begin, end);
   Observed of(*mask, dtype, kind, p);
+  LogWeightGradParams looked = p;
   by_example(
-      *mask, p.samples, begin, end,
+      *mask, kManyBackward, p.samples, begin, end,
       [&](int64_t first, int64_t last) { kernel(p, kind, scale_sum, first, last); },
+      [&](int64_t n, int64_t first, int64_t last) {
+        of.look(n, looked);
+        kernel(looked, kind, scale_sum, first, last);
+      },
       [&](int64_t n, int64_t first, int64_t last) {
         LogWeightGradParams q = p;
         in_place(of, n, first, last, p, kind, scale_sum, q,
@@ -219,9 +268,14 @@ void iwae(const Mask* mask, LikelihoodKind likelihood, DType dtype, const IwaePa
   const auto kernel = kernels().iwae[static_cast<int>(likelihood)][static_cast<int>(dtype)];
   if (mask == nullptr) return kernel(p, kind, scale_sum, begin, end);
   Observed of(*mask, dtype, kind, p);
+  IwaeParams looked = p;
   by_example(
-      *mask, 1, begin, end,
+      *mask, kManyBackward, 1, begin, end,
       [&](int64_t first, int64_t last) { kernel(p, kind, scale_sum, first, last); },
+      [&](int64_t n, int64_t first, int64_t last) {
+        of.look(n, looked);
+        kernel(looked, kind, scale_sum, first, last);
+      },
       [&](int64_t n, int64_t, int64_t) {
         IwaeParams q = p;
         in_place(of, n, n * p.samples, (n + 1) * p.samples, p, kind, scale_sum, q,

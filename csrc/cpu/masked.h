@@ -1,8 +1,8 @@
-// The kernels over rows of which a mask leaves out elements: an example's observed dimensions are
-// made rows of their own, shorter ones, for which the kernels are those of whole rows.
+// The kernels over rows of which a mask leaves out elements. Where it leaves many, the kernels pass
+// over all, and choose. Where it leaves few, an example's observed dimensions are made rows of
+// their own, shorter ones, for which the kernels are those of whole rows.
 //
-// So a row is what it would be had its data no other dimensions. What is not observed is copied by
-// nobody: of its values nothing follows, and its gradients are 0.
+// Of the values of what is not observed nothing follows, and its gradients are 0.
 #pragma once
 
 #include <cstddef>
@@ -16,11 +16,13 @@ namespace dvae::cpu {
 struct Mask {
   const uint8_t* observed;
   int64_t examples, size;
-  std::vector<int64_t> counts;    // how many of each example's are observed
-  bool all = true;                // of all examples
-  std::vector<double> log_scale;  // of each dimension, where kShared differs between them
+  std::vector<int64_t> counts;  // how many of each example's are observed
+  std::vector<double> log_scales;  // Σ over those, where a shared scale has it
+  bool all = true;  // of all examples
 
-  Mask(const uint8_t* observed_in, int64_t examples_in, int64_t size_in);
+  // log_scale: of each dimension; of one where it is the same; empty where there is none.
+  Mask(const uint8_t* observed_in, int64_t examples_in, int64_t size_in,
+       const std::vector<double>& log_scale);
   int64_t count(int64_t n) const { return counts[static_cast<size_t>(n % examples)]; }
 };
 

@@ -59,7 +59,17 @@ struct RowView {
   const A* shared_scale;
   int64_t scale_stride;
   const T* full_scale;
+  const bits_t<A>* seen;
 
+  // What likelihoods leave out an element by.
+  template <bool kMasked>
+  DVAE_HD auto keep(int64_t j) const {
+    if constexpr (kMasked) {
+      return Keep<A>{seen[j]};
+    } else {
+      return KeepAll{};
+    }
+  }
   template <bool kBias>
   DVAE_HD A param(int64_t j) const {
     return kBias ? load(params[j]) + load(bias[j]) : load(params[j]);
@@ -81,7 +91,8 @@ DVAE_HD RowView<T> row_view(const DecoderParams& p, int64_t row) {
           at<A>(p.x, row / p.samples % p.examples * p.size),
           static_cast<const A*>(p.scale),
           p.scale_stride,
-          at<T>(p.scale, at_params)};
+          at<T>(p.scale, at_params),
+          static_cast<const bits_t<A>*>(p.seen)};
 }
 
 // Calls body(i) for the n elements of a block; n = 64 with a constant trip count.
@@ -92,8 +103,24 @@ DVAE_HD RowView<T> row_view(const DecoderParams& p, int64_t row) {
     _Pragma("GCC ivdep") for (int64_t i = 0; i < (n); ++i) body(i); \
   }
 
-// log p(x|z) of one row. kDerivative: also leaves d log p / d logit in out.
-template <class L, class T, ScaleKind kScale, bool kBias, bool kDerivative>
+// push(a, b, keep). AVX-512 has sums that leave out lanes: there the choice is between the sums.
+template <bool kMasked, class A, class K, class F>
+DVAE_HD void take_in(A& a, A& b, K keep, const F& push) {
+#if defined(DVAE_VECTOR_BYTES) && DVAE_VECTOR_BYTES == 64
+  if constexpr (kMasked) {
+    A next_a = a, next_b = b;
+    push(next_a, next_b, KeepAll{});
+    a = keep.seen != 0 ? next_a : a;
+    b = keep.seen != 0 ? next_b : b;
+    return;
+  }
+#endif
+  push(a, b, keep);
+}
+
+// log p(x|z) of one row. kDerivative: also leaves d log p / d logit in out. kMasked: of what was
+// observed; what is made of the rest is left out, whatever it is, and its derivative is 0.
+template <class L, class T, ScaleKind kScale, bool kBias, bool kMasked, bool kDerivative>
 DVAE_HD accumulate_t<T> row_density(const DecoderParams& p, const RowView<T>& v, T* out) {
   using A = accumulate_t<T>;
   Lanes<L, A> lanes;
@@ -102,14 +129,17 @@ DVAE_HD accumulate_t<T> row_density(const DecoderParams& p, const RowView<T>& v,
     const int64_t stop = min64(p.size, j + between);
     const auto push = [&](int64_t i) __attribute__((always_inline)) {
       const A param = v.template param<kBias>(j + i);
-      if constexpr (L::kHasScale) {
-        const A scale = v.template scale<kScale>(j, i);
-        L::template push<kScale>(lanes.a[i], lanes.b[i], param, scale, v.x[j + i]);
-      } else if constexpr (kDerivative) {
-        store(out[j + i], L::push_with_derivative(lanes.a[i], lanes.b[i], param, v.x[j + i]));
-      } else {
-        L::push(lanes.a[i], lanes.b[i], param, v.x[j + i]);
-      }
+      const auto keep = v.template keep<kMasked>(j + i);
+      take_in<kMasked>(lanes.a[i], lanes.b[i], keep, [&](A& a, A& b, auto kept) {
+        if constexpr (L::kHasScale) {
+          const A scale = v.template scale<kScale>(j, i);
+          L::template push<kScale>(a, b, param, scale, v.x[j + i], kept);
+        } else if constexpr (kDerivative) {
+          store(out[j + i], keep(L::push_with_derivative(a, b, param, v.x[j + i], kept)));
+        } else {
+          L::push(a, b, param, v.x[j + i], kept);
+        }
+      });
     };
     for (; j + kLanes <= stop; j += kLanes) {
 #pragma GCC ivdep
@@ -120,11 +150,11 @@ DVAE_HD accumulate_t<T> row_density(const DecoderParams& p, const RowView<T>& v,
     if (j < p.size) lanes.fold();
   }
   const double log_scale = L::kHasLogScale && kScale == ScaleKind::kShared ? *p.log_scale : 0.0;
-  return static_cast<A>(lanes.finish() + L::row_constant(p.size, log_scale));
+  return static_cast<A>(lanes.finish() + L::row_constant(kMasked ? p.count : p.size, log_scale));
 }
 
 // Σ of what the rows of an example have in common, made when rows come to another example.
-template <class L, class T, ScaleKind kScale>
+template <class L, class T, ScaleKind kScale, bool kMasked>
 struct DataTerm {
   using A = accumulate_t<T>;
   int64_t n = -1;
@@ -149,7 +179,8 @@ struct DataTerm {
       const auto add = [&](int64_t i) __attribute__((always_inline)) {
         A scale = 1;
         if constexpr (kScale == ScaleKind::kShared) scale = v.template scale<kScale>(j, i);
-        lanes[i] = lanes[i] + L::template data_term<kScale>(scale, v.x[j + i]);
+        const auto keep = v.template keep<kMasked>(j + i);
+        lanes[i] = lanes[i] + keep(L::template data_term<kScale>(scale, v.x[j + i]));
       };
       for (; j + kLanes <= stop; j += kLanes) {
 #pragma GCC ivdep
@@ -164,7 +195,7 @@ struct DataTerm {
 };
 
 // Adds data_term's part of a shared scale's gradient, for all rows of an example at once.
-template <class L, class T, ScaleKind kScale>
+template <class L, class T, ScaleKind kScale, bool kMasked>
 struct DataGradient {
   using A = accumulate_t<T>;
   static constexpr bool kWanted = L::kHasDataTerm && kScale == ScaleKind::kShared;
@@ -193,7 +224,8 @@ struct DataGradient {
           const int64_t size = min64(kTile, p.size - j);
           alignas(64) A d[kBlock];
           const auto element = [&](int64_t i) __attribute__((always_inline)) {
-            d[i] = L::data_derivative(v.template scale<kScale>(j, i), v.x[j + i]);
+            const auto keep = v.template keep<kMasked>(j + i);
+            d[i] = keep(L::data_derivative(v.template scale<kScale>(j, i), v.x[j + i]));
           };
           DVAE_FOR_BLOCK(size, element)
           for (int64_t i = 0; i < size; ++i) scale_sum[j + i] += weight * static_cast<double>(d[i]);
@@ -206,7 +238,7 @@ struct DataGradient {
 };
 
 // out = weight · d log p / d params of one row (out may be the row itself), and the scale's.
-template <class L, class T, ScaleKind kScale, bool kBias>
+template <class L, class T, ScaleKind kScale, bool kBias, bool kMasked>
 DVAE_HD void row_gradient(const DecoderParams& p, const RowView<T>& v, accumulate_t<T> weight,
                           T* out, T* out_scale, double* scale_sum) {
   using A = accumulate_t<T>;
@@ -227,8 +259,9 @@ DVAE_HD void row_gradient(const DecoderParams& p, const RowView<T>& v, accumulat
         L::template derivative<kScale>(v.template param<kBias>(j + i),
                                        v.template scale<kScale>(j, i), v.x[j + i], d_mean,
                                        d_scale[i]);
-        store(out[j + i], weight * d_mean);
-        d_scale[i] = weight * d_scale[i];
+        const auto keep = v.template keep<kMasked>(j + i);
+        store(out[j + i], keep(weight * d_mean));
+        d_scale[i] = keep(weight * d_scale[i]);
       };
       DVAE_FOR_BLOCK(n, element)
       if constexpr (kScale == ScaleKind::kFull) {
@@ -239,7 +272,8 @@ DVAE_HD void row_gradient(const DecoderParams& p, const RowView<T>& v, accumulat
     } else {
 #pragma GCC ivdep
       for (int64_t i = 0; i < n; ++i) {
-        store(out[j + i], weight * L::derivative(v.template param<kBias>(j + i), v.x[j + i]));
+        const A slope = L::derivative(v.template param<kBias>(j + i), v.x[j + i]);
+        store(out[j + i], v.template keep<kMasked>(j + i)(weight * slope));
       }
     }
   }

@@ -425,7 +425,8 @@ def _masked(op: str) -> Iterator[_Build]:
             args = list(build(make))
             params, x = _MASKED[op]
             b, d = args[x].shape
-            mask = torch.rand(b, d, generator=make.generator) < 0.7
+            share = 1.2 * torch.rand(b, 1, generator=make.generator)  # few, many or all
+            mask = torch.rand(b, d, generator=make.generator) < share
             mask[1:2], mask[2:3] = False, True  # of an example nothing, of another all
             mask = make.put(mask, torch.bool)
             args[x] = arrange(torch.where(mask, args[x], math.inf), make.layout)

@@ -161,3 +161,31 @@ inline double sum_observed(const double* values, const uint8_t* observed, int64_
   });
   return sum_lanes(lanes);
 }
+
+// A mask's bytes as integers of the size of T's sums, all ones or 0.
+template <class T>
+void expand(const uint8_t* observed, int64_t size, void* to_in) {
+  using M = bits_t<accumulate_t<T>>;
+  M* to = static_cast<M*>(to_in);
+  int64_t j = 0;
+#if defined(DVAE_VECTOR_BYTES) && defined(__x86_64__)
+  if constexpr (sizeof(M) == 4) {
+#if DVAE_VECTOR_BYTES == 64
+    for (; j + 16 <= size; j += 16) {
+      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(observed + j));
+      _mm512_storeu_si512(to + j, _mm512_movm_epi32(_mm_test_epi8_mask(bytes, bytes)));
+    }
+#else
+    for (; j + 16 <= size; j += 16) {
+      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(observed + j));
+      const __m128i none = _mm_cmpeq_epi8(bytes, _mm_setzero_si128());
+      const __m128i seen = _mm_xor_si128(none, _mm_set1_epi8(-1));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + j), _mm256_cvtepi8_epi32(seen));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + j + 8),
+                          _mm256_cvtepi8_epi32(_mm_srli_si128(seen, 8)));
+    }
+#endif
+  }
+#endif
+  for (; j < size; ++j) to[j] = observed[j] != 0 ? ~M{0} : M{0};
+}

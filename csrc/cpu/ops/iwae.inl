@@ -6,32 +6,35 @@
 template <class L, class T>
 constexpr bool kSweepLeavesDerivative = !L::kHasScale && sizeof(T) == sizeof(accumulate_t<T>);
 
-template <class L, class T, ScaleKind kScale>
+template <class L, class T, ScaleKind kScale, bool kMasked>
 void iwae_sweep_as(const IwaeParams& p, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
-  DataTerm<L, T, kScale> data;
+  DataTerm<L, T, kScale, kMasked> data;
   for (int64_t row = begin; row < end; ++row) {
     const RowView<T> v = row_view<T>(p, row);
-    const A density = row_density<L, T, kScale, false, kSweepLeavesDerivative<L, T>>(
+    const A density = row_density<L, T, kScale, false, kMasked, kSweepLeavesDerivative<L, T>>(
         p, v, at<T>(p.grad_params, (row - p.first_row) * p.size));
     *at<A>(p.log_w, row) = ratio_of<T>(p, row) + (density + data.of(p, v, row));
   }
 }
 
-template <class L, class T, ScaleKind kScale>
+template <class L, class T, ScaleKind kScale, bool kMasked>
 void iwae_scale_as(const IwaeParams& p, double* scale_sum, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
-  DataGradient<L, T, kScale> data{p, scale_sum};
+  DataGradient<L, T, kScale, kMasked> data{p, scale_sum};
   for (int64_t row = begin; row < end; ++row) {
     const A weight = *at<A>(static_cast<const void*>(p.log_w), row) * static_cast<A>(p.multiplier);
     data.add(row, weight);
     T* out = at<T>(p.grad_params, (row - p.first_row) * p.size);
+    const RowView<T> v = row_view<T>(p, row);
     if constexpr (kSweepLeavesDerivative<L, T>) {
-      for (int64_t j = 0; j < p.size; ++j) store(out[j], weight * load(out[j]));
+#pragma GCC ivdep
+      for (int64_t j = 0; j < p.size; ++j) {
+        store(out[j], v.template keep<kMasked>(j)(weight * load(out[j])));
+      }
     } else {
-      row_gradient<L, T, kScale, false>(p, row_view<T>(p, row), weight, out,
-                                        at<T>(p.grad_scale, (row - p.first_row) * p.size),
-                                        scale_sum);
+      row_gradient<L, T, kScale, false, kMasked>(
+          p, v, weight, out, at<T>(p.grad_scale, (row - p.first_row) * p.size), scale_sum);
     }
   }
   data.flush();

@@ -20,7 +20,7 @@ void run(Kernel kernel, const Params& p, int64_t rows, int64_t row_size) {
 }
 
 struct ScaleLogs : Layout {
-  std::vector<double> each;  // for a mask, if there are several
+  std::vector<double> each;  // for a mask
   double sum = 0;
 };
 
@@ -35,7 +35,7 @@ struct ScaleTable : ScaleLogs {
       if (!has_log_scale(d.likelihood)) return;
       for (int64_t i = 0; i < (one ? 1 : d.p.size); ++i) {
         const double log_scale = std::log(static_cast<double>(load(scale[i])));
-        if (d.mask && !one) each.push_back(log_scale);
+        if (d.mask) each.push_back(log_scale);
         sum += log_scale;
       }
     });
@@ -50,9 +50,8 @@ struct MaskTable : Layout {
   cpu::Mask mask;
 
   explicit MaskTable(const Decoder& d)
-      : mask(static_cast<const uint8_t*>(d.mask->const_data_ptr()), d.mask->sizes()[0], d.p.size) {
-    if (d.layout) mask.log_scale = static_cast<const ScaleLogs&>(*d.layout).each;
-  }
+      : mask(static_cast<const uint8_t*>(d.mask->const_data_ptr()), d.mask->sizes()[0], d.p.size,
+             d.layout ? static_cast<const ScaleLogs&>(*d.layout).each : std::vector<double>{}) {}
 };
 
 // Runs kernel(scale_sum, begin, end) over rows; adds a shared scale's gradient to `sums`.

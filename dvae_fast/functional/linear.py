@@ -19,6 +19,7 @@ from dvae_fast._checks import (
 from dvae_fast.functional._autograd import (
     again,
     autocast_dtype,
+    call,
     graph_is_asked,
     is_transformed,
     maskable,
@@ -143,7 +144,7 @@ def linear_log_weights(
     if is_transformed(*tensors, x):
         out = _layer_by_layer(*args)
     elif needs_grad(*tensors):
-        out = _LinearLogWeights.apply(*args)
+        out = call(_LinearLogWeights, *args)
     else:
         out = _linear_log_weights(*args)
     return out.view(leading)

@@ -17,6 +17,7 @@ from dvae_fast.functional._autograd import (
     Operation,
     again,
     apply_upstream,
+    call,
     differentiable,
     graph_is_asked,
     graph_is_kept,
@@ -436,8 +437,8 @@ def iwae_loss_and_weights(
         owner = p if p._base is None else p._base
         safe = p.is_contiguous() and not owner.is_leaf and not torch.compiler.is_compiling()
         overwrite = overwrite_params if safe else False
-        loss, weights = _IWAELoss.apply(
-            p, scale, x, log_ratio, lik.kernel, reduction, overwrite, mask
+        loss, weights = call(
+            _IWAELoss, p, scale, x, log_ratio, lik.kernel, reduction, overwrite, mask
         )
         look_at_loss(loss, x, lik, mask)
         return loss.view(leading[:-1]) if reduction == "none" else loss, weights

@@ -202,6 +202,7 @@ def test_not_where_gradients_are_not_asked_for_or_asked_for_otherwise() -> None:
     for name, p in model.named_parameters():
         torch.testing.assert_close(by_transform[name], p.grad)
     mask = torch.ones(B, D, dtype=torch.bool)
+    mask[2, 3] = False
     assert not is_one_pass(model.loss(x, 3, mask=mask))
     conditional = DIWAE(D, Z, (8,), context_size=2)
     assert not is_one_pass(conditional.loss(x, 3, context=torch.zeros(B, dtype=torch.int64)))

@@ -131,27 +131,18 @@ def memory_rows(memory: list[dict[str, Any]]) -> list[list[str]]:
     ]  # fmt: skip
 
 
-def thread_rows(found: list[Series]) -> list[list[str]]:
-    """Speed-up over one thread."""
-    rows = []
-    for one in (one for one in found if one.axis == "threads"):
-        alone, *others = one.points
-        for p in others:
-            times = alone.figure.median, p.figure.median
+def condition_rows(found: list[Series]) -> dict[str, list[list[str]]]:
+    """The speed-up over one thread, and the cost of each dtype and against float32."""
+    rows: dict[str, list[list[str]]] = {"threads": [], "dtype": []}
+    for one in (one for one in found if one.axis in rows):
+        first, *others = one.points
+        for p in others if one.axis == "threads" else one.points:
+            times = first.figure.median, p.figure.median
             shown = [seconds(times[0]), str(p.value), seconds(times[1])]
-            rows.append([one.operator, one.who, *shown, f"{times[0] / times[1]:.2f}×"])
-    return rows
-
-
-def dtype_rows(found: list[Series]) -> list[list[str]]:
-    """Cost of each dtype, and against float32."""
-    rows = []
-    for one in (one for one in found if one.axis == "dtype"):
-        costs = {str(p.value): p.cost for p in one.points}
-        base = costs.get("float32", math.nan)
-        rows += [
-            [one.operator, one.who, t, f"{c:.3g}", f"{c / base:.2f}"] for t, c in costs.items()
-        ]
+            shown.append(f"{times[0] / times[1]:.2f}×")
+            if one.axis == "dtype":  # of which float32 is the first
+                shown = [str(p.value), f"{p.cost:.3g}", f"{p.cost / first.cost:.2f}"]
+            rows[one.axis].append([one.operator, one.who, *shown])
     return rows
 
 
@@ -169,10 +160,11 @@ def parts(groups: Groups, memory: list[dict[str, Any]]) -> dict[str, Any]:
         "steps": len(rows),
         "step_table": table(step_head, rows, ("over", "sizes")),
     }
-    for name, rows, *head in (
-        ("threads", thread_rows(found), "1 thread", "threads", "time", "speed-up"),
-        ("dtypes", dtype_rows(found), "dtype", "ns/element", "of float32"),
+    conditions = condition_rows(found)
+    for name, *head in (
+        ("threads", "1 thread", "threads", "time", "speed-up"),
+        ("dtype", "dtype", "ns/element", "of float32"),
     ):
-        if rows:
-            out[name] = table(["operator", "who", *head], rows, ("who", "dtype"))
+        if conditions[name]:
+            out[name] = table(["operator", "who", *head], conditions[name], ("who", "dtype"))
     return out

@@ -232,20 +232,17 @@ def _masked_cases() -> Iterator[Case]:
                 return operands, [*rest, make.put(mask, torch.bool)]
 
             label = f"{likelihood}, scale {scale}, D={d}"
-            yield Case(
-                "log_weights (mask)",
-                ("masked_log_weights", "masked_log_weights_backward"),
-                label,
-                make,
-                lambda *t, lik=likelihood: dvae_fast.log_weights(*_split(t[:-1]), lik, t[-1]),
-            )
-            yield Case(
-                "iwae_loss (mask)",
-                ("masked_iwae", "rescale_"),
-                label,
-                make,
-                lambda *t, lik=likelihood: dvae_fast.iwae_loss(*_split(t[:-1]), lik, t[-1]),
-            )
+            for function, operators in (
+                (dvae_fast.log_weights, ("masked_log_weights", "masked_log_weights_backward")),
+                (dvae_fast.iwae_loss, ("masked_iwae", "rescale_")),
+            ):
+                yield Case(
+                    f"{function.__name__} (mask)",
+                    operators,
+                    label,
+                    make,
+                    lambda *t, f=function, lik=likelihood: f(*_split(t[:-1]), lik, t[-1]),
+                )
 
 
 def _overwriting(likelihood: str) -> Callable[..., Tensor]:

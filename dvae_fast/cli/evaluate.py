@@ -24,7 +24,7 @@ from dvae_fast.cli.console import (
     two_columns,
     wrong_options,
 )
-from dvae_fast.cli.options import completing
+from dvae_fast.cli.options import shown
 from dvae_fast.cli.outlet import new_console, say
 from dvae_fast.cli.results import Results, evaluation_rows
 from dvae_fast.data import MISSING, SPLITS, check_missing
@@ -65,132 +65,96 @@ _ESTIMATE, _ANNEALED, _SPEED = "Estimate", "Annealed importance sampling", "Spee
 def evaluate_command(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
     data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Other data, or where those lie now. Default: the run's.", rich_help_panel=DATA
-        ),
+        Path | None, shown(DATA, "Other data, or where those lie now. Default: the run's.")
     ] = None,
     missing: Annotated[
         str | None,
-        typer.Option(
-            help=f"Of other data, as in training: {listed(MISSING)}. Default: the run's.",
-            autocompletion=completing(MISSING), metavar="NAME", rich_help_panel=DATA,
+        shown(
+            DATA,
+            f"Of other data, as in training: {listed(MISSING)}. Default: the run's.",
+            choices=MISSING,
         ),
     ] = None,
-    split: Annotated[
-        str,
-        typer.Option(
-            help=f"One of {listed(SPLITS)}.", autocompletion=completing(SPLITS), metavar="NAME",
-            rich_help_panel=DATA,
-        ),
-    ] = "test",
+    split: Annotated[str, shown(DATA, f"One of {listed(SPLITS)}.", choices=SPLITS)] = "test",
     limit: Annotated[
-        int | None,
-        typer.Option(help="Only the first so many examples. Default: all.", rich_help_panel=DATA),
+        int | None, shown(DATA, "Only the first so many examples. Default: all.")
     ] = None,
     k: Annotated[
         int | None,
-        typer.Option(
-            "--k", "-k",
-            help="Importance samples an example, or AIS chains. Default: 5000; 16 chains.",
-            rich_help_panel=_ESTIMATE,
+        shown(
+            _ESTIMATE,
+            "Importance samples an example, or AIS chains. Default: 5000; 16 chains.",
+            "--k",
+            "-k",
         ),
     ] = None,
     method: Annotated[
         str,
-        typer.Option(
-            help=f"One of {listed(METHODS)}: importance sampling, or annealed, slower.",
-            autocompletion=completing(METHODS), metavar="NAME", rich_help_panel=_ESTIMATE,
+        shown(
+            _ESTIMATE,
+            f"One of {listed(METHODS)}: importance sampling, or annealed, slower.",
+            choices=METHODS,
         ),
     ] = "importance",
     proposal: Annotated[
         str,
-        typer.Option(
-            help=f"Draw z from one of {listed(PROPOSALS)}: q(z|x), q(z|x̃) with a fresh x̃ for each "
+        shown(
+            _ESTIMATE,
+            f"Draw z from one of {listed(PROPOSALS)}: q(z|x), q(z|x̃) with a fresh x̃ for each "
             "sample, or the mean of q(z|x̃) over --copies corruptions.",
-            autocompletion=completing(PROPOSALS), metavar="NAME", rich_help_panel=_ESTIMATE,
+            choices=PROPOSALS,
         ),
     ] = "posterior",
-    copies: Annotated[
-        int, typer.Option(help="Corruptions of a mixture.", rich_help_panel=_ESTIMATE)
-    ] = 10,
+    copies: Annotated[int, shown(_ESTIMATE, "Corruptions of a mixture.")] = 10,
     tolerance: Annotated[
         float | None,
-        typer.Option(
-            help="Go on where the standard error in nats is above this, as far as --max-k. "
+        shown(
+            _ESTIMATE,
+            "Go on where the standard error in nats is above this, as far as --max-k. "
             "Default: k samples everywhere.",
-            rich_help_panel=_ESTIMATE,
         ),
     ] = None,
     max_k: Annotated[
-        int | None,
-        typer.Option(
-            "--max-k", help="With a tolerance. Default: 20 k.", rich_help_panel=_ESTIMATE
-        ),
+        int | None, shown(_ESTIMATE, "With a tolerance. Default: 20 k.", "--max-k")
     ] = None,
-    seed: Annotated[
-        int, typer.Option(help="Of the importance samples.", rich_help_panel=_ESTIMATE)
-    ] = 0,
+    seed: Annotated[int, shown(_ESTIMATE, "Of the importance samples.")] = 0,
     temperatures: Annotated[
-        int | None,
-        typer.Option(help="Distributions on the way. Default: 500.", rich_help_panel=_ANNEALED),
+        int | None, shown(_ANNEALED, "Distributions on the way. Default: 500.")
     ] = None,
     leapfrog: Annotated[
-        int | None,
-        typer.Option(help="Steps of a Hamiltonian move. Default: 10.", rich_help_panel=_ANNEALED),
+        int | None, shown(_ANNEALED, "Steps of a Hamiltonian move. Default: 10.")
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(
-            help=f"Of the decoder's products: {' or '.join(DTYPES)}. Default: the model's.",
-            autocompletion=completing(DTYPES), metavar="NAME", rich_help_panel=_SPEED,
+        shown(
+            _SPEED,
+            f"Of the decoder's products: {' or '.join(DTYPES)}. Default: the model's.",
+            choices=DTYPES,
         ),
     ] = None,
     compile: Annotated[
-        bool,
-        typer.Option(
-            "--compile", help="Run the decoder through torch.compile.", rich_help_panel=_SPEED
-        ),
+        bool, shown(_SPEED, "Run the decoder through torch.compile.", "--compile")
     ] = False,
     batch_size: Annotated[
         int | None,
-        typer.Option(
-            help="Examples at once; the numbers stay the same. Default: by memory.",
-            rich_help_panel=_SPEED,
-        ),
+        shown(_SPEED, "Examples at once; the numbers stay the same. Default: by memory."),
     ] = None,
     chunk: Annotated[
-        int | None,
-        typer.Option(
-            help="Samples at once; the numbers stay the same. Default: by memory.",
-            rich_help_panel=_SPEED,
-        ),
+        int | None, shown(_SPEED, "Samples at once; the numbers stay the same. Default: by memory.")
     ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(help="CPU threads. Default: PyTorch's choice.", rich_help_panel=_SPEED),
-    ] = None,
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda or cuda:N.", rich_help_panel=_SPEED)
-    ] = "cpu",
+    threads: Annotated[int | None, shown(_SPEED, "CPU threads. Default: PyTorch's choice.")] = None,
+    device: Annotated[str, shown(_SPEED, "cpu, cuda or cuda:N.")] = "cpu",
     resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume", help="Go on with an evaluation that was interrupted.",
-            rich_help_panel=OUTPUT,
-        ),
+        bool, shown(OUTPUT, "Go on with an evaluation that was interrupted.", "--resume")
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="A folder for the results, or a file that ends in .json. Default: the run's.",
-            rich_help_panel=OUTPUT,
+        shown(
+            OUTPUT, "A folder for the results, or a file that ends in .json. Default: the run's."
         ),
     ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=OUTPUT)
-    ] = False,
-) -> None:  # fmt: skip
+    quiet: Annotated[bool, shown(OUTPUT, "Print errors only.", "--quiet", "-q")] = False,
+) -> None:
     """Estimate log p(x) of a run's best model by importance sampling.
 
     Writes evaluation.json, evaluation.npz with each example's numbers, and pictures, into the

@@ -14,7 +14,7 @@ from dvae_fast.models.config import GROUPS, option_kind
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-__all__ = ["completing", "flag", "given_values", "with_options"]
+__all__ = ["completing", "flag", "given_values", "shown", "with_options"]
 
 
 def flag(name: str) -> str:
@@ -29,6 +29,15 @@ def completing(choices: Collection[str]) -> Callable[[str], list[str]]:
         return [choice for choice in choices if choice.startswith(incomplete)]
 
     return complete
+
+
+def shown(panel: str, help: str, *names: str, choices: Collection[str] | None = None) -> Any:
+    """What `typer.Option` makes of an option, under the heading `panel`; its `names` where they are
+    not those of the parameter. A name of `choices` is completed by the shell."""
+    more: dict[str, Any] = {}
+    if choices is not None:
+        more = {"autocompletion": completing(choices), "metavar": "NAME"}
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
 
 
 def with_options(command: Callable[..., None], config: type, *first: str) -> Callable[..., None]:

@@ -8,7 +8,6 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
@@ -21,7 +20,7 @@ from dvae_fast.cli.console import (
     one_line_errors,
     wrong_options,
 )
-from dvae_fast.cli.options import completing
+from dvae_fast.cli.options import shown
 from dvae_fast.cli.outlet import new_console, say
 from dvae_fast.cli.train import RUNS
 from dvae_fast.files import one_line
@@ -50,77 +49,44 @@ _ROWS = "Rows"
 def reproduce_command(
     scale: Annotated[
         str,
-        typer.Option(
-            help=f"One of {listed(SCALES)}: "
+        shown(
+            _ROWS,
+            f"One of {listed(SCALES)}: "
             f"{'; '.join(f'{name} is {s.about}' for name, s in SCALES.items())}.",
-            autocompletion=completing(SCALES),
-            metavar="NAME",
-            rich_help_panel=_ROWS,
+            choices=SCALES,
         ),
     ] = "small",
     rows: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A row's name or a glob, such as '*gru*'; may be given again. Default: the "
+        shown(
+            _ROWS,
+            "A row's name or a glob, such as '*gru*'; may be given again. Default: the "
             "scale's, which --list marks.",
-            autocompletion=completing(ROWS),
-            metavar="NAME",
-            rich_help_panel=_ROWS,
+            choices=ROWS,
         ),
     ] = None,
     list_rows: Annotated[
-        bool,
-        typer.Option(
-            "--list",
-            help="Print the rows and what was published for them.",
-            rich_help_panel=_ROWS,
-        ),
+        bool, shown(_ROWS, "Print the rows and what was published for them.", "--list")
     ] = False,
-    epochs: Annotated[
-        int | None,
-        typer.Option(help="Of every run. Default: the scale's.", rich_help_panel=TRAINING),
-    ] = None,
-    seeds: Annotated[
-        int | None,
-        typer.Option(help="Of every row. Default: the scale's.", rich_help_panel=TRAINING),
-    ] = None,
+    epochs: Annotated[int | None, shown(TRAINING, "Of every run. Default: the scale's.")] = None,
+    seeds: Annotated[int | None, shown(TRAINING, "Of every row. Default: the scale's.")] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(
-            help="Runs at once, each on one thread. Default: a core each; 1 on a GPU.",
-            rich_help_panel=TRAINING,
-        ),
+        shown(TRAINING, "Runs at once, each on one thread. Default: a core each; 1 on a GPU."),
     ] = None,
     device: Annotated[
-        str,
-        typer.Option(
-            help="cpu, cuda or cuda:N; on a GPU steps are replayed as CUDA graphs.",
-            rich_help_panel=TRAINING,
-        ),
+        str, shown(TRAINING, "cpu, cuda or cuda:N; on a GPU steps are replayed as CUDA graphs.")
     ] = "cpu",
     folder: Annotated[
-        Path | None,
-        typer.Option(
-            help="Of the runs. Default: runs/reproduction-<scale>.", rich_help_panel=OUTPUT
-        ),
+        Path | None, shown(OUTPUT, "Of the runs. Default: runs/reproduction-<scale>.")
     ] = None,
     write_table: Annotated[
-        bool,
-        typer.Option(
-            "--table",
-            help="Write the table of the finished runs; train nothing.",
-            rich_help_panel=OUTPUT,
-        ),
+        bool, shown(OUTPUT, "Write the table of the finished runs; train nothing.", "--table")
     ] = False,
     output: Annotated[
-        Path,
-        typer.Option(
-            help="Of the table: a new file, or one with a place for it.", rich_help_panel=OUTPUT
-        ),
+        Path, shown(OUTPUT, "Of the table: a new file, or one with a place for it.")
     ] = DOCUMENT,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=OUTPUT)
-    ] = False,
+    quiet: Annotated[bool, shown(OUTPUT, "Print errors only.", "--quiet", "-q")] = False,
 ) -> None:
     """Train the rows of the published tables and write ours beside them.
 

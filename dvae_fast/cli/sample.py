@@ -14,6 +14,7 @@ import typer
 
 from dvae_fast._extras import MissingExtraError
 from dvae_fast.cli.console import check_seed, fail, listed, one_line_errors, wrong_options
+from dvae_fast.cli.options import shown
 from dvae_fast.cli.outlet import say
 from dvae_fast.cli.pictures import IN_ORDER, SAMPLED, plot_draws
 from dvae_fast.data import DataError, Scaling
@@ -38,32 +39,22 @@ _KINDS = (".png", ".pdf", ".svg", _ARRAYS, _TABLE)
 
 def sample_command(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
-    n: Annotated[
-        int, typer.Option("--n", "-n", help="How many images.", rich_help_panel=_SAMPLES)
-    ] = SAMPLED,
-    seed: Annotated[
-        int, typer.Option(help="Of the latents and draws.", rich_help_panel=_SAMPLES)
-    ] = 0,
+    n: Annotated[int, shown(_SAMPLES, "How many images.", "--n", "-n")] = SAMPLED,
+    seed: Annotated[int, shown(_SAMPLES, "Of the latents and draws.")] = 0,
     draw: Annotated[
-        bool,
-        typer.Option(
-            "--draw", help="Draw x ~ p(x|z) instead of showing its mean.", rich_help_panel=_SAMPLES
-        ),
+        bool, shown(_SAMPLES, "Draw x ~ p(x|z) instead of showing its mean.", "--draw")
     ] = False,
     label: Annotated[
         int | None,
-        typer.Option(
-            help="Of a model with labels: only of this one. Default: each in turn.",
-            rich_help_panel=_SAMPLES,
-        ),
+        shown(_SAMPLES, "Of a model with labels: only of this one. Default: each in turn."),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help=f"A file that ends in {listed(_KINDS)}; {_ARRAYS} holds the array images, "
+        shown(
+            OUTPUT,
+            f"A file that ends in {listed(_KINDS)}; {_ARRAYS} holds the array images, "
             f"(n, height, width), or rows, and {_TABLE}, of a run on a table, those. Default: "
             "samples.png in the run's folder.",
-            rich_help_panel=OUTPUT,
         ),
     ] = None,
 ) -> None:

@@ -26,7 +26,7 @@ from dvae_fast.cli.console import (
     wrong_options,
 )
 from dvae_fast.cli.evaluate import evaluate, load_data_of
-from dvae_fast.cli.options import given_values, with_options
+from dvae_fast.cli.options import given_values, shown, with_options
 from dvae_fast.cli.outlet import new_console, say
 from dvae_fast.cli.pictures import run_pictures
 from dvae_fast.cli.results import GREY, Results, evaluation_rows
@@ -97,36 +97,18 @@ def _resolve(values: dict[str, Any], resume: bool) -> None:
 def _train_command(
     run_dir: Annotated[
         Path | None,
-        typer.Option(
-            help="Where the run's files go. Default: runs/<model>-<data>-<date>-<time>.",
-            rich_help_panel=OUTPUT,
-        ),
+        shown(OUTPUT, "Where the run's files go. Default: runs/<model>-<data>-<date>-<time>."),
     ] = None,
     resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on with the run in --run-dir, or the latest of runs/.",
-            rich_help_panel=OUTPUT,
-        ),
+        bool, shown(OUTPUT, "Go on with the run in --run-dir, or the latest of runs/.", "--resume")
     ] = False,
     evaluate_k: Annotated[
-        int,
-        typer.Option(
-            help="Importance samples for the test set's log-likelihood; 0: none.",
-            rich_help_panel=OUTPUT,
-        ),
+        int, shown(OUTPUT, "Importance samples for the test set's log-likelihood; 0: none.")
     ] = 5000,
     no_tensorboard: Annotated[
-        bool,
-        typer.Option(
-            "--no-tensorboard", help="Write no TensorBoard events.", rich_help_panel=OUTPUT
-        ),
+        bool, shown(OUTPUT, "Write no TensorBoard events.", "--no-tensorboard")
     ] = False,
-    quiet: Annotated[
-        bool,
-        typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=OUTPUT),
-    ] = False,
+    quiet: Annotated[bool, shown(OUTPUT, "Print errors only.", "--quiet", "-q")] = False,
     **options: Any,
 ) -> None:
     """Train a model; with no options, a DIWAE on scikit-learn's digits.

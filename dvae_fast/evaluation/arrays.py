@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -12,26 +13,33 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from dvae_fast.files import write_atomically
+from dvae_fast.files import CheckpointError, write_atomically
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-__all__ = ["DAMAGE", "describe_damage", "read_arrays", "write_arrays"]
+__all__ = ["read_arrays", "reading", "write_arrays"]
 
-#: what numpy, zipfile and json raise of a file that is damaged, or another kind of file
-DAMAGE = (
+# What numpy, zipfile and json raise of a file that is damaged, or another kind of file
+_DAMAGE = (
     ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, NotImplementedError,
     RuntimeError, SyntaxError, MemoryError, OverflowError, tokenize.TokenError,
     zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 
-def describe_damage(error: BaseException) -> str:
-    """In one line."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+@contextlib.contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """A CheckpointError of one line where the file cannot be read, or does not hold `what`."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+    except _DAMAGE as error:
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{path} does not hold {what}: {why}") from None
 
 
 def _check_header(info: zipfile.ZipInfo, file: IO[bytes], text: str) -> None:
@@ -58,7 +66,7 @@ def read_arrays(path: Path, text: str) -> tuple[dict[str, np.ndarray], dict[str,
 
     Raises:
         OSError: if the file cannot be read.
-        DAMAGE: one of these, if it holds something else.
+        ValueError, or what numpy, zipfile and json raise: if it holds something else.
     """
     content = io.BytesIO(path.read_bytes())
     with zipfile.ZipFile(content) as archive:

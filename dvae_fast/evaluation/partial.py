@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dvae_fast.evaluation.arrays import DAMAGE, describe_damage, read_arrays, write_arrays
+from dvae_fast.evaluation.arrays import read_arrays, reading, write_arrays
 from dvae_fast.files import CheckpointError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _files(path: Path) -> list[Path]:
 
 def _read(path: Path) -> tuple[dict[str, Any], np.ndarray, dict[str, np.ndarray]]:
     """Settings, the rows done, and their numbers."""
-    try:
+    with reading(path, "partial results"):
         arrays, settings = read_arrays(path, _SETTINGS)
         done = arrays.pop(_DONE)
         if done.ndim != 1 or done.dtype != bool:
@@ -70,12 +70,6 @@ def _read(path: Path) -> tuple[dict[str, Any], np.ndarray, dict[str, np.ndarray]
                 raise ValueError(f"{name} has shape {values.shape}, of {len(done)} examples")
         (rows,) = done.nonzero()
         return settings, rows, {name: values[rows] for name, values in arrays.items()}
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
-    except DAMAGE as error:
-        raise CheckpointError(
-            f"{path} does not hold partial results: {describe_damage(error)}"
-        ) from None
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any] | None:

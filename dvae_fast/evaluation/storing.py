@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dvae_fast.evaluation.arrays import DAMAGE, describe_damage, read_arrays, write_arrays
-from dvae_fast.files import CheckpointError
+from dvae_fast.evaluation.arrays import read_arrays, reading, write_arrays
 
 if TYPE_CHECKING:
     import os
@@ -54,7 +53,7 @@ def load_estimate(cls: type[_T], path: str | os.PathLike[str]) -> _T:
         CheckpointError: if the file cannot be read, or holds something else.
     """
     path = Path(path)
-    try:
+    with reading(path, f"a {cls.__name__} that was saved"):
         arrays, about = read_arrays(path, ABOUT)
         kind = about.pop(_KIND)
         if kind != cls.__name__:
@@ -71,9 +70,3 @@ def load_estimate(cls: type[_T], path: str | os.PathLike[str]) -> _T:
             if isinstance(value, Tensor) and len(value) != first:
                 raise ValueError(f"{name} is of {len(value)} examples, not {first}")
         return cls(**values)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
-    except DAMAGE as error:
-        raise CheckpointError(
-            f"{path} does not hold a {cls.__name__} that was saved: {describe_damage(error)}"
-        ) from None

@@ -7,6 +7,7 @@ backward pass hands them out. Whatever it does not know goes the usual way, laye
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -49,6 +50,11 @@ _INSIDE = (Term(1.0, 1.0),)
 class _Network(NamedTuple):
     tensors: list[Tensor]  # weights and biases in turn, a bias of no elements for none
     activation: str  # "" without hidden layers
+
+
+# More rows than this are a mistake: layer by layer they fail at once, for want of memory; here they
+# would take their time.
+_MOST_ROWS = 2**28
 
 
 def _network(trunk: nn.Module, last: nn.Module, dtype: torch.dtype) -> _Network | None:
@@ -178,6 +184,8 @@ def one_pass(
         return None
     counts = (model.copies, model.samples)
     if not any(t.requires_grad for t in layers) or any(type(n) is not int or n < 1 for n in counts):
+        return None
+    if math.prod(counts) * len(x) > _MOST_ROWS:
         return None
     check_index("first_example", first_example, len(x))
     if model.corruption is not None:

@@ -1,6 +1,6 @@
 """Other libraries' models, trainers and metrics: one module a library, imported only by who asks.
 
-`lightning`, `torchmetrics`, `pyro` and `pythae`. Where the library is missing, or of a
+`lightning`, `torchmetrics`, `pyro`, `scvi` and `pythae`. Where the library is missing, or of a
 version that is too old, importing the module says so in one line.
 """
 

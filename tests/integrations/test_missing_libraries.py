@@ -16,7 +16,7 @@ from dvae_fast.integrations import library
 
 LIBRARIES = {
     "lightning": "lightning", "torchmetrics": "torchmetrics", "pyro": "pyro-ppl",
-    "pythae": "pythae",
+    "pythae": "pythae", "scvi": "scvi-tools",
 }  # fmt: skip
 
 

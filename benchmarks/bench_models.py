@@ -156,9 +156,9 @@ class EvaluationCase(Case):
             return {"": lambda: estimate(**options).log_likelihood}
         if rival == "products":
             return {"no result": self._products()}
-        if rival == "compile, bfloat16":
+        if "bfloat16" in rival:
             autocast = torch.autocast("cpu", torch.bfloat16)
-            return {"autocast": autocast(self._plain("compile", "softplus", 250))}
+            return {"autocast": autocast(self._plain(rival.split(", ")[0], "softplus", 250))}
         plain = partial(self._plain, rival)
         names = rivals.candidates(rivals.DENSITIES, rival)
         calls = rivals.by_chunk(plain, names, CHUNKS, "samples", self.patience)
@@ -351,7 +351,15 @@ MODELS: dict[str, Callable[[], Case]] = {
 STEPS = ("ours", "products", "ours + torch.compile", "eager", "compile")
 RIVALS = {
     **{f"training {k}": STEPS + ESTIMATORS * (k > 1) for k in (50, 5, 1)},
-    "evaluation": ("ours", "products", "eager", "compile", "ours, bfloat16", "compile, bfloat16"),
+    "evaluation": (
+        "ours",
+        "products",
+        "eager",
+        "compile",
+        "ours, bfloat16",
+        "eager, bfloat16",
+        "compile, bfloat16",
+    ),
     "pythae": ("ours", "pythae"),
     **{f"pyro {k}": ("ours", "pyro") for k in (50, 1)},
 }

@@ -20,10 +20,12 @@ def build_info() -> dict[str, Any]:
     Returns:
         A dict of ``dvae_fast``, ``torch``, ``python`` (versions), ``compiled`` (whether the fused
         kernels run), ``isa`` (the CPU level in use, None without kernels or with a wrong
-        ``DVAE_FAST_ISA``), ``isas`` (levels this build and CPU have), ``compiler``, ``threads``,
-        ``cuda`` (torch's CUDA version or None), ``cuda_architectures`` (those the kernels were
-        built for), ``cuda_kernels`` (none, checked, not yet checked, unchecked, or failed and
-        what), and ``missing``: a sentence for everything that is absent, with how to get it.
+        ``DVAE_FAST_ISA``), ``isas`` (levels this build and CPU have), ``bfloat16`` (the level
+        whose instructions a decoder's bfloat16 matrices are multiplied by; None: as float32),
+        ``compiler``, ``threads``, ``cuda`` (torch's CUDA version or None), ``cuda_architectures``
+        (those the kernels were built for), ``cuda_kernels`` (none, checked, not yet checked,
+        unchecked, or failed and what), and ``missing``: a sentence for everything that is absent,
+        with how to get it.
     """
     library: Any = None
     missing = []
@@ -34,10 +36,10 @@ def build_info() -> dict[str, Any]:
         )
     else:
         library = importlib.import_module("dvae_fast._C")
-    isa = None
+    isa = bfloat16 = None
     if library is not None:
         try:
-            isa = library.isa()
+            isa, bfloat16 = library.isa(), library.bfloat16()
         except RuntimeError as error:  # DVAE_FAST_ISA names none, or one that is not here
             missing.append(str(error))
     architectures = ops.cuda_architectures()
@@ -59,6 +61,7 @@ def build_info() -> dict[str, Any]:
         "compiled": ops.library_loaded(),
         "isa": isa,
         "isas": list(library.isas()) if library is not None else [],
+        "bfloat16": bfloat16,
         "compiler": library.compiler() if library is not None else None,
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,

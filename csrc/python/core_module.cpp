@@ -369,7 +369,7 @@ PYBIND11_MODULE(_core, m) {
       },
       "Levels compiled in that this CPU can run, lowest first.");
   m.def(
-      "isa", [] { return cpu::isa_name(cpu::isa_in_use()); },
+      "isa", [] { return cpu::isa_name(cpu::level_in_use()); },
       "The level in use: the highest, or DVAE_FAST_ISA's. RuntimeError if that names none.");
 
   m.def("philox", &philox, py::arg("counter"), py::arg("seed"),

@@ -5,7 +5,7 @@
 
 #include <exception>
 
-#include "../cpu/isa.h"
+#include "../cpu/products.h"
 
 namespace {
 
@@ -23,7 +23,18 @@ PyObject* isas(PyObject*, PyObject*) {
 
 PyObject* isa(PyObject*, PyObject*) {
   try {
-    return PyUnicode_FromString(isa_name(dvae::cpu::isa_in_use()));
+    return PyUnicode_FromString(isa_name(dvae::cpu::level_in_use()));
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+    return nullptr;
+  }
+}
+
+PyObject* bfloat16(PyObject*, PyObject*) {
+  try {
+    const auto level = dvae::cpu::bf16_isa();
+    if (level == dvae::cpu::Isa::kBase) Py_RETURN_NONE;
+    return PyUnicode_FromString(isa_name(level));
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
     return nullptr;
@@ -41,6 +52,8 @@ PyObject* compiler(PyObject*, PyObject*) {
 PyMethodDef functions[] = {
     {"isas", isas, METH_NOARGS, "Instruction sets this build and CPU have, lowest first."},
     {"isa", isa, METH_NOARGS, "That in use. RuntimeError if DVAE_FAST_ISA names none of them."},
+    {"bfloat16", bfloat16, METH_NOARGS,
+     "That of products of bfloat16 matrices, None without; RuntimeError as isa()."},
     {"compiler", compiler, METH_NOARGS, "Name and version."},
     {nullptr, nullptr, 0, nullptr},
 };

@@ -22,7 +22,7 @@ from dvae_fast.checking.select import samples
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-LEVELS = ("base", "avx2", "avx512")
+LEVELS = ("base", "avx2", "avx512", "avx512bf16", "amx")
 _REFUSED = "DVAE_FAST_ISA must be one of"
 
 

@@ -406,26 +406,45 @@ def absolute_terms(op: str, args64: tuple[Any, ...]) -> tuple[Tensor, ...]:
     return _TERMS[op.removeprefix("masked_")](*args64)
 
 
+def _layers_moved(
+    z: Tensor, weights: list[Tensor], biases: list[Tensor], activation: str, unit: float
+) -> tuple[Tensor, Tensor]:
+    """The last layer's output, and how far rounding what lies between moves it."""
+    moved = torch.zeros_like(z)
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        if i:  # no activation is steeper than 1
+            z = reference.DENSE_ACTIVATIONS[activation](z)
+            moved = moved + unit * z.abs()
+        # A kernel adds the bias to a product that has been rounded: the two may cancel.
+        product = torch.nn.functional.linear(z, weight)
+        z = product + bias if bias.numel() else product
+        moved = moved @ weight.abs().transpose(0, 1) + unit * torch.maximum(product.abs(), z.abs())
+    return z, moved
+
+
 def rounded_intermediates(
     op: str, args64: tuple[Any, ...], dtype: torch.dtype
 ) -> tuple[Tensor | float, ...]:
     """Error from values that low precision keeps between the input and the sum.
 
-    Only a linear layer has them: its output, and the gradient of it, are in the dtype of its
-    operands as torch.nn.Linear's are, and a matrix product leaves them rounded.
+    Only linear layers have them: their outputs, and the gradients of these, are in the dtype of
+    their operands as torch.nn.Linear's are, and a matrix product leaves them rounded.
     """
     plain = op.removeprefix("masked_")
-    if dtype not in LOW_PRECISION or not plain.startswith("linear"):
+    if dtype not in LOW_PRECISION or not plain.startswith(("linear", "mlp")):
         return (0.0,) * 4
     args64, mask = (args64, None) if plain == op else (args64[:-1], args64[-1])
     unit = torch.finfo(dtype).eps
+    if plain.startswith("mlp"):
+        z, weights, biases, activation, scale, x = args64[:6]
+        params, moved = _layers_moved(z, weights, biases, activation, unit)
+        density = _density(params, scale, x, args64[-1], mask, order=2)
+        return (((density.slope + density.curvature * moved) * moved).sum(-1),)
     backward = op.endswith("backward")
     hidden, weight, bias, scale, x = args64[1:6] if backward else args64[:5]
-    params = torch.nn.functional.linear(hidden, weight, bias)
+    given = weight.new_empty(0) if bias is None else bias
+    params, moved = _layers_moved(hidden, [weight], [given], "none", unit)
     density = _density(params, scale, x, args64[-1], mask, order=2)
-    # A kernel adds the bias to a product that has been rounded: the two may cancel.
-    product = torch.nn.functional.linear(hidden, weight)
-    moved = unit * torch.maximum(product.abs(), params.abs())
     if not backward:
         return (((density.slope + density.curvature * moved) * moved).sum(-1),)
     g = args64[0].abs().unsqueeze(-1)

@@ -14,7 +14,7 @@ from dvae_fast.evaluation.importance import ModelSource, split
 from dvae_fast.evaluation.proposals import Proposal
 from dvae_fast.evaluation.smoothing import pareto_smoothed
 from dvae_fast.evaluation.statistics import ALIKE, MAX_PARETO_K
-from dvae_fast.evaluation.target import Evaluated
+from dvae_fast.evaluation.target import Evaluated, rows_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -245,7 +245,7 @@ def _expectation(
     like = evaluated.like(data.x)
     source = ModelSource(evaluated, how, like, data.size)
     key = seed_tensor(options.get("seed"), like.device)
-    batch_size, chunk = split(k, batch_size, chunk, evaluated.rows_at_once(like, held=True))
+    batch_size, chunk = split(k, batch_size, chunk, rows_at_once(like.device))
     parts = []
     with evaluated.evaluating():
         for first in range(0, len(data), batch_size):

@@ -15,6 +15,7 @@ from dvae_fast.evaluation.partial import fingerprint
 from dvae_fast.evaluation.precision import has_bfloat16, precision
 from dvae_fast.evaluation.proposals import Proposal
 from dvae_fast.evaluation.target import Evaluated
+from dvae_fast.ops import library_loaded
 
 if TYPE_CHECKING:
     import os
@@ -117,8 +118,8 @@ class ModelSource:
         free = batching.free_memory(self.device) if left else None
         large = free is not None
         if free is None:
-            held = self.compiled or self.dtype is not None
-            rows = self.evaluated.rows_at_once(self.like, held=held)
+            dtype = self.dtype or self.like.dtype
+            rows = self.evaluated.rows_at_once(self.device, dtype, held=self.compiled)
             batch_size, step = split(k, batch_size, chunk, rows)
         else:
             example, row = self.memory(data[:1].to(self.device), key, limits)
@@ -285,6 +286,7 @@ def estimate_log_likelihood(
     how = Proposal.of(evaluated, proposal, corruption, copies)
     like = evaluated.like(data.x)
     matrices = _matrix_dtype(dtype, like)
+    _warn_of_slow(evaluated, like.device, matrices, compile)
     source = ModelSource(evaluated, how, like, data.size, matrices, compile)
     return run(source, data, request)
 
@@ -300,11 +302,18 @@ def _matrix_dtype(dtype: str | torch.dtype | None, like: Tensor) -> torch.dtype 
         )
     if like.dtype != torch.float32:
         raise ValueError(f"dtype must be the model's, {like.dtype}, or the model float32")
-    if wanted == torch.bfloat16 and not has_bfloat16(like.device):
+    return wanted
+
+
+def _warn_of_slow(
+    evaluated: Evaluated, device: torch.device, dtype: torch.dtype | None, compiled: bool
+) -> None:
+    """Where bfloat16 has no instructions; a decoder that is taken whole runs in float32 there."""
+    whole = evaluated.takes_layers_whole(device, torch.bfloat16) and library_loaded()
+    if dtype == torch.bfloat16 and not has_bfloat16(device) and (compiled or not whole):
         warnings.warn(
             "dtype bfloat16 is far slower than float32 on this CPU, which has no instructions for "
             "it",
             RuntimeWarning,
             stacklevel=4,
         )
-    return wanted

@@ -20,7 +20,7 @@ from dvae_fast.evaluation.modules import (
     place_of,
 )
 from dvae_fast.evaluation.partial import fingerprint
-from dvae_fast.functional.linear import with_scale
+from dvae_fast.functional.linear import takes_layers_whole, with_scale
 from dvae_fast.likelihoods import Bernoulli, Likelihood, get_likelihood
 from dvae_fast.models import MLP, Autoencoder, BernoulliLatentModel, Softplus, sample_gaussian
 from dvae_fast.models.distributions import Sampled, is_distribution
@@ -290,13 +290,16 @@ class Evaluated:
             "outputs": [float(v) for v in torch.cat(numbers).nan_to_num(0.0, 0.0, 0.0)],
         }
 
-    def rows_at_once(self, like: Tensor, *, held: bool) -> int:
-        """Rows (examples x samples) to decode at once without gradients, of data like `like`; held:
-        activations are held whatever the decoder."""
-        wide = like.dtype in (torch.float32, torch.float64)
-        if like.device.type == "cpu" and wide and self._dense is not None and not held:
+    def rows_at_once(self, device: torch.device, dtype: torch.dtype, *, held: bool) -> int:
+        """Rows (examples x samples) to decode at once without gradients; held: activations are
+        held whatever the decoder."""
+        if self.takes_layers_whole(device, dtype) and not held:
             return _ROWS_DENSE
-        return rows_at_once(like.device)
+        return rows_at_once(device)
+
+    def takes_layers_whole(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether no activation of the decoder's is held."""
+        return self._dense is not None and takes_layers_whole(device, dtype)
 
     def log_weights(self, z: Tensor, batch: Given, log_ratio: Tensor) -> Tensor:
         """log p(x|z) + log_ratio: z (B, K, Z), log_ratio (B, K) → (B, K).

@@ -37,7 +37,13 @@ if TYPE_CHECKING:
 
     Scale = Tensor | float | Sequence[Tensor | float]
 
-__all__ = ["DENSE_ACTIVATIONS", "linear_log_weights", "mlp_log_weights", "with_scale"]
+__all__ = [
+    "DENSE_ACTIVATIONS",
+    "linear_log_weights",
+    "mlp_log_weights",
+    "takes_layers_whole",
+    "with_scale",
+]
 
 _linear_log_weights = maskable(operator, "linear_log_weights")
 _linear_backward = maskable(operator, "linear_log_weights_backward")
@@ -224,6 +230,11 @@ def _check_output(
     return x, log_ratio, scale, mask
 
 
+def takes_layers_whole(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `mlp_log_weights` holds no layer's output there, where no gradient is asked for."""
+    return device.type == "cpu" and dtype != torch.float16
+
+
 #: activations that `mlp_log_weights` knows, by name
 DENSE_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softplus": softplus,
@@ -245,9 +256,11 @@ def mlp_log_weights(
 ) -> Tensor:
     """`log_weights` of a decoder of linear layers, holding none of their outputs on a CPU.
 
-    There, in float32 and float64 and where no gradient is asked for, each thread takes a few rows
-    at a time through all layers, in its own cache. Elsewhere the hidden layers run one after
-    another, and the last one in `linear_log_weights`.
+    There, but in float16, and where no gradient is asked for, each thread takes a few rows at a
+    time through all layers, in its own cache. Elsewhere the hidden layers run one after another,
+    and the last one in `linear_log_weights`. In bfloat16 sums, and the activations made of them,
+    are float32, of which the next layer gets what rounding leaves; the products are those of
+    float32 on a CPU without instructions for bfloat16 (see `build_info`).
 
     Args:
         z: latents, (*L, B, K, Z).
@@ -301,8 +314,7 @@ def mlp_log_weights(
     tensors = [t for t in every if isinstance(t, Tensor)]
     lik = get_likelihood(likelihood)
     _check_has_scale(lik, scale)
-    wide = z.dtype in (torch.float32, torch.float64)
-    whole = z.device.type == "cpu" and wide and lik.kernel is not None
+    whole = takes_layers_whole(z.device, z.dtype) and lik.kernel is not None
     if not whole or needs_function(z, log_ratio, *tensors):
         if shift is not None and len(layers) == 1:
             params = torch.nn.functional.linear(z, layers[0][0]) + shift.unsqueeze(-2)

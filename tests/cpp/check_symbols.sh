@@ -21,6 +21,7 @@ for object in "$@"; do
   case $object in
     *avx512*) isa=avx512 register='%zmm' ;;
     *avx2*) isa=avx2 register='%ymm' ;;
+    *products_bf16*) isa=bf16 register='%zmm' ;;
     *)
       # Every VEX or EVEX instruction begins with v.
       n=$(count "$object" '	v[a-z0-9]+ +')
@@ -32,13 +33,15 @@ for object in "$@"; do
   seen=$((seen + 100))
   # Every external symbol defined, with its type: weak (W, V), unique (u), indirect (i) or strong.
   symbols=$("$nm" --defined-only --format=posix "$object" | awk '$2 !~ /^[tdrbN]$/ {print $2, $1}')
-  others=$(echo "$symbols" | grep -v "^T _ZN4dvae3cpu[0-9]*kernels_${isa}Ev$" | grep -v "isa_$isa")
+  own="kernels_$isa"
+  [ "$isa" = bf16 ] && own='bf16_products_\(avx512\|amx\)'
+  others=$(echo "$symbols" | grep -v "^T _ZN4dvae3cpu[0-9]*${own}Ev$" | grep -v "isa_$isa")
   [ -z "$others" ] || fail "$object defines symbols outside its ISA's namespace:
 $others"
-  echo "$symbols" | grep -q "kernels_$isa" || fail "$object lacks kernels_$isa()"
+  echo "$symbols" | grep -q "$own" || fail "$object lacks $own()"
   # The check itself must be able to see what it looks for.
   n=$(count "$object" "$register")
   [ "$n" -gt 100 ] || fail "$object holds only $n instructions on ${register}0 and its like"
 done
-[ "$seen" -ge 202 ] || fail "expected two objects for newer ISAs and two others, got: $*"
+[ "$seen" -ge 302 ] || fail "expected three objects for newer ISAs and two others, got: $*"
 exit $failed

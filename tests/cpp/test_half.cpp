@@ -138,7 +138,7 @@ TEST_P(HalfTest, AllBFloat16Values) {
 TEST_P(HalfTest, HalfRounding) { check_rounding(table().store_half, kHalf); }
 TEST_P(HalfTest, BFloat16Rounding) { check_rounding(table().store_bfloat16, kBFloat16); }
 
-INSTANTIATE_TEST_SUITE_P(Levels, HalfTest, testing::ValuesIn(cpu::available_isas()),
+INSTANTIATE_TEST_SUITE_P(Levels, HalfTest, testing::ValuesIn(cpu::vector_isas()),
                          [](const auto& info) { return name_of(info.param); });
 
 // The reference itself, at values anyone can check.

@@ -6,6 +6,7 @@
 #include <thread>
 #include <tuple>
 
+#include "cpu/products.h"
 #include "kernel_cases.h"
 
 namespace dvae::test {
@@ -140,7 +141,7 @@ TEST_P(KernelTest, StepsOfTheFusedLossGiveItsBits) {
 
 std::vector<Level> levels() {
   std::vector<Level> all;
-  for (const cpu::Isa isa : cpu::available_isas()) {
+  for (const cpu::Isa isa : cpu::vector_isas()) {
     for (int dtype = 0; dtype < kDTypes; ++dtype) all.push_back({isa, dtype});
   }
   return all;
@@ -438,7 +439,7 @@ struct Limits {
 };
 
 TEST(KernelLimits, InfinitiesAndNaN) {
-  for (const cpu::Isa isa : cpu::available_isas()) {
+  for (const cpu::Isa isa : cpu::vector_isas()) {
     const Kernels& k = kernels_of(isa);
     const auto check = [&](int dtype, void (*f)(const Kernels&)) {
       SCOPED_TRACE(std::string(cpu::isa_name(isa)) + " " + kDTypeNames[dtype]);
@@ -454,7 +455,7 @@ TEST(KernelLimits, InfinitiesAndNaN) {
 TEST(Kernels, ScaleSumIsAddedTo) {
   Random random(1);
   const LogWeights<double> c(65, ScaleOf::kEach, false, random);
-  for (const cpu::Isa isa : cpu::available_isas()) {
+  for (const cpu::Isa isa : cpu::vector_isas()) {
     const Kernels& k = kernels_of(isa);
     auto grad = unset<double>(c.rows() * c.size);
     LogWeightGradParams p = c.backward();
@@ -506,7 +507,7 @@ TEST(Kernels, LongSumsAreRightToAFewHundredths) {
       }
     }
   }
-  for (const cpu::Isa isa : cpu::available_isas()) {
+  for (const cpu::Isa isa : cpu::vector_isas()) {
     for (const LongRow& row : rows) {
       const std::vector<float> params(row.size, row.param), scale(row.size + kBlock, row.scale);
       const std::vector<float> x(row.size, row.x);
@@ -557,10 +558,12 @@ TEST(Isa, AvailableOnesAreCompiledIn) {
   ASSERT_FALSE(isas.empty());
   EXPECT_EQ(isas[0], cpu::Isa::kBase);
   for (const cpu::Isa isa : isas) {
-    const Kernels* const table = isa == cpu::Isa::kAvx512 ? cpu::kernels_avx512()
+    const Kernels* const table = isa >= cpu::Isa::kAvx512 ? cpu::kernels_avx512()
                                  : isa == cpu::Isa::kAvx2 ? cpu::kernels_avx2()
                                                           : cpu::kernels_base();
     EXPECT_NE(table, nullptr) << cpu::isa_name(isa);
+    EXPECT_TRUE(isa < cpu::Isa::kAvx512Bf16 || cpu::bf16_products_avx512() != nullptr);
+    EXPECT_TRUE(isa < cpu::Isa::kAmx || cpu::bf16_products_amx() != nullptr);
     EXPECT_EQ(cpu::parse_isa(cpu::isa_name(isa)), isa);
   }
 }

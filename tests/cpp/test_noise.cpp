@@ -115,7 +115,7 @@ TEST(Noise, NormalsArePinned) {
     normal_pair(p.w0, p.w1, d0, d1);
     EXPECT_NEAR(d0, p.n0, 1e-15 * radius);
     EXPECT_NEAR(d1, p.n1, 1e-15 * radius);
-    for (const cpu::Isa isa : cpu::available_isas()) {
+    for (const cpu::Isa isa : cpu::vector_isas()) {
       // Of the radius: near an axis the angle's rounding shows in the small one.
       float f0, f1;
       math_table(isa).normal_pair(&p.w0, &p.w1, &f0, &f1, 1);
@@ -134,7 +134,7 @@ TEST(Noise, NormalsOfFloatAndDoubleAgree) {
     w0[i] = i < 256 ? ~i : i < 512 ? i : c[0];  // radii near 0 and the largest, too
     w1[i] = c[1];
   }
-  for (const cpu::Isa isa : cpu::available_isas()) {
+  for (const cpu::Isa isa : cpu::vector_isas()) {
     std::vector<float> f0(n), f1(n);
     std::vector<double> d0(n), d1(n);
     math_table(isa).normal_pair(w0.data(), w1.data(), f0.data(), f1.data(), n);
@@ -166,7 +166,7 @@ TEST(Noise, ThresholdRoundsHalfToEven) {
   std::vector<float> p;
   for (uint32_t i = 0; i <= 1u << 16; ++i) p.push_back(static_cast<float>(i) * 0x1.000001p-16f);
   p.back() = 1.0f;
-  for (const cpu::Isa isa : cpu::available_isas()) {
+  for (const cpu::Isa isa : cpu::vector_isas()) {
     std::vector<int32_t> out(p.size());
     math_table(isa).threshold(p.data(), out.data(), static_cast<int64_t>(p.size()));
     for (size_t i = 0; i < p.size(); ++i) {

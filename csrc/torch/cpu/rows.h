@@ -83,7 +83,8 @@ void add_over_parts(int64_t rows, int64_t row_size, int64_t size, std::vector<do
 // The mask of a decoder on the CPU; null where all is observed.
 const cpu::Mask* mask_of(const Decoder& d);
 
-// log_weights of a decoder of dense layers of float32 or float64 (layers.cpp).
+// log_weights of a decoder of dense layers, of any dtype but float16 (layers.cpp). Of bfloat16
+// without instructions for it, as float32.
 void run_layers(const Decoder& d, const std::vector<Layer>& layers, Activation between,
                 const LogWeightParams& p);
 

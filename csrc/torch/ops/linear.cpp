@@ -101,7 +101,8 @@ Tensor mlp_log_weights(const Backend& on, In z, const std::vector<Tensor>& weigh
                   weights.size(), " and ", biases.size());
   const auto between =
       static_cast<Activation>(index_of(activation, kActivationNames, "activation must be"));
-  STD_TORCH_CHECK(z.scalar_type() == sum_type(z), "hidden must be float32 or float64");
+  STD_TORCH_CHECK(z.scalar_type() != ScalarType::Half,
+                  "hidden must be float32, float64 or bfloat16");
   const Decoder d = decoder_of(on, z, weights.back(), scale, x, likelihood, mask);
   std::vector<Layer> layers;
   int64_t width = d.in.sizes()[2];

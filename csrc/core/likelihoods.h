@@ -45,6 +45,9 @@ struct LikelihoodDefaults {
   static constexpr int kMaxPush = 32;  // a longer sum in one float would lose what it adds
   // Whether b is a product, whose logarithm `finish` takes, and finish_sum that of b = 0.
   static constexpr bool kProduct = false;
+  // An element is so little work that to leave it out by a choice costs less than to move the
+  // others.
+  static constexpr bool kLight = false;
 
   template <ScaleKind kScale, class A>
   DVAE_HD static A data_term(A, A) {
@@ -67,6 +70,7 @@ struct Bernoulli : LikelihoodDefaults {
   // 1 + e <= 2: four merged pairs stay below 2¹²⁰.
   static constexpr int kMaxPush = 30;
   static constexpr bool kProduct = true;
+  static constexpr bool kLight = true;
 
   // kCoarse: of a 16-bit logit, for which device code takes the coarse e.
   template <bool kCoarse = false, class A, class K = KeepAll>
@@ -150,6 +154,7 @@ struct Bernoulli : LikelihoodDefaults {
 // The constant, and log s where s is shared by all rows, are added once a row.
 struct Gaussian : LikelihoodDefaults {
   static constexpr bool kHasScale = true;
+  static constexpr bool kLight = true;
   static constexpr bool kHasLogScale = true;
   static constexpr double kHalfLog2Pi = 0.91893853320467274178;
 

@@ -14,59 +14,58 @@
     __VA_ARGS__;                                \
   }
 
-// Calls body with two conditions as compile-time constants.
-template <class F>
-DVAE_HD void with_constants(bool a, bool b, const F& body) {
-  if (a && b) {
-    body(std::true_type{}, std::true_type{});
-  } else if (a) {
-    body(std::true_type{}, std::false_type{});
-  } else if (b) {
-    body(std::false_type{}, std::true_type{});
-  } else {
-    body(std::false_type{}, std::false_type{});
+// Whether the kernels over rows take a mask (masked.cpp): each makes as much code again, so where
+// it pays alone.
+#ifdef DVAE_VECTOR_BYTES
+template <class L, class T>
+constexpr bool kTakesMask = L::kLight && std::is_same_v<T, float>;
+#else
+template <class L, class T>
+constexpr bool kTakesMask = false;
+#endif
+
+// body(std::true_type()) if there is a mask.
+template <class L, class T, class F>
+DVAE_HD void with_mask(const DecoderParams& p, const F& body) {
+  if constexpr (kTakesMask<L, T>) {
+    if (p.seen != nullptr) return body(std::true_type{});
   }
+  body(std::false_type{});
+}
+template <class F>
+DVAE_HD void with_bias(const DecoderParams& p, const F& body) {
+  return p.bias != nullptr ? body(std::true_type{}) : body(std::false_type{});
 }
 
 template <class L, class T>
 void log_weights(const LogWeightParams& p, ScaleKind kind, int64_t begin, int64_t end) {
-  DVAE_WITH_SCALE(L, kind, K,
-                  with_constants(p.bias != nullptr, p.seen != nullptr, [&](auto b, auto m) {
-                    log_weights_as<L, T, K, decltype(b)::value, decltype(m)::value>(p, begin, end);
+  DVAE_WITH_SCALE(L, kind, K, with_mask<L, T>(p, [&](auto m) {
+                    with_bias(p, [&](auto b) { log_weights_as<L, T, K, b(), m()>(p, begin, end); });
                   }))
 }
 
 template <class L, class T>
 void log_weights_backward(const LogWeightGradParams& p, ScaleKind kind, double* scale_sum,
                           int64_t begin, int64_t end) {
-  DVAE_WITH_SCALE(L, kind, K,
-                  with_constants(p.bias != nullptr, p.seen != nullptr, [&](auto b, auto m) {
-                    log_weights_backward_as<L, T, K, decltype(b)::value, decltype(m)::value>(
-                        p, scale_sum, begin, end);
+  DVAE_WITH_SCALE(L, kind, K, with_mask<L, T>(p, [&](auto m) {
+                    with_bias(p, [&](auto b) {
+                      log_weights_backward_as<L, T, K, b(), m()>(p, scale_sum, begin, end);
+                    });
                   }))
 }
 
 template <class L, class T>
 void iwae_sweep(const IwaeParams& p, ScaleKind kind, int64_t begin, int64_t end) {
-  DVAE_WITH_SCALE(L, kind, K, {
-    if (p.seen != nullptr) {
-      iwae_sweep_as<L, T, K, true>(p, begin, end);
-    } else {
-      iwae_sweep_as<L, T, K, false>(p, begin, end);
-    }
-  })
+  DVAE_WITH_SCALE(L, kind, K,
+                  with_mask<L, T>(p, [&](auto m) { iwae_sweep_as<L, T, K, m()>(p, begin, end); }))
 }
 
 template <class L, class T>
 void iwae_scale(const IwaeParams& p, ScaleKind kind, double* scale_sum, int64_t begin,
                 int64_t end) {
-  DVAE_WITH_SCALE(L, kind, K, {
-    if (p.seen != nullptr) {
-      iwae_scale_as<L, T, K, true>(p, scale_sum, begin, end);
-    } else {
-      iwae_scale_as<L, T, K, false>(p, scale_sum, begin, end);
-    }
-  })
+  DVAE_WITH_SCALE(L, kind, K, with_mask<L, T>(p, [&](auto m) {
+                    iwae_scale_as<L, T, K, m()>(p, scale_sum, begin, end);
+                  }))
 }
 
 // An example's K rows are read twice while they lie in L2.

@@ -90,6 +90,8 @@ struct Kernels {
   void (*compact[kDTypes])(const void* from, const uint8_t* observed, int64_t size, void* to);
   void (*spread[kDTypes])(const void* from, const uint8_t* observed, int64_t size, int64_t count,
                           void* to);
+  // Which kernels over rows take a mask of their own.
+  bool takes_mask[kLikelihoods][kDTypes];
   // And as integers of the size of A, all ones or 0.
   void (*expand[kDTypes])(const uint8_t* observed, int64_t size, void* to);
   double (*sum_observed)(const double* values, const uint8_t* observed, int64_t size);

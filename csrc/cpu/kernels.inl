@@ -86,6 +86,7 @@ constexpr Kernels kTable = {
     DVAE_DTYPES(add_column_sums),
     DVAE_DTYPES(compact),
     DVAE_DTYPES(spread),
+    DVAE_LIKELIHOODS(kTakesMask),
     DVAE_DTYPES(expand),
     sum_observed,
 };

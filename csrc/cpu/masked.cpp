@@ -111,8 +111,11 @@ class Observed {
 };
 
 // An example of which a larger part is observed is passed over, any other compacted: of gradients,
-// which are spread again, that pays later.
+// which are spread again, that pays later. Nowhere where the kernels take no mask.
 constexpr double kManyForward = 0.45, kManyBackward = 0.25;
+double many(LikelihoodKind likelihood, DType dtype, double part) {
+  return kernels().takes_mask[static_cast<int>(likelihood)][static_cast<int>(dtype)] ? part : 1.0;
+}
 
 // whole(first, last) for rows all of whose elements are observed; many(n, first, last) for the rows
 // of each other example n of which more than that part is, few(n, first, last) of the others.
@@ -218,7 +221,7 @@ void log_weights(const Mask* mask, LikelihoodKind likelihood, DType dtype, const
   const Buffer params = buffer(room), scale = buffer(kind == ScaleKind::kFull ? room : 0);
   LogWeightParams looked = p;
   by_example(
-      *mask, kManyForward, p.samples, begin, end,
+      *mask, many(likelihood, dtype, kManyForward), p.samples, begin, end,
       [&](int64_t first, int64_t last) { kernel(p, kind, first, last); },
       [&](int64_t n, int64_t first, int64_t last) {
         of.look(n, looked);
@@ -250,7 +253,7 @@ void log_weights_backward(const Mask* mask, LikelihoodKind likelihood, DType dty
   Observed of(*mask, dtype, kind, p);
   LogWeightGradParams looked = p;
   by_example(
-      *mask, kManyBackward, p.samples, begin, end,
+      *mask, many(likelihood, dtype, kManyBackward), p.samples, begin, end,
       [&](int64_t first, int64_t last) { kernel(p, kind, scale_sum, first, last); },
       [&](int64_t n, int64_t first, int64_t last) {
         of.look(n, looked);
@@ -270,7 +273,7 @@ void iwae(const Mask* mask, LikelihoodKind likelihood, DType dtype, const IwaePa
   Observed of(*mask, dtype, kind, p);
   IwaeParams looked = p;
   by_example(
-      *mask, kManyBackward, 1, begin, end,
+      *mask, many(likelihood, dtype, kManyBackward), 1, begin, end,
       [&](int64_t first, int64_t last) { kernel(p, kind, scale_sum, first, last); },
       [&](int64_t n, int64_t first, int64_t last) {
         of.look(n, looked);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -88,13 +87,12 @@ class LatentVariableModel(Autoencoder):
         return self._with_prior(latents, key, first_example, context)
 
     def _loss(self, x: Tensor, key: Tensor, first_example: int, **told: Unpack[Told]) -> Tensor:
-        usual = partial(super()._loss, x, key, first_example, **told)
         plain = all(t is None for t in told.values())
         if plain and self.prior_is_fused and self._is_as_built():
-            loss = one_pass(self, x, key, first_example, usual)
+            loss = one_pass(self, x, key, first_example)
             if loss is not None:
                 return loss
-        return usual()
+        return super()._loss(x, key, first_example, **told)
 
     def _is_as_built(self) -> bool:
         """Whether what stands between the networks is this class's own."""
@@ -254,8 +252,8 @@ class LatentVariableModel(Autoencoder):
 _BETWEEN = tuple(
     (name, getattr(LatentVariableModel, name))
     for name in (
-        "encode", "decode", "_encoded", "_corrupt", "_decoded", "_sample_posterior",
-        "_posterior_of", "_with_prior", "_loss", "split_decoder",
+        "encode", "decode", "flatten", "_encoded", "_encoded_noisy", "_corrupt", "_decoded",
+        "_sample_posterior", "_posterior_of", "_with_prior", "_loss", "split_decoder",
     )
 )  # fmt: skip
 

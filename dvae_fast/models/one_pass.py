@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._device import DeviceContext
 
 from dvae_fast import ops
 from dvae_fast._checks import check_index, values_are_checked
@@ -24,16 +25,16 @@ from dvae_fast.functional._autograd import (
     graph_is_kept,
     is_transformed,
     is_wrapped,
+    without_autocast,
 )
 from dvae_fast.functional._looks import look_at_loss
+from dvae_fast.models.base import Autoencoder
 from dvae_fast.models.decoders import splits
 from dvae_fast.models.encoders import GaussianEncoder
 from dvae_fast.models.layers import MLP, Softplus, hooked
 from dvae_fast.objectives.objective import Term
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from dvae_fast.corruptions import Corruption
     from dvae_fast.likelihoods import Likelihood
     from dvae_fast.objectives import Objective
@@ -57,11 +58,12 @@ class _Network(NamedTuple):
 _MOST_ROWS = 2**28
 
 
-def _network(trunk: nn.Module, last: nn.Module, dtype: torch.dtype) -> _Network | None:
-    """The layers, if calling the two does what the operator does with such layers."""
+def _network(part: Any, dtype: torch.dtype, inputs: int, outputs: int) -> _Network | None:
+    """Its layers, if calling trunk and output does what the operator does with such layers."""
+    trunk: nn.Module = part.trunk
     if type(trunk) is not MLP or hooked(trunk):
         return None
-    layers = [*trunk._modules.values(), last]
+    layers = [*trunk._modules.values(), part.output]
     tensors: list[Tensor] = []
     activation = ""
     for i, layer in enumerate(layers):
@@ -81,8 +83,14 @@ def _network(trunk: nn.Module, last: nn.Module, dtype: torch.dtype) -> _Network 
                 type(t) is not nn.Parameter or t.dtype != dtype or not t.is_cpu or not t.numel()
             ):
                 return None
+            if t is not None and t.layout is not torch.strided:
+                return None
+        size = len(weight)
+        if weight.shape != (size, inputs) or (bias is not None and bias.shape != (size,)):
+            return None
         tensors += [weight, weight.new_empty(0) if bias is None else bias]
-    return _Network(tensors, activation)
+        inputs = size
+    return _Network(tensors, activation) if inputs == outputs else None
 
 
 def _bound(objective: Objective, kl_weight: Any) -> tuple[bool, bool, bool, bool, float] | None:
@@ -104,8 +112,8 @@ def _corruption(
 ) -> tuple[str, Tensor, Tensor | None] | None:
     """kind, parameter and salt, if a kernel draws it and nothing learns it."""
     if corruption is None or type(corruption) is Identity:
-        return "identity", torch.empty(0), None
-    if not isinstance(corruption, FusedCorruption) or "draw" in type(corruption).__dict__:
+        return "identity", torch.empty(0, device="cpu"), None
+    if not isinstance(corruption, FusedCorruption) or "draw" in corruption.__dict__:
         return None
     if type(corruption).draw is not FusedCorruption.draw or corruption.parameter.requires_grad:
         return None
@@ -113,12 +121,62 @@ def _corruption(
     return corruption.kind, parameter.to(dtype) if corruption.additive else parameter, salt
 
 
+class _Noted(NamedTuple):
+    """What `model.loss` was asked, and of what, to ask it again."""
+
+    of: type[Any]
+    state: dict[str, Any]  # what a trainer sets may be another by then
+    x: Tensor
+    key: Tensor
+    first_example: int
+    versions: tuple[int | None, ...]
+
+    @classmethod
+    def make(cls, model: Any, x: Tensor, key: Tensor, first_example: int) -> _Noted:
+        versions = tuple(_version(t) for t in (x, key))
+        return cls(type(model), dict(model.__dict__), x, key, first_example, versions)
+
+    def loss(self, layers: list[Tensor]) -> Tensor:
+        """Layer by layer, by these weights and biases, a tensor for each place where one is read:
+        what the modules hold now may be others, and one that two of them share has a gradient from
+        each."""
+        for name, t, version in zip(("x", "seed"), (self.x, self.key), self.versions, strict=True):
+            if _version(t) != version:
+                raise RuntimeError(
+                    f"{name} must not be written to between a loss and a derivative of its "
+                    "gradient, got one that was"
+                )
+        model = object.__new__(self.of)
+        model.__dict__.update(self.state, _modules=dict(self.state["_modules"]))
+        given = iter(layers)
+        for part in ("encoder", "decoder"):
+            model._modules[part] = twin = _twin(model._modules[part])
+            for layer in (*list(twin.trunk._modules.values())[::2], twin.output):
+                weight, bias = next(given), next(given)
+                layer._parameters["weight"] = weight
+                layer._parameters["bias"] = bias if bias.numel() else None
+        with torch.enable_grad(), without_autocast(self.x):
+            return Autoencoder._loss(model, self.x, self.key, self.first_example)
+
+
+def _version(t: Tensor) -> int | None:
+    return None if t.is_inference() else t._version
+
+
+def _twin(module: nn.Module) -> Any:
+    """Another of the same parameters and buffers, whose own may be replaced."""
+    twin = object.__new__(type(module))
+    parts = {name: m and _twin(m) for name, m in module._modules.items()}
+    twin.__dict__.update(module.__dict__, _modules=parts, _parameters=dict(module._parameters))
+    return twin
+
+
 class _OnePass(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, usual: Callable[[], Tensor], args: Any, *layers: Tensor) -> Tensor:
+    def forward(ctx: Any, noted: _Noted, args: Any, *layers: Tensor) -> Tensor:
         count = len(args[1])
         loss, ctx.grads = _op.mlp_loss(*args[0], layers[:count], layers[count:], *args[2:])
-        ctx.usual = usual
+        ctx.noted = noted
         ctx.save_for_backward(*layers)
         return cast("Tensor", loss)
 
@@ -127,16 +185,16 @@ class _OnePass(torch.autograd.Function):
         need = ctx.needs_input_grad[2:]
         layers = ctx.saved_tensors  # an error of torch's own where the graph was freed
         if graph_is_asked():
-            wanted = [t for t, needed in zip(layers, need, strict=True) if needed]
             with torch.enable_grad():
-                loss = ctx.usual()
-                made = iter(torch.autograd.grad(loss, wanted, grad, create_graph=True))
+                own = [t.view_as(t) for t in layers]
+            wanted = [t for t, needed in zip(own, need, strict=True) if needed]
+            made = iter(torch.autograd.grad(ctx.noted.loss(own), wanted, grad, create_graph=True))
             return None, None, *(next(made) if needed else None for needed in need)
         grads = ctx.grads
         if graph_is_kept():
             grads = [g.clone() for g in grads]
         else:
-            ctx.grads = None  # whoever adds them up may keep them
+            ctx.grads = ctx.noted = None  # whoever adds them up may keep them
         if is_wrapped(grad):  # many upstream gradients of one graph, by vmap
             grads = [g * grad for g in grads]
         elif (factor := grad.item()) != 1:
@@ -145,20 +203,27 @@ class _OnePass(torch.autograd.Function):
         return None, None, *(g if needed else None for g, needed in zip(grads, need, strict=True))
 
 
-def one_pass(
-    model: Any, x: Tensor, key: Tensor, first_example: int, usual: Callable[[], Tensor]
-) -> Tensor | None:
+def _is_looked_on() -> bool:
+    """Whether a mode is to see each function called, or each operator."""
+    if torch._C._len_torch_dispatch_stack():
+        return True
+    if not torch._C._len_torch_function_stack():
+        return False
+    modes = torch.overrides._get_current_function_mode_stack()
+    return any(type(mode) is not DeviceContext for mode in modes)  # of a default device
+
+
+def one_pass(model: Any, x: Tensor, key: Tensor, first_example: int) -> Tensor | None:
     """`model.loss`, or None where it is to be made layer by layer.
 
     Args:
         model: whose encoder and decoder are called with nothing but x̃ and z, one after the other.
         x: (B, D).
         key, first_example: of the noise.
-        usual: the same loss layer by layer, for second derivatives.
     """
     if not torch.is_grad_enabled() or not x.is_cpu or not ops.library_loaded():
         return None
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    if torch.compiler.is_compiling() or _is_looked_on():
         return None
     if type(x) is not Tensor or x.requires_grad or not x.numel():
         return None
@@ -174,8 +239,9 @@ def one_pass(
     kernel = model.likelihood.kernel
     if bound is None or noise is None or kernel is None or len(model.likelihood.params) != 1:
         return None
-    inference = _network(encoder.trunk, encoder.output, x.dtype)
-    generative = _network(decoder.trunk, decoder.output, x.dtype)
+    size, latent = x.shape[1], encoder.latent
+    inference = _network(encoder, x.dtype, size, 2 * latent)
+    generative = _network(decoder, x.dtype, latent, size)
     if inference is None or generative is None:
         return None
     activations = {n.activation for n in (inference, generative)} - {""}
@@ -197,6 +263,7 @@ def one_pass(
     head = (x, kind, parameter, salt, key, *counts, first_example)
     activation = next(iter(activations), "none")
     args = (head, inference.tensors, activation, kernel, *bound)
-    loss = cast("Tensor", call(_OnePass, usual, args, *layers))
+    noted = _Noted.make(model, x, key, first_example)
+    loss = cast("Tensor", call(_OnePass, noted, args, *layers))
     look_at_loss(loss, x, likelihood)
     return loss

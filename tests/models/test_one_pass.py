@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.overrides import TorchFunctionMode
 
 from dvae_fast import ops
 from dvae_fast.corruptions import AdditiveGaussian, FunctionCorruption, Learnable, Masking
@@ -121,6 +124,78 @@ def test_second_derivatives() -> None:
         torch.testing.assert_close(a, b)
 
 
+def test_second_derivatives_of_what_two_layers_share() -> None:
+    for share in ("module", "parameter"):
+        model, x = VAE(D, Z, (8, 8)).double(), data()
+        if share == "module":
+            model.decoder.trunk[2] = model.encoder.trunk[2]
+        else:
+            model.decoder.trunk[2].weight = model.encoder.trunk[2].weight
+        loss, expected = model.loss(x, 3), by_layer(model, x, 3)
+        assert is_one_pass(loss)
+        got = gradients(loss, model, create_graph=True)
+        wanted = gradients(expected, model, create_graph=True)
+        torch.testing.assert_close(got, wanted)
+        again, as_wanted = (
+            gradients(torch.stack([g.square().sum() for g in first]).sum(), model)
+            for first in (got, wanted)
+        )
+        torch.testing.assert_close(again, as_wanted)
+
+
+def test_second_derivatives_are_of_the_loss_that_was_asked_for() -> None:
+    """By the parameters given then, and the weight of the divergence that the model had then."""
+    model, x = VAE(D, Z, (8,)).double(), data()
+    model.kl_weight = 0.3
+    given = {name: nn.Parameter(1.1 * p.detach()) for name, p in model.named_parameters()}
+    loss = torch.func.functional_call(model, given, (x, 3))
+    assert is_one_pass(loss)
+    model.kl_weight = 1.0
+    got = torch.autograd.grad(loss, list(given.values()), create_graph=True)
+    model.load_state_dict(given)
+    model.kl_weight = 0.3
+    torch.testing.assert_close(got, gradients(by_layer(model, x, 3), model))
+
+
+@pytest.mark.parametrize("name", ["x", "seed"])
+def test_second_derivatives_of_what_was_written_to_are_refused(name: str) -> None:
+    model, x, seed = DVAE(D, Z, (8,)).double(), data(), torch.tensor([3])
+    loss = model.loss(x, seed)
+    (x if name == "x" else seed).add_(1)
+    gradients(loss, model, retain_graph=True)
+    with pytest.raises(RuntimeError, match=f"{name} must not be written to"):
+        gradients(loss, model, create_graph=True)
+
+
+def test_a_loss_gone_back_through_holds_no_data() -> None:
+    model, x = DVAE(D, Z, (8,)), data(torch.float32)
+    held, loss = weakref.ref(x), model.loss(x, 3)
+    loss.backward()
+    del x
+    gc.collect()
+    assert held() is None
+    assert loss.isfinite()
+
+
+def test_modes() -> None:
+    """A default device changes nothing; who asks to see each function does."""
+    model, x, seed = VAE(D, Z, (8,)), data(torch.float32), torch.tensor([3])
+    expected, called = model.loss(x, seed), []
+    with torch.device("meta"):
+        assert torch.equal(model.loss(x, seed), expected)
+
+    class Sees(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            called.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Sees():
+        model.loss(x, seed)
+    assert called.count(nn.functional.linear) == 4
+
+
 def test_frozen_parameters_get_none() -> None:
     model, x = DIWAE(D, Z, (8,), samples=2), data(torch.float32)
     model.decoder.requires_grad_(False)
@@ -135,6 +210,11 @@ def test_frozen_parameters_get_none() -> None:
 
 def _hook(module: nn.Module, *_: Any) -> None:
     module.called = getattr(module, "called", 0) + 1  # type: ignore[assignment]
+
+
+def _draw(model: Any) -> None:
+    model.corruption = Masking(0.1)
+    model.corruption.draw = lambda x, copies, *_: x.expand(copies, *x.shape)
 
 
 CHANGES: dict[str, Callable[[Any], Any]] = {
@@ -155,6 +235,8 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "a forward of one's own": lambda m: setattr(
         m.encoder.output, "forward", lambda t: nn.functional.linear(t, m.encoder.output.weight)
     ),
+    "a draw of one's own": _draw,
+    "one bias for all": lambda m: setattr(m.encoder.trunk[0], "bias", nn.Parameter(torch.zeros(1))),
     "decode of one's own": lambda m: setattr(m, "decode", lambda z: m.decoder(z)),
     "another bound": lambda m: setattr(m, "objective", Objective("ciwae", beta=0.3)),
     "free bits": lambda m: setattr(m, "objective", Objective("elbo_kl", free_bits=0.1)),
@@ -214,11 +296,17 @@ def test_a_subclass_that_changes_a_step_is_asked() -> None:
             mean, log_var = super().encode(x, context)
             return mean, log_var - 1
 
+    class AlsoOwn(DIWAE):
+        def _encoded_noisy(self, *args: Any) -> Any:
+            noisy, (mean, log_var) = super()._encoded_noisy(*args)
+            return noisy, (mean, log_var - 1)
+
     class Same(DIWAE):
         pass
 
     x = data(torch.float32)
     assert not is_one_pass(Own(D, Z, (8,)).loss(x, 3))
+    assert not is_one_pass(AlsoOwn(D, Z, (8,)).loss(x, 3))
     assert is_one_pass(Same(D, Z, (8,)).loss(x, 3))
 
 
@@ -228,6 +316,10 @@ def test_errors_are_those_of_the_usual_way() -> None:
         model.loss(x, 3, first_example=-1)
     model.corruption = Masking(torch.rand(D + 1))
     with pytest.raises(ValueError, match="one per data dimension"):
+        model.loss(x, 3)
+    model = DIWAE(D, Z, (8,))
+    model.decoder.output = nn.Linear(8, D - 1)
+    with pytest.raises(ValueError, match=r"x must have shape \(B, D\)"):
         model.loss(x, 3)
     model = DIWAE(D, Z, (8,))
     model.samples = 0

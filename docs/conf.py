@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from typing import TYPE_CHECKING, Any
 
 import dvae_fast
+from dvae_fast import integrations
 
 if TYPE_CHECKING:
     from docutils import nodes
@@ -35,6 +37,9 @@ html_show_sourcelink = False
 html_show_sphinx = False
 
 autodoc_default_options = {"members": True}
+# Their libraries need not be here: what stands on them is read with stand-ins.
+autodoc_mock_imports = ["lightning", "pyro", "pythae", "scvi", "torchmetrics"]
+integrations.library = lambda module, *_: importlib.import_module(module)
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"

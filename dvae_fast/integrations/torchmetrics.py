@@ -1,9 +1,11 @@
 """The negative log-likelihood as a metric of torchmetrics, batch by batch and over processes::
 
-metric = ImportanceNLL(model, k=500)
-for x in loader:
-    metric.update(x)
-metric.compute()  # nats per example
+    metric = ImportanceNLL(model, k=500)
+    for x in loader:
+        metric.update(x)
+    metric.compute()  # nats per example
+
+Importing it needs torchmetrics.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ from documents import DOCS
 
 import dvae_fast
 
-#: what speaks for itself elsewhere: the commands have pages of their own, and the rooms of the
-#: papers' tables and of the one-per-library integrations are no functions to call from here
+#: what speaks for itself elsewhere, the commands and the papers' tables; and what needs libraries
+#: that may not be here
 ELSEWHERE = {"cli", "reproduction", "integrations"}
+
+INTEGRATIONS = "dvae_fast.integrations."
 
 _DIRECTIVE = re.compile(r"^\.\. (auto|py:|)(\w+):: +(\S+)$", re.MULTILINE)
 
@@ -28,7 +31,8 @@ def documented() -> list[str]:
             if kind == "currentmodule":
                 module = name
             elif kind == "module":
-                names.append(name)
+                if not name.startswith(INTEGRATIONS):
+                    names.append(name)
             elif prefix:
                 names.append(f"{module}.{name}")
     return names
@@ -64,6 +68,13 @@ def test_whatever_is_public_has_its_place(module: str) -> None:
         and not (callable(getattr(here, name)) and id(getattr(here, name)) in objects)
     ]
     assert not missing, f"{full} has {', '.join(missing)}, of which docs/api/ says nothing"
+
+
+def test_every_integration_has_its_place() -> None:
+    folder = Path(dvae_fast.__file__).parent / "integrations"
+    page = (DOCS / "api" / "integrations.md").read_text()
+    named = {name for _, kind, name in _DIRECTIVE.findall(page) if kind == "module"}
+    assert named == {INTEGRATIONS + path.stem for path in folder.glob("[a-z]*.py")}
 
 
 def test_nothing_is_there_twice() -> None:

@@ -6,7 +6,7 @@
 
 DVAE_BEGIN_CORE
 
-// e^−|x|: wrong by (1 + |x|) 1.5e-7 of it; where it is below 2⁻¹²⁶ it is that. NaN stays NaN.
+// e^−|x|: wrong by (1 + |x|) 2e-7 of it; where it is below 2⁻¹²⁶ it is that. NaN stays NaN.
 DVAE_HD float coarse_exp_minus(float x) {
   float t = abs(x) * -1.44269504f;
   t = -126.0f > t ? -126.0f : t;

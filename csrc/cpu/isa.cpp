@@ -19,7 +19,7 @@ namespace {
 // Of Linux's asm/prctl.h, and the component of the processor's state that AMX's tiles are.
 constexpr int kGetSupported = 0x1021, kRequestPermission = 0x1023, kTileData = 18;
 
-bool has_avx512_bf16() {
+[[maybe_unused]] bool has_avx512_bf16() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 5 & 1) != 0;
 }
@@ -30,7 +30,7 @@ bool is_intel() {
   return __get_cpuid(0, &a, &b, &c, &d) != 0 && b == 0x756E6547;  // "Genu"
 }
 
-bool has_amx_bf16() {
+[[maybe_unused]] bool has_amx_bf16() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
   const bool bf16 = (d >> 22 & 1) != 0, tile = (d >> 24 & 1) != 0;

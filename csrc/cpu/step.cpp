@@ -24,7 +24,8 @@ int64_t even_share(int64_t n, int64_t most) {
 }
 
 // Memory that the last call left, for the next: some MB, which from the system would come page by
-// page at every step.
+// page at every step. Not that of many samples of many dimensions, of which a step is long.
+constexpr int64_t kKept = 64 << 20;
 std::mutex kept_mutex;
 Buffer kept;
 int64_t kept_size = 0;
@@ -39,7 +40,8 @@ Buffer take(int64_t bytes, int64_t& size) {
   return buffer(bytes);
 }
 void leave(Buffer memory, int64_t size) {
-  if (const std::unique_lock lock(kept_mutex, std::try_to_lock); lock && kept_size < size) {
+  if (const std::unique_lock lock(kept_mutex, std::try_to_lock);
+      lock && kept_size < size && size <= kKept) {
     kept = std::move(memory);
     kept_size = size;
   }

@@ -73,6 +73,18 @@ def test_what_is_not_finite_shows(value: float) -> None:
     assert gradients[0].isnan().any()
 
 
+def test_a_relu_stops_and_passes_gradients_as_torch_does() -> None:
+    """Of a unit that is off whatever comes from above; of one that is NaN everything."""
+    args = make(SIZES[2], "identity", "iwae", "relu")
+    x, encoder = args[0], args[8]
+    encoder[0][0], encoder[1][0] = 0.0, -1.0  # off for every example
+    x[1, 4] = math.nan
+    got, wanted = run(args), expected(args)
+    for a, b in zip(got, wanted, strict=True):
+        assert torch.equal(a.isnan(), b.isnan())
+    assert not got[1][0].any()
+
+
 def test_opcheck() -> None:
     args = make(SIZES[0], "masking", "iwae, dreg", "tanh")
     torch.library.opcheck(

@@ -43,24 +43,25 @@ void add_outer(const OuterParams& p) {
                    p.inputs, p.first, static_cast<T*>(p.to));
 }
 
-// grad *= f'(a), of what f made of a.
+// grad *= f'(a), of what f made of a. What is not above 0 stops a ReLU's gradient whatever it is,
+// and a NaN does not, as torch has it.
 template <class T>
 void activation_backward(Activation f, void* grad, const void* made, int64_t n) {
   T* g = static_cast<T*>(grad);
   const T* y = static_cast<const T*>(made);
-  const auto each = [&](auto derivative) __attribute__((always_inline)) {
+  const auto each = [&](auto pulled) __attribute__((always_inline)) {
 #pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) g[i] = g[i] * derivative(y[i]);
+    for (int64_t i = 0; i < n; ++i) g[i] = pulled(g[i], y[i]);
   };
   switch (f) {
     case Activation::kNone:
       break;
     case Activation::kSoftplus:
-      return each([](T v) __attribute__((always_inline)) { return one_minus_exp(v); });
+      return each([](T d, T v) __attribute__((always_inline)) { return d * one_minus_exp(v); });
     case Activation::kRelu:
-      return each([](T v) __attribute__((always_inline)) { return v > T(0) ? T(1) : T(0); });
+      return each([](T d, T v) __attribute__((always_inline)) { return v <= T(0) ? T(0) : d; });
     case Activation::kTanh:
-      return each([](T v) __attribute__((always_inline)) { return T(1) - v * v; });
+      return each([](T d, T v) __attribute__((always_inline)) { return d * (T(1) - v * v); });
   }
 }
 

@@ -10,6 +10,11 @@
 #include "../core/half.h"
 #include "../core/noise.h"
 
+// As in kernels.inl.
+#if defined(__clang__)
+#pragma clang diagnostic ignored "-Wunknown-pragmas"
+#endif
+
 namespace dvae::cpu {
 namespace {
 

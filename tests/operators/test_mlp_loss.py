@@ -73,16 +73,19 @@ def test_what_is_not_finite_shows(value: float) -> None:
     assert gradients[0].isnan().any()
 
 
-def test_a_relu_stops_and_passes_gradients_as_torch_does() -> None:
-    """Of a unit that is off whatever comes from above; of one that is NaN everything."""
-    args = make(SIZES[2], "identity", "iwae", "relu")
-    x, encoder = args[0], args[8]
-    encoder[0][0], encoder[1][0] = 0.0, -1.0  # off for every example
-    x[1, 4] = math.nan
+def test_a_relu_that_is_off_stops_what_is_not_finite() -> None:
+    """As torch has it: 0 and not 0 · inf."""
+    args = make(SIZES[2], "masking", "iwae", "relu")
+    x, rates, encoder = args[0], args[2], args[8]
+    rates.fill_(1.0)  # the encoder sees none of it
+    x[1, 4] = math.inf
+    encoder[1][0], encoder[1][1] = -1.0, 1.0
     got, wanted = run(args), expected(args)
     for a, b in zip(got, wanted, strict=True):
         assert torch.equal(a.isnan(), b.isnan())
-    assert not got[1][0].any()
+    of_bias = got[2]
+    assert of_bias[0] == 0
+    assert of_bias[1].isnan()
 
 
 def test_opcheck() -> None:

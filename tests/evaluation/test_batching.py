@@ -171,7 +171,7 @@ def test_what_a_row_holds(proposal: str) -> None:
     held_row = measure((model.encode, model.decode))[1]
     assert logits <= held_row
     half = measure(model, torch.bfloat16)[1]
-    assert half >= 2 * 40  # the decoder's layers are not one operator there
+    assert half <= row  # the decoder's layers are one operator there too
 
 
 # --- the same numbers -------------------------------------------------------------------------

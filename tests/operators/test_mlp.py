@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import dvae_fast
 from dvae_fast import functional, reference
 from dvae_fast.checking.terms import rounded_intermediates
+from dvae_fast.data.given import Given
 from dvae_fast.evaluation import Evaluated
 from dvae_fast.models import MLP, Softplus
 
@@ -378,7 +379,7 @@ def test_judging_takes_plain_layers_whole(name: str, monkeypatch: pytest.MonkeyP
     z, _, _, x, ratio = made((Z, D), torch.float32, "bernoulli", B, K)
     evaluated = Evaluated((lambda x: (x, x), decode))
     with torch.no_grad(), evaluated.evaluating():
-        got = evaluated.log_weights(z, x, ratio)
+        got = evaluated.log_weights(z, Given(x), ratio)
         expected = reference.log_weights(decode(z), None, x, ratio, "bernoulli")
     torch.testing.assert_close(got, expected)
     assert bool(calls) == (name in PLAIN)

@@ -444,22 +444,17 @@ _BUILDERS.update({f"masked_{op}": partial(_masked, op) for op in _MASKED})
 OPERATORS = tuple(_BUILDERS)
 MUTATING = ("iwae_", "masked_iwae_", "rescale_")
 
-# Without a low-precision form: their inputs are sums already, or the public function never calls
-# them in it.
-_SUMS_ONLY = (
-    "logmeanexp",
-    "logmeanexp_backward",
-    "lse_update",
-    "lse_merge",
-)
-_NOT_FLOAT16 = ("mlp_log_weights", "masked_mlp_log_weights")
+# What has no form in some dtypes: its inputs are sums already, or no public function calls it so.
+_SUMS = ("logmeanexp", "logmeanexp_backward", "lse_update", "lse_merge")
+_NOT_IN = {
+    **dict.fromkeys(_SUMS, LOW_PRECISION),
+    **dict.fromkeys(("mlp_log_weights", "masked_mlp_log_weights"), (torch.float16,)),
+}
 
 
 def sample_inputs(op: str, dtype: torch.dtype, device: str) -> list[Sample]:
     """Every case of `op`; none for a dtype it does not take."""
-    if dtype in LOW_PRECISION and op in _SUMS_ONLY:
-        return []
-    if dtype == torch.float16 and op in _NOT_FLOAT16:
+    if dtype in _NOT_IN.get(op, ()):
         return []
     return [
         Sample(op, label, dtype, device, layout, build) for label, layout, build in _BUILDERS[op]()

@@ -22,9 +22,9 @@ from dvae_fast.evaluation.modules import (
 from dvae_fast.evaluation.partial import fingerprint
 from dvae_fast.functional.linear import takes_layers_whole, with_scale
 from dvae_fast.likelihoods import Bernoulli, Likelihood, get_likelihood
-from dvae_fast.models import MLP, Autoencoder, BernoulliLatentModel, Softplus, sample_gaussian
+from dvae_fast.models import Autoencoder, BernoulliLatentModel, sample_gaussian
 from dvae_fast.models.distributions import Sampled, is_distribution
-from dvae_fast.models.layers import hooked
+from dvae_fast.models.layers import dense_layers, hooked
 from dvae_fast.models.posterior import is_full
 from dvae_fast.models.wrappers import unwrapped
 
@@ -155,7 +155,7 @@ class Evaluated:
         ):
             self._trunk, self._output = self.decode[:-1], self.decode[-1]
         if self._trunk is not None:
-            self._dense = _dense_layers(self._trunk, self._output)
+            self._dense = dense_layers(self._trunk, self._output)
         #: what a prior of one's own, or a second layer of latents, adds to the log-ratio, if any
         self.log_ratio_above: Callable[..., Tensor] | None = (
             None
@@ -458,34 +458,3 @@ def _ends_in_linear(decode: Any) -> bool:
         and not hooked(decode)
         and not hooked(decode[-1])
     )
-
-
-# What `functional.mlp_log_weights` knows; torch's softplus is linear from 20 on, where the other
-# exceeds it by 2e-9.
-_ACTIVATIONS: dict[type[nn.Module], str] = {
-    Softplus: "softplus",
-    nn.Softplus: "softplus",
-    nn.ReLU: "relu",
-    nn.Tanh: "tanh",
-}
-
-
-def _dense_layers(trunk: Any, output: nn.Linear) -> tuple[list[nn.Linear], str] | None:
-    """The linear layers of a decoder that is plain ones alone, each hidden one followed by the
-    same activation, and that activation's name; None for any other."""
-    if type(trunk) not in (nn.Sequential, MLP) or hooked(trunk):
-        return None
-    parts = list(trunk)
-    linears, others = parts[::2], parts[1::2]
-    kinds = {_ACTIVATIONS.get(type(part), "") for part in others} or {"softplus"}
-    plain = (
-        len(linears) == len(others)
-        and all(type(part) is nn.Linear for part in linears)
-        # Not a quantised or distributed tensor.
-        and all(type(p) is nn.Parameter for part in (*linears, output) for p in part.parameters())
-        and len(kinds) == 1
-        and not any(hooked(part) for part in parts)
-        and all(p.beta == 1 and p.threshold >= 20 for p in others if isinstance(p, nn.Softplus))
-    )
-    name = kinds.pop()
-    return ([*linears, output], name) if plain and name else None

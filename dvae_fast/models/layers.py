@@ -23,6 +23,7 @@ __all__ = [
     "MLP",
     "Softplus",
     "by_rows",
+    "dense_layers",
     "evaluating",
     "hooked",
     "linear",
@@ -115,6 +116,37 @@ def hooked(module: nn.Module) -> bool:
         or every._global_backward_pre_hooks
         or "forward" in module.__dict__
     )
+
+
+# What the operators of dense layers know; torch's softplus is linear from 20 on, where the other
+# exceeds it by 2e-9.
+_DENSE: dict[type[nn.Module], str] = {
+    Softplus: "softplus",
+    nn.Softplus: "softplus",
+    nn.ReLU: "relu",
+    nn.Tanh: "tanh",
+}
+
+
+def dense_layers(trunk: Any, output: nn.Linear) -> tuple[list[nn.Linear], str] | None:
+    """The linear layers of a network that is plain ones alone, each hidden one followed by the
+    same activation, and that activation's name; None for any other."""
+    if type(trunk) not in (nn.Sequential, MLP) or hooked(trunk):
+        return None
+    parts = list(trunk)
+    linears, others = parts[::2], parts[1::2]
+    kinds = {_DENSE.get(type(part), "") for part in others} or {"softplus"}
+    plain = (
+        len(linears) == len(others)
+        and all(type(part) is nn.Linear for part in linears)
+        # Not a quantised or distributed tensor.
+        and all(type(p) is nn.Parameter for part in (*linears, output) for p in part.parameters())
+        and len(kinds) == 1
+        and not any(hooked(part) for part in parts)
+        and all(p.beta == 1 and p.threshold >= 20 for p in others if isinstance(p, nn.Softplus))
+    )
+    name = kinds.pop()
+    return ([*linears, output], name) if plain and name else None
 
 
 def of_context(context_size: int, outputs: int) -> nn.Linear | None:

@@ -31,7 +31,7 @@ from dvae_fast.functional._looks import look_at_loss
 from dvae_fast.models.base import Autoencoder
 from dvae_fast.models.decoders import splits
 from dvae_fast.models.encoders import GaussianEncoder
-from dvae_fast.models.layers import MLP, Softplus, hooked
+from dvae_fast.models.layers import dense_layers, hooked
 from dvae_fast.objectives.objective import Term
 
 if TYPE_CHECKING:
@@ -43,8 +43,6 @@ __all__ = ["one_pass"]
 
 _op: Any = torch.ops.dvae_fast
 
-#: by the class of the layers between linear ones
-_ACTIVATIONS = {Softplus: "softplus", nn.ReLU: "relu", nn.Tanh: "tanh"}
 _INSIDE = (Term(1.0, 1.0),)
 
 
@@ -60,23 +58,15 @@ _MOST_ROWS = 2**28
 
 def _network(part: Any, dtype: torch.dtype, inputs: int, outputs: int) -> _Network | None:
     """Its layers, if calling trunk and output does what the operator does with such layers."""
-    trunk: nn.Module = part.trunk
-    if type(trunk) is not MLP or hooked(trunk):
+    output = part.output
+    if type(output) is not nn.Linear or hooked(output):
         return None
-    layers = [*trunk._modules.values(), part.output]
+    found = dense_layers(part.trunk, output)
+    if found is None:
+        return None
+    layers, activation = found
     tensors: list[Tensor] = []
-    activation = ""
-    for i, layer in enumerate(layers):
-        if layer is None or hooked(layer):
-            return None
-        if i % 2:
-            name = _ACTIVATIONS.get(type(layer), "")
-            if not name or (activation and name != activation):
-                return None
-            activation = name
-            continue
-        if type(layer) is not nn.Linear:
-            return None
+    for layer in layers:
         weight, bias = layer.weight, layer.bias
         for t in (weight, bias):
             if t is not None and (
@@ -90,7 +80,9 @@ def _network(part: Any, dtype: torch.dtype, inputs: int, outputs: int) -> _Netwo
             return None
         tensors += [weight, weight.new_empty(0) if bias is None else bias]
         inputs = size
-    return _Network(tensors, activation) if inputs == outputs else None
+    if inputs != outputs:
+        return None
+    return _Network(tensors, activation if len(layers) > 1 else "")
 
 
 def _bound(objective: Objective, kl_weight: Any) -> tuple[bool, bool, bool, bool, float] | None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 
-__all__ = ["format_duration", "format_number", "one_number"]
+__all__ = ["format_duration", "format_number", "one_number", "printable"]
+
+_PLAIN = str.maketrans(
+    {"−": "-", "–": "-", "±": "+/-", "\u0302": "^", "≤": "<=", "·": "*", "…": "..."}
+)
 
 
 def format_number(value: float, digits: int = 2) -> str:
@@ -23,3 +28,13 @@ def format_duration(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def printable(text: str) -> str:
+    """The text in signs that standard output has: print, and a prompt, must not fail on a name."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(_PLAIN).encode(encoding, "replace").decode(encoding)
+    return text

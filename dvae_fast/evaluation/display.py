@@ -9,7 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 from unicodedata import combining
 
-from dvae_fast._text import format_number, one_number
+from dvae_fast._text import format_number, one_number, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -91,7 +91,8 @@ def as_text(title: str, rows: Iterable[Row]) -> str:
     lines = [title]
     for (name, value), length in zip(rows, lengths, strict=True):
         lines.append(f"  {name}{' ' * (width - length)}{value}")
-    return "\n".join(line if len(line) <= _WIDTH else f"{line[: _WIDTH - 1]}…" for line in lines)
+    cut = (line if len(line) <= _WIDTH else f"{line[: _WIDTH - 1]}…" for line in lines)
+    return printable("\n".join(cut))
 
 
 def as_html(title: str, rows: Iterable[Row], warnings: Sequence[str] = ()) -> str:

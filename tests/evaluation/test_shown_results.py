@@ -315,3 +315,18 @@ def test_models_stay_short() -> None:
     shown = repr(dvae_fast.DIWAE(784))
     assert len(shown.splitlines()) < 40
     assert all(len(line) < 120 for line in shown.splitlines())
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_print_has_only_signs_that_the_output_has(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = dvae_fast.VAE(5, 2, (3,))
+    estimate = dvae_fast.estimate_log_likelihood(model, torch.ones(4, 5), 7, seed=0)
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding=encoding))
+    print(estimate, flush=True)
+    shown = raw.getvalue().decode(encoding)
+    assert f"{abs(estimate.mean):.2f}" in shown
+    assert "?" not in shown
+    assert ("k̂" in shown) == (encoding == "utf-8")

@@ -1,9 +1,11 @@
-"""The pages: where they are, and the code in them."""
+"""The pages and examples: where they are, and the code in them."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -53,3 +55,13 @@ def commands(text: str) -> list[str]:
 def prose(text: str) -> str:
     """The page without its blocks of code."""
     return _FENCE.sub("", text)
+
+
+def load_path(path: Path) -> Any:
+    """A file of Python that is in no package, as a module."""
+    spec = importlib.util.spec_from_file_location(f"loaded_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -169,6 +169,7 @@ def test_a_table_of_counts_stays_whole() -> None:
     same(load_path("a.csv"), Dataset.from_arrays(COUNTS))
 
 
+@pytest.mark.library
 def test_a_parquet_file() -> None:
     pytest.importorskip("pyarrow")
     pandas = pytest.importorskip("pandas")

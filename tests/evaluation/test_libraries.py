@@ -20,7 +20,13 @@ pytestmark = [pytest.mark.filterwarnings("ignore")]  # the libraries' own
 STEPS = {"torch": 150}
 
 
-@pytest.mark.parametrize("name", libraries.MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "torch" else [pytest.mark.library])
+        for name in libraries.MODELS
+    ],
+)
 def test_a_trained_model(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A false alarm in 480 of each, once for a version of the library, for seeds are fixed."""
     try:

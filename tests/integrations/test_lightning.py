@@ -17,7 +17,7 @@ L: Any = pytest.importorskip("lightning.pytorch")
 ours: Any = pytest.importorskip("dvae_fast.integrations.lightning")
 
 N, D, K = 11, 6, 15
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.library, pytest.mark.filterwarnings("ignore")]
 
 
 class Module(L.LightningModule):  # type: ignore[misc]

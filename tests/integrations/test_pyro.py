@@ -24,6 +24,7 @@ ImportanceELBO, LogWeights = ours.ImportanceELBO, ours.LogWeights
 estimate_log_likelihood = ours.estimate_log_likelihood
 
 N, B, D, Z, K = 12, 5, 4, 2, 7
+pytestmark = pytest.mark.library
 SCALE = 0.6
 
 

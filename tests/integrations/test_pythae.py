@@ -14,7 +14,7 @@ ours: Any = pytest.importorskip("dvae_fast.integrations.pythae")
 
 N, Z, K = 6, 2, 600
 SHAPE = (1, 3, 4)
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.library, pytest.mark.filterwarnings("ignore")]
 
 NAMES = {
     "VAE": "VAEConfig", "BetaVAE": "BetaVAEConfig", "IWAE": "IWAEConfig", "VAMP": "VAMPConfig",

@@ -14,7 +14,7 @@ anndata: Any = pytest.importorskip("anndata")
 ours: Any = pytest.importorskip("dvae_fast.integrations.scvi")
 
 N, GENES, K = 48, 10, 400
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.library, pytest.mark.filterwarnings("ignore")]
 
 
 def _data(seed: int = 1) -> Any:

@@ -13,6 +13,7 @@ pytest.importorskip("torchmetrics")
 ours: Any = pytest.importorskip("dvae_fast.integrations.torchmetrics")
 
 N, D, K = 11, 6, 20
+pytestmark = pytest.mark.library
 
 
 def _model() -> IWAE:

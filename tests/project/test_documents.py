@@ -21,7 +21,13 @@ WITH_CODE = [name for name, text in TEXTS.items() if python_blocks(text)]
 # --- code -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", WITH_CODE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.library] if needed(TEXTS[name]) else [])
+        for name in WITH_CODE
+    ],
+)
 def test_its_blocks_run_one_after_the_other(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,10 +96,11 @@ class LatentVariableModel(Autoencoder):
 
     def _is_as_built(self) -> bool:
         """Whether what stands between the networks is this class's own."""
-        own = self.__dict__
-        return all(
-            getattr(type(self), name) is method and name not in own for name, method in _BETWEEN
-        )
+        own, kind = self.__dict__, type(self)
+        for name, method in _BETWEEN:
+            if name in own or getattr(kind, name) is not method:
+                return False
+        return True
 
     def _sample_full(
         self, mean: Tensor, spread: Tensor, key: Tensor, first_example: int

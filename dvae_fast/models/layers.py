@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ACTIVATIONS",
     "MLP",
+    "Layers",
     "Softplus",
     "by_rows",
     "dense_layers",
@@ -104,17 +106,24 @@ class MLP(nn.Sequential):
 
 def hooked(module: nn.Module) -> bool:
     """Whether calling `module` does more, or something else, than its class's forward."""
+    own = module.__dict__
+    return bool(
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+        or _every_module_is_hooked()
+    )
+
+
+def _every_module_is_hooked() -> bool:
     every = nn.modules.module
     return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or every._global_forward_hooks
+        every._global_forward_hooks
         or every._global_forward_pre_hooks
         or every._global_backward_hooks
         or every._global_backward_pre_hooks
-        or "forward" in module.__dict__
     )
 
 
@@ -147,6 +156,66 @@ def dense_layers(trunk: Any, output: nn.Linear) -> tuple[list[nn.Linear], str] |
     )
     name = kinds.pop()
     return ([*linears, output], name) if plain and name else None
+
+
+class Layers:
+    """What `dense_layers` found in a network's ``trunk`` and ``output``, and its parameters, for as
+    long as looking again would find the same: to see that takes a tenth of the time."""
+
+    def __init__(self, part: Any) -> None:
+        trunk, output = part.trunk, part.output
+        self._trunk: Any = trunk
+        self._output: Any = output
+        self._parts = tuple(trunk._modules.values()) if isinstance(trunk, nn.Module) else ()
+        self._watched = tuple((m, type(m)) for m in (trunk, output, *self._parts))
+        plain = type(output) is nn.Linear and not hooked(output)
+        found = dense_layers(trunk, output) if plain else None
+        #: None of any but plain dense layers
+        self.activation: str | None = None
+        #: weights and biases in turn
+        self.parameters: list[Tensor | None] = []
+        self._linear: list[nn.Module] = []
+        self._softplus = [m for m in self._parts if isinstance(m, nn.Softplus)]
+        if found is not None:
+            layers, self.activation = found
+            self._linear = [*layers]
+            self.parameters = [t for m in layers for t in (m.weight, m.bias)]
+
+    def hold(self, part: Any) -> bool:
+        """Whether that is still so."""
+        if part.trunk is not self._trunk or part.output is not self._output:
+            return False
+        if self.activation is None or _every_module_is_hooked():
+            return False
+        if tuple(self._trunk._modules.values()) != self._parts:  # modules are equal if the same
+            return False
+        for module, kind in self._watched:
+            own = module.__dict__
+            if type(module) is not kind or (
+                own["_forward_hooks"]
+                or own["_forward_pre_hooks"]
+                or own["_backward_hooks"]
+                or own["_backward_pre_hooks"]
+                or "forward" in own
+            ):
+                return False
+        held = iter(self.parameters)
+        for layer in self._linear:
+            parameters = layer._parameters
+            if any(parameters.get(n) is not next(held) for n in ("weight", "bias")):
+                return False
+        return all(m.beta == 1 and m.threshold >= 20 for m in self._softplus)
+
+    @classmethod
+    def of(cls, part: Any) -> Layers:
+        """Those of a network with a ``trunk`` and an ``output``."""
+        found = _found.get(part)
+        if found is None or not found.hold(part):
+            _found[part] = found = cls(part)
+        return found
+
+
+_found: WeakKeyDictionary[nn.Module, Layers] = WeakKeyDictionary()
 
 
 def of_context(context_size: int, outputs: int) -> nn.Linear | None:

@@ -8,6 +8,7 @@ backward pass hands them out. Whatever it does not know goes the usual way, laye
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -31,7 +32,7 @@ from dvae_fast.functional._looks import look_at_loss
 from dvae_fast.models.base import Autoencoder
 from dvae_fast.models.decoders import splits
 from dvae_fast.models.encoders import GaussianEncoder
-from dvae_fast.models.layers import dense_layers, hooked
+from dvae_fast.models.layers import Layers, hooked
 from dvae_fast.objectives.objective import Term
 
 if TYPE_CHECKING:
@@ -58,45 +59,48 @@ _MOST_ROWS = 2**28
 
 def _network(part: Any, dtype: torch.dtype, inputs: int, outputs: int) -> _Network | None:
     """Its layers, if calling trunk and output does what the operator does with such layers."""
-    output = part.output
-    if type(output) is not nn.Linear or hooked(output):
+    found = Layers.of(part)
+    if found.activation is None:
         return None
-    found = dense_layers(part.trunk, output)
-    if found is None:
-        return None
-    layers, activation = found
     tensors: list[Tensor] = []
-    for layer in layers:
-        weight, bias = layer.weight, layer.bias
-        for t in (weight, bias):
-            if t is not None and (
-                type(t) is not nn.Parameter or t.dtype != dtype or not t.is_cpu or not t.numel()
-            ):
-                return None
-            if t is not None and t.layout is not torch.strided:
-                return None
-        size = len(weight)
-        if weight.shape != (size, inputs) or (bias is not None and bias.shape != (size,)):
+    given = iter(found.parameters)
+    for weight, bias in zip(given, given, strict=True):
+        weight = cast("Tensor", weight)
+        shape = weight.shape
+        if len(shape) != 2 or shape[1] != inputs or not _is_plain(weight, dtype):
             return None
-        tensors += [weight, weight.new_empty(0) if bias is None else bias]
-        inputs = size
+        inputs = shape[0]
+        if bias is None:
+            bias = weight.new_empty(0)
+        elif bias.shape != (inputs,) or not _is_plain(bias, dtype):
+            return None
+        tensors += (weight, bias)
     if inputs != outputs:
         return None
-    return _Network(tensors, activation if len(layers) > 1 else "")
+    return _Network(tensors, found.activation if len(tensors) > 2 else "")
 
 
-def _bound(objective: Objective, kl_weight: Any) -> tuple[bool, bool, bool, bool, float] | None:
-    """outside, analytic, drops_score, doubly and the weight, if the operator has the bound."""
+def _is_plain(t: Tensor, dtype: torch.dtype) -> bool:
+    return (
+        t.dtype == dtype
+        and t.is_cpu
+        and t.layout is torch.strided
+        and type(t) is nn.Parameter
+        and t.numel() > 0
+    )
+
+
+@lru_cache(maxsize=64)
+def _bound(objective: Objective) -> tuple[bool, bool, bool, bool] | None:
+    """outside, analytic, drops_score and doubly, if the operator has the bound."""
     bound, estimator = objective.bound, objective.gradient
-    if not isinstance(kl_weight, (int, float)) or estimator.score_function or objective.splits:
+    if estimator.score_function or objective.splits:
         return None
     if bound.joint or bound.mixture or objective.free_bits:
         return None
-    if not bound.outside and (kl_weight != 1 or objective.generative != _INSIDE):
+    if not bound.outside and objective.generative != _INSIDE:
         return None
-    return (
-        bound.outside, bound.analytic, estimator.drops_score, objective.rescales, float(kl_weight),
-    )  # fmt: skip
+    return bound.outside, bound.analytic, estimator.drops_score, objective.rescales
 
 
 def _corruption(
@@ -226,10 +230,12 @@ def one_pass(model: Any, x: Tensor, key: Tensor, first_example: int) -> Tensor |
         return None
     if encoder.covariance != "diagonal" or not splits(decoder) or decoder.context is not None:
         return None
-    bound = _bound(model.objective, model.kl_weight)
+    bound, kl_weight = _bound(model.objective), model.kl_weight
     noise = _corruption(model.corruption, x.dtype)
     kernel = model.likelihood.kernel
     if bound is None or noise is None or kernel is None or len(model.likelihood.params) != 1:
+        return None
+    if not isinstance(kl_weight, (int, float)) or (kl_weight != 1 and not bound[0]):
         return None
     size, latent = x.shape[1], encoder.latent
     inference = _network(encoder, x.dtype, size, 2 * latent)
@@ -254,7 +260,7 @@ def one_pass(model: Any, x: Tensor, key: Tensor, first_example: int) -> Tensor |
     kind, parameter, salt = noise
     head = (x, kind, parameter, salt, key, *counts, first_example)
     activation = next(iter(activations), "none")
-    args = (head, inference.tensors, activation, kernel, *bound)
+    args = (head, inference.tensors, activation, kernel, *bound, float(kl_weight))
     noted = _Noted.make(model, x, key, first_example)
     loss = cast("Tensor", call(_OnePass, noted, args, *layers))
     look_at_loss(loss, x, likelihood)

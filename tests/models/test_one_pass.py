@@ -257,6 +257,29 @@ def test_what_it_does_not_know_goes_layer_by_layer(name: str) -> None:
     loss.backward()
 
 
+def test_what_changes_later_is_seen() -> None:
+    """Where a network has been looked at before."""
+    model, x = VAE(D, Z, (8,)).double(), data()
+    model.encoder.trunk[1], model.decoder.trunk[1] = nn.Softplus(), nn.Softplus()
+    assert is_one_pass(model.loss(x, 3))
+    layer = model.decoder.trunk[0]
+    layer.weight = nn.Parameter(2 * layer.weight.detach())
+    model.encoder.trunk[0] = nn.Linear(D, 9, bias=False).double()
+    model.encoder.output = nn.Linear(9, 2 * Z).double()
+    loss = model.loss(x, 3)
+    assert is_one_pass(loss)
+    torch.testing.assert_close(loss, by_layer(model, x, 3))
+    torch.testing.assert_close(gradients(loss, model), gradients(by_layer(model, x, 3), model))
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert not is_one_pass(model.loss(x, 3))
+    handle.remove()
+    assert is_one_pass(model.loss(x, 3))
+    model.decoder.trunk[1].beta = 2
+    assert not is_one_pass(model.loss(x, 3))
+    model.decoder.trunk[1].beta = 1
+    assert is_one_pass(model.float().loss(x.float(), 3))
+
+
 def test_hooks_are_called() -> None:
     model, x = DIWAE(D, Z, (8,), samples=2), data(torch.float32)
     layer = model.encoder.trunk[0]

@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-import argparse
-
 import torch
+import typer
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -39,6 +38,4 @@ def main(epochs: int = 20, k: int = 500) -> float:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few steps and samples")
-    main(*((1, 20) if parser.parse_args().quick else ()))
+    typer.run(main)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
+import typer
 
 from dvae_fast import IWAE, estimate_log_likelihood
 from dvae_fast.data import load_dataset
@@ -48,8 +48,4 @@ def main(epochs: int = 30, k: int = 200, picture: Path | None = None) -> float:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few epochs and samples")
-    parser.add_argument("--picture", type=Path, help="draw digits by label into this PNG")
-    arguments = parser.parse_args()
-    main(*((6, 20) if arguments.quick else (30, 200)), arguments.picture)
+    typer.run(main)

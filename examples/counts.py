@@ -5,9 +5,8 @@ The encoder sees log(1 + x), with some counts masked to 0; the target is the who
 
 from __future__ import annotations
 
-import argparse
-
 import torch
+import typer
 from torch import Tensor
 
 from dvae_fast import DIWAE, Masking, estimate_log_likelihood
@@ -52,6 +51,4 @@ def main(steps: int = 800, k: int = 500) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few steps and samples")
-    main(*((150, 50) if parser.parse_args().quick else ()))
+    typer.run(main)

@@ -6,9 +6,8 @@ function. Both ways agree.
 
 from __future__ import annotations
 
-import argparse
-
 import torch
+import typer
 from torch import Tensor, nn
 from torch.distributions import (
     AffineTransform,
@@ -77,6 +76,4 @@ def main(steps: int = 400, k: int = 1000) -> tuple[LikelihoodEstimate, Likelihoo
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few steps and samples")
-    main(*((100, 100) if parser.parse_args().quick else ()))
+    typer.run(main)

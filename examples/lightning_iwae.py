@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import lightning.pytorch as lightning
 import torch
+import typer
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -51,6 +51,4 @@ def main(epochs: int = 20, k: int = 500) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few steps and samples")
-    main(*((1, 20) if parser.parse_args().quick else ()))
+    typer.run(main)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
+import typer
 
 from dvae_fast import IWAE, estimate_log_likelihood, impute
 from dvae_fast.data import load_dataset
@@ -45,8 +45,4 @@ def main(epochs: int = 40, k: int = 500, picture: Path | None = None) -> tuple[f
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few epochs and samples")
-    parser.add_argument("--picture", type=Path, help="draw what is filled in into this PNG")
-    arguments = parser.parse_args()
-    main(*((8, 50) if arguments.quick else (40, 500)), arguments.picture)
+    typer.run(main)

@@ -6,10 +6,10 @@ the whole image.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
+import typer
 from torch import Tensor
 
 from dvae_fast import DIWAE, estimate_log_likelihood
@@ -53,8 +53,4 @@ def main(epochs: int = 20, k: int = 500, picture: Path | None = None) -> Likelih
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few epochs and samples")
-    parser.add_argument("--picture", type=Path, help="draw reconstructions into this PNG")
-    arguments = parser.parse_args()
-    main(*((3, 50) if arguments.quick else (20, 500)), arguments.picture)
+    typer.run(main)

@@ -5,11 +5,11 @@ One class. The model trains with it, and the evaluator takes it; a Gaussian is b
 
 from __future__ import annotations
 
-import argparse
 import math
 from typing import ClassVar
 
 import torch
+import typer
 from torch import Tensor
 
 from dvae_fast import VAE, Likelihood, estimate_log_likelihood
@@ -69,6 +69,4 @@ def main(steps: int = 600, k: int = 500) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few steps and samples")
-    main(*((200, 50) if parser.parse_args().quick else ()))
+    typer.run(main)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-
 import torch
+import typer
 from torch import nn
 
 from dvae_fast import SaltAndPepper, corrupt, estimate_log_likelihood, iwae_loss, sample_latent
@@ -48,6 +47,4 @@ def main(epochs: int = 30, k: int = 1000) -> LikelihoodEstimate:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few epochs and samples")
-    main(*((3, 50) if parser.parse_args().quick else ()))
+    typer.run(main)

@@ -7,12 +7,12 @@ takes the logarithm; `ImportanceELBO` scales the logarithm. A table is printed a
 
 from __future__ import annotations
 
-import argparse
 import time
 from typing import Any
 
 import pyro
 import torch
+import typer
 from pyro import distributions as dist
 from pyro.infer import SVI, RenyiELBO
 from torch import Tensor, nn
@@ -84,6 +84,4 @@ def main(epochs: int = 40, particles: int = 20, k: int = 1000) -> dict[str, tupl
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few steps and samples")
-    main(*((1, 3, 20) if parser.parse_args().quick else ()))
+    typer.run(main)

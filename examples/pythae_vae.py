@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 
 import torch
+import typer
 from pythae.data.datasets import BaseDataset
 from pythae.models import VAE, VAEConfig
 from pythae.trainers import BaseTrainer, BaseTrainerConfig
@@ -32,6 +32,4 @@ def main(epochs: int = 30, k: int = 1000) -> LikelihoodEstimate:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few steps and samples")
-    main(*((1, 20) if parser.parse_args().quick else ()))
+    typer.run(main)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 
 import anndata
 import numpy as np
 import scvi
+import typer
 
 from dvae_fast import LikelihoodEstimate
 from dvae_fast.integrations.scvi import estimate_marginal_ll
@@ -37,6 +37,4 @@ def main(cells: int = 300, epochs: int = 40, k: int = 1000) -> tuple[LikelihoodE
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few steps and samples")
-    main(*((50, 1, 20) if parser.parse_args().quick else ()))
+    typer.run(main)

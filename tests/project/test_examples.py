@@ -8,7 +8,9 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import typer
 from documents import ROOT
+from typer.testing import CliRunner
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,7 +74,17 @@ def test_it_is_listed_and_says_what_it_is(path: Path) -> None:
     assert f"[{path.name}]({path.name})" in (EXAMPLES / "README.md").read_text()
     text = path.read_text()
     assert text.startswith('"""')
-    assert "--quick" in text
+    assert text.endswith('if __name__ == "__main__":\n    typer.run(main)\n')
+
+
+def test_settings_are_options(tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(load("missing").main)
+    picture = tmp_path / "filled.png"
+    done = CliRunner().invoke(app, ["--epochs", "1", "--k", "2", "--picture", str(picture)])
+    assert done.exit_code == 0, done.output
+    assert "error of what is filled in" in done.output
+    assert picture.stat().st_size > 1000
 
 
 # --- the notebook ---------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from pathlib import Path  # noqa: TC003  (typer reads the annotations)
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn
 
 from dvae_fast._checks import check_choice, check_device
 from dvae_fast._text import format_duration, format_number
@@ -21,6 +20,7 @@ from dvae_fast.cli.console import (
     listed,
     one_line_errors,
     print_warnings,
+    progress_bar,
     two_columns,
     wrong_options,
 )
@@ -377,16 +377,13 @@ class _Bar:
         self.begun = False
         self._console, self._world = console, world
         self._start, self._told = time.perf_counter(), 0
-        self._bar = Progress(
-            TextColumn("evaluating"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total} examples"),
-            TextColumn("{task.fields[rate]} samples/s"),
-            TextColumn("log p(x) {task.fields[value]} nats"),
-            TextColumn("{task.fields[left]} left"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
+        self._bar = progress_bar(
+            console,
+            "evaluating",
+            "{task.completed}/{task.total} examples",
+            "{task.fields[rate]} samples/s",
+            "log p(x) {task.fields[value]} nats",
+            "{task.fields[left]} left",
         )
         self._task = self._bar.add_task("", total=None, rate="–", value="–", left="–:––")
 

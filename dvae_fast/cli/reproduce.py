@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from dvae_fast._checks import check_choice, check_device, check_size
@@ -18,6 +17,7 @@ from dvae_fast.cli.console import (
     fail,
     listed,
     one_line_errors,
+    progress_bar,
     wrong_options,
 )
 from dvae_fast.cli.options import shown
@@ -153,14 +153,8 @@ def _reproduce(console: Console, runs: list[Run], total: int, folder: Path, jobs
     console.print(
         f"{len(runs)} of {total} runs to do, {jobs} at a time; folder {folder}", soft_wrap=True
     )
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("{task.fields[state]}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
+    bar = progress_bar(
+        console, "{task.description}", "{task.percentage:>3.0f} %", "{task.fields[state]}"
     )
     tasks: dict[str, Any] = {}
     done, failed = 0, []

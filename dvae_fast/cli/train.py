@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import torch
 import typer
-from rich.progress import BarColumn, Progress, TextColumn
 
 from dvae_fast._checks import check_device, check_size
 from dvae_fast._text import format_duration, format_number
@@ -22,6 +21,7 @@ from dvae_fast.cli.console import (
     listed,
     one_line_errors,
     print_warnings,
+    progress_bar,
     two_columns,
     wrong_options,
 )
@@ -281,16 +281,13 @@ def _announce(
 def _train(
     console: Console, config: TrainConfig, folder: Path, *, resume: bool, tensorboard: bool
 ) -> dict[str, Any]:
-    bar = Progress(
-        TextColumn("epoch {task.fields[epoch]}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("bound {task.fields[bound]} nats"),
-        TextColumn("{task.fields[rate]} examples/s"),
-        TextColumn("{task.fields[left]} left"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
+    bar = progress_bar(
+        console,
+        "epoch {task.fields[epoch]}",
+        "{task.percentage:>3.0f} %",
+        "bound {task.fields[bound]} nats",
+        "{task.fields[rate]} examples/s",
+        "{task.fields[left]} left",
         auto_refresh=False,
     )
     task = bar.add_task("", epoch=f"1/{config.epochs}", bound="–", rate="–", left="–:––", total=1)

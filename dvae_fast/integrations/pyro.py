@@ -120,7 +120,7 @@ class ImportanceELBO(_infer.ELBO):  # type: ignore[misc]
     @torch.no_grad()
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """−bound."""
-        return -float(self._parts(model, guide, args, kwargs).bound())
+        return -float(self._parts(model, guide, (args, kwargs)).bound())
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """−bound, whose gradient is that of the estimator."""
@@ -136,7 +136,7 @@ class ImportanceELBO(_infer.ELBO):  # type: ignore[misc]
 
     def log_weights(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """log p − log q of each particle and row, unscaled: (K, rows)."""
-        parts = self._parts(model, guide, args, kwargs)
+        parts = self._parts(model, guide, (args, kwargs))
         return (parts.log_p - parts.log_q).flatten(1)
 
     # --- the bound and its gradient ---
@@ -145,11 +145,11 @@ class ImportanceELBO(_infer.ELBO):  # type: ignore[misc]
         """−bound, and what has the gradient of the estimator."""
         power = _POWERS[self.estimator]
         if power is None:
-            parts = self._parts(model, guide, args, kwargs)
+            parts = self._parts(model, guide, (args, kwargs))
             bound = parts.bound()
             return -bound.detach(), -bound
         drawn: list[_Drawn] = []
-        parts = self._parts(model, guide, args, kwargs, drawn)
+        parts = self._parts(model, guide, (args, kwargs), drawn)
         log_w = parts.log_p - parts.log_q
         weights = _normalised(log_w.detach())
         bound = parts.bound().detach()
@@ -169,25 +169,20 @@ class ImportanceELBO(_infer.ELBO):  # type: ignore[misc]
         return -bound, -surrogate
 
     def _parts(
-        self,
-        model: Any,
-        guide: Any,
-        args: Any,
-        kwargs: Any,
-        drawn: list[_Drawn] | None = None,
+        self, model: Any, guide: Any, call: tuple[Any, Any], drawn: list[_Drawn] | None = None
     ) -> _Parts:
-        """The log-densities of a run; with `drawn`, as functions of leaves in the place of the
-        guide's samples, which are added to it."""
+        """The log-densities of a run, whose `call` is args and kwargs; with `drawn`, as functions
+        of leaves in the place of the guide's samples, which are added to it."""
         wide = self.vectorize_particles and self.num_particles > 1
         if wide and self.max_plate_nesting == math.inf:
-            self._guess_max_plate_nesting(model, guide, args, kwargs)
+            self._guess_max_plate_nesting(model, guide, *call)
         parts = []
         for _ in range(1 if self.vectorize_particles else self.num_particles):
             # Wrapped at each use: a plate is entered by one function at a time.
             of_model, of_guide = (
                 self._vectorized_num_particles(fn) if wide else fn for fn in (model, guide)
             )
-            traces = self._get_trace(of_model, of_guide, args, kwargs, drawn)
+            traces = self._get_trace(of_model, of_guide, *call, drawn)
             dim = -self.max_plate_nesting if wide else None
             parts.append(_of_traces(*traces, self.plate, dim))
         if len(parts) == 1:

@@ -61,7 +61,10 @@ class TrainingCase(Case):
         steps: Calls = {}
         compiled = rival in rivals.COMPILERS
         samples = {"": rivals.reparameterise} if compiled else rivals.REPARAMETERISATIONS
-        for name, density in rivals.candidates(rivals.DENSITIES, rival).items():
+        densities = rivals.candidates(rivals.DENSITIES, rival)
+        if compiled:  # a product takes it out of one pass, and each formula a minute to compile
+            densities.pop("softplus+bmm", None)
+        for name, density in densities.items():
             for sample, formula in samples.items():
                 plain = make_rival(self.model)
                 plain.density, plain.reparameterise = density, formula
@@ -118,9 +121,7 @@ def gradient(model: nn.Module, loss: Tensor) -> Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
 
 
-# --- log p̂(x) of 10 examples by 5,000 importance samples ------------------------------------------
-
-CHUNKS = (50, 100, 250, 500, 1000)
+CHUNKS = (100, 250, 1000)
 TILE = 1000  # rows of the bare products
 
 
@@ -260,8 +261,6 @@ class PythaeCase(Case):
         assert bar < 1
         assert abs(result - expected.mean) < bar, (rival, result, expected.mean)
 
-
-# --- a step of an IWAE against Pyro's -------------------------------------------------------------
 
 SEED = 5
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +33,20 @@ RATE, SALT = 0.1, 0.5
 NETWORK = "784-200-200-50-200-200-784"
 PLAIN = ("ours", "eager", "compile")
 FLOAT = torch.float32
+
+
+def caches() -> dict[str, int]:
+    """Bytes of each cache of the first CPU, by name: one instance, not the sum over cores."""
+    out = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            level, kind, size = ((index / n).read_text().strip() for n in ("level", "type", "size"))
+        except OSError:
+            continue
+        if kind != "Instruction":
+            name = f"L{level}{'d' if kind == 'Data' and level == '1' else ''}"
+            out[name] = int(size.rstrip("KM")) * {"K": 1 << 10, "M": 1 << 20}[size[-1]]
+    return out
 
 
 @dataclass

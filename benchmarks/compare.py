@@ -29,9 +29,6 @@ class Change(NamedTuple):
     before: Figure
     after: Figure | None
 
-    def __str__(self) -> str:
-        return f"{self.group}, {self.before.rival}"
-
     @property
     def ratio(self) -> float:
         return self.after.median / self.before.median if self.after else math.nan
@@ -83,7 +80,8 @@ def compare(before: Path, after: Path, threshold: float) -> int:
         middle = statistics.median(change.ratio for change in others)
         print(f"The others took {middle:.2f}× as long (median of {len(others)}).")
     if missing:
-        print(f"{len(missing)} of ours are in {before.name} alone, first {missing[0]}.")
+        first = f"{missing[0].group}, {missing[0].before.rival}"
+        print(f"{len(missing)} of ours are in {before.name} alone, first {first}.")
     return int("slower" in verdicts)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import rivals
 import torch
-from cases import THREADS, Case, Rival
+from cases import THREADS, Case, Rival, caches
 
 import dvae_fast
 from dvae_fast import ops
@@ -122,22 +122,18 @@ def _case_of(item: Any) -> tuple[str, str]:
     return item.originalname, item.callspec.params["case"]
 
 
-def _rival_of(item: Any) -> str:
-    return item.callspec.params["rival"]
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Case by case, in each turn by turn, and in each the rivals in a rotated order."""
     if config.getoption("--ahead") is not None:
-        items[:] = [item for item in items if "compile" in _rival_of(item)]
+        items[:] = [item for item in items if "compile" in item.callspec.params["rival"]]
     names: dict[tuple[str, str], dict[str, None]] = {}  # of the rivals of each case, in order
     for item in items:
-        names.setdefault(_case_of(item), {})[_rival_of(item)] = None
+        names.setdefault(_case_of(item), {})[item.callspec.params["rival"]] = None
     cases = {case: (i, list(found)) for i, (case, found) in enumerate(names.items())}
 
     def order(item: Any) -> tuple[int, int, int]:
         (case, found), turn = cases[_case_of(item)], item.callspec.params["turn"]
-        return case, turn, (found.index(_rival_of(item)) - turn) % len(found)
+        return case, turn, (found.index(item.callspec.params["rival"]) - turn) % len(found)
 
     items.sort(key=order)
 
@@ -145,20 +141,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 # --- the machine ----------------------------------------------------------------------------------
 
 ISA = ("sse4_2", "avx2", "fma", "f16c", "asimd", "sve", "amx_tile")
-
-
-def caches() -> dict[str, int]:
-    """Bytes of each cache of the first CPU, by name: one instance, not the sum over cores."""
-    out = {}
-    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        try:
-            level, kind, size = ((index / n).read_text().strip() for n in ("level", "type", "size"))
-        except OSError:
-            continue
-        if kind != "Instruction":
-            name = f"L{level}{'d' if kind == 'Data' and level == '1' else ''}"
-            out[name] = int(size.rstrip("KM")) * {"K": 1 << 10, "M": 1 << 20}[size[-1]]
-    return out
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: Any) -> None:

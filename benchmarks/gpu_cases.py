@@ -33,7 +33,7 @@ from dvae_fast.training.graphed import GraphedStep
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpu_bench import Bench
+    from gpu import Bench
     from torch import Tensor, nn
 
 GIB = 1 << 30

@@ -88,9 +88,6 @@ def steps(one: Series) -> list[tuple[Point, Point]]:
     return [(a, b) for a, b in pairwise(one.points) if not 1 / FLAT <= b.cost / a.cost <= FLAT]
 
 
-# --- tables ---------------------------------------------------------------------------------------
-
-
 def _named(one: Series) -> str:
     return one.operator if one.who == "ours" else f"{one.operator}, {one.who}"
 

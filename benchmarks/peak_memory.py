@@ -1,21 +1,16 @@
 """Peak memory of a training step, of `linear_log_weights` and of an evaluation.
 
-    python benchmarks/peak_memory.py [--json FILE]
-    python benchmarks/peak_memory.py --growth [--json FILE]
+    python benchmarks/peak_memory.py [--growth] [--json FILE]
 
 Each is measured in a process of its own; --growth measures the points of `bench_growth.py` instead,
 all in one process.
 
 The figure is the growth of the resident set: VmHWM, the largest the process has been since it was
-reset just before the work, less VmRSS then. It is the kernel's own account, so it includes what
-torch's allocator does not see: scratch memory of C++ code, packing buffers of the matrix products.
-Its weakness is memory that malloc keeps after it was freed, which makes it depend on history; so
-the processes run with MALLOC_MMAP_THRESHOLD_ at 64 KiB, which gives every larger block its own
-mapping and returns it when it is freed. What else a first call loads (libraries, threads) is loaded
-before by a small step of a plain torch model, the same for all, and Adam's state exists by then.
-
-torch's profiler gives the peak of tensors alone; it is printed next to it as a check, and taken
-last, because profiling takes memory itself.
+reset just before the work, less VmRSS then. So it includes what torch's allocator does not see:
+scratch memory of C++ code, packing buffers of the matrix products. What malloc keeps after it was
+freed would make it depend on history, so every larger block is a mapping of its own (MALLOC). What
+a first call loads is loaded before by a small step of a plain torch model, the same for all.
+torch's profiler gives the peak of tensors alone, as a check.
 """
 
 from __future__ import annotations
@@ -78,9 +73,6 @@ def _allocator_peak(call: Call) -> int:
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     ordered = sorted(events, key=lambda e: e.start_ns())
     return max(accumulate((e.nbytes() for e in ordered), initial=0))
-
-
-# --- one work of one rival, in a process of its own -----------------------------------------------
 
 
 def _warm_up_torch() -> None:

@@ -55,8 +55,6 @@ def roofline_table(groups: Groups) -> str:
     return table(ROOFLINE_HEAD, rows)
 
 
-# --- the whole ------------------------------------------------------------------------------------
-
 #: a section of which something was not measured is left out
 SECTION = re.compile(r"^(?=## )", re.MULTILINE)
 

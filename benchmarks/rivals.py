@@ -43,7 +43,7 @@ COMPILERS: dict[str, dict[str, Any]] = {
 }
 #: what eager PyTorch gains nothing from, and a compiler; and what a compiler makes one pass of, all
 #: that it is given where compiling takes minutes
-FOR_COMPILERS, FOR_EAGER = ("explicit",), ("logsigmoid+bmm",)
+FOR_COMPILERS, FOR_EAGER = ("explicit",), ("bce",)
 FUSED = ("select", "sum", "broadcast", "explicit")
 fused_alone = False
 
@@ -132,9 +132,6 @@ def by_chunk(
     return {f"{best}, {chunk} {rows} at a time": make(best, chunk) for chunk in chunks}
 
 
-# --- corruption: salt and pepper, one uniform number an element ---------------------------------
-
-
 def corrupt_where(x: Tensor, u: Tensor, rate: float, salt: float) -> Tensor:
     """u < rate · salt gives 1, u < rate gives 0, else x."""
     one, zero = x.new_ones(()), x.new_zeros(())
@@ -143,9 +140,6 @@ def corrupt_where(x: Tensor, u: Tensor, rate: float, salt: float) -> Tensor:
 
 CORRUPTIONS: Calls = {
     "where": corrupt_where,
-    "masked_fill": lambda x, u, rate, salt: x.masked_fill(u < rate, 0.0).masked_fill(
-        u < rate * salt, 1.0
-    ),
     # One comparison less in the select: the hit value is itself a comparison.
     "select": lambda x, u, rate, salt: torch.where(u < rate, (u < rate * salt).to(x.dtype), x),
 }
@@ -157,9 +151,6 @@ def corrupt(
     """x (B, D) → x̃ (B, D), or (copies, B, D)."""
     shape = x.shape if copies is None else (copies, *x.shape)
     return formula(x, torch.rand(shape, device=x.device), rate, salt)
-
-
-# --- latent samples -----------------------------------------------------------------------------
 
 
 def _squares(t: Tensor) -> Tensor:
@@ -217,12 +208,6 @@ def mixture_broadcast(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
     return math.log(mean.shape[0]) - torch.logsumexp(log_q, 0) - 0.5 * z.square().sum(-1)
 
 
-def mixture_vecdot(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
-    noise = (z - mean.unsqueeze(2)) * torch.exp(-0.5 * log_var).unsqueeze(2)
-    log_q = -0.5 * (_squares(noise) + log_var.sum(-1).unsqueeze(2))
-    return math.log(mean.shape[0]) - torch.logsumexp(log_q, 0) - 0.5 * _squares(z)
-
-
 def mixture_matmul(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
     """The square multiplied out, two matrix products and no (M, B, K, Z); what cancels is lost."""
     precision = torch.exp(-log_var)
@@ -233,11 +218,7 @@ def mixture_matmul(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
     return math.log(mean.shape[0]) - torch.logsumexp(log_q, -1) - 0.5 * z.square().sum(-1)
 
 
-MIXTURES: Calls = {
-    "broadcast": mixture_broadcast,
-    "vecdot": mixture_vecdot,
-    "matmul": mixture_matmul,
-}
+MIXTURES: Calls = {"broadcast": mixture_broadcast, "matmul": mixture_matmul}
 
 
 # --- Bernoulli log-density from logits (B, K, D) and x (B, D), summed over D --------------------
@@ -257,11 +238,6 @@ def density_softplus_bmm(logits: Tensor, x: Tensor) -> Tensor:
     return torch.bmm(logits, x.unsqueeze(2)).squeeze(2) - F.softplus(logits).sum(-1)
 
 
-def density_logsigmoid_bmm(logits: Tensor, x: Tensor) -> Tensor:
-    """(x − 1) l + log σ(l)."""
-    return torch.bmm(logits, (x - 1).unsqueeze(2)).squeeze(2) + F.logsigmoid(logits).sum(-1)
-
-
 def density_explicit(logits: Tensor, x: Tensor) -> Tensor:
     """x l − max(l, 0) − log(1 + e^−|l|), for compilers to fuse; never in half precision."""
     logits = logits.float() if logits.itemsize < 4 else logits
@@ -274,7 +250,6 @@ DENSITIES: Calls = {
     "bce": density_bce,
     "softplus": density_softplus,
     "softplus+bmm": density_softplus_bmm,
-    "logsigmoid+bmm": density_logsigmoid_bmm,
     "explicit": density_explicit,
 }
 
@@ -297,9 +272,6 @@ def loss_of(log_w: Tensor) -> Tensor:
     if log_w.shape[1] == 1:
         return -log_w.mean()
     return math.log(log_w.shape[1]) - torch.logsumexp(log_w, 1).mean()
-
-
-# --- in tiles that stay in cache ----------------------------------------------------------------
 
 
 def tiled(
@@ -327,9 +299,6 @@ def linear_step(
         return lambda rows, x: after(F.linear(rows, weight, bias), x)
     out = weight.new_empty(tile, weight.shape[0])
     return lambda rows, x: after(torch.addmm(bias, rows, weight.t(), out=out[: len(rows)]), x)
-
-
-# --- model --------------------------------------------------------------------------------------
 
 
 def mlp(sizes: Sequence[int], activation: Callable[[], nn.Module]) -> nn.Sequential:

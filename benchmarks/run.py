@@ -62,7 +62,7 @@ def script(name: str, json: str, *arguments: str) -> tuple[str, ...]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run every benchmark and write a report.")
     parser.add_argument("--turns", type=int, default=3, help="times each rival gets its turn")
-    parser.add_argument("--seconds", type=float, default=0.3, help="timed seconds a rival and turn")
+    parser.add_argument("--seconds", type=float, default=0.2, help="timed seconds a rival and turn")
     parser.add_argument("--quick", action="store_true", help="one short turn, to see that it works")
     parser.add_argument("--output", type=Path, default=FOLDER / "report", help="report's folder")
     a = parser.parse_args()

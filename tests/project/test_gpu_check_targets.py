@@ -76,7 +76,7 @@ def test_targets_of_wrong_results_are_missed() -> None:
 def test_benchmarks_keep_what_others_failed_at_and_add_to_the_file(tmp_path: Path) -> None:
     import torch
     from cases import close
-    from gpu_bench import Bench, Store
+    from gpu import Bench, Store
 
     path, x = tmp_path / "bench.json", torch.ones(3)
 

@@ -104,7 +104,7 @@ _SCHEMAS = {
         "(Tensor x, str corruption, Tensor rate, Tensor? salt, Tensor seed, int copies, "
         "int samples, int first_example, Tensor[] encoder, Tensor[] decoder, str activation, "
         "str likelihood, bool outside, bool analytic, bool drops_score, bool doubly, "
-        "float kl_weight) -> (Tensor, Tensor[])"
+        "float kl_weight, bool bfloat16=False) -> (Tensor, Tensor[])"
     ),
     "linear_log_weights_backward": (
         "(Tensor grad, Tensor hidden, Tensor weight, Tensor? bias, Tensor? scale, Tensor x, "

@@ -600,12 +600,14 @@ def mlp_loss(
     drops_score: bool,
     doubly: bool,
     kl_weight: float,
+    bfloat16: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
     """x (B, D) → −1/M Σ_m 1/B Σ_b of the bound, and its gradient in every layer.
 
     The layers are weights (O, I) and biases (O,) or empty in turn; the encoder ends in mean and
     log-variance, 2 Z. The bound is log 1/K Σ w, or `outside` 1/K Σ log w; `analytic`, with the
-    exact divergence. The gradient is the estimator's: see `dvae_fast.objectives`.
+    exact divergence. The gradient is the estimator's: see `dvae_fast.objectives`. With `bfloat16`
+    kernels may round what they multiply to that, as nothing here does.
     """
     leaves = [[t.detach().requires_grad_() for t in layers] for layers in (encoder, decoder)]
     with torch.enable_grad():

@@ -53,8 +53,12 @@ struct Bf16Products {
   // Rows of float32 or bfloat16, `stride` apart, to panels. Panels [begin, end) alone.
   void (*pack)(const void* b, DType, int64_t stride, int64_t depth, int64_t columns, void* panels,
                int64_t begin, int64_t end);
-  // Numbers of float32 or bfloat16, rows `depth` long on end, to A.
+  // The same of rows of Bᵀ, (depth, columns).
+  void (*pack_across)(const void* b, DType, int64_t stride, int64_t depth, int64_t columns,
+                      void* panels, int64_t begin, int64_t end);
+  // Numbers of float32 or bfloat16, rows `depth` long on end, to A. And of Aᵀ (depth, rows).
   void (*pack_rows)(const void* from, DType, int64_t rows, int64_t depth, void* a);
+  void (*pack_rows_across)(const float* from, int64_t depth, int64_t rows, void* a);
   // Before a thread's products and after them; the likelihood's kernels may run between.
   void (*begin)();
   void (*end)();
@@ -62,6 +66,9 @@ struct Bf16Products {
   // The table of kernels' log_weights of a Bernoulli's float32 logits that `multiply` made, without
   // a bias and a mask: right to what bfloat16 leaves of them, in less time.
   void (*bernoulli)(const LogWeightParams&, int64_t begin, int64_t end);
+  // grad (rows, columns) *= f'(y), of f(y) as another product's A.
+  void (*activation_backward)(Activation, float* grad, const void* made, int64_t rows,
+                              int64_t columns);
 };
 
 // A thread's products.

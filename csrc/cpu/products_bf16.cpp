@@ -1,4 +1,8 @@
 // Products of bfloat16 matrices on AMX's tiles, and by AVX-512 BF16.
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC's own header, of its undefined registers (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include "products.h"
 
 #include <type_traits>
@@ -27,39 +31,86 @@ alignas(64) constexpr float kZeros[kWidth] = {};
 
 // --- packing ----------------------------------------------------------------------------------
 
-DVAE_HD uint16_t bits_of(BFloat16 v) { return v.bits; }
-DVAE_HD uint16_t bits_of(float v) {
-  BFloat16 to;
-  store(to, v);
-  return to.bits;
-}
-
-// n numbers, then zeros, to a whole step.
-template <class T>
-DVAE_HD void pack_step(const T* from, int64_t n, uint16_t* to) {
-  if (n >= kBf16Depth) {
-    for (int64_t i = 0; i < kBf16Depth; ++i) to[i] = bits_of(from[i]);
-  } else {
-    for (int64_t i = 0; i < kBf16Depth; ++i) to[i] = i < n ? bits_of(from[i]) : uint16_t{0};
+// 16 registers of 16 numbers of 32 bits, transposed.
+DVAE_HD void transpose(__m512i (&r)[16]) {
+  __m512i t[16];
+  DVAE_UNROLL
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
   }
+  DVAE_UNROLL
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  // Each quarter of r[4 i + j] now has four rows' numbers of the column 4 · quarter + j.
+  DVAE_UNROLL
+  for (int j = 0; j < 4; ++j) {
+    const __m512i low_a = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x44);
+    const __m512i low_b = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x44);
+    const __m512i high_a = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xee);
+    const __m512i high_b = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xee);
+    t[j] = _mm512_shuffle_i32x4(low_a, low_b, 0x88);
+    t[4 + j] = _mm512_shuffle_i32x4(low_a, low_b, 0xdd);
+    t[8 + j] = _mm512_shuffle_i32x4(high_a, high_b, 0x88);
+    t[12 + j] = _mm512_shuffle_i32x4(high_a, high_b, 0xdd);
+  }
+  DVAE_UNROLL
+  for (int i = 0; i < 16; ++i) r[i] = t[i];
+}
+
+// The first n of 16.
+DVAE_HD __mmask16 first_of_16(int64_t n) {
+  return static_cast<__mmask16>(n >= 16 ? 0xffff : n <= 0 ? 0 : (1 << n) - 1);
+}
+
+// n numbers, or 32 of more, then zeros.
+DVAE_HD __m512i step_of(const float* from, int64_t n) {
+  const __m512 low = _mm512_maskz_loadu_ps(first_of_16(n), from);
+  const __m512 high = _mm512_maskz_loadu_ps(first_of_16(n - 16), from + 16);
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+}
+DVAE_HD __m512i step_of(const BFloat16* from, int64_t n) {
+  const auto kept = static_cast<__mmask32>(n >= 32 ? ~uint32_t{0} : (uint32_t{1} << n) - 1);
+  return _mm512_maskz_loadu_epi16(kept, from);
+}
+
+// Of 16 columns of two rows, the first `kept`: each column's two numbers beside each other. The
+// second row may be null, for zeros.
+DVAE_HD __m512i pairs_of(const float* low, const float* high, __mmask16 kept) {
+  const __m512 a = _mm512_maskz_loadu_ps(kept, low);
+  const __m512 b = high == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(kept, high);
+  const auto both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a));
+  const __m512i order = _mm512_add_epi32(
+      _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
+      _mm512_slli_epi32(
+          _mm512_set_epi32(31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16), 16));
+  return _mm512_permutexvar_epi16(order, both);
+}
+DVAE_HD __m512i pairs_of(const BFloat16* low, const BFloat16* high, __mmask16 kept) {
+  const __m512i a = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(kept, low));
+  if (high == nullptr) return a;
+  const __m512i b = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(kept, high));
+  return _mm512_or_si512(a, _mm512_slli_epi32(b, 16));
 }
 
 template <class T>
-void pack_panels(const T* b, int64_t stride, int64_t depth, int64_t columns, uint32_t* to,
+void pack_panels(const T* b, int64_t stride, int64_t depth, int64_t columns, char* to,
                  int64_t begin, int64_t end) {
-  to += begin * bf16_depth(depth) * kBf16Columns / 2;
+  to += begin * kBf16Columns * bf16_depth(depth) * 2;
   for (int64_t first = begin * kBf16Columns; first < end * kBf16Columns; first += kBf16Columns) {
     for (int64_t k = 0; k < depth; k += kBf16Depth) {
-      alignas(64) uint16_t rows[kBf16Columns][kBf16Depth];
+      __m512i rows[16];
       for (int64_t c = 0; c < kBf16Columns; ++c) {
-        const int64_t n = first + c < columns ? depth - k : 0;
-        pack_step(b + (n > 0 ? (first + c) * stride + k : 0), n, rows[c]);
+        rows[c] = first + c < columns ? step_of(b + (first + c) * stride + k, depth - k)
+                                      : _mm512_setzero_si512();
       }
-      for (int64_t pair = 0; pair < kBf16Depth / 2; ++pair) {
-        for (int64_t c = 0; c < kBf16Columns; ++c) {
-          __builtin_memcpy(to + c, rows[c] + 2 * pair, sizeof *to);
-        }
-        to += kBf16Columns;
+      transpose(rows);
+      for (int64_t pair = 0; pair < kBf16Depth / 2; ++pair, to += kRowBytes) {
+        _mm512_store_si512(to, rows[pair]);
       }
     }
   }
@@ -67,7 +118,7 @@ void pack_panels(const T* b, int64_t stride, int64_t depth, int64_t columns, uin
 
 void pack(const void* b, DType dtype, int64_t stride, int64_t depth, int64_t columns, void* panels,
           int64_t begin, int64_t end) {
-  uint32_t* to = static_cast<uint32_t*>(panels);
+  char* const to = static_cast<char*>(panels);
   if (dtype == DType::kFloat32) {
     pack_panels(static_cast<const float*>(b), stride, depth, columns, to, begin, end);
   } else {
@@ -76,10 +127,36 @@ void pack(const void* b, DType dtype, int64_t stride, int64_t depth, int64_t col
 }
 
 template <class T>
+void pack_panels_across(const T* b, int64_t stride, int64_t depth, int64_t columns, char* to,
+                        int64_t begin, int64_t end) {
+  const int64_t steps = bf16_depth(depth);
+  to += begin * kBf16Columns * steps * 2;
+  for (int64_t first = begin * kBf16Columns; first < end * kBf16Columns; first += kBf16Columns) {
+    const __mmask16 kept = first_of_16(columns - first);
+    int64_t k = 0;
+    for (; k < depth; k += 2, to += kRowBytes) {
+      const T* const row = b + k * stride + first;
+      _mm512_store_si512(to, pairs_of(row, k + 1 < depth ? row + stride : nullptr, kept));
+    }
+    for (; k < steps; k += 2, to += kRowBytes) _mm512_store_si512(to, _mm512_setzero_si512());
+  }
+}
+
+void pack_across(const void* b, DType dtype, int64_t stride, int64_t depth, int64_t columns,
+                 void* panels, int64_t begin, int64_t end) {
+  char* const to = static_cast<char*>(panels);
+  if (dtype == DType::kFloat32) {
+    pack_panels_across(static_cast<const float*>(b), stride, depth, columns, to, begin, end);
+  } else {
+    pack_panels_across(static_cast<const BFloat16*>(b), stride, depth, columns, to, begin, end);
+  }
+}
+
+template <class T>
 void pack_rows_of(const T* from, int64_t rows, int64_t depth, uint16_t* to) {
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t k = 0; k < depth; k += kBf16Depth, to += kBf16Depth) {
-      pack_step(from + k, depth - k, to);
+      _mm512_store_si512(to, step_of(from + k, depth - k));
     }
     from += depth;
   }
@@ -91,6 +168,25 @@ void pack_rows(const void* from, DType dtype, int64_t rows, int64_t depth, void*
     pack_rows_of(static_cast<const float*>(from), rows, depth, to);
   } else {
     pack_rows_of(static_cast<const BFloat16*>(from), rows, depth, to);
+  }
+}
+
+void pack_rows_across(const float* from, int64_t depth, int64_t rows, void* a) {
+  const int64_t steps = bf16_depth(depth);
+  for (int64_t k = 0; k < depth; k += kBf16Depth) {
+    for (int64_t r = 0; r < rows; r += 16) {
+      const __mmask16 kept = first_of_16(rows - r);
+      __m512i v[16];
+      for (int64_t pair = 0; pair < 16; ++pair) {
+        const int64_t at = k + 2 * pair;
+        const float* const row = from + at * rows + r;
+        v[pair] = at < depth ? pairs_of(row, at + 1 < depth ? row + rows : nullptr, kept)
+                             : _mm512_setzero_si512();
+      }
+      transpose(v);
+      uint16_t* const to = static_cast<uint16_t*>(a) + r * steps + k;
+      for (int64_t i = 0; i < 16 && r + i < rows; ++i) _mm512_store_si512(to + i * steps, v[i]);
+    }
   }
 }
 
@@ -244,6 +340,32 @@ void finish(float* sums, int64_t rows, int64_t columns, Activation activation, u
   }
 }
 
+void activation_backward(Activation f, float* grad, const void* made, int64_t rows,
+                         int64_t columns) {
+  const auto each = [&](auto pulled) __attribute__((always_inline)) {
+    const uint16_t* y = static_cast<const uint16_t*>(made);
+    for (int64_t r = 0; r < rows; ++r, y += bf16_depth(columns), grad += columns) {
+#pragma GCC ivdep
+      for (int64_t i = 0; i < columns; ++i) {
+        grad[i] = pulled(grad[i], bit_cast<float>(static_cast<uint32_t>(y[i]) << 16));
+      }
+    }
+  };
+  switch (f) {
+    case Activation::kNone:
+      break;
+    case Activation::kSoftplus:
+      return each([](float d, float v)
+                      __attribute__((always_inline)) { return d * one_minus_exp(v); });
+    case Activation::kRelu:
+      return each([](float d, float v)
+                      __attribute__((always_inline)) { return v <= 0 ? 0.0f : d; });
+    case Activation::kTanh:
+      return each([](float d, float v)
+                      __attribute__((always_inline)) { return d * (1.0f - v * v); });
+  }
+}
+
 DVAE_HD void copy_block(const float* from, int64_t from_stride, int64_t rows, int64_t columns,
                         float* to, int64_t to_stride) {
   for (int64_t r = 0; r < rows; ++r) {
@@ -330,8 +452,9 @@ void bernoulli(const LogWeightParams& p, int64_t begin, int64_t end) {
 }
 
 template <class Unit>
-constexpr Bf16Products kProducts = {Unit::kRows, pack,           pack_rows, Unit::begin,
-                                    Unit::end,   multiply<Unit>, bernoulli};
+constexpr Bf16Products kProducts = {
+    Unit::kRows, pack,      pack_across,    pack_rows, pack_rows_across,
+    Unit::begin, Unit::end, multiply<Unit>, bernoulli, activation_backward};
 
 }  // namespace
 }  // namespace dvae::cpu

@@ -9,6 +9,7 @@
 
 #include "buffer.h"
 #include "kernels.h"
+#include "products.h"
 
 namespace dvae::cpu {
 
@@ -36,6 +37,7 @@ struct StepParams {
   bool drops_score;           // log q's own dependence on the encoder is dropped
   bool doubly;                // the path's coefficients are squared weights
   double kl_weight;           // of the divergence in the gradient; 1 unless outside
+  const Bf16Products* bf16;  // of float32, rounded to bfloat16 where they are multiplied; or null
 };
 
 class Step {
@@ -64,10 +66,11 @@ class Step {
 
  private:
   struct Worker;
-  // A matrix in panels: which of all, and where they lie.
+  // A matrix in panels: which of all, and where they lie; and, of bfloat16, the bias.
   struct Packed {
-    int64_t first = 0, count = 0, at = 0;
+    int64_t first = 0, count = 0, at = 0, bias_at = 0;
     char* data = nullptr;
+    float* bias = nullptr;
   };
   struct Layer : StepLayer {
     Packed forward, backward;  // W, and Wᵀ where a gradient goes on below
@@ -76,6 +79,8 @@ class Step {
 
   void lay_out(const std::vector<StepLayer>&, bool ends, std::vector<Layer>&);
   void place(Packed&, int64_t inputs, int64_t outputs);
+  void pack(const Layer&, int64_t begin, int64_t end);
+  void pack_bf16(const Layer&, int64_t begin, int64_t end);
   void* weight_gradient(const Layer&, int64_t worker) const;
   const std::vector<Layer>& network(int i) const { return i == 0 ? encoder_ : decoder_; }
 
@@ -84,11 +89,11 @@ class Step {
   const int dtype_;
   const int64_t element_, workers_;
   std::vector<Layer> encoder_, decoder_;
-  int64_t panels_ = 0, elements_ = 0, outputs_ = 0, packed_ = 0;
+  int64_t panels_ = 0, elements_ = 0, outputs_ = 0, packed_ = 0;  // the last in bytes
   int64_t tile_, part_;  // examples that are encoded, and decoded, at a time
   Buffer memory_;
   int64_t memory_size_ = 0;
-  char* gradients_ = nullptr;   // of each worker but the first, whose are the results'
+  char* gradients_ = nullptr;  // of each worker but the first, whose are the results'
   char* workspaces_ = nullptr;
   int64_t workspace_ = 0;
   std::vector<double> biases_;  // Σ of each worker

@@ -223,7 +223,9 @@ def one_pass(model: Any, x: Tensor, key: Tensor, first_example: int) -> Tensor |
         return None
     if type(x) is not Tensor or x.requires_grad or not x.numel():
         return None
-    if x.dtype not in (torch.float32, torch.float64) or autocast_dtype(x) is not None:
+    # Autocast asks for faster matrices, and bfloat16 is what may be.
+    cast_to = autocast_dtype(x)
+    if x.dtype not in (torch.float32, torch.float64) or cast_to not in (None, torch.bfloat16):
         return None
     encoder, decoder = model.encoder, model.decoder
     if type(encoder) is not GaussianEncoder or hooked(encoder) or encoder.log1p:
@@ -260,7 +262,8 @@ def one_pass(model: Any, x: Tensor, key: Tensor, first_example: int) -> Tensor |
     kind, parameter, salt = noise
     head = (x, kind, parameter, salt, key, *counts, first_example)
     activation = next(iter(activations), "none")
-    args = (head, inference.tensors, activation, kernel, *bound, float(kl_weight))
+    rounded = cast_to is not None
+    args = (head, inference.tensors, activation, kernel, *bound, float(kl_weight), rounded)
     noted = _Noted.make(model, x, key, first_example)
     loss = cast("Tensor", call(_OnePass, noted, args, *layers))
     look_at_loss(loss, x, likelihood)

@@ -45,7 +45,8 @@ struct Network {
 };
 
 template <class T>
-std::vector<double> step(const Sizes& s, bool outside, int64_t workers) {
+std::vector<double> step(const Sizes& s, bool outside, int64_t workers,
+                         const Bf16Products* bf16 = nullptr) {
   std::vector<int64_t> encoder{s.data}, decoder{s.latent};
   encoder.insert(encoder.end(), s.hidden.begin(), s.hidden.end());
   decoder.insert(decoder.end(), s.hidden.rbegin(), s.hidden.rend());
@@ -70,6 +71,7 @@ std::vector<double> step(const Sizes& s, bool outside, int64_t workers) {
   params.likelihood = LikelihoodKind::kBernoulli;
   params.outside = outside;
   params.kl_weight = 1;
+  params.bf16 = bf16;
 
   std::vector<double> out;
   {
@@ -114,6 +116,24 @@ TEST(Step, FloatIsDouble) {
       for (size_t i = 0; i < got.size(); ++i) {
         ASSERT_NEAR(got[i], expected[i], 2e-5 * largest) << s.examples << ' ' << i;
       }
+    }
+  }
+}
+
+TEST(Step, Bfloat16IsNear) {
+  const Bf16Products* const products = bf16_products();
+  if (products == nullptr) GTEST_SKIP() << "no products of bfloat16 here";
+  for (const Sizes& s : kSizes) {
+    const std::vector<double> expected = step<double>(s, true, 1);
+    for (const int64_t workers : {1, 2, 3}) {
+      if (workers > s.examples) continue;
+      const std::vector<double> got = step<float>(s, true, workers, products);
+      double error = 0, size = 0;
+      for (size_t i = 0; i < got.size(); ++i) {
+        error += (got[i] - expected[i]) * (got[i] - expected[i]);
+        size += expected[i] * expected[i];
+      }
+      EXPECT_LT(error, 1e-3 * size) << s.examples << ' ' << workers;
     }
   }
 }

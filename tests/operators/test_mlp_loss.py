@@ -8,7 +8,7 @@ from typing import Any
 import mlp_loss_cases
 import pytest
 import torch
-from mlp_loss_cases import SIZES, assert_is, expected, make, run
+from mlp_loss_cases import SIZES, assert_is, assert_is_rounded, expected, make, run
 from torch import Tensor
 
 import dvae_fast  # noqa: F401  (registers the operator)
@@ -36,6 +36,35 @@ def test_a_number_of_threads_has_its_bits_and_others_are_close() -> None:
             assert_is(once, expected(args), str(count))
     finally:
         torch.set_num_threads(before)
+
+
+def test_rows_of_bfloat16_are_whatever_comes_with_them() -> None:
+    """Examples that are not finite leave others' gradients alone, and are seen in their own."""
+    args = make(SIZES[2], "masking", "iwae", "softplus")
+    x = args[0]
+    x[5, 2] = math.nan
+    loss, *gradients = run(args, bfloat16=True)
+    assert loss.isnan()
+    assert gradients[0].isnan().any()
+    x[5, 2] = 1.0
+    assert_is_rounded(run(args, bfloat16=True), expected(args))
+    strided = torch.stack((x, torch.full_like(x, math.nan)), -1)[..., 0]
+    again = run((strided, *args[1:]), bfloat16=True)
+    assert all(map(torch.equal, run(args, bfloat16=True), again))
+
+
+def test_doubles_are_not_rounded() -> None:
+    args = make(SIZES[0], "masking", "iwae", "softplus", torch.float64)
+    assert all(map(torch.equal, run(args, bfloat16=True), run(args)))
+
+
+def test_samples_of_next_to_no_weight_are_right() -> None:
+    """Weights so small that what they hand on is denormal."""
+    args = make(SIZES[3], "identity", "iwae", "softplus")
+    args[9][0].mul_(40)
+    assert_is(run(args), expected(args))
+    # The caller's arithmetic is as it was.
+    assert torch.tensor(1e-30) * torch.tensor(1e-12) > 0
 
 
 def test_parts_of_a_batch_add_up_to_it() -> None:

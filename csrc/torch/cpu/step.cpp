@@ -45,7 +45,7 @@ std::tuple<Tensor, std::vector<Tensor>> mlp_loss(
     In x_in, Name corruption, In rate, MaybeIn salt, In seed, int64_t copies, int64_t samples,
     int64_t first_example, const std::vector<Tensor>& encoder, const std::vector<Tensor>& decoder,
     Name activation, Name likelihood, bool outside, bool analytic, bool drops_score, bool doubly,
-    double kl_weight) {
+    double kl_weight, bool bfloat16) {
   const Backend& on = cpu_backend();
   check_shape(x_in, "x", {-1, -1});
   STD_TORCH_CHECK(x_in.scalar_type() == sum_type(x_in), "x must be float32 or float64");
@@ -86,6 +86,7 @@ std::tuple<Tensor, std::vector<Tensor>> mlp_loss(
   p.drops_score = drops_score;
   p.doubly = doubly;
   p.kl_weight = kl_weight;
+  if (bfloat16 && dtype == DType::kFloat32) p.bf16 = cpu::bf16_products();
 
   const int64_t most =
       std::min<int64_t>(torch::stable::get_num_threads(), cpu::Step::work(p) / (4 * kGrain) + 1);

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from typer.testing import CliRunner
 
-from dvae_fast import cli
+from dvae_fast import cli, plots
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +40,12 @@ def plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     for name in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS"):
         monkeypatch.delenv(name, raising=False)
+
+
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made, and what is written is the head of a PNG: pixels take longest, and what
+    they are tests/test_plots.py has."""
+    monkeypatch.setattr(plots, "_encoded", lambda *_: b"\x89PNG\r\n\x1a\n" + bytes(1000))
 
 
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:

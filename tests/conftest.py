@@ -13,6 +13,7 @@ Without either nothing changes.
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import sys
 import time
@@ -98,6 +99,12 @@ def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
 def pytest_runtest_setup() -> None:
     if time.time() > float(os.environ.get("DVAE_FAST_SAMPLE_UNTIL", "inf")):
         pytest.skip(NO_TIME)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: the collector of garbage need not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def _failed(report: Any) -> str:

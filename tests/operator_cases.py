@@ -6,14 +6,39 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dvae_fast.checking.cases import run_reference, upcast
 from dvae_fast.checking.limits import allowed_error, compare
+from dvae_fast.checking.terms import absolute_terms, rounded_intermediates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
+    from dvae_fast.checking.operands import Sample
+
+    Oracle = list[tuple[Tensor, Tensor, Tensor | float]]
+
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+_kept: dict[str, Oracle] = {}
+
+
+def oracle(sample: Sample, keep: bool = False) -> Oracle:
+    """Of each output what it should be, its absolute terms, and what rounding adds; `keep` what is
+    asked for again."""
+    known = _kept.get(str(sample))
+    if known is not None:
+        return known
+    args64 = upcast(sample.args())
+    terms = absolute_terms(sample.op, args64)
+    extra = rounded_intermediates(sample.op, args64, sample.dtype)
+    expected = run_reference(sample.op, args64)  # last: some operators change their arguments
+    out = [(e, t, extra[i]) for i, (e, t) in enumerate(zip(expected, terms, strict=True))]
+    if keep:
+        _kept[str(sample)] = out
+    return out
 
 
 def naming(label: str) -> Callable[[str], str]:

@@ -201,18 +201,6 @@ def test_kinds_of_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.cuda_kinds() == [("A", "8.0", "cuda:0"), ("B", "9.0", "cuda:1")]
 
 
-def test_the_table_of_cases_and_the_compiler_are_loaded_by_who_asks_alone() -> None:
-    """torch's compiler takes as long to load as torch itself."""
-    program = (
-        "import warnings; warnings.simplefilter('ignore'); import sys, torch; "
-        "before = 'torch._dynamo' in sys.modules; import dvae_fast; "
-        "assert not [m for m in sys.modules if m.startswith('dvae_fast.checking')]; "
-        "assert before or 'torch._dynamo' not in sys.modules; "
-        "dvae_fast.check"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
-
-
 @pytest.mark.parametrize(
     "where, code, error",
     [

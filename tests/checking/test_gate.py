@@ -128,18 +128,6 @@ def test_many_processes_that_start_at_once_run_one_check(use: User) -> None:
     assert use.runs == 1
 
 
-def test_cache_that_cannot_be_written_is_said_and_the_check_still_runs(use: User) -> None:
-    use.cache.write_text("a file, where the folder should be")
-    found = use(STANDIN_WRONG="iwae")
-    assert found["kernels"] == ["corrupt", "rescale_", "softplus"]
-    (warning,) = found["warnings"]
-    assert "iwae failed the check" in warning
-    assert "cannot be remembered" in warning
-    assert "runs at each start" in warning
-    assert "XDG_CACHE_HOME" in warning
-    assert use.runs == 1
-
-
 def test_check_can_be_left_out(use: User) -> None:
     found = use(DVAE_FAST_CHECK="0", STANDIN_WRONG="iwae")
     assert found["kernels"] == USED

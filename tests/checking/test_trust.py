@@ -231,6 +231,21 @@ def test_file_system_without_locks_is_done_without(checks: Checks) -> None:
     assert trust.remembered() is not None
 
 
+def test_cache_that_cannot_be_written_is_said_and_the_check_still_runs(
+    checks: Checks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("where the folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    checks.found["old GPU"] = lambda: Entry("report", report=report_of("iwae"))
+    for _ in range(2):
+        warning = trust.verdict().warning
+        assert "iwae failed the check" in warning
+        assert "cannot be remembered" in warning
+        assert "runs at each start" in warning
+        assert "XDG_CACHE_HOME" in warning
+    assert len(checks.asked) == 2
+
+
 def test_relative_cache_home_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for value in ("", "relative/folder"):
@@ -314,7 +329,7 @@ def test_process_finds_the_package_wherever_it_is_started(
     root = Path(dvae_fast.__file__).parents[1]
     monkeypatch.setattr(sys, "path", [p for p in sys.path if Path(p or ".").resolve() != root])
     monkeypatch.setenv("PYTHONINSPECT", "1")
-    program = "import dvae_fast.noise; print(dvae_fast.__file__)"
+    program = "from importlib.util import find_spec; print(find_spec('dvae_fast').origin)"
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=environment(), cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL,

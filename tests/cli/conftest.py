@@ -1,12 +1,21 @@
-"""What every test of the command line has: pictures that are quick to write."""
+"""What every test of the command line has: pictures that are not drawn, or coarse ones."""
 
 from __future__ import annotations
 
 import pytest
+from command_line import undrawn
 
 from dvae_fast import plots
 
 
+@pytest.fixture
+def drawn() -> None:
+    """For a test that looks at the pixels."""
+
+
 @pytest.fixture(autouse=True)
-def _coarse_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "_DPI", 20)
+def _quick_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "drawn" in request.fixturenames:
+        monkeypatch.setattr(plots, "_DPI", 20)
+    else:
+        undrawn(monkeypatch)

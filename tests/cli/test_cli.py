@@ -45,7 +45,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
 
 @pytest.fixture
 def pictures() -> None:
-    """For those who ask for it they are drawn."""
+    """For those who ask for it they are made; "drawn" makes them of pixels."""
 
 
 def is_png(path: Path) -> bool:
@@ -55,14 +55,16 @@ def is_png(path: Path) -> bool:
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "it"
-    ok("train", *TINY, "--epochs", "2", "--run-dir", folder, "--evaluate-k", "17", "--quiet")
+    with pytest.MonkeyPatch.context() as patch:
+        no_pictures(patch)
+        ok("train", *TINY, "--epochs", "2", "--run-dir", folder, "--evaluate-k", "17", "--quiet")
     return folder
 
 
 # --- train ------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("pictures")
+@pytest.mark.usefixtures("pictures", "drawn")
 def test_train_leaves_a_complete_run(tmp_path: Path) -> None:
     output = ok("train", *TINY, "--epochs", "3", "--evaluate-k", "20", "--corruption", "masking",
                 "--level", "0.25")  # fmt: skip
@@ -469,7 +471,7 @@ def test_evaluate_annealed(run_dir: Path) -> None:
     assert report["log_likelihood"] == pytest.approx(expected.mean, rel=1e-5)
 
 
-@pytest.mark.usefixtures("pictures")
+@pytest.mark.usefixtures("pictures", "drawn")
 def test_evaluate_draws_pictures(run_dir: Path) -> None:
     ok("evaluate", run_dir, "--k", "30", "--limit", "12")
     for name in ("bounds", "ess", "worst"):
@@ -590,7 +592,7 @@ def test_a_folder_that_is_no_run_is_one_line(command: str) -> None:
 # --- sample -----------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("pictures")
+@pytest.mark.usefixtures("pictures", "drawn")
 def test_sample_writes_a_png(run_dir: Path) -> None:
     assert ok("sample", run_dir, "--n", "7", "--out", "a.png").strip() == "a.png"
     ok("sample", run_dir, "--n", "7", "--out", "b.png")

@@ -56,6 +56,7 @@ def is_coloured(path: str) -> bool:
     return bool((np.ptp(pixels(path), axis=-1) > 60).any())
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_folder_of_images() -> None:
     write_images()
     output = ok("train", *TINY, "--data", "toys", "--evaluate-k", "3", "--run-dir", "r")

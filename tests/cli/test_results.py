@@ -288,6 +288,7 @@ def test_an_output_that_is_no_terminal_has_lines(
     assert len(re.findall(r"^in epoch [12]/2, bound −[\d.]+ nats, [\d:–]+ left$", output, re.M)) > 3
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("name", ["x.png", "x.PDF", "x.svg", "x.npz"])
 def test_samples_are_what_their_name_says(name: str, run_dir: Path) -> None:
     arguments = ("sample", run_dir, "--n", "7", "--seed", "3", "--out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ranks import torchrun
 from typer.testing import CliRunner
 
 from dvae_fast import cli
-from dvae_fast.evaluation import estimate_log_likelihood
+from dvae_fast.evaluation import LikelihoodEstimate, estimate_log_likelihood
 from dvae_fast.evaluation.partial import PartialResults
 from dvae_fast.evaluation.sharing import divide
 
@@ -42,11 +43,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@functools.cache
+def _alone(case: str) -> LikelihoodEstimate:
+    n, options = worker.CASES[case]
+    return worker.evaluate(n, **{"k": worker.K, "seed": worker.SEED, **options})
+
+
 @pytest.mark.parametrize("plan", worker.PLANS)
 @pytest.mark.parametrize("case", worker.CASES)
 def test_two_processes_are_one(case: str, plan: str, folder: Path) -> None:
-    n, options = worker.CASES[case]
-    expected = worker.evaluate(n, **{"k": worker.K, "seed": worker.SEED, **options})
+    expected = _alone(case)
     for rank in range(2):
         found = np.load(folder / f"{case}, {plan}.{rank}.npz")
         for field in worker.FIELDS:

@@ -88,11 +88,12 @@ def test_what_it_is_called_with() -> None:
 @pytest.mark.parametrize(
     ("options", "context"),
     [
-        ({}, None), ({}, "labels"), ({}, "rows"),
-        ({"tolerance": 0.05, "max_k": 300}, None), ({"tolerance": 0.05, "max_k": 300}, "rows"),
+        ({}, None),
+        ({}, "rows"),
+        ({"tolerance": 0.05, "max_k": 300}, None),
         ({"tolerance": 0.3, "chunk": 9}, "labels"),
     ],
-)  # fmt: skip
+)
 def test_in_parts_as_in_one_call(options: dict[str, Any], context: str | None) -> None:
     model, x = make_model("iwae", D, Z, (6,)), _data()
     plain = _by_torch(model, 2.0)

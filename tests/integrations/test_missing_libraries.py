@@ -62,14 +62,17 @@ def test_a_broken_one_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.process
 def test_nothing_is_imported_unasked() -> None:
-    """Nor what only a command, a picture or a table needs."""
+    """Nor what only a command, a picture or a table needs, the table of cases, and torch's
+    compiler, which takes as long to load as torch itself."""
     unasked = (
         *LIBRARIES, "pytorch_lightning", "matplotlib", "pandas", "sklearn", "scipy", "tensorboard",
         "typer", "rich", "safetensors", "pooch", "anndata", "h5py", "PIL",
+        "torch._dynamo", "dvae_fast.checking",
     )  # fmt: skip
     code = (
         "import sys, torch; before = {*sys.modules}; import dvae_fast; "
-        f"print([n for n in {unasked!r} if n in sys.modules and n not in before])"
+        f"print([n for n in {unasked!r} if n in sys.modules and n not in before]); "
+        "dvae_fast.check"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

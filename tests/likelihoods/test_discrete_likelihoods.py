@@ -255,7 +255,7 @@ def _operands(kind: str, scale_shape: str, d: int, device: str) -> tuple[Any, ..
 @each_kind
 @each_device
 @pytest.mark.parametrize("shape", ["scalar", "per-pixel", "full"])
-@pytest.mark.parametrize("d", [1, 17])
+@pytest.mark.parametrize("d", [1, 9])
 def test_gradcheck(kind: str, shape: str, d: int, device: str) -> None:
     mean, scale, log_ratio, x = _operands(kind, shape, d, device)
 

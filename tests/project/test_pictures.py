@@ -10,7 +10,7 @@ import torch
 from docs_script import load_script
 from torch import nn
 
-from dvae_fast import corrupt
+from dvae_fast import corrupt, plots
 from dvae_fast.corruptions import SaltAndPepper
 from dvae_fast.models import load_model, make_model
 from dvae_fast.training import default_config, train
@@ -61,6 +61,7 @@ def draw(
 def test_every_picture_is_written(
     pictures: ModuleType, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(plots, "_DPI", 20)
     for folder in (tmp_path / "a", tmp_path / "b"):
         folder.mkdir()
         arguments = (runs["vae"], runs["dvae"], runs["plane"], "--output", folder)

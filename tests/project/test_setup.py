@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from forks import Program
+
+if TYPE_CHECKING:
+    import subprocess
 
 ROOT = Path(__file__).parents[2]
 TORCH = "2.13.0+cu130"
@@ -228,14 +231,7 @@ def test_architectures_are_those_of_torch_where_none_is_named(
 
 
 def test_setup_says_it_in_one_line() -> None:
-    done = subprocess.run(
-        [sys.executable, "setup.py", "--version"],
-        cwd=ROOT,
-        env={**os.environ, "DVAE_FAST_CUDA": "nonsense"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = _run("--version", DVAE_FAST_CUDA="nonsense")
     assert done.returncode == 1
     assert done.stderr == "dvae_fast: DVAE_FAST_CUDA must be 0 or 1, or unset, got 'nonsense'\n"
 
@@ -248,14 +244,10 @@ def _run(*arguments: str, torch: bool = True, **environ: str) -> subprocess.Comp
     call = f"import sys, runpy; sys.argv = {['setup.py', *arguments]!r}; "
     if not torch:
         call += "sys.modules['torch'] = None; "
-    return subprocess.run(
-        [sys.executable, "-c", call + "runpy.run_path('setup.py', run_name='__main__')"],
-        cwd=ROOT,
-        env={**os.environ, "DVAE_FAST_CUDA": "0", **environ},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    call += "runpy.run_path('setup.py', run_name='__main__')"
+    return Program(
+        "-c", call, env={**os.environ, "DVAE_FAST_CUDA": "0", **environ}, cwd=ROOT
+    ).result()
 
 
 @pytest.mark.parametrize("command", ["bdist_wheel", "editable_wheel"])

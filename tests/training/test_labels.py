@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from command_line import undrawn
 from typer.testing import CliRunner
 
 from dvae_fast import cli
@@ -58,7 +59,9 @@ def test_stopped_and_resumed(tmp_path: Path) -> None:
     assert load_model(tmp_path / "a").context_size == 10
 
 
-def test_the_command_line(tmp_path: Path) -> None:
+def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undrawn(monkeypatch)
+
     def run(*arguments: Any, code: int = 0) -> str:
         result = CliRunner().invoke(cli.app, list(map(str, arguments)))
         assert result.exit_code == code, result.output
@@ -71,7 +74,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     )  # fmt: skip
     assert "given labels" in said
     for name in ("samples.png", "reconstructions.png", "evaluation_worst.png"):
-        assert (folder / name).stat().st_size > 1000
+        assert (folder / name).is_file()
     run("evaluate", folder, "--k", 20, "--limit", 30)
     report = json.loads((folder / "evaluation.json").read_text())
     assert report["examples"] == 30

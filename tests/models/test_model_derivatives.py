@@ -97,8 +97,15 @@ def test_gradients_of_a_function_call(name: str) -> None:
         )
 
 
-@pytest.mark.parametrize("weight", [1.0, 0.3])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "weight"),
+    [
+        *((name, 1.0) for name in MODELS),
+        # The weight is a matter of the objective.
+        *((name, 0.3) for name in ("vae", "two layers", "learnt noise", *OBJECTIVES)
+          if name not in SPLIT),
+    ],
+)  # fmt: skip
 def test_forward_mode_and_second_derivatives(name: str, weight: float) -> None:
     model, p, x = _made(name, weight)
     t = _directions(p)

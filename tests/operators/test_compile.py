@@ -160,9 +160,12 @@ def test_training_step_is_one_graph_with_the_numbers_of_eager_mode(
     assert counter.frame_count == 1, f"{counter.frame_count} graphs for three seeds"
 
 
-#: Compiled in this process, for each of its own would load torch first; and without the headers
-#: compiled ahead, which pays for many alone.
-QUICK = {"compile_threads": 1, "cpp_cache_precompile_headers": False}
+#: Compiled in this process, for each of its own would load torch first; without the headers
+#: compiled ahead, which pays for many alone; and not optimised.
+QUICK = {
+    "compile_threads": 1, "cpp_cache_precompile_headers": False,
+    "aot_inductor.debug_compile": True,
+}  # fmt: skip
 
 
 class Bare(torch.nn.Module):

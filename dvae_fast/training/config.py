@@ -71,6 +71,7 @@ __all__ = [
     "CONFIG",
     "CONTEXTS",
     "DEFAULT_LEVEL",
+    "DTYPES",
     "LR_SCHEDULES",
     "MOST_THREADS",
     "OF_OWN",
@@ -82,6 +83,7 @@ __all__ = [
 
 CONFIG = "config.json"
 LR_SCHEDULES = ("constant", "stepwise")
+DTYPES = ("float32", "bfloat16")
 #: the fields that a run that is resumed may change
 CHANGEABLE = ("epochs", "threads", "device", "cuda_graph")
 #: more than any machine has; of very many the system's own limits end the process
@@ -230,6 +232,11 @@ class TrainConfig(ModelConfig):
         "cpu", "cpu, cuda or cuda:N; of several processes each takes its own GPU of cuda."
     )
     cuda_graph: bool = _of_training(False, "Replay each full batch's step as one CUDA graph.")
+    dtype: str = _of_training(
+        "float32",
+        "Of matrix products in training; float32 where a CPU has no instructions for bfloat16.",
+        choices=DTYPES,
+    )
     fingerprint: str | None = option(None, "Of the values of your own data.", shown=False)
     scaling: dict[str, list[float]] | None = option(  # noqa: RUF009
         None, "How those were made what the model sees.", shown=False

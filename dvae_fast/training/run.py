@@ -16,6 +16,7 @@ from dvae_fast._version import __version__
 from dvae_fast.data import Streamed, batches, check_missing, observed
 from dvae_fast.data.given import given_from
 from dvae_fast.distributed import World, all_sum, any_true, on_main, share
+from dvae_fast.evaluation.precision import has_bfloat16, precision
 from dvae_fast.files import CHECKPOINT, CheckpointError, one_line, save_tensors
 from dvae_fast.kept import mark_old
 from dvae_fast.models import save_model
@@ -124,6 +125,8 @@ class Run:
         )
         if config.cuda_graph and config.kl_warmup:
             self.model.kl_weight = torch.ones((), device=self.device)
+        rounds = config.dtype == "bfloat16" and has_bfloat16(self.device)
+        self.dtype = torch.bfloat16 if rounds else None
         self.graph: GraphedStep | None = None
         self.parallel: DistributedDataParallel | None = None
         if self.world.size > 1:
@@ -208,7 +211,8 @@ class Run:
         self.position += len(index)
 
     def _loss(self, x: Tensor, seed: Tensor, context: Tensor | None = None) -> Tensor:
-        return self.model.loss(x, seed, context=context, mask=self.data.observed(x))
+        with precision(self.device, self.dtype):
+            return self.model.loss(x, seed, context=context, mask=self.data.observed(x))
 
     def part(self, x: Tensor, seed: Tensor, context: Tensor | None = None) -> Tensor:
         """This rank's part of the loss: the mean of the parts over ranks is the batch's loss."""
@@ -218,7 +222,10 @@ class Run:
         rows = slice(start, stop) if start < stop else slice(1)
         told = None if context is None else context[rows]
         mask = self.data.observed(x[rows])
-        loss: Tensor = self.parallel(x[rows], seed, context=told, mask=mask, first_example=start)
+        with precision(self.device, self.dtype):
+            loss: Tensor = self.parallel(
+                x[rows], seed, context=told, mask=mask, first_example=start
+            )
         weight = (stop - start) * self.world.size / len(x)
         return loss if weight == 1 else loss * weight
 

@@ -82,6 +82,7 @@ RUN: dict[str, Any] = {
     "threads": 1,
     "device": "cuda",
     "cuda_graph": True,
+    "dtype": "bfloat16",
 }
 #: what an option cannot be without
 WITH: dict[str, dict[str, Any]] = {

@@ -162,6 +162,29 @@ void in_place(Observed& of, int64_t n, int64_t first, int64_t last, const Params
   if (scale_sum != nullptr) of.add(sums.data(), scale_sum);
 }
 
+// A kernel of the table that makes gradients, over items of `rows` rows each: one, or an example's.
+template <class Table, class Params>
+void with_gradients(const Mask* mask, LikelihoodKind likelihood, DType dtype, const Table& table,
+                    const Params& p, ScaleKind kind, double* scale_sum, int64_t rows, int64_t begin,
+                    int64_t end) {
+  const auto kernel = table[static_cast<int>(likelihood)][static_cast<int>(dtype)];
+  if (mask == nullptr) return kernel(p, kind, scale_sum, begin, end);
+  Observed of(*mask, dtype, kind, p);
+  Params looked = p;
+  by_example(
+      *mask, many(likelihood, dtype, kManyBackward), rows == 1 ? p.samples : 1, begin, end,
+      [&](int64_t first, int64_t last) { kernel(p, kind, scale_sum, first, last); },
+      [&](int64_t n, int64_t first, int64_t last) {
+        of.look(n, looked);
+        kernel(looked, kind, scale_sum, first, last);
+      },
+      [&](int64_t n, int64_t first, int64_t last) {
+        Params q = p;
+        in_place(of, n, first * rows, last * rows, p, kind, scale_sum, q,
+                 [&](double* sums) { kernel(q, kind, sums, first, last); });
+      });
+}
+
 int64_t count_of(const uint8_t* row, int64_t size) {
   int64_t missing = 0, j = 0;
 #if defined(__SSE2__)
@@ -247,43 +270,14 @@ void log_weights(const Mask* mask, LikelihoodKind likelihood, DType dtype, const
 void log_weights_backward(const Mask* mask, LikelihoodKind likelihood, DType dtype,
                           const LogWeightGradParams& p, ScaleKind kind, double* scale_sum,
                           int64_t begin, int64_t end) {
-  const auto kernel =
-      kernels().log_weights_backward[static_cast<int>(likelihood)][static_cast<int>(dtype)];
-  if (mask == nullptr) return kernel(p, kind, scale_sum, begin, end);
-  Observed of(*mask, dtype, kind, p);
-  LogWeightGradParams looked = p;
-  by_example(
-      *mask, many(likelihood, dtype, kManyBackward), p.samples, begin, end,
-      [&](int64_t first, int64_t last) { kernel(p, kind, scale_sum, first, last); },
-      [&](int64_t n, int64_t first, int64_t last) {
-        of.look(n, looked);
-        kernel(looked, kind, scale_sum, first, last);
-      },
-      [&](int64_t n, int64_t first, int64_t last) {
-        LogWeightGradParams q = p;
-        in_place(of, n, first, last, p, kind, scale_sum, q,
-                 [&](double* sums) { kernel(q, kind, sums, first, last); });
-      });
+  with_gradients(mask, likelihood, dtype, kernels().log_weights_backward, p, kind, scale_sum, 1,
+                 begin, end);
 }
 
 void iwae(const Mask* mask, LikelihoodKind likelihood, DType dtype, const IwaeParams& p,
           ScaleKind kind, double* scale_sum, int64_t begin, int64_t end) {
-  const auto kernel = kernels().iwae[static_cast<int>(likelihood)][static_cast<int>(dtype)];
-  if (mask == nullptr) return kernel(p, kind, scale_sum, begin, end);
-  Observed of(*mask, dtype, kind, p);
-  IwaeParams looked = p;
-  by_example(
-      *mask, many(likelihood, dtype, kManyBackward), 1, begin, end,
-      [&](int64_t first, int64_t last) { kernel(p, kind, scale_sum, first, last); },
-      [&](int64_t n, int64_t first, int64_t last) {
-        of.look(n, looked);
-        kernel(looked, kind, scale_sum, first, last);
-      },
-      [&](int64_t n, int64_t, int64_t) {
-        IwaeParams q = p;
-        in_place(of, n, n * p.samples, (n + 1) * p.samples, p, kind, scale_sum, q,
-                 [&](double* sums) { kernel(q, kind, sums, n, n + 1); });
-      });
+  with_gradients(mask, likelihood, dtype, kernels().iwae, p, kind, scale_sum, p.samples, begin,
+                 end);
 }
 
 }  // namespace dvae::cpu

@@ -39,20 +39,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <Make kMake>
 cudaError_t run(DType dtype, const void* log_w, const void* grad, void* weights, void* bounds,
                 int64_t rows, int64_t samples, cudaStream_t stream) {
-  if (rows == 0) return cudaSuccess;
-  Device device;
-  if (const cudaError_t error = query(device)) return error;
-  return with_dtype(dtype, [&](auto type) {
-    using A = accumulate_t<typename decltype(type)::type>;
-    const auto with = [&](auto team) {
-      using Team = decltype(team);
-      const int64_t shared = Team::kSize > kWarp ? BlockTeam<kThreads>::kBytes : 0;
-      return launch(&row_kernel<A, Team, kMake>,
-                    grid_of(blocks_for(device, rows, kThreads / Team::kSize)), kThreads, shared,
-                    stream, static_cast<const A*>(log_w), static_cast<const A*>(grad),
-                    static_cast<A*>(weights), static_cast<A*>(bounds), rows, samples);
-    };
-    return samples > 1024 ? with(BlockTeam<kThreads>()) : with(WarpTeam());
+  return by_row(dtype, rows, samples > 1024, [&](auto type, auto team, dim3 grid, int64_t shared) {
+    using A = typename decltype(type)::type;
+    return launch(&row_kernel<A, decltype(team), kMake>, grid, kThreads, shared, stream,
+                  static_cast<const A*>(log_w), static_cast<const A*>(grad),
+                  static_cast<A*>(weights), static_cast<A*>(bounds), rows, samples);
   });
 }
 

@@ -54,20 +54,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 cudaError_t lse_update(DType dtype, const double* state, const void* log_w, int64_t rows,
                        int64_t samples, double* out, cudaStream_t stream) {
-  if (rows == 0) return cudaSuccess;
-  Device device;
-  if (const cudaError_t error = query(device)) return error;
-  return with_dtype(dtype, [&](auto type) {
-    using A = accumulate_t<typename decltype(type)::type>;
-    const auto with = [&](auto team) {
-      using Team = decltype(team);
-      const int64_t shared = Team::kSize > kWarp ? BlockTeam<kThreads>::kBytes : 0;
-      return launch(&lse_update_kernel<A, Team>,
-                    grid_of(blocks_for(device, rows, kThreads / Team::kSize)), kThreads, shared,
-                    stream, state, static_cast<const A*>(log_w), rows, samples, out);
-    };
-    // float64 exponentials: a block a row pays earlier than for logmeanexp.
-    return samples > 256 ? with(BlockTeam<kThreads>()) : with(WarpTeam());
+  // float64 exponentials: a block a row pays earlier than for logmeanexp.
+  return by_row(dtype, rows, samples > 256, [&](auto type, auto team, dim3 grid, int64_t shared) {
+    using A = typename decltype(type)::type;
+    return launch(&lse_update_kernel<A, decltype(team)>, grid, kThreads, shared, stream, state,
+                  static_cast<const A*>(log_w), rows, samples, out);
   });
 }
 

@@ -20,6 +20,7 @@
 #include "core/noise.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "params.h"
 #include "types.h"
 
 namespace dvae::test {
@@ -148,9 +149,6 @@ inline Normal normal_of(const NoiseParams& n, uint32_t stream, int64_t example, 
 
 // --- corruption -------------------------------------------------------------------------------
 
-inline constexpr int64_t kSeed = -1234567890123456789;
-constexpr NoiseParams kNoise = {&kSeed, 1000, 7};
-
 template <class T>
 struct Corruption {
   using A = accumulate_t<T>;
@@ -175,19 +173,12 @@ struct Corruption {
   }
 
   cpu::CorruptTables params(const void* in, void* out) const {
-    cpu::CorruptTables p{};
-    p.in = in;
-    p.out = out;
-    p.hit = hit.data();
-    p.one = one.data();
-    p.stds = std.data();
-    p.table_stride = stride;
-    p.copies = copies;
-    p.examples = examples;
-    p.size = size;
-    p.kind = kind;
-    p.noise = kNoise;
-    return p;
+    // In the place of rate, salt and std, which the kernels do not read, are their tables.
+    return {{in, out, nullptr, nullptr, nullptr, 0, 0, copies, examples, size, kind, kNoise},
+            hit.data(),
+            one.data(),
+            std.data(),
+            stride};
   }
   size_t table(int64_t e) const { return static_cast<size_t>(stride == 0 ? 0 : e); }
   int32_t uniform(int64_t copy, int64_t example, int64_t e) const {
@@ -309,15 +300,7 @@ struct Latent {
   }
 
   LatentParams params() const {
-    LatentParams p{};
-    p.mean = mean.data();
-    p.log_var = log_var.data();
-    p.copies = copies;
-    p.examples = examples;
-    p.samples = samples;
-    p.size = size;
-    p.noise = kNoise;
-    return p;
+    return latent_params(mean.data(), log_var.data(), copies, examples, samples, size);
   }
   Normal noise(int64_t row, int64_t k, int64_t e) const {
     const auto stream = static_cast<uint32_t>(1 | row / examples << 8);
@@ -476,15 +459,8 @@ struct Mixture {
     grad = random.array<A>(examples * samples, -1, 1);
   }
   MixtureParams params() const {
-    MixtureParams p{};
-    p.z = z.data();
-    p.mean = mean.data();
-    p.log_var = log_var.data();
-    p.components = components;
-    p.examples = examples;
-    p.samples = samples;
-    p.size = size;
-    return p;
+    return mixture_params(z.data(), mean.data(), log_var.data(), components, examples, samples,
+                          size);
   }
   // Of row r = (example, sample) and component m; element e, example · size + e of a component.
   double at_z(int64_t r, int64_t e) const { return value(z[static_cast<size_t>(r * size + e)]); }
@@ -721,26 +697,24 @@ struct LogWeights {
 
   // Of each kernel, all but where to write.
   LogWeightParams forward() const {
-    LogWeightParams p{};
-    fill(p);
+    auto p = operands<LogWeightParams>();
     p.log_ratio = log_ratio.data();
     return p;
   }
   LogWeightGradParams backward() const {
-    LogWeightGradParams p{};
-    fill(p);
+    auto p = operands<LogWeightGradParams>();
     p.grad = grad.data();
     return p;
   }
   IwaeParams fused() const {
-    IwaeParams p{};
-    fill(p);
+    auto p = operands<IwaeParams>();
     p.log_ratio = log_ratio.data();
     p.multiplier = multiplier;
     return p;
   }
-  void fill(DecoderParams& p) const {
-    p.params = params.data();
+  template <class P>
+  P operands() const {
+    auto p = decoder_params<P>(params.data(), x.data(), rows(), examples, samples, size);
     p.bias = has_bias ? bias.data() : nullptr;
     if (scale_of == ScaleOf::kFull) {
       p.scale = full_scale.data();
@@ -749,11 +723,7 @@ struct LogWeights {
       p.scale_stride = scale_of == ScaleOf::kOne ? 0 : kBlock;
       p.log_scale = &log_scale;
     }
-    p.x = x.data();
-    p.rows = rows();
-    p.examples = examples;
-    p.samples = samples;
-    p.size = size;
+    return p;
   }
 
   std::string name() const {

@@ -239,13 +239,7 @@ struct Limits {
     std::vector<A> x(3 * d, A(1)), log_ratio(rows, A(0)), grad(rows, A(1)), log_w = unset<A>(rows);
     params[2 * d + 64] = make<T>(special);
     x[1 * d + 64] = static_cast<A>(x_there);
-    DecoderParams p{};
-    p.params = params.data();
-    p.x = x.data();
-    p.rows = rows;
-    p.examples = 3;
-    p.samples = 2;
-    p.size = d;
+    const auto p = decoder_params<DecoderParams>(params.data(), x.data(), rows, 3, 2, d);
     k.log_weights[0][t]({p, log_ratio.data(), log_w.data()}, ScaleKind::kNone, 0, rows);
     k.log_weights_backward[0][t]({p, grad.data(), grad_params.data(), nullptr}, ScaleKind::kNone,
                                  nullptr, 0, rows);
@@ -334,6 +328,20 @@ struct Limits {
     EXPECT_TRUE(std::equal(out.begin(), out.begin() + 10, state.begin()));
   }
 
+  static IwaeParams loss_params(const std::vector<T>& params, std::vector<T>& grad,
+                                const std::vector<A>& x, const std::vector<A>& log_ratio,
+                                std::vector<A>& log_w, std::vector<A>& bound) {
+    const auto rows = static_cast<int64_t>(log_w.size()), n = static_cast<int64_t>(bound.size());
+    const auto size = static_cast<int64_t>(params.size()) / rows;
+    auto p = decoder_params<IwaeParams>(params.data(), x.data(), rows, n, rows / n, size);
+    p.grad_params = grad.data();
+    p.log_ratio = log_ratio.data();
+    p.log_w = log_w.data();
+    p.bound = bound.data();
+    p.multiplier = 1;
+    return p;
+  }
+
   // The whole fused loss where every weight is 0: no NaN of 0 · inf.
   static void check_fused(const Kernels& k) {
     const int64_t d = 65;
@@ -342,18 +350,7 @@ struct Limits {
     params[2 * d] = make<T>(-kInf);  // both samples of n = 1
     params[3 * d + 64] = make<T>(-kInf);
     params[4 * d + 7] = make<T>(-kInf);  // one sample of n = 2
-    IwaeParams p{};
-    p.params = params.data();
-    p.grad_params = params.data();
-    p.x = x.data();
-    p.log_ratio = log_ratio.data();
-    p.log_w = log_w.data();
-    p.bound = bound.data();
-    p.multiplier = 1;
-    p.rows = 6;
-    p.examples = 3;
-    p.samples = 2;
-    p.size = d;
+    IwaeParams p = loss_params(params, params, x, log_ratio, log_w, bound);
     k.iwae[0][t](p, ScaleKind::kNone, nullptr, 0, 3);
     const auto b = output("", bound).values, g = output("", params).values;
     EXPECT_TRUE(std::isfinite(b[0]));
@@ -377,20 +374,9 @@ struct Limits {
     std::vector<A> x(2 * d, A(1)), log_ratio(4, A(0)), log_w = unset<A>(4), bound = unset<A>(2);
     const std::vector<A> upstream = {A(1), A(1), A(0), A(1)};
     params[2 * d + 64] = make<T>(kInf);
-    IwaeParams p{};
-    p.params = params.data();
+    IwaeParams p = loss_params(params, grad, x, log_ratio, log_w, bound);
     p.scale = scale.data();
-    p.x = x.data();
-    p.log_ratio = log_ratio.data();
-    p.log_w = log_w.data();
-    p.bound = bound.data();
-    p.grad_params = grad.data();
     p.grad_scale = grad_scale.data();
-    p.multiplier = 1;
-    p.rows = 4;
-    p.examples = 2;
-    p.samples = 2;
-    p.size = d;
     const auto row_2_is_zero = [&] {
       const auto g = output("", grad).values, s = output("", grad_scale).values;
       for (size_t i = 0; i < g.size(); ++i) {
@@ -417,12 +403,8 @@ struct Limits {
       const std::vector<T> params(static_cast<size_t>(d), make<T>(0));
       const std::vector<A> x(static_cast<size_t>(d), A(0.5));
       std::vector<A> log_w = unset<A>(1);
-      LogWeightParams p{};
-      p.params = params.data();
-      p.x = x.data();
+      auto p = decoder_params<LogWeightParams>(params.data(), x.data(), 1, 1, 1, d);
       p.log_w = log_w.data();
-      p.rows = p.examples = p.samples = 1;
-      p.size = d;
       k.log_weights[0][t](p, ScaleKind::kNone, 0, 1);
       const double expected = -static_cast<double>(d) * std::log(2);
       EXPECT_NEAR(output("", log_w).values[0], expected, kRelative<T> * -expected);

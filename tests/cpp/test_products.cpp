@@ -312,15 +312,10 @@ TEST_P(ProductsTest, BernoulliIsTheKernelToAMillionth) {
     at(7, size - 1) = std::numeric_limits<float>::quiet_NaN();
     at(8, 0) = -60;
     std::vector<float> got(kRows, 3);
-    LogWeightParams p{};
-    p.params = logits.data() + kFirst * size;  // a tile
-    p.first_row = kFirst;
-    p.x = x.data();
+    auto p = decoder_params<LogWeightParams>(logits.data() + kFirst * size, x.data(), 2 * kExamples,
+                                             kExamples, kSamples, size);
+    p.first_row = kFirst;  // a tile
     p.log_ratio = ratio.data();
-    p.rows = 2 * kExamples;
-    p.examples = kExamples;
-    p.samples = kSamples;
-    p.size = size;
     p.log_w = got.data();
     products().bernoulli(p, kFirst, kRows);
     for (int64_t row = 0; row < kRows; ++row) {

@@ -4,16 +4,13 @@
 namespace dvae::test {
 namespace {
 
-constexpr int64_t kSeed = -1234567890123456789;
-constexpr NoiseParams kNoise = {&kSeed, 1000, 7};
-
 template <class T>
 struct LatentSetup {
   using A = accumulate_t<T>;
   int64_t rows;
   Buffer<T> mean, log_var, z, grad_z;
   Buffer<A> grad_r;
-  LatentParams p{};
+  LatentParams p;
 
   LatentSetup(int64_t copies, int64_t examples, int64_t samples, int64_t size, int64_t offset,
               Random& random)
@@ -22,15 +19,8 @@ struct LatentSetup {
         log_var(random.buffer<T>(rows * size, -3, 3, offset)),
         z(random.buffer<T>(rows * samples * size, -3, 3, offset)),
         grad_z(random.buffer<T>(rows * samples * size, -1, 1, offset)),
-        grad_r(random.buffer<A>(rows * samples, -1, 1, offset)) {
-    p.mean = mean.data();
-    p.log_var = log_var.data();
-    p.copies = copies;
-    p.examples = examples;
-    p.samples = samples;
-    p.size = size;
-    p.noise = kNoise;
-  }
+        grad_r(random.buffer<A>(rows * samples, -1, 1, offset)),
+        p(latent_params(mean.data(), log_var.data(), copies, examples, samples, size)) {}
   std::string name() const {
     return "Z=" + std::to_string(p.size) + " K=" + std::to_string(p.samples);
   }

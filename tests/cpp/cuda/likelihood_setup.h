@@ -69,8 +69,7 @@ struct Likelihood {
   // What P has, of the operands, for the CPU's kernel or the device's; with where to write unset.
   template <class P>
   P host() const {
-    P p{};
-    fill(p);
+    P p = operands<P>();
     p.scale_stride = kBlock;
     p.log_scale = shared() ? &log_scale_sum : nullptr;
     if (shared()) p.scale = scale_table.data();
@@ -79,8 +78,7 @@ struct Likelihood {
   // With Σ log scale as the device makes it.
   template <class P>
   P device() {
-    P p{};
-    fill(p);
+    P p = operands<P>();
     if (shared()) {
       p.scale = shared_scale.data();
       p.scale_stride = scale_of == ScaleOf::kEach ? 1 : 0;
@@ -114,16 +112,12 @@ struct Likelihood {
 
  private:
   template <class P>
-  void fill(P& p) const {
-    p.params = params.data();
+  P operands() const {
+    auto p = decoder_params<P>(params.data(), x.data(), copies * examples, examples, samples, size);
     if (scale_of == ScaleOf::kFull) p.scale = full_scale.data();
-    p.x = x.data();
-    p.rows = copies * examples;
-    p.examples = examples;
-    p.samples = samples;
-    p.size = size;
     if constexpr (std::is_base_of_v<LogWeightParams, P>) p.log_ratio = log_ratio.data();
     if constexpr (std::is_base_of_v<LogWeightGradParams, P>) p.grad = grad.data();
+    return p;
   }
 };
 

@@ -35,16 +35,11 @@ TEST(LongSums, LogWeightsOverDimensions) {
       Buffer<float> log_w(rows);
       Buffer<double> log_scale(1);
       log_scale[0] = 0;
-      cuda::LogWeights p{};
-      p.params = params.data();
+      auto p = decoder_params<cuda::LogWeights>(params.data(), data.data(), rows / samples, 1,
+                                                samples, size);
       p.scale = scale.data();
       p.log_scale = log_scale.data();
-      p.x = data.data();
       p.log_w = log_w.data();
-      p.rows = rows / samples;
-      p.examples = 1;
-      p.samples = samples;
-      p.size = size;
       p.end = rows;
       const std::string name = std::to_string(size) + " dimensions, x = " + std::to_string(x);
       const auto n = static_cast<double>(size), u = static_cast<double>(x) - 1;
@@ -74,13 +69,9 @@ TEST(LongSums, LatentsOverDimensions) {
   const int64_t size = 12288;
   const Buffer<float> mean = full(size, 3.1f), log_var = full(size, -0.8f), z = full(size, 1.7f);
   Buffer<float> ratio(1);
-  LatentParams p{};
-  p.mean = mean.data();
-  p.log_var = log_var.data();
+  LatentParams p = latent_params(mean.data(), log_var.data(), 1, 1, 1, size);
   p.z = const_cast<float*>(z.data());
   p.log_ratio = ratio.data();
-  p.copies = p.examples = p.samples = 1;
-  p.size = size;
   ASSERT_EQ(cuda::latent_log_ratio(kFloat, p, nullptr), cudaSuccess);
   const double d = z.at(0) - mean.at(0), v = log_var.at(0);
   const double q = d * d * std::exp(-v), z2 = z.at(0) * z.at(0);
@@ -96,16 +87,11 @@ TEST(LongSums, LatentGradientsOverSamples) {
     const Buffer<float> grad_z = full(samples * size, 0.3f), grad_r = full(samples, 1);
     Buffer<float> mean(size), log_var(size), grad_z_out(samples * size);
     std::vector<int64_t> seed{1};
-    LatentParams p{};
-    p.mean = zero.data();
-    p.log_var = zero.data();
+    LatentParams p = latent_params(zero.data(), zero.data(), 1, 1, samples, size);
     p.grad_z = grad_z.data();
     p.grad_mean = mean.data();
     p.grad_log_var = log_var.data();
-    p.copies = p.examples = 1;
-    p.samples = samples;
-    p.size = size;
-    p.noise.seed = seed.data();
+    p.noise = {seed.data(), 0, 0};
     ASSERT_EQ(cuda::sample_latent_backward(kFloat, p, nullptr), cudaSuccess);
     expect_all("mean, sampled" + name, mean, k * grad_z.at(0), k * grad_z.at(0));
 
@@ -133,20 +119,14 @@ TEST(LongSums, MixtureOfEqualComponents) {
     const Buffer<float> grad = full(c.samples, 1);
     Buffer<float> ratio(c.samples), weights(c.samples * c.components);
     Buffer<float> d_z(z.size()), d_mean(mean.size()), d_log_var(mean.size());
-    MixtureParams p{};
-    p.z = z.data();
-    p.mean = mean.data();
-    p.log_var = log_var.data();
+    MixtureParams p =
+        mixture_params(z.data(), mean.data(), log_var.data(), c.components, 1, c.samples, c.size);
     p.log_ratio = ratio.data();
     p.weights = weights.data();
     p.grad = grad.data();
     p.grad_z = d_z.data();
     p.grad_mean = d_mean.data();
     p.grad_log_var = d_log_var.data();
-    p.components = c.components;
-    p.examples = 1;
-    p.samples = c.samples;
-    p.size = c.size;
     ASSERT_EQ(cuda::mixture_log_ratio(kFloat, p, nullptr), cudaSuccess);
     ASSERT_EQ(cuda::mixture_log_ratio_backward(kFloat, p, nullptr), cudaSuccess);
     const double d = z.at(0) - mean.at(0), v = log_var.at(0), precision = std::exp(-v);

@@ -19,14 +19,8 @@ struct MixtureSetup {
         grad(random.buffer<A>(examples * samples, -1, 1, offset)),
         given(random.buffer<A>(grad.size() * components, 0, 1, offset)) {
     for (int64_t i = 0; i < given.size(); i += 3) given[i] = 0;
-    p.mean = mean.data();
-    p.log_var = log_var.data();
-    p.z = z.data();
+    p = mixture_params(z.data(), mean.data(), log_var.data(), components, examples, samples, size);
     p.grad = grad.data();
-    p.components = components;
-    p.examples = examples;
-    p.samples = samples;
-    p.size = size;
   }
   std::string name() const {
     return "M=" + std::to_string(p.components) + " K=" + std::to_string(p.samples) +

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "../params.h"
 #include "../types.h"
 #include "core/half.h"
 #include "core/noise.h"

@@ -8,6 +8,7 @@ what a kernel asks of the chip, not how long it takes.
     python scripts/count_instructions.py                       # print the table
     python scripts/count_instructions.py --update docs/instructions.md
     python scripts/count_instructions.py --check docs/instructions.md
+    python scripts/count_instructions.py --objects build/temp  # of a build, nothing is compiled
 
 Needs nvcc, and cuobjdump and nvdisasm: in PATH, beside nvcc, or from one of the wheels triton or
 nvidia-cuda-cuobjdump with nvidia-cuda-nvdisasm. Where one is missing it says so and ends with 0.
@@ -276,10 +277,15 @@ def tool(name: str) -> str | None:
     return next((str(p) for p in places if os.access(p, os.X_OK)), None)
 
 
-def compile_and_parse(
-    source: str, folder: Path, tools: dict[str, str]
-) -> dict[str, list[Instruction]]:
-    """The demangled functions of one .cu file."""
+def built(source: str, folder: Path) -> Path:
+    """What setup.py has made of a source in a folder of objects."""
+    piece = re.fullmatch(r"(\w+)<(\w+)>", source)
+    name = f"build/pieces/{piece[1]}_{piece[2]}" if piece else f"csrc/cuda/{source}"
+    return folder / f"{name}.o"
+
+
+def compiled(source: str, folder: Path, tools: dict[str, str]) -> Path:
+    """One .cu file, compiled for ARCH alone."""
     cubin = folder / f"{source}.cubin"
     arch = ARCH.removeprefix("sm_")
     nvcc = [tools["nvcc"], "-std=c++17", "-O3", "-cubin", "-o", str(cubin)]
@@ -288,21 +294,34 @@ def compile_and_parse(
         nvcc += [f"-DDVAE_KERNEL={piece[1]}", f"-DDVAE_LIKELIHOOD={piece[2]}"]
         source = "instantiate"
     run([*nvcc, str(ROOT / f"csrc/cuda/{source}.cu")])
-    functions = parse(run([tools["cuobjdump"], "-sass", str(cubin)]).stdout)
+    return cubin
+
+
+def functions_of(binary: Path, tools: dict[str, str]) -> dict[str, list[Instruction]]:
+    """The demangled functions of a file that nvcc has made, as they are for ARCH."""
+    if not binary.exists():
+        sys.exit(f"{binary} is not there: --objects takes the folder of a build with CUDA kernels")
+    sass = run([tools["cuobjdump"], "-sass", "-arch", ARCH, str(binary)]).stdout
+    functions = parse(sass)
     names = run(["c++filt"], "\n".join(functions)).stdout.splitlines()
     return dict(zip(names, functions.values(), strict=True))
 
 
-def count_all(tools: dict[str, str]) -> dict[str, dict[str, float]]:
-    """Every row of the table."""
+def count_all(tools: dict[str, str], objects: Path | None) -> dict[str, dict[str, float]]:
+    """Every row of the table, of a build's objects or of what is compiled now."""
     counts = {}
     with (
         tempfile.TemporaryDirectory() as folder,
         ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
     ):
         sources = sorted({loop.source for loop in LOOPS})
-        made = pool.map(lambda s: compile_and_parse(s, Path(folder), tools), sources)
-        functions = dict(zip(sources, made, strict=True))
+
+        def functions_in(source: str) -> dict[str, list[Instruction]]:
+            if objects is not None:
+                return functions_of(built(source, objects), tools)
+            return functions_of(compiled(source, Path(folder), tools), tools)
+
+        functions = dict(zip(sources, pool.map(functions_in, sources), strict=True))
     for loop in LOOPS:
         named = [c for n, c in functions[loop.source].items() if re.search(loop.kernel, n)]
         found = count(named[0], loop) if len(named) == 1 else None
@@ -333,6 +352,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Count instructions of the CUDA kernels.")
     parser.add_argument("--update", type=Path, metavar="PAGE", help="rewrite the table in a page")
     parser.add_argument("--check", type=Path, metavar="PAGE", help="compare with a page's table")
+    parser.add_argument("--objects", type=Path, metavar="FOLDER", help="of a build, build/temp")
     options = parser.parse_args()
     found = {name: tool(name) for name in ("nvcc", "cuobjdump", "nvdisasm")}
     tools = {name: path for name, path in found.items() if path is not None}
@@ -350,7 +370,7 @@ def main() -> int:
         print(f"instructions not compared: {page} is not of nvcc {release}")
         return 0
     committed = read_table(text)
-    counts = count_all(tools)
+    counts = count_all(tools, options.objects)
     table = write_table(counts, {name: cells[0] for name, cells in committed.items()})
     print(table)
     if options.update:

@@ -17,9 +17,6 @@ namespace {
 constexpr int64_t kRowBytes = 8 << 10;
 constexpr int64_t kDataBytes = 256 << 10;
 
-int64_t size_of(DType dtype) {
-  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
-}
 DType sums_of(DType dtype) { return dtype == DType::kFloat64 ? dtype : DType::kFloat32; }
 
 // The operands of one example at a time, of its observed dimensions alone.

@@ -12,6 +12,10 @@
 
 namespace dvae::cpu {
 
+constexpr int64_t size_of(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+}
+
 // (examples, size), not 0 where an element is observed; row n has row n % examples of it.
 struct Mask {
   const uint8_t* observed;

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "../../core/logsumexp.h"
+#include "../../cpu/layers.h"
 #include "rows.h"
 
 namespace dvae::glue {
@@ -26,7 +27,7 @@ struct ScaleLogs : Layout {
 
 template <class A>
 struct ScaleTable : ScaleLogs {
-  BlockTable<A> table;
+  cpu::BlockTable<A> table;
 
   explicit ScaleTable(Decoder& d) {
     const bool one = d.scale->numel() == 1;
@@ -54,12 +55,26 @@ struct MaskTable : Layout {
              d.layout ? static_cast<const ScaleLogs&>(*d.layout).each : std::vector<double>{}) {}
 };
 
+// null where all is observed.
+const cpu::Mask* mask_of(const Decoder& d) {
+  const auto* table = static_cast<const MaskTable*>(d.mask_layout.get());
+  return table == nullptr || table->mask.all ? nullptr : &table->mask;
+}
+
+double read_element(In t, int64_t i) {
+  return with_data(t, [i](const auto* data) { return static_cast<double>(load(data[i])); });
+}
+
+void write_sums(const std::vector<double>& sums, int64_t size, In to) {
+  cpu::write_sums(sums, size, dtype_of(to, "sums"), to.mutable_data_ptr(), to.numel() != 1);
+}
+
 // Runs kernel(scale_sum, begin, end) over rows; adds a shared scale's gradient to `sums`.
 template <class F>
 void sum_scale_over(const Decoder& d, int64_t rows, int64_t row_size, std::vector<double>& sums,
                     const F& kernel) {
   if (d.scale_kind == ScaleKind::kShared) {
-    add_over_parts(rows, row_size, d.p.size, sums, kernel);
+    cpu::add_over_parts(share, rows, row_size, d.p.size, sums, kernel);
   } else {
     for_rows(rows, row_size, [&](int64_t begin, int64_t end) { kernel(nullptr, begin, end); });
   }
@@ -203,11 +218,29 @@ class Cpu final : public Backend {
     const int64_t row = std::max<int64_t>(1, size * static_cast<int64_t>(on.element_size()));
     return std::clamp<int64_t>(kTileBytes / row, 64, 4096);
   }
-  // Of float16 torch's own products are taken, which some processors have instructions for.
+  // Of float16 torch's own products are taken, which some processors have instructions for;
+  // bfloat16 is float32 without such.
   bool log_weights_of_layers(const Decoder& d, const std::vector<Layer>& layers, Activation between,
                              const LogWeightParams& p) const override {
     if (d.dtype == DType::kFloat16) return false;
-    run_layers(d, layers, between, p);
+    const bool wide = d.dtype == DType::kBFloat16 && cpu::bf16_products() == nullptr;
+    std::vector<Tensor> kept;
+    const auto data_of = [&](In t) {
+      kept.push_back(wide ? torch::stable::to(t, ScalarType::Float) : t);
+      return kept.back().const_data_ptr();
+    };
+    cpu::LayersParams of{wide ? DType::kFloat32 : d.dtype,
+                         data_of(d.in),
+                         {},
+                         between,
+                         d.likelihood,
+                         d.scale_kind,
+                         mask_of(d)};
+    for (const Layer& layer : layers) {
+      of.layers.push_back({data_of(layer.weight), layer.bias ? data_of(*layer.bias) : nullptr,
+                           layer.weight.sizes()[1], layer.weight.sizes()[0]});
+    }
+    cpu::log_weights_of_layers(of, p, share);
     return true;
   }
 
@@ -264,11 +297,6 @@ class Cpu final : public Backend {
 };
 
 }  // namespace
-
-const cpu::Mask* mask_of(const Decoder& d) {
-  const auto* table = static_cast<const MaskTable*>(d.mask_layout.get());
-  return table == nullptr || table->mask.all ? nullptr : &table->mask;
-}
 
 const Backend& cpu_backend() {
   static const Cpu cpu;

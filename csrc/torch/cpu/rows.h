@@ -1,12 +1,8 @@
-// What the CPU's operators share: threads over rows, and sums over rows.
+// What the CPU's operators share: threads over rows, and tensors' data.
 #pragma once
 
-#include <memory>
-#include <vector>
-
-#include "../../core/half.h"
 #include "../../cpu/masked.h"
-#include "../../cpu/tables.h"
+#include "../../cpu/rows.h"
 #include "../ops/decoder.h"
 
 namespace dvae::glue {
@@ -23,69 +19,17 @@ void for_rows(int64_t rows, int64_t row_size, const F& body) {
   torch::stable::parallel_for(0, rows, grain, body);
 }
 
-using cpu::BlockTable;
+// The same where csrc/cpu shares out its work.
+inline void share(int64_t rows, int64_t row_size, const cpu::Part& body) {
+  for_rows(rows, row_size, body);
+}
+
 using cpu::round_up_to_block;
 
 // f(data) with a tensor's data as pointer to its elements' type.
 template <class F>
 auto with_data(In t, const F& f) {
-  void* data = const_cast<void*>(t.const_data_ptr());
-  switch (t.scalar_type()) {
-    case ScalarType::Double:
-      return f(static_cast<double*>(data));
-    case ScalarType::BFloat16:
-      return f(static_cast<BFloat16*>(data));
-    case ScalarType::Half:
-      return f(static_cast<Half*>(data));
-    default:
-      return f(static_cast<float*>(data));
-  }
+  return cpu::with_data(dtype_of(t, "a tensor"), t.const_data_ptr(), f);
 }
-
-inline double read_element(In t, int64_t i) {
-  return with_data(t, [i](const auto* data) { return static_cast<double>(load(data[i])); });
-}
-
-// Σ over rows per dimension into a tensor of one element a dimension, or of one in all.
-inline void write_sums(const std::vector<double>& sums, int64_t size, In to) {
-  const bool each = to.numel() != 1;
-  with_data(to, [&](auto* out) {
-    using A = decltype(load(*out));
-    double total = 0;
-    for (int64_t i = 0; i < size; ++i) {
-      total += sums[static_cast<size_t>(i)];
-      if (each) store(out[i], static_cast<A>(sums[static_cast<size_t>(i)]));
-    }
-    if (!each) store(out[0], static_cast<A>(total));
-  });
-}
-
-// Adds to `sums` Σ over rows, per dimension, of what kernel(sums, begin, end) adds; in parts that
-// do not depend on the number of threads, so that the result does not either.
-template <class F>
-void add_over_parts(int64_t rows, int64_t row_size, int64_t size, std::vector<double>& sums,
-                    const F& kernel) {
-  constexpr int64_t kParts = 16;
-  const auto padded = static_cast<size_t>(round_up_to_block(size));
-  std::vector<double> parts(kParts * padded);
-  for_rows(kParts, (rows * row_size + kParts - 1) / kParts, [&](int64_t begin, int64_t end) {
-    for (int64_t part = begin; part < end; ++part) {
-      kernel(parts.data() + static_cast<size_t>(part) * padded, rows * part / kParts,
-             rows * (part + 1) / kParts);
-    }
-  });
-  sums.resize(padded);
-  for (const double* part = parts.data(); part != parts.data() + parts.size(); part += padded) {
-    for (size_t i = 0; i < padded; ++i) sums[i] += part[i];
-  }
-}
-
-// The mask of a decoder on the CPU; null where all is observed.
-const cpu::Mask* mask_of(const Decoder& d);
-
-// log_weights of a decoder of dense layers, of any dtype but float16 (layers.cpp). Of bfloat16
-// without instructions for it, as float32.
-void run_layers(const Decoder& d, const std::vector<Layer>& layers, Activation between,
-                const LogWeightParams& p);
 
 }  // namespace dvae::glue

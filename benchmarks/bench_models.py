@@ -61,10 +61,7 @@ class TrainingCase(Case):
         steps: Calls = {}
         compiled = rival in rivals.COMPILERS
         samples = {"": rivals.reparameterise} if compiled else rivals.REPARAMETERISATIONS
-        densities = rivals.candidates(rivals.DENSITIES, rival)
-        if compiled:  # a product takes it out of one pass, and each formula a minute to compile
-            densities.pop("softplus+bmm", None)
-        for name, density in densities.items():
+        for name, density in rivals.candidates(rivals.DENSITIES, rival).items():
             for sample, formula in samples.items():
                 plain = make_rival(self.model)
                 plain.density, plain.reparameterise = density, formula

@@ -326,7 +326,9 @@ class LinearLogWeightsCase(Case):
             return no_grad(rivals.tiled, step, hidden, *self.data, tile)
 
         tiles = [t for t in (250, 1000, 5000) if t <= k and k % t == 0] or [k]
-        return rivals.by_chunk(tiled, rivals.candidates(rivals.DENSITIES, rival), tiles, "rows")
+        # After a product, another one may pay for compilers too.
+        names = {**rivals.candidates(rivals.DENSITIES, rival), "softplus+bmm": None}
+        return rivals.by_chunk(tiled, names, tiles, "rows")
 
     def check(self, rival: str, result: Tensor) -> None:
         hidden, weight, bias = self.layer
@@ -380,7 +382,7 @@ OPERATORS: dict[str, Callable[[], Case]] = {
     "logmeanexp": LogMeanExpCase,
     "mixture_log_ratio": MixtureLogRatioCase,
     "log_weights": LogWeightsCase,
-    **{f"iwae_loss forward {k}": partial(IWAELossCase, k, backward=False) for k in (50, 5, 1)},
+    **{f"iwae_loss forward {k}": partial(IWAELossCase, k, backward=False) for k in (50, 1)},
     **{f"iwae_loss {k}": partial(IWAELossCase, k) for k in (50, 5, 1)},
     **{f"iwae_loss, mask {s}": partial(MaskedLossCase, 50, s) for s in (0.5, 0.9)},
     "linear_log_weights": LinearLogWeightsCase,

@@ -43,7 +43,7 @@ COMPILERS: dict[str, dict[str, Any]] = {
 }
 #: what eager PyTorch gains nothing from, and a compiler; and what a compiler makes one pass of, all
 #: that it is given where compiling takes minutes
-FOR_COMPILERS, FOR_EAGER = ("explicit",), ("bce",)
+FOR_COMPILERS, FOR_EAGER = ("explicit",), ("bce", "softplus+bmm")
 FUSED = ("select", "sum", "broadcast", "explicit")
 fused_alone = False
 

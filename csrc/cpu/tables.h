@@ -20,7 +20,8 @@ struct BlockTable {
   const V* data = nullptr;
   int64_t stride = 0;
 
-  // value(i) of element i, or of 0 for all.
+  // value(i) of element i, or of 0 for all. A loop for each kind of value: a table may be as large
+  // as a batch, and is to take less time than what it is for.
   template <class F>
   void fill(bool one_element, int64_t size, const F& value) {
     if (one_element) {
@@ -30,9 +31,12 @@ struct BlockTable {
       stride = 0;
       return;
     }
-    own.reset(new V[static_cast<size_t>(round_up_to_block(size))]());
-    for (int64_t i = 0; i < size; ++i) own[static_cast<size_t>(i)] = value(i);
-    data = own.get();
+    const int64_t whole = round_up_to_block(size);
+    own.reset(new V[static_cast<size_t>(whole)]);
+    V* const to = own.get();
+    for (int64_t i = 0; i < size; ++i) to[i] = value(i);
+    for (int64_t i = size; i < whole; ++i) to[i] = V{};
+    data = to;
     stride = kBlock;
   }
 };
@@ -50,10 +54,21 @@ struct CorruptionTables {
       dtype == DType::kFloat64 ? fill(std64, p) : fill(std32, p);
     } else if (p.rate != nullptr) {
       const bool shared = p.rate_step == 0 && p.salt_step == 0;
-      hit.fill(shared, p.size, [&](int64_t i) { return threshold(p.rate[i * p.rate_step]); });
-      one.fill(shared, p.size, [&](int64_t i) {
-        return p.salt == nullptr ? 0 : threshold(p.rate[i * p.rate_step] * p.salt[i * p.salt_step]);
-      });
+      const float *const rate = p.rate, *const salt = p.salt;
+      if (p.rate_step == 0) {
+        hit.fill(shared, p.size, [at = threshold(*rate)](int64_t) { return at; });
+      } else {
+        hit.fill(false, p.size, [rate](int64_t i) { return threshold(rate[i]); });
+      }
+      if (salt == nullptr) {
+        one.fill(shared, p.size, [](int64_t) { return 0; });
+      } else if (p.rate_step == 0) {
+        one.fill(shared, p.size, [r = *rate, salt](int64_t i) { return threshold(r * salt[i]); });
+      } else if (p.salt_step == 0) {
+        one.fill(false, p.size, [rate, s = *salt](int64_t i) { return threshold(rate[i] * s); });
+      } else {
+        one.fill(false, p.size, [rate, salt](int64_t i) { return threshold(rate[i] * salt[i]); });
+      }
       params.hit = hit.data;
       params.one = one.data;
       params.table_stride = hit.stride;

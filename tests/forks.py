@@ -8,6 +8,7 @@ environment then.
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -35,6 +36,7 @@ atexit.register(forkserver._forkserver._stop)
 
 def _enter(environment: Mapping[str, str], folder: str) -> None:
     """The server's environment and folder are those of whoever started it first."""
+    gc.freeze()  # what the server has loaded stays, and its memory shared
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

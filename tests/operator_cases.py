@@ -57,7 +57,11 @@ def assert_accurate(
     """|actual − expected| ≤ what `limits` allows for these terms."""
     expected = expected.detach().double()
     assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, not {expected.shape}"
-    found = compare(actual, expected, allowed_error(actual.dtype, expected, terms, sums, extra))
+    assert_within(name, actual, expected, allowed_error(actual.dtype, expected, terms, sums, extra))
+
+
+def assert_within(name: str, actual: Tensor, expected: Tensor, allowed: Tensor) -> None:
+    found = compare(actual, expected, allowed)
     assert not found.wrong, f"{name}: {found.detail}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import io
 import os
@@ -57,6 +58,7 @@ def launch(arguments: list[str]) -> None:
 
     for module in LOADED:
         importlib.import_module(module)
+    gc.freeze()
     config = LaunchConfig(
         1, 1, 2, run_id=str(uuid.uuid4()), rdzv_backend="c10d", rdzv_endpoint="localhost:0",
         max_restarts=0, start_method="fork",

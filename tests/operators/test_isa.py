@@ -20,12 +20,13 @@ import mlp_loss_cases
 import pytest
 import torch
 from forks import Program
-from operator_cases import assert_accurate, oracle
+from operator_cases import assert_within, oracle
 from ranks import environment
 from torch import Tensor
 
 from dvae_fast import reference
 from dvae_fast.checking.cases import OPERATORS, run_operator, sample_inputs
+from dvae_fast.checking.limits import allowed_error
 
 if TYPE_CHECKING:
     import subprocess
@@ -37,9 +38,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.process
 
 LEVELS = ("base", "avx2", "avx512", "avx512bf16", "amx")
-# All in float32; of 16 bits, which other tests hold to every value, two.
+# All in float32; of 16 bits, which other tests hold to every value, two and one.
 _PARTS = ("M4-B3-K2-Z1-D63", "M1-B3-K2-Z513-D1985", "M2-B3-K7-Z50-D785")
-_COUNT = {torch.float32: 3, torch.bfloat16: 2, torch.float16: 2}
+_COUNT = {torch.float32: 3, torch.bfloat16: 2, torch.float16: 1}
 
 
 def _samples() -> list[Sample]:
@@ -49,7 +50,8 @@ def _samples() -> list[Sample]:
         for dtype, count in _COUNT.items()
         for op in OPERATORS
         for sample in sample_inputs(op, dtype, "cpu")
-        if sample.layout == "contiguous" and sample.label.startswith(_PARTS[:count])
+        if sample.layout == "contiguous"
+        and sample.label.startswith(_PARTS[: count - op.startswith("masked_")])
     ]
 
 
@@ -108,6 +110,15 @@ def _results(level: str, folder: Path) -> dict[str, Any]:
     return out
 
 
+#: the same on every level
+_allowed: dict[str, Tensor] = {}
+
+
+@functools.cache
+def _wanted(*case: Any) -> tuple[Tensor, ...]:
+    return mlp_loss_cases.expected(mlp_loss_cases.make(*case))
+
+
 @functools.cache
 def _expected_masks() -> dict[str, Tensor]:
     return _masks(reference.corrupt)
@@ -131,8 +142,11 @@ def test_operators_are_as_accurate_on_every_level(level: str, folder: Path) -> N
         if in_use and sample.dtype == torch.float32:  # test_operators.py has them
             continue
         outputs = zip(tables[str(sample)], oracle(sample, keep=True), strict=True)
-        for i, (a, (e, t, extra)) in enumerate(outputs):
-            assert_accurate(f"{level}: {sample} output {i}", a, e, t, torch.float32, extra)
+        for i, (a, (e, *of)) in enumerate(outputs):
+            key = f"{sample} output {i}"
+            if key not in _allowed:
+                _allowed[key] = allowed_error(a.dtype, e, of[0], torch.float32, of[1])
+            assert_within(f"{level}: {key}", a, e, _allowed[key])
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -140,7 +154,7 @@ def test_one_pass_losses_are_as_accurate_on_every_level(level: str, folder: Path
     """Those of bfloat16 are float32's where the level has no such products."""
     results = _results(level, folder)
     for name, case in mlp_loss_cases.cases():
-        wanted = mlp_loss_cases.expected(mlp_loss_cases.make(*case))
+        wanted = _wanted(*case)
         exact, rounded = results["losses"][name], results["rounded"][name]
         mlp_loss_cases.assert_is(exact, wanted, f"{level}: {name}")
         mlp_loss_cases.assert_is_rounded(rounded, wanted, f"{level}: {name}")

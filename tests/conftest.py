@@ -102,9 +102,11 @@ def pytest_runtest_setup() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What has been imported stays: the collector of garbage need not look at it again."""
+    """What has been imported stays: the collector of garbage need not look at it again, and at the
+    rest seldom."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def _failed(report: Any) -> str:

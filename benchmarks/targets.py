@@ -29,7 +29,7 @@ TARGETS: dict[str, list[tuple[Any, ...]]] = {
     f"{CORRUPT}10": [("eager", 8), ("compile", 8)],
     "sample_latent": [("eager", 3.5)],
     "linear_log_weights": [("addmm", 1), ("addmm, kept buffer", 1)],
-    f"{STEP}50": [("compile", 1.55), ("eager", 1.25)],
+    f"{STEP}50": [("compile", 1.55), ("eager", 1.25), ("compile, bfloat16", 2, BFLOAT16)],
     f"{STEP}5": [("compile", 1.6)],
     f"{STEP}1": [("compile", 1.8), ("eager", 1.5)],
     EVALUATION: [

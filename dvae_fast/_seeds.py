@@ -28,11 +28,9 @@ def seed_tensor(seed: int | np.integer[Any] | Tensor | None, device: torch.devic
     if seed is None:
         return torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device=device)
     if isinstance(seed, Tensor):
-        if seed.dtype not in _INTEGERS or seed.numel() != 1:
-            raise TypeError(
-                "seed must be an int or an integer tensor of one element, "
-                f"got {seed.dtype} of shape {tuple(seed.shape)}"
-            )
+        if seed.is_nested or seed.dtype not in _INTEGERS or seed.numel() != 1:
+            got = "a nested one" if seed.is_nested else f"{seed.dtype} of shape {tuple(seed.shape)}"
+            raise TypeError(f"seed must be an int or an integer tensor of one element, got {got}")
         if seed.dtype != torch.int64:
             seed = seed.view(torch.int64) if seed.dtype == torch.uint64 else seed.long()
         return seed if seed.device == device else seed.to(device)

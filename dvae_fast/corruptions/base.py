@@ -69,8 +69,9 @@ class Corruption:
     @property
     def scores(self) -> bool:
         """Whether a model's loss must add `score_function_surrogate`."""
-        learnt = isinstance(self, nn.Module) and any(p.requires_grad for p in self.parameters())
-        return learnt and type(self).log_prob is not Corruption.log_prob
+        if not isinstance(self, nn.Module) or type(self).log_prob is Corruption.log_prob:
+            return False
+        return any(p.requires_grad for p in self.parameters())
 
     def check_copies(self, copies: int) -> None:
         """Raise ValueError unless so many copies are enough to learn from."""

@@ -39,6 +39,8 @@ def reading(path: Path, what: str) -> Iterator[None]:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
     except _DAMAGE as error:
         why = str(error).strip().partition("\n")[0] or type(error).__name__
+        if isinstance(error, KeyError):
+            why = f"it has no {error.args[0]}"
         raise CheckpointError(f"{path} does not hold {what}: {why}") from None
 
 

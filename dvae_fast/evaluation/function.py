@@ -146,6 +146,8 @@ def _checked(log_w: Any, shape: tuple[int, int]) -> Tensor:
     if not isinstance(log_w, Tensor):
         raise TypeError(f"log_weights must return a tensor, got {type(log_w).__name__}")
     check_dense("what log_weights returns", log_w)
+    if log_w.is_meta:
+        raise ValueError("log_weights must return values, got a tensor on meta")
     if log_w.shape != shape:
         raise ValueError(
             f"log_weights must return shape (B, k) = {shape}, one log-weight of each sample of "

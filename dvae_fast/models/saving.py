@@ -13,6 +13,7 @@ from torch import Tensor
 from dvae_fast.files import CHECKPOINT, CheckpointError, one_line, read_tensors, save_tensors
 from dvae_fast.models.base import Autoencoder
 from dvae_fast.models.config import own_parts
+from dvae_fast.models.wrappers import unwrapped
 
 if TYPE_CHECKING:
     import os
@@ -40,7 +41,8 @@ def save_model(
 
     Args:
         path: the file.
-        model: what is written.
+        model: what is written; of one that is wrapped, as by `DistributedDataParallel`, the model
+            inside.
         parameters: its state dict, if it is not that of now.
         run: what it was trained with, its data above all; JSON-able.
 
@@ -48,8 +50,12 @@ def save_model(
         The digest, 64 hexadecimal digits: the same for the same content.
 
     Raises:
+        TypeError: if it is no model of this package.
         CheckpointError, MissingExtraError: as :func:`save_tensors`.
     """
+    model = unwrapped(model)
+    if not isinstance(model, Autoencoder):
+        raise TypeError(f"model must be a model of this package, got {type(model).__name__}")
     config = model.config()
     if own := own_parts(config):
         warnings.warn(

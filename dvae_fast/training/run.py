@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dvae_fast import ops
+from dvae_fast._checks import check_float, check_size
 from dvae_fast._version import __version__
 from dvae_fast.data import Streamed, batches, check_missing, observed
 from dvae_fast.data.given import given_from
@@ -65,13 +66,22 @@ def mean_bound(
             (x, y), y is the context of a model that has one.
         context: (N, C), or labels (N,).
         missing: "nan", if NaN in x stands for what was not observed: the bound is of the rest.
+
+    Raises:
+        TypeError, ValueError: naming the argument, the rule and the value.
     """
     check_missing(missing)
+    check_size("batch_size", batch_size)
     own: Autoencoder = unwrapped(model)
     if isinstance(x, Streamed):
         values, told = x, given_from(x[:1], context)[1]
     else:
         values, told = given_from(x, context, wants_context=own.context_size > 0)
+        check_float("x", values)
+        if values.is_meta:
+            raise ValueError("x must hold values, got a tensor on meta")
+    if len(values) < 1:
+        raise ValueError(f"x must hold N >= 1 examples, got shape {tuple(values.shape)}")
     told = own.as_context(told, len(values), values[:1])
     device = next(own.parameters()).device
     world = world or World(0, 1, 0, device)

@@ -175,6 +175,8 @@ def test_what_it_may_return(returned: Any) -> None:
         (lambda x, k, s: torch.zeros(len(x), k).long(), TypeError,
          "log_weights must return floating-point numbers, got torch.int64"),
         (lambda x, k, s: torch.zeros(len(x), k).bool(), TypeError, "got torch.bool"),
+        (lambda x, k, s: torch.zeros(len(x), k, device="meta"), ValueError,
+         "log_weights must return values, got a tensor on meta"),
         (lambda x, k: None, TypeError, r"log_weights must take \(x, k, seed\), got \(x, k\)"),
         (7, TypeError, r"log_weights must be a function of \(x, k, seed\), got int"),
     ],

@@ -210,6 +210,8 @@ def _changed(path: Path, change: Any) -> None:
     [
         (lambda a: a.pop("elbo"), "it has no elbo"),
         (lambda a: a.pop("curve_groups"), "it has no curve_groups"),
+        (lambda a: a.pop("_done"), "it has no _done$"),
+        (lambda a: a.pop("_settings"), "it has no _settings$"),
         (lambda a: a.update(colour=a["elbo"]), "it has colour, which is not known"),
         (lambda a: a.update(ess=a["ess"].astype(np.float32)), "its ess is torch.float32"),
         (lambda a: a.update(elbo=a["elbo"].astype(">f8")), "byte order"),

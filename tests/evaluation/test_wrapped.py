@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 import dvae_fast
 from dvae_fast import estimate_from_log_weights, estimate_log_likelihood
 from dvae_fast.evaluation import annealed_importance_sampling, bidirectional_monte_carlo
-from dvae_fast.models import make_model
+from dvae_fast.models import load_model, make_model, save_model
 from dvae_fast.training.run import mean_bound
 
 if TYPE_CHECKING:
@@ -81,6 +81,19 @@ def test_the_model_inside_is_evaluated(how: str, context: bool) -> None:
     for call in calls:
         torch.testing.assert_close(call(wrapped), call(model))
     assert model.training
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("how", WRAPPERS)
+def test_the_model_inside_is_saved(how: str, tmp_path: Path) -> None:
+    model = make_model("iwae", D, Z, (6,))
+    x, _ = _data()
+    assert save_model(tmp_path / "it", WRAPPERS[how](model)) == save_model(tmp_path / "as", model)
+    assert torch.equal(load_model(tmp_path / "it").bound(x, SEED), model.bound(x, SEED))
+    with pytest.raises(TypeError, match=r"model must be a model of this package, got PosixPath"):
+        save_model(model, tmp_path)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("activation", ["softplus", "elu"])

@@ -135,6 +135,24 @@ def test_sparse_and_nested_tensors_are_refused_by_name(name: str) -> None:
                 call(*given[:i], other, *given[i + 1 :])
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+@each_function
+def test_quantised_tensors_are_refused_by_name(name: str) -> None:
+    inputs, call, _ = FUNCTIONS[name]
+    given = inputs()
+    for i, t in enumerate(given):
+        other = torch.quantize_per_tensor(t, 0.1, 0, torch.qint8)
+        with pytest.raises(TypeError, match=r"must (not be quantised|be float32, .*), got .*qint8"):
+            call(*given[:i], other, *given[i + 1 :])
+
+
+@pytest.mark.filterwarnings("ignore:.*(prototype|beta state).*:UserWarning")
+def test_a_nested_seed_is_refused() -> None:
+    seed = torch.nested.nested_tensor([torch.zeros(1), torch.zeros(2)])
+    with pytest.raises(TypeError, match=r"seed must be .* of one element, got a nested one"):
+        dvae_fast.corrupt(_x(), Masking(0.3), seed=seed)
+
+
 @pytest.mark.filterwarnings("ignore:.*(prototype|beta state).*:UserWarning")
 @pytest.mark.parametrize("make", [Masking, AdditiveGaussian, lambda t: rates_from_mean(t, 0.1)])
 def test_parameters_of_corruptions_are_dense(make: Callable[[Tensor], object]) -> None:
@@ -233,8 +251,9 @@ def test_networks_are_traced(likelihood: str, grad: bool) -> None:
 # torch.compile's own doing.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")
-def test_a_corruption_of_ones_own_says_why_it_breaks_a_graph() -> None:
-    model = DIWAE(D, Z, (H,), corruption=lambda x: x * 2)
+@pytest.mark.parametrize("make", [lambda: lambda x: x * 2, lambda: torch.nn.Dropout(0.2)])
+def test_a_corruption_of_ones_own_says_why_it_breaks_a_graph(make: Callable[[], Any]) -> None:
+    model = DIWAE(D, Z, (H,), corruption=make())
     torch._dynamo.reset()
     with pytest.raises(torch._dynamo.exc.Unsupported, match="a corruption of one's own draws"):
         torch.compile(model.loss, backend="aot_eager", fullgraph=True)(_x(), torch.tensor([1]))

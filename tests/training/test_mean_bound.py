@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from refusals import assert_refused
 
 from dvae_fast.corruptions import Masking
 from dvae_fast.models import make_model
@@ -41,3 +44,20 @@ def test_any_batches_have_the_noise_of_the_whole(batch_size: int) -> None:
     assert mean_bound(model, x, 5, batch_size) == pytest.approx(whole, rel=1e-12)
     assert whole == pytest.approx(float(model.eval().bound(x, 5).mean()), rel=1e-12)
     assert mean_bound(model, x, 6, N) != whole
+
+
+@pytest.mark.parametrize(
+    "x, batch_size, error, message",
+    [
+        (lambda: [1.0, 0.0], 3, TypeError, "x must be a tensor, got list"),
+        (lambda: torch.ones(2, D).to_sparse(), 3, ValueError, "x must be a dense tensor"),
+        (lambda: torch.ones(2, D, device="meta"), 3, ValueError, "x must hold values"),
+        (lambda: torch.ones(0, D), 3, ValueError, "x must hold N >= 1 examples"),
+        (lambda: torch.ones(2, D).long(), 3, TypeError, "x must be float32, .* got torch.int64"),
+        (lambda: torch.ones(2, D), 0, ValueError, "batch_size must be >= 1, got 0"),
+    ],
+)
+def test_wrong_arguments(x: Any, batch_size: int, error: type[Exception], message: str) -> None:
+    assert_refused(
+        lambda: mean_bound(make_model("vae", D, 2, (5,)), x(), 1, batch_size), error, message
+    )

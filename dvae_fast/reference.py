@@ -8,7 +8,7 @@ data dimensions; N = M·B rows, of which row n belongs to example n % B.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -391,18 +391,9 @@ def iwae(
     return bound, weights, *grads
 
 
-def iwae_(
-    params: Tensor,
-    scale: Tensor | None,
-    x: Tensor,
-    log_ratio: Tensor,
-    likelihood: str,
-    multiplier: float,
-    mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def iwae_(params: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     """`iwae` that leaves the gradient in `params`: (bound, w̃, ∂scale)."""
-    args = (params, scale, x, log_ratio, likelihood, multiplier, mask)
-    bound, weights, grad, grad_scale = iwae(*args)
+    bound, weights, grad, grad_scale = iwae(params, *others)
     params.copy_(grad)
     return bound, weights, grad_scale
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from dvae_fast._extras import MissingExtraError
@@ -34,7 +33,6 @@ __all__ = [
     "listed",
     "one_line_errors",
     "print_warnings",
-    "progress_bar",
     "two_columns",
     "wrong_options",
 ]
@@ -138,15 +136,6 @@ def busy_hint(threads: int | None) -> str:
         "each other most of the time; --threads 1, or OMP_WAIT_POLICY=passive in the environment, "
         "is faster then"
     )
-
-
-def progress_bar(console: Console, first: str, *columns: str, **options: Any) -> Progress:
-    """`first`, a bar and the columns, for a terminal; gone when it ends."""
-    before, *after = (TextColumn(text) for text in (first, *columns))
-    return Progress(
-        before, BarColumn(bar_width=24), *after, console=console, transient=True,
-        disable=not console.is_terminal, **options,
-    )  # fmt: skip
 
 
 def print_warnings(console: Console, report: dict[str, Any]) -> None:

@@ -20,12 +20,11 @@ from dvae_fast.cli.console import (
     listed,
     one_line_errors,
     print_warnings,
-    progress_bar,
     two_columns,
     wrong_options,
 )
 from dvae_fast.cli.options import shown
-from dvae_fast.cli.outlet import new_console, say
+from dvae_fast.cli.outlet import new_console, progress_bar, say
 from dvae_fast.cli.results import Results, evaluation_rows
 from dvae_fast.data import MISSING, SPLITS, check_missing
 from dvae_fast.distributed import World, barrier, is_main_process, join, on_main

@@ -9,11 +9,12 @@ import warnings
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["Outlet", "new_console", "say", "standard_outlets"]
+__all__ = ["Outlet", "new_console", "progress_bar", "say", "standard_outlets"]
 
 
 class Outlet:
@@ -83,6 +84,15 @@ def _outlet(stream: TextIO | None) -> Outlet:
 def new_console(*, quiet: bool = False) -> Console:
     """Of rich, on standard output as it is now."""
     return Console(file=cast("TextIO", _outlet(sys.stdout)), quiet=quiet, highlight=False)
+
+
+def progress_bar(console: Console, first: str, *columns: str, **options: Any) -> Progress:
+    """`first`, a bar and the columns, for a terminal; gone when it ends."""
+    before, *after = (TextColumn(text) for text in (first, *columns))
+    return Progress(
+        before, BarColumn(bar_width=24), *after, console=console, transient=True,
+        disable=not console.is_terminal, **options,
+    )  # fmt: skip
 
 
 def say(text: str, *, error: bool = False) -> None:

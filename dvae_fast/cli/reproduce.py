@@ -17,11 +17,10 @@ from dvae_fast.cli.console import (
     fail,
     listed,
     one_line_errors,
-    progress_bar,
     wrong_options,
 )
 from dvae_fast.cli.options import shown
-from dvae_fast.cli.outlet import new_console, say
+from dvae_fast.cli.outlet import new_console, progress_bar, say
 from dvae_fast.cli.train import RUNS
 from dvae_fast.files import one_line
 from dvae_fast.models.config import OUTPUT, TRAINING

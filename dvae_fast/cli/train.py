@@ -21,13 +21,12 @@ from dvae_fast.cli.console import (
     listed,
     one_line_errors,
     print_warnings,
-    progress_bar,
     two_columns,
     wrong_options,
 )
 from dvae_fast.cli.evaluate import evaluate, load_data_of
 from dvae_fast.cli.options import given_values, shown, with_options
-from dvae_fast.cli.outlet import new_console, say
+from dvae_fast.cli.outlet import new_console, progress_bar, say
 from dvae_fast.cli.pictures import run_pictures
 from dvae_fast.cli.results import GREY, Results, evaluation_rows
 from dvae_fast.corruptions import Identity

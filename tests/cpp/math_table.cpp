@@ -25,17 +25,12 @@ namespace {
   void name##_array(const In* __restrict in, Out* __restrict out, int64_t n) { \
     for (int64_t i = 0; i < n; ++i) out[i] = call(in[i]);                      \
   }
-DVAE_MAP(exp, float, float, dvae::exp)
-DVAE_MAP(exp_nonpositive, float, float, dvae::exp_nonpositive)
-DVAE_MAP(log, float, float, dvae::log)
-DVAE_MAP(log1p, float, float, dvae::log1p)
-DVAE_MAP(softplus, float, float, dvae::softplus)
-DVAE_MAP(sigmoid, float, float, dvae::sigmoid)
-DVAE_MAP(log1p_unit, float, float, dvae::log1p_unit)
-DVAE_MAP(one_minus_exp, float, float, dvae::one_minus_exp)
-DVAE_MAP(tanh, float, float, dvae::tanh)
-DVAE_MAP(sqrt, float, float, dvae::sqrt)
-DVAE_MAP(abs, float, float, dvae::abs)
+#define DVAE_OF_FLOATS(name) DVAE_MAP(name, float, float, dvae::name)
+#define DVAE_ADDRESS(name) name##_array,
+#define DVAE_EACH(f)                                                                              \
+  f(exp) f(exp_nonpositive) f(log) f(log1p) f(softplus) f(sigmoid) f(log1p_unit) f(one_minus_exp) \
+      f(tanh) f(sqrt) f(abs)
+DVAE_EACH(DVAE_OF_FLOATS)
 DVAE_MAP(log_uniform, uint32_t, float, dvae::log_uniform)
 DVAE_MAP(threshold, float, int32_t, dvae::threshold)
 
@@ -80,18 +75,7 @@ namespace dvae::test {
 #if DVAE_HAVE_TARGET
 namespace {
 constexpr MathTable kTable = {
-    exp_array,
-    exp_nonpositive_array,
-    log_array,
-    log1p_array,
-    softplus_array,
-    sigmoid_array,
-    log1p_unit_array,
-    one_minus_exp_array,
-    tanh_array,
-    sqrt_array,
-    abs_array,
-    log_uniform_array,
+    DVAE_EACH(DVAE_ADDRESS) log_uniform_array,
     sincos_array,
     normals_array<float>,
     normals_array<double>,

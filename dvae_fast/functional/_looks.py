@@ -65,11 +65,16 @@ def look_at_params(first: Any, likelihood: Likelihood) -> None:
 
 
 def look_at_loss(
-    loss: Tensor, x: Tensor, likelihood: Likelihood, mask: Tensor | None = None
+    loss: Tensor,
+    x: Tensor,
+    likelihood: Likelihood,
+    mask: Tensor | None = None,
+    params: tuple[Any, ...] = (),
 ) -> None:
     """Warn where x, as far as a mask of its shape or of (E, D) leaves it, is none that the
-    likelihood has: whenever the loss is not finite, and of losses that are at the 1st, 2nd, 4th, …
-    from a line, which all together cost no more than a few."""
+    likelihood has, or without a mask its parameters are: whenever the loss is not finite, and of
+    losses that are at the 1st, 2nd, 4th, … from a line, which all together cost no more than a
+    few."""
     if not _readable(loss):
         return
     finite = math.isfinite(loss.item() if loss.dim() == 0 else loss.data.sum().item())
@@ -82,6 +87,8 @@ def look_at_loss(
         x, mask = _alike(x, mask)
     try:
         likelihood.check_support(x, mask)
+        if mask is None:
+            _look_at_values(params, likelihood)
     except ValueError as error:
         what = "the loss is finite, but" if finite else "the loss is not finite, and"
         _warn_once("support", f"{what} {error}")
@@ -96,6 +103,13 @@ def look_at_loss(
             f"the loss is not finite, and {number:,} of the {of:,} values of x are NaN; what was "
             "not observed is left out by a mask, False there",
         )
+
+
+def _look_at_values(params: tuple[Any, ...], likelihood: Likelihood) -> None:
+    """Raise ValueError where parameters are none that the likelihood has."""
+    values = tuple(torch.as_tensor(p).detach() for p in params if p is not None)
+    if values and all(_readable(p) and p.numel() for p in values):
+        likelihood.check_values(values)
 
 
 def _alike(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,7 @@ from dvae_fast.functional._looks import look_at_loss, look_at_params
 from dvae_fast.functional._rows import check_mask, check_rows, observed
 from dvae_fast.functional.plain import check_no_gradient, gradient_in_x, plain_log_weights
 from dvae_fast.likelihoods import Likelihood, get_likelihood
+from dvae_fast.likelihoods.base import check_positive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -113,7 +114,7 @@ def check_scale(
     # NaN is data gone wrong, not a wrong argument: it flows to the result.
     low = look and bool((scale.detach() <= 0).any())
     if low and mask is None:
-        raise ValueError(_not_positive(scale))
+        check_positive("scale", scale)
     full: Tensor = scale
     if scale.numel() == 1:
         full = scale.reshape(())
@@ -126,17 +127,16 @@ def check_scale(
                 f"got {tuple(scale.shape)}"
             ) from None
         full = full.reshape(math.prod(shape[:-2]), *shape[-2:])
-    if low and mask is not None:
-        looked = (
-            observed(full, mask) if full.dim() == 3 else full[mask.any(0)] if full.dim() else full
-        )
-        if bool((looked.detach() <= 0).any()):
-            raise ValueError(_not_positive(looked))
+    if low:
+        check_positive("scale", _observed_scale(full, mask))
     return full
 
 
-def _not_positive(scale: Tensor) -> str:
-    return f"scale must be > 0, got a minimum of {scale.min().item():g}"
+def _observed_scale(scale: Tensor, mask: Tensor | None) -> Tensor:
+    """What a mask leaves of a scale of 1, D or N·K·D elements."""
+    if scale.dim() == 1:
+        return scale if mask is None else scale[mask.any(0)]
+    return observed(scale, mask) if scale.dim() == 3 else scale
 
 
 def _check_params(
@@ -168,8 +168,10 @@ def _check_params(
         params = params.reshape(math.prod(shape[:-2]), *shape[-2:])
     if values_are_checked():
         lik.check_support(observed(x, mask))
-        looked = observed(params, mask)
-        lik.check_values((looked,) if scale is None else (looked, scale))
+        looked = [observed(params, mask)]
+        if scale is not None:
+            looked.append(_observed_scale(scale, mask))
+        lik.check_values(tuple(looked))
     return params, scale, x, log_ratio, mask, shape[:-1]
 
 
@@ -420,10 +422,12 @@ def iwae_loss_and_weights(
     lik = get_likelihood(likelihood)
     if lik.kernel is None:
         log_w = plain_log_weights(params, x, log_ratio, lik, mask)
+        unpacked = lik.unpack(params)
+        look_at_params(unpacked[0], lik)
         rows = log_w.detach().reshape(-1, log_w.shape[-1])
         weights = _op.logmeanexp_backward(torch.ones_like(rows[:, 0]), rows)
         loss = _reduced(logmeanexp(log_w), reduction)
-        look_at_loss(loss, x, lik, mask)
+        look_at_loss(loss, x, lik, mask, unpacked)
         return loss, weights
     p, scale, x, log_ratio, mask, leading = _check_params(params, x, log_ratio, lik, mask)
     look_at_params(p, lik)
@@ -440,11 +444,11 @@ def iwae_loss_and_weights(
         loss, weights = call(
             _IWAELoss, p, scale, x, log_ratio, lik.kernel, reduction, overwrite, mask
         )
-        look_at_loss(loss, x, lik, mask)
+        look_at_loss(loss, x, lik, mask, () if overwrite else (p, scale))
         return loss.view(leading[:-1]) if reduction == "none" else loss, weights
     bound = _mean_of_rows(log_weights_of_rows(p, scale, x, log_ratio, lik.kernel, mask))
     loss = _reduced(bound.view(leading[:-1]), reduction)
-    look_at_loss(loss, x, lik, mask)
+    look_at_loss(loss, x, lik, mask, (p, scale))
     return loss, None
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Links = Mapping[str, Callable[[Tensor], Tensor]]
 
-__all__ = ["Likelihood", "checked_mean", "in_wide"]
+__all__ = ["Likelihood", "check_positive", "checked_mean", "in_wide", "not_negative"]
 
 # Methods whose first argument is the parameters, which they get as a tuple.
 _OF_PARAMS = ("log_prob", "mean", "sample")
@@ -285,8 +285,47 @@ def in_wide(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
+def not_negative(value: Tensor) -> Tensor:
+    """A parameter that may not be negative: NaN where it is, as its logarithm would be, and so is
+    what is made of it, derivatives too."""
+    return value + torch.where(value < 0, math.nan, 0.0)
+
+
+def check_positive(name: str, value: Tensor) -> None:
+    """Raise ValueError unless all of it is > 0 (NaN passes)."""
+    value = value.detach()
+    if bool((value <= 0).any()):
+        raise ValueError(f"{name} must be > 0, got a minimum of {value.min().item():g}")
+
+
+class OfLogits(Likelihood):
+    """The base of those whose parameter may be any number, and is taken for a probability now and
+    then: by a decoder that ends in a sigmoid or a softmax."""
+
+    #: what to do about a decoder that makes probabilities
+    of_probabilities: ClassVar[str] = "leave that last layer out."
+
+    @property
+    def doubtful(self) -> tuple[float, float] | None:
+        """Where probabilities lie."""
+        return 0.0, 1.0
+
+    def doubt_params(self, low: float, high: float) -> str | None:
+        """Probabilities in the place of logits; a decoder that always says the same is neither."""
+        if self.doubtful is None or not 0 <= low < high <= 1:
+            return None
+        return (
+            "The decoder's outputs, taken for logits, all lie in [0, 1] "
+            f"({low:.3g} to {high:.3g}): if they are probabilities, as of a decoder "
+            f"that ends in a sigmoid or a softmax, {self.of_probabilities}"
+        )
+
+
 class MeanAndScale(Likelihood):
     """The base of those whose first parameter is their mean, and whose second is a scale."""
+
+    def check_values(self, params: tuple[Tensor, ...]) -> None:
+        check_positive("scale", params[1])
 
     def mean(self, params: tuple[Tensor, Tensor]) -> Tensor:
         return params[0]

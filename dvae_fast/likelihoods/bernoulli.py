@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from dvae_fast.likelihoods.base import Likelihood, checked_mean
+from dvae_fast.likelihoods.base import OfLogits, checked_mean
 from dvae_fast.likelihoods.links import identity, sigmoid
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Bernoulli"]
 
 
-class Bernoulli(Likelihood):
+class Bernoulli(OfLogits):
     """p(x|z) = Π σ(l)^x (1 − σ(l))^(1−x) from logits l; x in [0, 1].
 
     Args:
@@ -29,6 +29,7 @@ class Bernoulli(Likelihood):
     interval = (0.0, 1.0)
 
     is_density = False
+    of_probabilities = "the likelihood must be Bernoulli(probabilities=True)."
 
     def __init__(self, probabilities: bool = False) -> None:
         if not isinstance(probabilities, bool):
@@ -80,17 +81,7 @@ class Bernoulli(Likelihood):
     @property
     def doubtful(self) -> tuple[float, float] | None:
         """Where probabilities lie, which are taken for logits now and then."""
-        return None if self.probabilities else (0.0, 1.0)
-
-    def doubt_params(self, low: float, high: float) -> str | None:
-        """Probabilities in the place of logits; a decoder that always says the same is neither."""
-        if self.probabilities or not 0 <= low < high <= 1:
-            return None
-        return (
-            "The decoder's outputs, taken for logits, all lie in [0, 1] "
-            f"({low:.3g} to {high:.3g}): if they are probabilities, as of a decoder "
-            "that ends in a sigmoid, the likelihood must be Bernoulli(probabilities=True)."
-        )
+        return None if self.probabilities else super().doubtful
 
     def check_values(self, params: tuple[Tensor, ...]) -> None:
         (p,) = params

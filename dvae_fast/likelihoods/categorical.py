@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dvae_fast._checks import check_size
-from dvae_fast.likelihoods.base import Likelihood, checked_mean
+from dvae_fast.likelihoods.base import OfLogits, checked_mean
 from dvae_fast.likelihoods.links import identity
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Categorical"]
 
 
-class Categorical(Likelihood):
+class Categorical(OfLogits):
     """p(x|z) = Π_i softmax(l_i)_{x_i}, of variables that are each one of C classes.
 
     Data and logits are one-hot: D = C · variables dimensions, the C of a variable side by side, so
@@ -33,6 +33,7 @@ class Categorical(Likelihood):
     params: ClassVar[Links] = {"logits": identity}
     discrete = True
     interval = (0.0, 1.0)
+    of_probabilities = "leave the softmax out: it is part of the likelihood."
 
     def __init__(self, classes: int) -> None:
         self.classes = check_size("classes", classes, 2)

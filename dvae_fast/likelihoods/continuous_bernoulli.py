@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dvae_fast.likelihoods.base import Likelihood, checked_mean, in_wide
+from dvae_fast.likelihoods.base import OfLogits, checked_mean, in_wide
 from dvae_fast.likelihoods.links import identity
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _LOG_NORMALISER = (1 / 12, -7 / 1440, 31 / 90720, -127 / 4838400)
 _MEAN = (1 / 12, -1 / 720, 1 / 30240, -1 / 1209600)
 
 
-class ContinuousBernoulli(Likelihood):
+class ContinuousBernoulli(OfLogits):
     """p(x|z) = Π C(l) σ(l)^x (1 − σ(l))^(1−x) on [0, 1], a density, unlike a Bernoulli of grey
     values: C(l) = l/tanh(l/2), 2 at l = 0.
 
@@ -34,6 +34,7 @@ class ContinuousBernoulli(Likelihood):
     kind = "continuous_bernoulli"
     params: ClassVar[Links] = {"logits": identity}
     interval = (0.0, 1.0)
+    of_probabilities = "leave the sigmoid out: it is part of the likelihood."
 
     def log_prob(self, params: tuple[Tensor], x: Tensor) -> Tensor:
         """−(c |l| + log (1 − e^−|l|) − log |l|), c = 1 − x if l > 0, else x."""

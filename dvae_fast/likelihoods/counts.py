@@ -10,7 +10,13 @@ from torch import Tensor
 from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
 
-from dvae_fast.likelihoods.base import Likelihood, MeanAndScale, checked_mean, in_wide
+from dvae_fast.likelihoods.base import (
+    Likelihood,
+    MeanAndScale,
+    checked_mean,
+    in_wide,
+    not_negative,
+)
 from dvae_fast.likelihoods.links import exponential, identity, positive
 
 if TYPE_CHECKING:
@@ -44,7 +50,7 @@ class NegativeBinomial(MeanAndScale):
         large terms, J(z) = log Γ(z) − z log z + z, and the deviance, of g(y) = y − log(1 + y),
         u = (x − mean)/(t + mean) and w = t (x − mean)/(x (t + mean)).
         """
-        mean, scale = params
+        mean, scale = map(not_negative, params)
         t = _dispersion(mean, scale, x)
         gammas = torch.where(x == 0, 0.0, _log_gamma_rest(t, x) - _log_factorial_rest(x))
         value = gammas - _deviance(mean, t, x)
@@ -54,7 +60,7 @@ class NegativeBinomial(MeanAndScale):
         """(x/mean − 1) t/(t + mean); K(x + t) − K(t) + log (t + x)/(t + mean) − u, with
         K(z) = ψ(z) − log z.
         """
-        mean, scale = params
+        mean, scale = map(not_negative, params)
         t = _dispersion(mean, scale, x)
         m = mean.clamp(max=torch.finfo(mean.dtype).max)
         size, one = _split(t + m)
@@ -66,6 +72,7 @@ class NegativeBinomial(MeanAndScale):
 
     def check_values(self, params: tuple[Tensor, ...]) -> None:
         _check_not_negative("mean", params[0], self.kind)
+        super().check_values(params)
 
     @in_wide
     def sample(
@@ -185,7 +192,7 @@ class Poisson(Likelihood):
 
     def log_prob(self, params: tuple[Tensor], x: Tensor) -> Tensor:
         """−(log x! − x log x + x) − x g((rate − x)/x), g(y) = y − log(1 + y); −rate of a 0."""
-        (rate,) = params
+        rate = not_negative(params[0])
         r = rate.clamp(max=torch.finfo(rate.dtype).max)
         at = torch.where(x == 0, 1.0, x)
         y = (r - at) / at
@@ -196,8 +203,8 @@ class Poisson(Likelihood):
 
     def derivatives(self, params: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:
         """x/rate − 1."""
-        (rate,) = params
-        return (torch.where(x == 0, -1.0, (x - rate) / rate),)
+        rate = not_negative(params[0])
+        return (torch.where((x == 0) & (rate >= 0), -1.0, (x - rate) / rate),)
 
     def check_values(self, params: tuple[Tensor, ...]) -> None:
         _check_not_negative("rate", params[0], self.kind)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from dvae_fast.likelihoods.base import Likelihood, in_wide
+from dvae_fast.likelihoods.base import Likelihood, check_positive, in_wide
 from dvae_fast.likelihoods.links import positive, sigmoid
 
 if TYPE_CHECKING:
@@ -51,6 +51,9 @@ class DiscretisedLogistic(Likelihood):
         width_term = torch.where(width == 0, 1.0, width / torch.expm1(width))
         width_term = torch.where(width == math.inf, 0.0, width_term)
         return sign * (at_near - at_far) / scale, (near_term - far_term - width_term) / scale
+
+    def check_values(self, params: tuple[Tensor, ...]) -> None:
+        check_positive("scale", params[1])
 
     @in_wide
     def mean(self, params: tuple[Tensor, Tensor]) -> Tensor:

@@ -229,11 +229,12 @@ def loss(
             return cast("Tensor", _Deliver.apply(total, inference, weights.view(inference.shape)))
 
     lik = get_likelihood(likelihood)
-    look_at_params(_first(params), lik)
     log_w = functional.log_weights(params, x, given, lik, mask)
+    unpacked = lik.unpack(params)
+    look_at_params(unpacked[0], lik)
     values = log_w.detach()
     total = -bound(values, objective).mean()
-    look_at_loss(total, x, lik, mask)
+    look_at_loss(total, x, lik, mask, unpacked)
     if not torch.is_grad_enabled():
         return total
     shift = (kl_weight - 1) * log_ratio.detach() if weighted else None

@@ -13,7 +13,13 @@ from torch import Tensor
 import dvae_fast
 from dvae_fast import objectives
 from dvae_fast.functional import iwae_loss
-from dvae_fast.likelihoods import LIKELIHOODS, Bernoulli, Likelihood
+from dvae_fast.likelihoods import (
+    LIKELIHOODS,
+    Bernoulli,
+    Categorical,
+    ContinuousBernoulli,
+    Likelihood,
+)
 from dvae_fast.models import make_model
 
 if TYPE_CHECKING:
@@ -55,6 +61,26 @@ def test_probabilities_for_logits_are_told_once(name: str, dtype: torch.dtype) -
     with pytest.warns(RuntimeWarning, match="probabilities=True") as told:
         LOSSES[name](p, x, ratio)
     assert told[0].filename == __file__
+
+
+@pytest.mark.parametrize("objective", ["iwae", "elbo", "vr"])
+@pytest.mark.parametrize(
+    "likelihood, make, hint",
+    [
+        (ContinuousBernoulli(), torch.sigmoid, "leave the sigmoid out"),
+        (Categorical(D), lambda t: torch.softmax(t, -1), "leave the softmax out"),
+    ],
+)
+def test_probabilities_for_logits_of_other_likelihoods(
+    likelihood: Likelihood, make: Callable[[Tensor], Tensor], hint: str, objective: str
+) -> None:
+    logits, x, ratio = _operands()
+    x = torch.nn.functional.one_hot(x.sum(-1).long() % D, D).float()
+    p = make(logits)
+    said = _said(lambda: objectives.loss(p, x, ratio, likelihood, objective), times=3)
+    assert len(said) == 1
+    assert hint in said[0]
+    assert _said(lambda: objectives.loss(logits, x, ratio, likelihood, objective)) == []
 
 
 @pytest.mark.parametrize("name", LOSSES)

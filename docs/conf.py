@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib
 import re
+import warnings
 from typing import TYPE_CHECKING, Any
 
-import dvae_fast
-from dvae_fast import integrations
+# Pages need no compiled library.
+warnings.filterwarnings("ignore", message="dvae_fast: no compiled kernels")
+
+import dvae_fast  # noqa: E402
+from dvae_fast import integrations  # noqa: E402
 
 if TYPE_CHECKING:
     from docutils import nodes
@@ -35,6 +39,7 @@ html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_show_sourcelink = False
 html_show_sphinx = False
+pygments_dark_style = "github-dark"
 
 autodoc_default_options = {"members": True}
 # Their libraries need not be here: what stands on them is read with stand-ins.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 
-__all__ = ["format_duration", "format_number", "one_number", "printable"]
+__all__ = ["counted", "format_duration", "format_number", "one_number", "printable", "some_have"]
 
 _PLAIN = str.maketrans(
     {"−": "-", "–": "-", "±": "+/-", "\u0302": "^", "≤": "<=", "·": "*", "…": "..."}
@@ -20,6 +20,20 @@ def one_number(value: float | None, digits: int = 2) -> str:
     """Of a report, where None stands for what is not finite."""
     finite = value is not None and math.isfinite(value)
     return format_number(value, digits) if value is not None and finite else "not finite"
+
+
+def counted(number: int, name: str) -> str:
+    """1 example, 1,000 examples; `name` is in the singular."""
+    return f"{number:,} {name if number == 1 else _plural(name)}"
+
+
+def some_have(number: int, of: int, name: str = "example") -> str:
+    """1 of 300 examples has, 2 of 300 examples have."""
+    return f"{number:,} of {counted(of, name)} {'has' if number == 1 else 'have'}"
+
+
+def _plural(name: str) -> str:
+    return name + ("es" if name.endswith("s") else "s")
 
 
 def format_duration(seconds: float) -> str:

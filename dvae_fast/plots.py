@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dvae_fast._extras import require
+from dvae_fast._text import format_number
 from dvae_fast.files import write_atomically
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def plot_learning_curve(
     best = max(history, key=lambda line: line["valid_bound"])
     axes.plot(
         [best["epoch"]], [best["valid_bound"]], "o", color=_ORANGE, markersize=6, zorder=3,
-        label=f"best: {best['valid_bound']:.2f} nats, epoch {int(best['epoch'])}",
+        label=f"best: {format_number(best['valid_bound'])} nats, epoch {int(best['epoch'])}",
     )  # fmt: skip
     low, high = _limits([line[key] for line in history for key in ("train_bound", "valid_bound")])
     axes.set_ylim(low, high)

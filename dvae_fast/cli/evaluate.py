@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dvae_fast._checks import check_choice, check_device
-from dvae_fast._text import format_duration, format_number
+from dvae_fast._text import counted, format_duration, format_number
 from dvae_fast.cli.console import (
     check_seed,
     check_threads,
@@ -305,7 +305,8 @@ def evaluate(
         told = config.context_of(data)
     context = None if told is None else told[split][:limit]
     console.print(
-        f"Evaluating {config.model} on {config.data_name}, {split} set: {len(x):,} examples",
+        f"Evaluating {config.model} on {config.data_name}, {split} set: "
+        f"{counted(len(x), 'example')}",
         soft_wrap=True,
         markup=False,
     )

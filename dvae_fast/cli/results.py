@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dvae_fast._extras import MissingExtraError
-from dvae_fast._text import one_number
+from dvae_fast._text import counted, one_number
 from dvae_fast.cli.pictures import evaluation_pictures
 from dvae_fast.evaluation.display import annealed_rows, importance_rows, samples_text
 from dvae_fast.evaluation.partial import PARTIAL, remove_partial
@@ -101,7 +101,7 @@ def evaluation_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "log p(x observed)" if masked else "log p(x)",
             f"{one_number(report['log_likelihood'])} ± {one_number(report['standard_error'], 3)} "
-            f"nats ({samples_text(report)}, {report['examples']:,} examples){of_what}",
+            f"nats ({samples_text(report)}, {counted(report['examples'], 'example')}){of_what}",
         ),
     ]
     if report.get("log_likelihood_in_units") is not None:
@@ -114,5 +114,6 @@ def evaluation_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     rows += annealed_rows(report) if "chains" in report else importance_rows(report)
     rows.append(("evaluated in", f"{report['seconds']:.1f} s"))
     if report["non_finite"]:
-        rows.append(("not finite", f"{report['non_finite']} of {report['examples']} examples"))
+        examples = counted(report["examples"], "example")
+        rows.append(("not finite", f"{report['non_finite']} of {examples}"))
     return rows

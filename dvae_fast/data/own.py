@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dvae_fast._checks import check_choice
+from dvae_fast._text import counted
 from dvae_fast.data.dataset import (
     BINARISATIONS,
     SPLIT,
@@ -329,11 +330,11 @@ def named_as(data: Dataset, names: Mapping[str, Sequence[str]] | None) -> Datase
 
 def describe(data: Dataset) -> str:
     """What the data are, in one line."""
-    what, how = "rows", f"{data.size:,} columns"
+    what, how = "row", counted(data.size, "column")
     if data.image_shape is not None:
-        what, how = "images", " × ".join(map(str, data.image_shape))
+        what, how = "image", " × ".join(map(str, data.image_shape))
     counts = {split: len(getattr(data, split)) for split in SPLITS}
-    parts = [f"{sum(counts.values()):,} {what} of {how}", KINDS[data.values].label]
+    parts = [f"{counted(sum(counts.values()), what)} of {how}", KINDS[data.values].label]
     if data.values == REAL:
         parts.append("standardised")
     if data.missing is not None:
@@ -342,7 +343,7 @@ def describe(data: Dataset) -> str:
         parts.append("streamed")
     if data.labels is not None:
         labels = data.labels[_TRAIN]
-        parts.append(f"labels of {len(data.classes) or len(labels.unique())} classes")
+        parts.append(f"labels of {counted(len(data.classes) or len(labels.unique()), 'class')}")
     pairs = zip(counts.values(), _FOR, strict=True)
     split = ", ".join(f"{count:,} {what_for}" for count, what_for in pairs)
     return f"{data.name}: {', '.join(parts)}; {split}"

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dvae_fast._text import one_number
-from dvae_fast.evaluation.display import annealed_rows, as_html, as_text
+from dvae_fast._text import counted, one_number, some_have
+from dvae_fast.evaluation.display import annealed_rows, as_html, as_text, samples_text
 from dvae_fast.evaluation.results import Estimate, finite_or_none
 
 __all__ = ["MIN_AIS_ESS", "AISEstimate", "BidirectionalEstimate"]
@@ -69,7 +69,7 @@ class AISEstimate(Estimate):
             )
         if few:
             out.append(
-                f"{few} of {len(finite)} examples have an effective number of chains below "
+                f"{some_have(few, len(finite))} an effective number of chains below "
                 f"{MIN_AIS_ESS:g}: their estimates hang on one chain. Raise temperatures."
             )
         return out + self._biased("more temperatures, or chains,")
@@ -127,24 +127,19 @@ class BidirectionalEstimate:
         return self.upper - self.lower
 
     def _shown(self) -> tuple[str, list[tuple[str, str]], list[str]]:
-        report, warnings = self.summary(), self.warnings()
+        report = self.summary()
         error = one_number(report["gap_standard_error"], 3)
         rows = [
             ("log p(x) above", f"{one_number(report['lower'])} nats"),
             ("log p(x) below", f"{one_number(report['upper'])} nats"),
             ("gap", f"{one_number(report['gap'], 3)} ± {error} nats"),
-            ("warnings", f"{len(warnings)}: {warnings[0]}" if warnings else "none"),
         ]
-        forward = self.forward
-        title = (
-            f"BidirectionalEstimate of {len(self.gap):,} simulated examples, "
-            f"{forward.chains} chains, {forward.temperatures} temperatures"
-        )
-        return title, rows, warnings
+        examples = counted(len(self.gap), "simulated example")
+        title = f"BidirectionalEstimate of {examples}, {samples_text(self.forward.summary())}"
+        return title, rows, self.warnings()
 
     def __repr__(self) -> str:
-        title, rows, _ = self._shown()
-        return as_text(title, rows)
+        return as_text(*self._shown())
 
     def _repr_html_(self) -> str:
         return as_html(*self._shown())

@@ -9,7 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 from unicodedata import combining
 
-from dvae_fast._text import format_number, one_number, printable
+from dvae_fast._text import counted, format_number, one_number, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -26,12 +26,16 @@ __all__ = [
 ]
 
 _WIDTH = 88
+_WARNINGS, _NONE = "warnings", "none"
 
 
 def samples_text(report: Mapping[str, Any]) -> str:
     """How many weights an example had."""
     if "chains" in report:
-        return f"{report['chains']} chains, {report['temperatures']} temperatures"
+        return (
+            f"{counted(report['chains'], 'chain')}, "
+            f"{counted(report['temperatures'], 'temperature')}"
+        )
     if report["samples"] == report["k"] * report["examples"]:
         return f"k = {report['k']:,}"
     return f"k = {report['samples'] / report['examples']:,.0f} on average"
@@ -49,7 +53,10 @@ def importance_rows(report: Mapping[str, Any]) -> list[Row]:
             f"{one_number(report['ess_min'], 1)} at least, below 10 for "
             f"{report['ess_below_10']:,}",
         ),
-        ("Pareto k̂", f"above 0.7 for {report['pareto_k_above_0.7']:,} examples{typical}"),
+        (
+            "Pareto k̂",
+            f"above 0.7 for {counted(report['pareto_k_above_0.7'], 'example')}{typical}",
+        ),
     ]
 
 
@@ -66,11 +73,9 @@ def annealed_rows(report: Mapping[str, Any]) -> list[Row]:
 
 
 def estimate_rows(report: Mapping[str, Any], diagnostics: Sequence[Row]) -> list[Row]:
-    """The mean log-likelihood with its error, the diagnostics, and whether to trust them."""
+    """The mean log-likelihood with its error, and the diagnostics."""
     bits = report["bits_per_dimension"]
     per_dimension = "" if bits is None else f", {format_number(bits, 4)} bits per dimension"
-    warnings = report["warnings"]
-    said = "none" if not warnings else f"{len(warnings)}: {warnings[0]}"
     return [
         (
             "log p(x)",
@@ -78,13 +83,14 @@ def estimate_rows(report: Mapping[str, Any], diagnostics: Sequence[Row]) -> list
             f"{one_number(report['standard_error'], 3)} nats{per_dimension}",
         ),
         *diagnostics,
-        ("warnings", said),
     ]
 
 
-def as_text(title: str, rows: Iterable[Row]) -> str:
-    """A line for the title and for each row, none longer than a terminal takes."""
-    rows = list(rows)
+def as_text(title: str, rows: Iterable[Row], warnings: Sequence[str]) -> str:
+    """A line for the title, for each row and for the first of the warnings, none longer than a
+    terminal takes."""
+    said = f"{len(warnings)}: {warnings[0]}" if warnings else _NONE
+    rows = [*rows, (_WARNINGS, said)]
     # Without signs that stand over others, as that of k̂.
     lengths = [sum(not combining(sign) for sign in name) for name, _ in rows]
     width = max(lengths) + 2
@@ -95,15 +101,13 @@ def as_text(title: str, rows: Iterable[Row]) -> str:
     return printable("\n".join(cut))
 
 
-def as_html(title: str, rows: Iterable[Row], warnings: Sequence[str] = ()) -> str:
-    """The same as a table in the notebook's own colours, and all of the warnings."""
+def as_html(title: str, rows: Iterable[Row], warnings: Sequence[str]) -> str:
+    """The same as a table in the notebook's own colours, with all of the warnings."""
+    left = "text-align:left;vertical-align:top"
+    listed = "<br>".join(map(escape, warnings)) or _NONE
     cells = "".join(
-        f'<tr><th scope="row" style="text-align:left">{escape(name)}</th>'
-        f'<td style="text-align:left">{escape(value)}</td></tr>'
-        for name, value in rows
+        f'<tr><th scope="row" style="{left};white-space:nowrap">{escape(name)}</th>'
+        f'<td style="{left}">{value}</td></tr>'
+        for name, value in [*((n, escape(v)) for n, v in rows), (_WARNINGS, listed)]
     )
-    listed = "".join(f"<li>{escape(warning)}</li>" for warning in warnings)
-    return (
-        f"<div><strong>{escape(title)}</strong><table><tbody>{cells}</tbody></table>"
-        f"{f'<ul>{listed}</ul>' if listed else ''}</div>"
-    )
+    return f"<div><strong>{escape(title)}</strong><table><tbody>{cells}</tbody></table></div>"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dvae_fast._checks import check_index, check_size
 from dvae_fast._seeds import seed_tensor
+from dvae_fast._text import some_have
 from dvae_fast.evaluation.importance import ModelSource, split
 from dvae_fast.evaluation.proposals import Proposal
 from dvae_fast.evaluation.smoothing import pareto_smoothed
@@ -92,12 +93,12 @@ class Expectation:
         n, out = len(self.value), []
         lost = ~self.value.isfinite().flatten(1).all(1)
         if int(lost.sum()):
-            out.append(f"{int(lost.sum())} of {n} examples have values that are not finite.")
+            out.append(f"{some_have(int(lost.sum()), n)} values that are not finite.")
         unlike = (self.k / self.ess - 1).clamp(min=0).sqrt() > ALIKE
         heavy = int((~lost & unlike & (self.pareto_k > MAX_PARETO_K)).sum())
         if heavy:
             out.append(
-                f"{heavy} of {n} examples have weights with too heavy a tail (Pareto k̂ > "
+                f"{some_have(heavy, n)} weights with too heavy a tail (Pareto k̂ > "
                 f"{MAX_PARETO_K}): their values hang on few samples, their errors are too small."
             )
         return out

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dvae_fast._extras import require
+from dvae_fast._text import counted, some_have
 from dvae_fast.evaluation.display import (
     as_html,
     as_text,
@@ -113,7 +114,8 @@ class Estimate:
     def _shown(self) -> tuple[str, list[tuple[str, str]], list[str]]:
         """Title and rows of what is printed, and the warnings."""
         report = self.summary()
-        title = f"{type(self).__name__} of {report['examples']:,} examples, {samples_text(report)}"
+        examples = counted(report["examples"], "example")
+        title = f"{type(self).__name__} of {examples}, {samples_text(report)}"
         return title, estimate_rows(report, self._rows(report)), report["warnings"]
 
     def _rows(self, report: dict[str, Any]) -> list[tuple[str, str]]:
@@ -121,8 +123,7 @@ class Estimate:
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        title, rows, _ = self._shown()
-        return as_text(title, rows)
+        return as_text(*self._shown())
 
     def _repr_html_(self) -> str:
         return as_html(*self._shown())
@@ -197,7 +198,7 @@ class Estimate:
         where = cast("list[int]", (~finite).nonzero().flatten()[:_NAMED].tolist())
         named = ", ".join(f"{i} ({float(self.log_likelihood[i]):g})" for i in where)
         return [
-            f"{bad} of {len(finite)} examples have no finite log-likelihood: {named}"
+            f"{some_have(bad, len(finite))} no finite log-likelihood: {named}"
             f"{', …' if bad > _NAMED else ''}. They are in the mean, which has none either."
         ]
 
@@ -326,13 +327,13 @@ class LikelihoodEstimate(Estimate):
         out = [*self._not_finite(), *self.remarks]
         if heavy:
             out.append(
-                f"{heavy} of {n} examples have weights with too heavy a tail (Pareto k̂ > "
+                f"{some_have(heavy, n)} weights with too heavy a tail (Pareto k̂ > "
                 f"{MAX_PARETO_K}): their log-likelihood is likely too low and its standard error "
                 "too small. A posterior q closer to the true one helps more than a larger k."
             )
         if few:
             out.append(
-                f"{few} of {n} examples have fewer than {MIN_ESS:g} effective samples: their "
+                f"{some_have(few, n)} fewer than {MIN_ESS:g} effective samples: their "
                 "estimates hang on a few weights. Raise k."
             )
         return out + self._biased("more samples")

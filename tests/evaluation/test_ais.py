@@ -635,7 +635,7 @@ def test_summary_and_warnings() -> None:
     assert json.loads(json.dumps(estimate.summary(), allow_nan=False)) == expected
     low, few = estimate.warnings()
     assert "mean acceptance rate, 0.25, is below 0.4" in low
-    assert "1 of 2 examples have an effective number of chains below 2" in few
+    assert "1 of 2 examples has an effective number of chains below 2" in few
 
 
 # --- anybody's model --------------------------------------------------------------------------

@@ -521,7 +521,7 @@ def test_what_cannot_be_sure_ends_at_max_k() -> None:
     estimate = estimate_log_likelihood(model, x, 20, tolerance=1e-9, max_k=50, seed=SEED)
     assert estimate.spent.tolist() == [20 if i == 2 else 50 for i in range(N)]  # NaN stays NaN
     assert estimate.non_finite == 1
-    assert "1 of 11 examples have no finite log-likelihood: 2 (nan)." in estimate.warnings()[0]
+    assert "1 of 11 examples has no finite log-likelihood: 2 (nan)." in estimate.warnings()[0]
     x[3:9] = math.nan
     many = estimate_log_likelihood(model, x, 20, seed=SEED)
     assert "7 of 11" in many.warnings()[0]
@@ -555,7 +555,7 @@ def test_summary_and_properties() -> None:
         "warnings": estimate.warnings(),
     }  # fmt: skip
     assert len(estimate.warnings()) == 2
-    assert "1 of 2 examples have weights with too heavy a tail" in estimate.warnings()[0]
+    assert "1 of 2 examples has weights with too heavy a tail" in estimate.warnings()[0]
     assert "2 of 2 examples have fewer than 10 effective samples" in estimate.warnings()[1]
     assert estimate.summary() == expected
     assert json.loads(json.dumps(estimate.summary(), allow_nan=False)) == expected

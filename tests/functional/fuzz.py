@@ -126,11 +126,14 @@ def _counts(mean: Tensor, scale: Tensor, x: Tensor) -> Tensor:
 
 
 def _logistic(mean: Tensor, scale: Tensor, x: Tensor) -> Tensor:
-    far, near = (x + 0.5 / 255 - mean) / scale, (x - 0.5 / 255 - mean) / scale
-    middle = torch.sigmoid(far) - torch.sigmoid(near)
+    # Seen from the mean: far above it a bin is a difference of two numbers near 1, whose digits
+    # are lost in float64 too.
+    distance, half = (x - mean).abs(), 0.5 / 255
+    middle = F.logsigmoid((half - distance) / scale) + F.logsigmoid((distance + half) / scale)
+    middle = middle + torch.log(-torch.expm1(-2 * half / scale))
+    far, near = (x + half - mean) / scale, (x - half - mean) / scale
     ends = torch.where(x > 0.5, F.logsigmoid(-near), F.logsigmoid(far))
-    is_end = (x < 0.001) | (x > 0.999)
-    return torch.where(is_end, ends, torch.where(is_end, 1.0, middle).log())
+    return torch.where((x < 0.001) | (x > 0.999), ends, middle)
 
 
 def _leading(draw: _Draw) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -79,6 +80,16 @@ class EncoderDecoder(Protocol):
 Model = Autoencoder | EncoderDecoder | tuple[Callable[..., Any], Callable[..., Any]]
 
 
+def _of_a_library(model: Any) -> str:
+    """Of a model of another library that has a module here: where it is evaluated."""
+    library = type(model).__module__.partition(".")[0]
+    module = f"dvae_fast.integrations.{library}"
+    # The package of the integrations imports none of them.
+    if importlib.util.find_spec(module) is None:
+        return ""
+    return f" of {library}, for which there is {module}"
+
+
 def _likelihood_of(model: Any, given: str | Likelihood | None) -> Likelihood:
     """What was given, or else the model's own, or else a Bernoulli."""
     own = getattr(model, "likelihood", None)
@@ -124,7 +135,7 @@ class Evaluated:
         else:
             raise TypeError(
                 "model must have methods encode and decode, or be a pair of callables "
-                f"(encode, decode); got {type(model).__name__}"
+                f"(encode, decode); got {type(model).__name__}{_of_a_library(model)}"
             )
         self.takes_samples = bool(
             getattr(self.decode if isinstance(model, tuple) else model, "takes_samples", False)

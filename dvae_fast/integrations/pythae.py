@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from dvae_fast import evaluation
+from dvae_fast._checks import check_dense
 from dvae_fast.data.given import given_from
 from dvae_fast.integrations import library
 from dvae_fast.likelihoods import Bernoulli, Likelihood, get_likelihood
@@ -167,6 +168,7 @@ def estimate_log_likelihood(
     """
     weights = LogWeights(model, likelihood)
     values, _ = given_from(x, None)
+    check_dense("x", values)
     wanted = tuple(model.model_config.input_dim)
     if tuple(values.shape[1:]) != wanted:
         rule = f"(N, {', '.join(map(str, wanted))})"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,7 +78,8 @@ def estimate_marginal_ll(
 
     Raises:
         TypeError: for a model of another kind.
-        ValueError: for one that was not trained, or an option that is wrong.
+        ValueError: for one that was not trained, for indices of no cell, or an option that is
+            wrong.
     """
     module = getattr(model, "module", None)
     if not isinstance(module, _scvi.module.VAE):
@@ -87,7 +89,11 @@ def estimate_marginal_ll(
         )
     if not model.is_trained:
         raise ValueError("model must be trained, and is not: call its train() first")
+    if not (adata is None or hasattr(adata, "n_obs")):
+        raise TypeError(f"adata must be an AnnData, got {type(adata).__name__}")
     adata = model._validate_anndata(adata)
+    if indices is not None:
+        _check_indices(indices, adata.n_obs)
     batches = list(model._make_data_loader(adata=adata, indices=indices, shuffle=False))
     tensors = {
         name: torch.cat([batch[name] for batch in batches])
@@ -99,6 +105,15 @@ def estimate_marginal_ll(
     estimate = estimate_from_log_weights(_LogWeights(module, tensors), cells, k, **options)
     # Bits are of a gene; the index of a cell is one number.
     return dataclasses.replace(estimate, data_size=tensors[_X].shape[1])
+
+
+def _check_indices(indices: Sequence[int], cells: int) -> None:
+    rows = np.asarray(indices)
+    if rows.dtype == bool:  # a mask
+        rows = rows.nonzero()[0]
+    if rows.size == 0 or rows.min() < 0 or rows.max() >= cells:
+        got = f"{rows.min()} to {rows.max()}" if rows.size else "none"
+        raise ValueError(f"indices must be of cells, 0 to {cells - 1}, got {got}")
 
 
 class MarginalLikelihoodMixin:

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import dvae_fast
+
 models: Any = pytest.importorskip("pythae.models")
 ours: Any = pytest.importorskip("dvae_fast.integrations.pythae")
 
@@ -69,12 +71,21 @@ def test_what_has_no_density_is_refused() -> None:
             ours.estimate_log_likelihood(model, _x(), 5)
 
 
+def test_the_evaluator_says_where_it_is_evaluated() -> None:
+    with pytest.raises(
+        TypeError, match=r"got VAE of pythae, for which there is dvae_fast\.integrations\.pythae"
+    ):
+        dvae_fast.estimate_log_likelihood(_made("VAE", "bce"), _x(), 5)
+
+
 def test_wrong_data_are_refused() -> None:
     model = _made("VAE", "bce")
     with pytest.raises(ValueError, match=r"x must have shape \(N, 1, 3, 4\), got \(6, 12\)"):
         ours.estimate_log_likelihood(model, _x().flatten(1), 5)
     with pytest.raises(ValueError, match="x must"):
         ours.estimate_log_likelihood(model, 3 * _x(), 5)
+    with pytest.raises(TypeError, match="x must be a tensor, got list"):
+        ours.estimate_log_likelihood(model, [[0.0] * 12], 5)
     model.model_config.reconstruction_loss = "hinge"
     with pytest.raises(ValueError, match=r"likelihood must be given .* loss 'hinge'"):
         ours.estimate_log_likelihood(model, _x(), 5)

@@ -75,3 +75,9 @@ def test_what_is_no_model_of_it_is_refused() -> None:
     scvi.model.SCVI.setup_anndata(data, batch_key="lane")
     with pytest.raises(ValueError, match="model must be trained, and is not"):
         ours.estimate_marginal_ll(scvi.model.SCVI(data, n_latent=2))
+    model = _model(data)
+    with pytest.raises(TypeError, match="adata must be an AnnData, got ndarray"):
+        ours.estimate_marginal_ll(model, 5, adata=np.ones((3, GENES)))
+    for indices, got in (([0, N], f"0 to {N}"), ([-1, 3], "-1 to 3"), ([], "none")):
+        with pytest.raises(ValueError, match=f"indices must be of cells, 0 to 47, got {got}"):
+            ours.estimate_marginal_ll(model, 5, indices=indices)

@@ -186,6 +186,8 @@ class Evaluated:
         self._looks = _LOOKS
         self._seen = 0
         self._range: tuple[Tensor, Tensor] | None = None
+        self._value_looks = _LOOKS
+        self._wrong: str | None = None
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Every module in evaluation mode, and each one's own mode again afterwards."""
@@ -322,6 +324,8 @@ class Evaluated:
         mask = None if batch.mask is None else batch.mask.flatten(1)
         if self._trunk is None or (context is not None and self._decoder is None):
             params = self.params(z, x.shape[1], context)
+            if mask is None:
+                self._look_at_values(params)
             return functional.log_weights(params, x, log_ratio, self.likelihood, mask)
         if self._decoded_dtype is not None:
             z = z.to(self._decoded_dtype)
@@ -427,6 +431,18 @@ class Evaluated:
         if first.device.type == "cpu" and self._doubt() is None:
             self._looks = 0
 
+    def _look_at_values(self, params: Params) -> None:
+        """Note that parameters are none that the likelihood has; of the first decodes, on a CPU."""
+        parts = params if isinstance(params, tuple) else (params,)
+        values = tuple(torch.as_tensor(part).detach() for part in parts)
+        if self._value_looks == 0 or not all(t.is_cpu and t.numel() for t in values):
+            return
+        self._value_looks -= 1
+        try:
+            self.likelihood.check_values(values)
+        except ValueError as error:
+            self._wrong, self._value_looks = str(error), 0
+
     def _doubt(self) -> str | None:
         if self._range is None:
             return None
@@ -438,6 +454,8 @@ class Evaluated:
         said = [self.likelihood.doubt_data(x)]
         if self._seen >= _ENOUGH:
             said.append(self._doubt())
+        if self._wrong is not None:
+            said.append(f"The decoder gives no parameters of the likelihood: {self._wrong}.")
         if names := always_training(self.modules):
             said.append(
                 f"{names[0]} was exported in training mode, which no evaluation mode changes: "

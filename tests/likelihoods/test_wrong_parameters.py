@@ -140,3 +140,25 @@ def test_validation_refuses_it(name: str, i: int) -> None:
         dvae_fast.log_weights(_given(params), x, ratio, name, seen)
     finally:
         dvae_fast.set_validation(old)
+
+
+@each_row
+def test_it_is_told_by_the_estimate(name: str, i: int) -> None:
+    def encode(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x[:, :2], 0 * x[:, :2]
+
+    def decode(z: Tensor, wrong: float = -0.5) -> Any:
+        made = [torch.full((len(z), D), 0.4) for _ in LIKELIHOODS[name].params]
+        made[i][:, 3] = wrong
+        return _given(made)
+
+    def told(decode: Any) -> list[str]:
+        estimate = dvae_fast.estimate_log_likelihood(
+            (encode, decode), _x(), 20, likelihood=name, seed=1
+        )
+        return [text for text in estimate.warnings() if "no parameters" in text]
+
+    (text,) = told(decode)
+    assert text.startswith("The decoder gives no parameters of the likelihood: ")
+    assert list(LIKELIHOODS[name].params)[i] in text
+    assert told(lambda z: decode(z, 0.4)) == []

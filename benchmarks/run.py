@@ -33,8 +33,8 @@ OTHERS = (str(FOLDER), f"--ignore={STUDY}")
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 KEPT_CASES = "(iwae_loss and 50 and not overwrite) or (log_weights and not linear)"
 
-# Of the growth study, whose slopes are of many points: the share of --seconds of each, and turns.
-GROWTH_SHARE, GROWTH_TURNS = 0.1, 2
+# Of the growth study, whose slopes are of many points, each in one turn: the share of --seconds.
+GROWTH_SHARE = 0.1
 
 
 def run(*commands: Sequence[str], **environment: str) -> None:
@@ -97,8 +97,7 @@ def main() -> None:
     run(timed("times.json", *OTHERS))
     operators = str(FOLDER / "bench_operators.py")
     run(timed("kept.json", operators, "-k", KEPT_CASES, share=0.5), **KEPT)
-    fewer = min(turns, GROWTH_TURNS)
-    run(timed("growth.json", str(STUDY), share=GROWTH_SHARE, turns=fewer, choose=0))
+    run(timed("growth.json", str(STUDY), share=GROWTH_SHARE, turns=1, choose=0))
     growth = script("peak_memory.py", "growth_memory.json", "--growth")
     run(script("peak_memory.py", "memory.json"), growth, **passive)
     write(RAW, a.output, shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]]))

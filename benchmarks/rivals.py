@@ -41,8 +41,7 @@ COMPILERS: dict[str, dict[str, Any]] = {
     "compile": {},
     "max-autotune": {"mode": "max-autotune-no-cudagraphs"},
 }
-#: what eager PyTorch gains nothing from, and a compiler; and what a compiler makes one pass of, all
-#: that it is given where compiling takes minutes
+#: what eager gains nothing from, and a compiler; and all that one gets where it takes minutes
 FOR_COMPILERS, FOR_EAGER = ("explicit",), ("bce", "softplus+bmm")
 FUSED = ("select", "sum", "broadcast", "explicit")
 fused_alone = False

@@ -4,7 +4,10 @@
 
     class MyModel(MarginalLikelihoodMixin, scvi.model.SCVI): ...
 
-    MyModel(adata).estimate_marginal_ll(k=5000)
+    MyModel.setup_anndata(adata)
+    model = MyModel(adata)
+    model.train()
+    model.estimate_marginal_ll(k=5000)
 """
 
 from __future__ import annotations

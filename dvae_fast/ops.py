@@ -371,7 +371,7 @@ def library_loaded() -> bool:
 # --- CUDA kernels -----------------------------------------------------------------------------
 
 #: Operators without a CUDA kernel: never called on a GPU, or by the reference there.
-CPU_ONLY = ("mlp_log_weights", "mlp_loss", *(f"masked_{name}" for name in MASKABLE))
+CPU_ONLY = ("mlp_log_weights", "masked_mlp_log_weights", "mlp_loss")
 _CUDA_KERNELS: bool = hasattr(torch.ops.dvae_fast, "_enable_cuda_kernels")
 
 

@@ -57,15 +57,15 @@ def _kernel(name: str, *arguments: str) -> str:
 
 def _log_weights(dtype: str) -> str:
     common = r"dvae::\w+::Bernoulli", dtype, r"\(.*ScaleKind\)0", "false", "true"
-    return _kernel("log_weights_kernel", *common, "8", "4", "1")
+    return _kernel("log_weights_kernel", *common, "8", "4", "1", "false")
 
 
 def _iwae(dtype: str) -> str:
-    return _kernel("iwae_kernel", r"dvae::\w+::Bernoulli", dtype, r"\(.*ScaleKind\)0", "true")
+    return _kernel("iwae_kernel", r"dvae::\w+::Bernoulli", dtype, r"\(.*ScaleKind\)0", "true", "false")
 
 
 def _backward(dtype: str) -> str:
-    common = r"dvae::\w+::Bernoulli", dtype, r"\(.*ScaleKind\)0", "false", "true"
+    common = r"dvae::\w+::Bernoulli", dtype, r"\(.*ScaleKind\)0", "false", "true", "false"
     return _kernel("log_weights_backward_kernel", *common)
 
 

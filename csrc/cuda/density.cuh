@@ -7,6 +7,10 @@
 
 namespace dvae::cuda {
 
+DVAE_DEVICE int64_t mask_row(const Mask& mask, int64_t n) {
+  return divide(n, mask.examples).remainder;
+}
+
 // What all rows of an example share.
 template <class T>
 struct Example {
@@ -15,25 +19,39 @@ struct Example {
   const T* bias;
   const A* scale;
   int64_t scale_step;
+  const uint8_t* seen;  // null without a mask
 };
 
-template <class T>
-DVAE_DEVICE Example<T> example_of(const DecoderParams& p, int64_t example) {
+// Of row n, whose example is known.
+template <class T, bool kMask, class P>
+DVAE_DEVICE Example<T> example_at(const P& p, int64_t n, int64_t example) {
   using A = accumulate_t<T>;
   return {at<A>(p.x, example * p.size), static_cast<const T*>(p.bias),
-          static_cast<const A*>(p.scale), p.scale_stride};
+          static_cast<const A*>(p.scale), p.scale_stride,
+          kMask ? p.mask.seen + mask_row(p.mask, n) * p.size : nullptr};
+}
+template <class T, bool kMask, class P>
+DVAE_DEVICE Example<T> example_of(const P& p, int64_t n) {
+  return example_at<T, kMask>(p, n, divide(n, p.examples).remainder);
 }
 
-// What all rows share, at a thread's columns.
-template <class T, ScaleKind kScale, bool kBias, class C>
+// What all rows share, at a thread's columns. With a mask a bias may be null: one kernel for both.
+template <class T, ScaleKind kScale, bool kBias, class C, bool kMask>
 struct SharedElements {
   using A = accumulate_t<T>;
   typename C::template Held<A> x, scale;
   typename C::template Held<T> bias;
+  typename C::template Held<uint8_t> seen;
 
   DVAE_DEVICE SharedElements(const Example<T>& e, int64_t base, int64_t end)
       : x(C::load(e.x, base, end)) {
-    if constexpr (kBias) bias = C::load(e.bias, base, end);
+    if constexpr (kMask) seen = C::load(e.seen, base, end);
+    if constexpr (kBias && kMask) {
+      bias = {};
+      if (e.bias != nullptr) bias = C::load(e.bias, base, end);
+    } else if constexpr (kBias) {
+      bias = C::load(e.bias, base, end);
+    }
     if constexpr (kScale == ScaleKind::kShared) {
       if (e.scale_step != 0) {
         scale = C::load(e.scale, base, end);
@@ -43,6 +61,7 @@ struct SharedElements {
       }
     }
   }
+  DVAE_DEVICE bool counts(int i) const { return !kMask || seen.get(i) != 0; }
   DVAE_DEVICE A param(T raw, int i) const {
     return kBias ? load(raw) + load(bias.get(i)) : load(raw);
   }
@@ -58,12 +77,14 @@ constexpr bool kCoarse = sizeof(T) == 2;
 // The thread's part of the log-densities of kRows rows of one example: over its columns in
 // [first, end), the first of which is `first` itself. Loads kAhead steps before it uses them.
 // keep(base, params, scales, derivatives) is called with each step of each row; derivatives (of
-// Bernoulli's logits) are made only if kDerivative.
+// Bernoulli's logits) are made only if kDerivative. What a mask leaves out adds nothing, whatever
+// it is, and has a derivative of 0: each element is pushed, and the sums chosen, so that the
+// elements of a warp's threads stay together, and with a mask of ones bits are those without.
 //
 // Each thread keeps up to four pairs of accumulators a row, so that a logarithm serves up to
 // 4 · kMaxPush elements.
 template <class L, class T, ScaleKind kScale, bool kBias, class C, int kRows, int kAhead,
-          bool kDerivative, class Keep>
+          bool kDerivative, bool kMask, class Keep>
 DVAE_DEVICE void add_density(const Example<T>& example, const T* const (&params)[kRows],
                              const T* const (&scales)[kRows], int64_t first, int64_t end,
                              accumulate_t<T> (&total)[kRows], const Keep& keep) {
@@ -97,14 +118,15 @@ DVAE_DEVICE void add_density(const Example<T>& example, const T* const (&params)
       for (int u = 0; u < kAhead; ++u) {
         const int64_t from = base + u * C::kStep;
         if (u > 0 && from >= stop) break;
-        const SharedElements<T, kScale, kBias, C> shared(example, from, end);
+        const SharedElements<T, kScale, kBias, C, kMask> shared(example, from, end);
         if constexpr (L::kHasDataTerm) {
           A step = 0;  // by itself: `data` takes in as many steps as a slot takes elements
           DVAE_UNROLL
           for (int i = 0; i < V; ++i) {
             if (!C::has(from, i, end)) continue;
             const A scale = kScale == ScaleKind::kShared ? shared.scale.get(i) : A(1);
-            step = step + L::template data_term<kScale>(scale, shared.x.get(i));
+            const A term = L::template data_term<kScale>(scale, shared.x.get(i));
+            step = step + (shared.counts(i) ? term : A(0));
           }
           data = data + step;
         }
@@ -115,15 +137,19 @@ DVAE_DEVICE void add_density(const Example<T>& example, const T* const (&params)
           DVAE_UNROLL
           for (int i = 0; i < V; ++i) {
             if (!C::has(from, i, end)) continue;
-            A& ai = a[r][i % kSlots];
-            A& bi = b[r][i % kSlots];
+            A ai = a[r][i % kSlots], bi = b[r][i % kSlots];
             const A param = shared.param(raw[u][r].get(i), i), x = shared.x.get(i);
             if constexpr (L::kHasScale) {
               L::template push<kScale>(ai, bi, param, shared.scale_of(held_scale.get(i), i), x);
             } else if constexpr (kDerivative) {
-              derivative.set(i, L::template push_with_derivative<kCoarse<T>>(ai, bi, param, x));
+              const A d = L::template push_with_derivative<kCoarse<T>>(ai, bi, param, x);
+              derivative.set(i, shared.counts(i) ? d : A(0));
             } else {
               L::template push<kCoarse<T>>(ai, bi, param, x);
+            }
+            if (shared.counts(i)) {
+              a[r][i % kSlots] = ai;
+              b[r][i % kSlots] = bi;
             }
           }
           keep(from, raw[u][r], held_scale, derivative);
@@ -143,9 +169,14 @@ DVAE_DEVICE void add_density(const Example<T>& example, const T* const (&params)
   }
 }
 
-// What a row's log-density has besides the sum over its elements.
-template <class L, class A>
-DVAE_DEVICE A density_constant(const DecoderParams& p, ScaleKind kind) {
+// What the log-density of a row of row n has besides the sum over its elements; without a mask it
+// is the same of all.
+template <class L, class A, bool kMask, class P>
+DVAE_DEVICE A density_constant(const P& p, ScaleKind kind, [[maybe_unused]] int64_t n = 0) {
+  if constexpr (kMask) {
+    return p.mask.constants != nullptr ? static_cast<A>(p.mask.constants[mask_row(p.mask, n)])
+                                       : A(0);
+  }
   return static_cast<A>(
       L::row_constant(p.size, L::kHasLogScale && kind == ScaleKind::kShared ? *p.log_scale : 0.0));
 }

@@ -38,9 +38,12 @@ template <class L, class T>
 constexpr int kFusedWarps = sizeof(T) == 8 && L::kHeavy      ? 8
                             : sizeof(T) == 8 || L::kHasScale ? 16
                                                              : 32;
+// With a mask a thread needs more.
+template <class L, class T, bool kMask>
+constexpr int kMostWarps = kMask && kFusedWarps<L, T> > 16 ? 16 : kFusedWarps<L, T>;
 
-template <class L, class T, ScaleKind kScale, bool kVector>
-__global__ void __launch_bounds__(kFusedWarps<L, T>* kWarp, 1)
+template <class L, class T, ScaleKind kScale, bool kVector, bool kMask>
+__global__ void __launch_bounds__(kMostWarps<L, T, kMask>* kWarp, 1)
     iwae_kernel(const Iwae p, const FusedLayout l) {
   using A = accumulate_t<T>;
   using C = ColumnsOf<T, kVector, kWarp>;
@@ -51,14 +54,16 @@ __global__ void __launch_bounds__(kFusedWarps<L, T>* kWarp, 1)
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const A multiplier = static_cast<A>(p.multiplier);
-  const A constant = density_constant<L, A>(p, kScale);
+  A constant{};
+  if constexpr (!kMask) constant = density_constant<L, A, false>(p, kScale);
   const int64_t items = p.samples * l.segments;
   A* density = shared_at<A>(l.density_at);
   // Row k: params or derivatives, then the scales.
   const auto held = [&](int64_t k) { return shared_at<T>(k * l.row_bytes); };
 
   for (int64_t n = blockIdx.x; n < p.rows; n += gridDim.x) {
-    const Example<T> example = example_of<T>(p, divide(n, p.examples).remainder);
+    const Example<T> example = example_of<T, kMask>(p, n);
+    if constexpr (kMask) constant = density_constant<L, A, true>(p, kScale, n);
     for (int64_t item = warp; item < items; item += l.warps) {
       const int64_t k = item / l.segments, first = item % l.segments * l.segment;
       const int64_t end = minimum(first + l.segment, p.size);
@@ -75,7 +80,7 @@ __global__ void __launch_bounds__(kFusedWarps<L, T>* kWarp, 1)
           if constexpr (kFull) C::store(held(k) + p.size, base, end, full);
         }
       };
-      add_density<L, T, kScale, false, C, 1, kAhead, kDerivative>(
+      add_density<L, T, kScale, false, C, 1, kAhead, kDerivative, kMask>(
           example, params, scales, first + C::first(lane), end, total, keep);
       const A sum = team_sum(total[0], kWarp);
       if (lane == 0) {
@@ -107,8 +112,13 @@ __global__ void __launch_bounds__(kFusedWarps<L, T>* kWarp, 1)
           out = C::load(static_cast<const T*>(held(k)), base, end);
           DVAE_UNROLL
           for (int i = 0; i < V; ++i) out.v[i] = weight * out.v[i];
+          if constexpr (kMask) {  // 0 of a weight that is NaN, too
+            const auto seen = C::load(example.seen, base, end);
+            DVAE_UNROLL
+            for (int i = 0; i < V; ++i) out.v[i] = seen.get(i) != 0 ? out.v[i] : A(0);
+          }
         } else {
-          const SharedElements<T, kScale, false, C> shared(example, base, end);
+          const SharedElements<T, kScale, false, C, kMask> shared(example, base, end);
           const Held raw = C::load(static_cast<const T*>(held(k)), base, end);
           Held full{}, out_scale;
           if constexpr (kFull) full = C::load(static_cast<const T*>(held(k) + p.size), base, end);
@@ -117,9 +127,10 @@ __global__ void __launch_bounds__(kFusedWarps<L, T>* kWarp, 1)
             if (!C::has(base, i, end)) continue;
             const A scale = L::kHasScale ? shared.scale_of(full.get(i), i) : A(1);
             A d_scale = 0;
-            set(out, i,
-                weighted_derivative<L, T, kScale>(weight, load(raw.get(i)), scale, shared.x.get(i),
-                                                  d_scale));
+            A d = weighted_derivative<L, T, kScale>(weight, load(raw.get(i)), scale,
+                                                    shared.x.get(i), d_scale);
+            if (!shared.counts(i)) d = d_scale = A(0);
+            set(out, i, d);
             if constexpr (kFull) set(out_scale, i, d_scale);
           }
           if constexpr (kFull) C::store(at<T>(p.grad_scale, row), base, end, out_scale);
@@ -132,9 +143,11 @@ __global__ void __launch_bounds__(kFusedWarps<L, T>* kWarp, 1)
 }
 
 // The layout for a block of this device; shared_bytes is too large for it if an example does not
-// fit.
+// fit. Rows are cut into segments for `usual_warps`, with a mask or without, which gives the same
+// bits.
 template <class T, ScaleKind kScale>
-FusedLayout fused_layout(const Iwae& p, const Device& device, int64_t step, int most_warps) {
+FusedLayout fused_layout(const Iwae& p, const Device& device, int64_t step, int usual_warps,
+                         int most_warps) {
   using A = accumulate_t<T>;
   FusedLayout l{};
   const int64_t steps = std::max<int64_t>(divide_up(p.size, step), 1);
@@ -144,10 +157,10 @@ FusedLayout fused_layout(const Iwae& p, const Device& device, int64_t step, int 
   // that one loads while another computes.
   const int64_t block_bytes = l.density_at + device.shared_reserved + 1024;
   const int64_t blocks = std::clamp<int64_t>(device.shared_total / block_bytes, 1, 4);
-  const int64_t most = most_warps / blocks;
+  const int64_t usual = usual_warps / blocks, most = most_warps / blocks;
   // Few samples: several warps a row, each with at least two steps.
   const int64_t samples = std::max<int64_t>(p.samples, 1);
-  l.segments = static_cast<int>(std::clamp<int64_t>(most / samples, 1, divide_up(steps, 2)));
+  l.segments = static_cast<int>(std::clamp<int64_t>(usual / samples, 1, divide_up(steps, 2)));
   l.segment = divide_up(steps, l.segments) * step;
   const int64_t items = std::max<int64_t>(p.samples * l.segments, 1);
   l.shared_bytes = l.density_at + items * static_cast<int64_t>(sizeof(A));
@@ -156,32 +169,48 @@ FusedLayout fused_layout(const Iwae& p, const Device& device, int64_t step, int 
   return l;
 }
 
-template <class L, class T, ScaleKind kScale>
+template <class L, class T, ScaleKind kScale, bool kMask>
 cudaError_t launch_fused(const Iwae& p, const Device& device, bool& fits, cudaStream_t stream) {
-  const auto bases = {p.params, p.x, scale_rows<kScale>(p), static_cast<const void*>(p.grad_params),
+  const auto bases = {p.params,
+                      p.x,
+                      scale_rows<kScale>(p),
+                      static_cast<const void*>(p.mask.seen),
+                      static_cast<const void*>(p.grad_params),
                       static_cast<const void*>(p.grad_scale)};
   const bool vector = packs_fit<T>(p.size, kPack<T>, bases);
   const int64_t step =
       vector ? ColumnsOf<T, true, kWarp>::kStep : ColumnsOf<T, false, kWarp>::kStep;
-  const FusedLayout l = fused_layout<T, kScale>(p, device, step, kFusedWarps<L, T>);
+  const FusedLayout l =
+      fused_layout<T, kScale>(p, device, step, kFusedWarps<L, T>, kMostWarps<L, T, kMask>);
   fits = l.shared_bytes <= device.shared_bytes;
   if (!fits) return cudaSuccess;
   const auto run = [&](auto kernel) {
     return launch(kernel, grid_of(blocks_for(device, p.rows, 1)), l.warps * kWarp, l.shared_bytes,
                   stream, p, l);
   };
-  return vector ? run(&iwae_kernel<L, T, kScale, true>) : run(&iwae_kernel<L, T, kScale, false>);
+  return vector ? run(&iwae_kernel<L, T, kScale, true, kMask>)
+                : run(&iwae_kernel<L, T, kScale, false, kMask>);
 }
 
-template <class L>
-cudaError_t IwaeOf<L>::launch(DType dtype, const Iwae& p, bool& fits, cudaStream_t stream) {
+template <class L, bool kMask>
+cudaError_t iwae_of(DType dtype, const Iwae& p, bool& fits, cudaStream_t stream) {
   constexpr ScaleKind kScale = L::kHasScale ? ScaleKind::kFull : ScaleKind::kNone;
   Device device;
   if (const cudaError_t error = query(device)) return error;
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    return launch_fused<L, T, kScale>(p, device, fits, stream);
+    return launch_fused<L, T, kScale, kMask>(p, device, fits, stream);
   });
+}
+
+template <class L>
+cudaError_t IwaeOf<L>::launch(DType dtype, const Iwae& p, bool& fits, cudaStream_t stream) {
+  return iwae_of<L, false>(dtype, p, fits, stream);
+}
+
+template <class L>
+cudaError_t MaskedIwaeOf<L>::launch(DType dtype, const Iwae& p, bool& fits, cudaStream_t stream) {
+  return iwae_of<L, true>(dtype, p, fits, stream);
 }
 
 }  // namespace dvae::cuda

@@ -43,9 +43,14 @@ int64_t sum_parts(int64_t rows, int64_t size);
 // out (T), of one element or `size`: the sums over parts, and for one element over dimensions.
 cudaError_t finish_sums(DType, const double* parts, int64_t count_parts, int64_t size, void* out,
                         int64_t count, cudaStream_t);
-// out: Σ_d log scale of a shared scale (A) of one element or `size`.
+// out: Σ_d log scale of a shared scale (A) of one element or `size`. each: null, or those
+// logarithms.
 cudaError_t log_scale_sum(DType, const void* scale, int64_t count, int64_t size, double* out,
-                          cudaStream_t);
+                          double* each, cudaStream_t);
+// out (examples,): what log p of a row of each example has besides the sum over its elements.
+// log_scale: null, or log_scale_sum's; each: of `count` elements.
+cudaError_t row_constants(LikelihoodKind, const Mask&, int64_t size, const double* log_scale,
+                          const double* each, int64_t count, double* out, cudaStream_t);
 
 // total (A) += part (T), n elements.
 cudaError_t add_to(DType, void* total, const void* part, int64_t n, cudaStream_t);

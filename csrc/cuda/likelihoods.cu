@@ -24,7 +24,9 @@ cudaError_t log_weights(LikelihoodKind likelihood, DType dtype, ScaleKind scale,
                         const LogWeights& p, cudaStream_t stream) {
   if (p.begin >= p.end) return cudaSuccess;
   return with_likelihood(likelihood, [&](auto l) {
-    return LogWeightsOf<typename decltype(l)::type>::launch(dtype, scale, p, stream);
+    using L = typename decltype(l)::type;
+    return p.mask.seen != nullptr ? MaskedLogWeightsOf<L>::launch(dtype, scale, p, stream)
+                                  : LogWeightsOf<L>::launch(dtype, scale, p, stream);
   });
 }
 
@@ -33,7 +35,9 @@ cudaError_t log_weights_backward(LikelihoodKind likelihood, DType dtype, ScaleKi
   if (p.size == 0) return cudaSuccess;
   if (p.begin >= p.end) return clear_parts(p, stream);
   return with_likelihood(likelihood, [&](auto l) {
-    return LogWeightsBackwardOf<typename decltype(l)::type>::launch(dtype, scale, p, stream);
+    using L = typename decltype(l)::type;
+    return p.mask.seen != nullptr ? MaskedLogWeightsBackwardOf<L>::launch(dtype, scale, p, stream)
+                                  : LogWeightsBackwardOf<L>::launch(dtype, scale, p, stream);
   });
 }
 
@@ -45,11 +49,13 @@ cudaError_t iwae(LikelihoodKind likelihood, DType dtype, ScaleKind scale, const 
   if (scale != ScaleKind::kShared && p.rows > 0) {
     bool fits = false;
     const cudaError_t error = with_likelihood(likelihood, [&](auto l) {
-      return IwaeOf<typename decltype(l)::type>::launch(dtype, p, fits, stream);
+      using L = typename decltype(l)::type;
+      return p.mask.seen != nullptr ? MaskedIwaeOf<L>::launch(dtype, p, fits, stream)
+                                    : IwaeOf<L>::launch(dtype, p, fits, stream);
     });
     if (fits || error != cudaSuccess) return error;
   }
-  const LogWeights sweep{p, 0, p.rows * p.samples};
+  const LogWeights sweep{p, 0, p.rows * p.samples, p.mask};
   if (const cudaError_t error = log_weights(likelihood, dtype, scale, sweep, stream)) return error;
   if (const cudaError_t error = iwae_normalise(dtype, p, stream)) return error;
   LogWeightGrads gradient{};
@@ -61,6 +67,7 @@ cudaError_t iwae(LikelihoodKind likelihood, DType dtype, ScaleKind scale, const 
   gradient.end = sweep.end;
   gradient.scale_parts = p.scale_parts;
   gradient.parts = p.parts;
+  gradient.mask = p.mask;
   return log_weights_backward(likelihood, dtype, scale, gradient, stream);
 }
 

@@ -23,4 +23,18 @@ struct IwaeOf {
   static cudaError_t launch(DType, const Iwae&, bool& fits, cudaStream_t);
 };
 
+// The same of rows with a mask, and as many kernels again: those above pay nothing for it.
+template <class L>
+struct MaskedLogWeightsOf {
+  static cudaError_t launch(DType, ScaleKind, const LogWeights&, cudaStream_t);
+};
+template <class L>
+struct MaskedLogWeightsBackwardOf {
+  static cudaError_t launch(DType, ScaleKind, const LogWeightGrads&, cudaStream_t);
+};
+template <class L>
+struct MaskedIwaeOf {
+  static cudaError_t launch(DType, const Iwae&, bool& fits, cudaStream_t);
+};
+
 }  // namespace dvae::cuda

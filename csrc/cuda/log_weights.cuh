@@ -25,20 +25,21 @@ struct RowGroups {
 constexpr int kRowThreads = 128;
 
 // Blocks of a multiprocessor, at least: with a row at a time, threads matter more than a schedule.
-template <class L, class T, int kRows>
+template <class L, class T, int kRows, bool kMask>
 constexpr int kRowBlocks = kRows > 1 || L::kHasScale || sizeof(T) == 8 ? 1
-                           : sizeof(T) == 4                            ? 8
+                           : sizeof(T) == 4 && !kMask                  ? 8
                                                                        : 6;
 
 template <class L, class T, ScaleKind kScale, bool kBias, bool kVector, int kTeam, int kRows,
-          int kAhead>
-__global__ void __launch_bounds__(kRowThreads, kRowBlocks<L, T, kRows>)
+          int kAhead, bool kMask>
+__global__ void __launch_bounds__(kRowThreads, kRowBlocks<L, T, kRows, kMask>)
     log_weights_kernel(const LogWeights p, const RowGroups g) {
   using A = accumulate_t<T>;
   using C = ColumnsOf<T, kVector, kTeam>;
   static_assert(kRows <= kTeam, "lane r writes row r");
   const int lane = static_cast<int>(threadIdx.x) % kTeam;
-  const A constant = density_constant<L, A>(p, kScale);
+  A constant{};
+  if constexpr (!kMask) constant = density_constant<L, A, false>(p, kScale);
   const int64_t teams = item_stride() / kTeam, team = first_item() / kTeam;
   const int64_t warp_first = (first_item() - threadIdx.x % kWarp) / kTeam;
   // Teams of a warp stay together, as the sums over lanes need: the last ones repeat a group.
@@ -59,9 +60,10 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks<L, T, kRows>)
       scales[r] = kScale == ScaleKind::kFull ? at<T>(p.scale, row * p.size) : nullptr;
     }
     A total[kRows] = {};
-    add_density<L, T, kScale, kBias, C, kRows, kAhead, false>(
-        example_of<T>(p, divide(n, p.examples).remainder), params, scales, C::first(lane), p.size,
-        total, [](int64_t, auto&, auto&, auto&) {});
+    add_density<L, T, kScale, kBias, C, kRows, kAhead, false, kMask>(
+        example_of<T, kMask>(p, n), params, scales, C::first(lane), p.size, total,
+        [](int64_t, auto&, auto&, auto&) {});
+    if constexpr (kMask) constant = density_constant<L, A, true>(p, kScale, n);
     DVAE_UNROLL
     for (int r = 0; r < kRows; ++r) {
       const A sum = team_sum(total[r], kTeam) + constant;
@@ -73,7 +75,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks<L, T, kRows>)
   }
 }
 
-template <class L, class T, ScaleKind kScale, bool kBias>
+template <class L, class T, ScaleKind kScale, bool kBias, bool kMask>
 cudaError_t launch_log_weights(const LogWeights& p, cudaStream_t stream) {
   Device device;
   if (const cudaError_t error = query(device)) return error;
@@ -86,8 +88,10 @@ cudaError_t launch_log_weights(const LogWeights& p, cudaStream_t stream) {
                   stream, p, g);
   };
   const bool vector =
-      packs_fit<T>(p.size, kPack<T>, {p.params, p.x, p.bias, scale_rows<kScale>(p)});
-  if (!vector) return run(&log_weights_kernel<L, T, kScale, kBias, false, kWarp, 1, 2>, kWarp, 1);
+      packs_fit<T>(p.size, kPack<T>, {p.params, p.x, p.bias, scale_rows<kScale>(p), p.mask.seen});
+  if (!vector) {
+    return run(&log_weights_kernel<L, T, kScale, kBias, false, kWarp, 1, 2, kMask>, kWarp, 1);
+  }
   if constexpr (sizeof(T) < 8) {
     // Eight lanes for four rows: x is read once for the four, hardly a lane idles at a row's end,
     // and four loads are under way. Where that leaves the device idle, or chunks of samples
@@ -99,33 +103,48 @@ cudaError_t launch_log_weights(const LogWeights& p, cudaStream_t stream) {
     const bool full = padded - p.samples <= p.samples / 8;
     const bool many = (p.end - p.begin) * kTeam / kRows >= int64_t{device.multiprocessors} * 512;
     if (full && many) {
-      return run(&log_weights_kernel<L, T, kScale, kBias, true, kTeam, kRows, 1>, kTeam, kRows);
+      return run(&log_weights_kernel<L, T, kScale, kBias, true, kTeam, kRows, 1, kMask>, kTeam,
+                 kRows);
     }
   }
-  return run(&log_weights_kernel<L, T, kScale, kBias, true, kWarp, 1, 2>, kWarp, 1);
+  return run(&log_weights_kernel<L, T, kScale, kBias, true, kWarp, 1, 2, kMask>, kWarp, 1);
 }
 
-template <class L, ScaleKind kScale>
+template <class L, ScaleKind kScale, bool kMask>
 cudaError_t log_weights_scaled(DType dtype, const LogWeights& p, cudaStream_t stream) {
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     // Only a linear layer's tiles have a bias, and they have no scale an element.
-    if constexpr (kScale != ScaleKind::kFull) {
-      if (p.bias != nullptr) return launch_log_weights<L, T, kScale, true>(p, stream);
+    constexpr bool kMayHaveBias = kScale != ScaleKind::kFull;
+    if constexpr (kMayHaveBias && !kMask) {
+      if (p.bias != nullptr) return launch_log_weights<L, T, kScale, true, false>(p, stream);
     }
-    return launch_log_weights<L, T, kScale, false>(p, stream);
+    return launch_log_weights < L, T, kScale, kMayHaveBias && kMask, kMask > (p, stream);
   });
 }
 
-template <class L>
-cudaError_t LogWeightsOf<L>::launch(DType dtype, [[maybe_unused]] ScaleKind scale,
-                                    const LogWeights& p, cudaStream_t stream) {
+template <class L, bool kMask>
+cudaError_t log_weights_of(DType dtype, [[maybe_unused]] ScaleKind scale, const LogWeights& p,
+                           cudaStream_t stream) {
   if constexpr (!L::kHasScale) {
-    return log_weights_scaled<L, ScaleKind::kNone>(dtype, p, stream);
+    return log_weights_scaled<L, ScaleKind::kNone, kMask>(dtype, p, stream);
   } else {
-    return scale == ScaleKind::kFull ? log_weights_scaled<L, ScaleKind::kFull>(dtype, p, stream)
-                                     : log_weights_scaled<L, ScaleKind::kShared>(dtype, p, stream);
+    return scale == ScaleKind::kFull
+               ? log_weights_scaled<L, ScaleKind::kFull, kMask>(dtype, p, stream)
+               : log_weights_scaled<L, ScaleKind::kShared, kMask>(dtype, p, stream);
   }
+}
+
+template <class L>
+cudaError_t LogWeightsOf<L>::launch(DType dtype, ScaleKind scale, const LogWeights& p,
+                                    cudaStream_t stream) {
+  return log_weights_of<L, false>(dtype, scale, p, stream);
+}
+
+template <class L>
+cudaError_t MaskedLogWeightsOf<L>::launch(DType dtype, ScaleKind scale, const LogWeights& p,
+                                          cudaStream_t stream) {
+  return log_weights_of<L, true>(dtype, scale, p, stream);
 }
 
 }  // namespace dvae::cuda

@@ -16,7 +16,7 @@ namespace dvae::cuda {
 // Rows loaded before the first is used.
 constexpr int kRowsAhead = 4;
 
-template <class L, class T, ScaleKind kScale, bool kSums, bool kVector>
+template <class L, class T, ScaleKind kScale, bool kSums, bool kVector, bool kMask>
 __global__ void __launch_bounds__(kThreads, 1)
     log_weights_backward_kernel(const LogWeightGrads p, const ColumnLayout layout) {
   using A = accumulate_t<T>;
@@ -30,13 +30,16 @@ __global__ void __launch_bounds__(kThreads, 1)
   ColumnSum<A, V> params_sum, scale_sum;
 
   int64_t example = 0, sample = 0;  // of the row
+  [[maybe_unused]] int64_t n = 0;
   if (thread.begin < thread.end) {
     const Quotient q = divide(thread.begin, p.samples);
-    example = divide(q.quotient, p.examples).remainder;
+    n = q.quotient;
+    example = divide(n, p.examples).remainder;
     sample = q.remainder;
   }
   for (int64_t row = thread.begin, added = 0; row < thread.end;) {
-    const SharedElements<T, kScale, false, C> shared(example_of<T>(p, example), base, p.size);
+    const SharedElements<T, kScale, false, C, kMask> shared(example_at<T, kMask>(p, n, example),
+                                                            base, p.size);
     Held bias{};
     if (kSums && p.bias != nullptr) bias = C::load(static_cast<const T*>(p.bias), base, p.size);
     // What the scale's derivative has in common in all of the example's rows.
@@ -73,6 +76,8 @@ __global__ void __launch_bounds__(kThreads, 1)
                                                          d_scale[i]);
           if constexpr (kData)
             d_scale[i] = weight[r] == A(0) ? A(0) : d_scale[i] + weight[r] * data[i];
+          // After the weight, which may be NaN.
+          if (!shared.counts(i)) d_param[i] = d_scale[i] = A(0);
           set(out, i, d_param[i]);
           if constexpr (kFull) set(out_scale, i, d_scale[i]);
         }
@@ -92,6 +97,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     row = stop;
     sample = 0;
     example = example + 1 == p.examples ? 0 : example + 1;
+    ++n;
   }
   if constexpr (kSums) {
     params_sum.flush();
@@ -108,7 +114,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-template <class L, class T, ScaleKind kScale, bool kSums>
+template <class L, class T, ScaleKind kScale, bool kSums, bool kMask>
 cudaError_t launch_log_weights_backward(const LogWeightGrads& p, cudaStream_t stream) {
   Device device;
   if (const cudaError_t error = query(device)) return error;
@@ -125,37 +131,50 @@ cudaError_t launch_log_weights_backward(const LogWeightGrads& p, cudaStream_t st
                       p.x,
                       p.bias,
                       scale_rows<kScale>(p),
+                      static_cast<const void*>(p.mask.seen),
                       static_cast<const void*>(p.grad_params),
                       static_cast<const void*>(p.grad_scale)};
   if (packs_fit<T>(p.size, kPack<T>, bases)) {
-    return run(&log_weights_backward_kernel<L, T, kScale, kSums, true>, kPack<T>);
+    return run(&log_weights_backward_kernel<L, T, kScale, kSums, true, kMask>, kPack<T>);
   }
-  return run(&log_weights_backward_kernel<L, T, kScale, kSums, false>, 1);
+  return run(&log_weights_backward_kernel<L, T, kScale, kSums, false, kMask>, 1);
 }
 
-template <class L, ScaleKind kScale>
+template <class L, ScaleKind kScale, bool kMask>
 cudaError_t log_weights_backward_scaled(DType dtype, const LogWeightGrads& p, cudaStream_t stream) {
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     if constexpr (kScale != ScaleKind::kFull) {
       if (p.bias != nullptr || p.bias_parts != nullptr || p.scale_parts != nullptr) {
-        return launch_log_weights_backward<L, T, kScale, true>(p, stream);
+        return launch_log_weights_backward<L, T, kScale, true, kMask>(p, stream);
       }
     }
-    return launch_log_weights_backward<L, T, kScale, false>(p, stream);
+    return launch_log_weights_backward<L, T, kScale, false, kMask>(p, stream);
   });
 }
 
-template <class L>
-cudaError_t LogWeightsBackwardOf<L>::launch(DType dtype, [[maybe_unused]] ScaleKind scale,
-                                            const LogWeightGrads& p, cudaStream_t stream) {
+template <class L, bool kMask>
+cudaError_t log_weights_backward_of(DType dtype, [[maybe_unused]] ScaleKind scale,
+                                    const LogWeightGrads& p, cudaStream_t stream) {
   if constexpr (!L::kHasScale) {
-    return log_weights_backward_scaled<L, ScaleKind::kNone>(dtype, p, stream);
+    return log_weights_backward_scaled<L, ScaleKind::kNone, kMask>(dtype, p, stream);
   } else {
     return scale == ScaleKind::kFull
-               ? log_weights_backward_scaled<L, ScaleKind::kFull>(dtype, p, stream)
-               : log_weights_backward_scaled<L, ScaleKind::kShared>(dtype, p, stream);
+               ? log_weights_backward_scaled<L, ScaleKind::kFull, kMask>(dtype, p, stream)
+               : log_weights_backward_scaled<L, ScaleKind::kShared, kMask>(dtype, p, stream);
   }
+}
+
+template <class L>
+cudaError_t LogWeightsBackwardOf<L>::launch(DType dtype, ScaleKind scale, const LogWeightGrads& p,
+                                            cudaStream_t stream) {
+  return log_weights_backward_of<L, false>(dtype, scale, p, stream);
+}
+
+template <class L>
+cudaError_t MaskedLogWeightsBackwardOf<L>::launch(DType dtype, ScaleKind scale,
+                                                  const LogWeightGrads& p, cudaStream_t stream) {
+  return log_weights_backward_of<L, true>(dtype, scale, p, stream);
 }
 
 }  // namespace dvae::cuda

@@ -44,6 +44,13 @@ DVAE_DEVICE void set(Pack<T, V, kPairs>& pack, int i, accumulate_t<T> value) {
   }
 }
 
+// The widest access that reads so many bytes in whole ones.
+template <int kBytes>
+using WordOf =
+    std::conditional_t<kBytes % 16 == 0, uint4,
+                       std::conditional_t<kBytes % 8 == 0, uint2,
+                                          std::conditional_t<kBytes % 4 == 0, uint32_t, uint16_t>>>;
+
 // A whole pack from an address that is a multiple of 16 bytes, or of its size if that is less.
 template <class T, int V>
 DVAE_DEVICE Pack<T, V> load_pack(const T* from) {
@@ -51,7 +58,7 @@ DVAE_DEVICE Pack<T, V> load_pack(const T* from) {
   if constexpr (V == 1) {
     to.v[0] = from[0];
   } else {
-    using Word = std::conditional_t<sizeof(to) % 16 == 0, uint4, uint2>;
+    using Word = WordOf<sizeof(to)>;
     constexpr int kWords = sizeof(to) / sizeof(Word);
     static_assert(sizeof(to) == V * sizeof(T) && sizeof(to) == kWords * sizeof(Word));
     Word words[kWords];
@@ -68,7 +75,7 @@ DVAE_DEVICE void store_pack(T* to, const Pack<T, V>& from) {
   if constexpr (V == 1) {
     to[0] = from.v[0];
   } else {
-    using Word = std::conditional_t<sizeof(from) % 16 == 0, uint4, uint2>;
+    using Word = WordOf<sizeof(from)>;
     constexpr int kWords = sizeof(from) / sizeof(Word);
     Word words[kWords];
     __builtin_memcpy(words, &from, sizeof(from));

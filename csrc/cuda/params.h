@@ -7,8 +7,17 @@
 
 namespace dvae::cuda {
 
+// Which elements of x are known, (examples, D): not 0 where one is. Row n has row n % examples of
+// it.
+struct Mask {
+  const uint8_t* seen;  // null: all are
+  int64_t examples;
+  const double* constants;  // (examples,) as row_constants makes them, or null: 0
+};
+
 struct LogWeights : LogWeightParams {
   int64_t begin, end;  // the rows (n, k) to work on
+  Mask mask;
 };
 
 struct LogWeightGrads : LogWeightGradParams {
@@ -20,11 +29,13 @@ struct LogWeightGrads : LogWeightGradParams {
   double* scale_parts;
   int64_t parts;
   bool accumulate;  // add to the parts instead of setting them
+  Mask mask;
 };
 
 struct Iwae : IwaeParams {
   double* scale_parts;  // as above, for a shared scale
   int64_t parts;
+  Mask mask;
 };
 
 }  // namespace dvae::cuda

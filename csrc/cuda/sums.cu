@@ -1,6 +1,6 @@
-// The last step of sums over rows (columns.cuh), and Σ log scale. Small: (parts + 1) · D numbers.
-// Registers (sm_90a): 28–40.
-#include "../core/math.h"
+// The last step of sums over rows (columns.cuh), and what log p has once a row. Small: (parts + 1)
+// · D numbers, and with a mask a byte an element of x. Registers (sm_90a): 28–40.
+#include "../core/likelihoods.h"
 #include "launch.cuh"
 #include "reduce.cuh"
 
@@ -43,17 +43,41 @@ __global__ void __launch_bounds__(kWide) sum_all_kernel(const double* parts, int
   if (threadIdx.x == 0) store(*out, static_cast<accumulate_t<T>>(sum));
 }
 
-// Σ log scale; one block.
+// Σ log scale, and each if `each` is not null; one block.
 template <class A>
 __global__ void __launch_bounds__(kWide)
-    log_scale_kernel(const A* scale, int64_t count, int64_t size, double* out) {
+    log_scale_kernel(const A* scale, int64_t count, int64_t size, double* out, double* each) {
   double sum = 0;
   for (int64_t i = threadIdx.x; i < count; i += kWide) {
-    sum += log(static_cast<double>(scale[i]));
+    const double log_scale = log(static_cast<double>(scale[i]));
+    sum += log_scale;
+    if (each != nullptr) each[i] = log_scale;
   }
   sum = BlockTeam<kWide>::sum(sum);
   // One element that serves all dimensions.
   if (threadIdx.x == 0) *out = count == size ? sum : sum * static_cast<double>(size);
+}
+
+// A warp an example. Of one that is known whole the sum is the one that rows without a mask have.
+template <class L>
+__global__ void __launch_bounds__(kThreads, 1)
+    row_constants_kernel(const Mask mask, int64_t size, const double* log_scale, const double* each,
+                         int64_t count, double* out) {
+  for (int64_t n = first_item() / kWarp; n < mask.examples; n += item_stride() / kWarp) {
+    int64_t known = 0;
+    double sum = 0;
+    for (int64_t i = WarpTeam::rank(); i < size; i += kWarp) {
+      if (mask.seen[n * size + i] == 0) continue;
+      ++known;
+      if (each != nullptr && count != 1) sum += each[i];
+    }
+    known = WarpTeam::sum(known);
+    sum = WarpTeam::sum(sum);
+    // Of nothing known 0, of a scale of 0, inf or NaN too.
+    if (each != nullptr && count == 1 && known > 0) sum = *each * static_cast<double>(known);
+    if (log_scale != nullptr && known == size) sum = *log_scale;
+    if (WarpTeam::rank() == 0) out[n] = L::row_constant(known, sum);
+  }
 }
 
 template <class T>
@@ -91,11 +115,24 @@ cudaError_t finish_sums(DType dtype, const double* parts, int64_t count_parts, i
 }
 
 cudaError_t log_scale_sum(DType dtype, const void* scale, int64_t count, int64_t size, double* out,
-                          cudaStream_t stream) {
+                          double* each, cudaStream_t stream) {
   return with_dtype(dtype, [&](auto type) {
     using A = accumulate_t<typename decltype(type)::type>;
     return launch(&log_scale_kernel<A>, grid_of(1), kWide, BlockTeam<kWide>::kBytes, stream,
-                  static_cast<const A*>(scale), count, size, out);
+                  static_cast<const A*>(scale), count, size, out, each);
+  });
+}
+
+cudaError_t row_constants(LikelihoodKind likelihood, const Mask& mask, int64_t size,
+                          const double* log_scale, const double* each, int64_t count, double* out,
+                          cudaStream_t stream) {
+  if (mask.examples == 0) return cudaSuccess;
+  Device device;
+  if (const cudaError_t error = query(device)) return error;
+  const dim3 grid = grid_of(blocks_for(device, mask.examples, kThreads / kWarp));
+  return with_likelihood(likelihood, [&](auto l) {
+    return launch(&row_constants_kernel<typename decltype(l)::type>, grid, kThreads, 0, stream,
+                  mask, size, log_scale, each, count, out);
   });
 }
 

@@ -72,9 +72,8 @@ class Backend {
 
   // For a decoder whose rows share their scale: what its params say of it, and layout.
   virtual void lay_out_scale(Decoder&) const = 0;
-  // For one with a mask, after its scale. Without kernels for that, its operators are not
-  // registered.
-  virtual void lay_out_mask(Decoder&) const {}
+  // For one with a mask, after its scale.
+  virtual void lay_out_mask(Decoder&) const = 0;
   virtual void log_weights(const Decoder&, const LogWeightParams&, int64_t begin,
                            int64_t end) const = 0;
   // rows: the most that are added at once.

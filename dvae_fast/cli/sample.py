@@ -45,8 +45,12 @@ def sample_command(
         bool, shown(_SAMPLES, "Draw x ~ p(x|z) instead of showing its mean.", "--draw")
     ] = False,
     label: Annotated[
-        int | None,
-        shown(_SAMPLES, "Of a model with labels: only of this one. Default: each in turn."),
+        str | None,
+        shown(
+            _SAMPLES,
+            "Of a model with labels: only of this one, a number or a class's name. Default: each in "
+            "turn.",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -73,7 +77,7 @@ def sample_command(
         if kind == _TABLE and shape is not None:
             fail(f"out must not end in {_TABLE} for a run on images, got {str(out)!r}", 2)
         with wrong_options():
-            context = _labels(label, model, n)
+            context = _labels(label, model, n, (config.names or {}).get("classes", []))
         title = f"{config.model} on {config.data_name}"
         if kind in (_ARRAYS, _TABLE):
             x = model.sample(n, seed=seed, draw=draw, context=context)
@@ -90,14 +94,18 @@ def sample_command(
         say(f"{path}")
 
 
-def _labels(label: int | None, model: Autoencoder, n: int) -> Tensor | None:
+def _labels(label: str | None, model: Autoencoder, n: int, classes: list[str]) -> Tensor | None:
     """Of each of n images; None of a model without."""
     if label is None:
         return each_label(model, n)
-    if not 0 <= label < model.context_size:
-        rule = f"from 0 to {model.context_size - 1}" if model.context_size else "left out"
-        raise ValueError(f"label must be {rule} for this model, got {label}")
-    return torch.full((n,), label, device="cpu")
+    # A class called "1" before label 1: whoever named classes speaks of names.
+    number = str(classes.index(label)) if label in classes else label
+    if number.isdecimal() and int(number) < model.context_size:
+        return torch.full((n,), int(number), device="cpu")
+    rule = f"from 0 to {model.context_size - 1}" if model.context_size else "left out"
+    if model.context_size and classes:
+        rule += f", or one of {', '.join(classes)},"
+    raise ValueError(f"label must be {rule} for this model, got {label}")
 
 
 def _undone(config: TrainConfig, x: Tensor) -> Tensor:

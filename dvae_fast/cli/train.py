@@ -250,6 +250,9 @@ def _announce(
     label = config.kind.label if config.is_own and way.grey else way.label
     if config.is_own:
         console.print(describe(config.load_data()), soft_wrap=True, markup=False)
+    if config.context is not None:
+        with wrong_options():  # before training is announced
+            config.context_size_of(config.load_data())
     parts = [label, f"{config.likelihood} likelihood"]
     for name in ("encoder", "covariance"):
         if getattr(config, name) != getattr(TrainConfig, name):

@@ -234,7 +234,20 @@ def test_labels_of_folders_make_a_model_conditional() -> None:
     ok("train", *TINY, "--data", "toys", "--context", "labels", "--evaluate-k", "2",
        "--run-dir", "r")  # fmt: skip
     assert load_model("r").context_size == 2
-    ok("sample", "r", "--n", "4", "--label", "1")
+    images = []
+    for label in ("1", "cube"):
+        ok("sample", "r", "--n", "4", "--label", label, "--out", f"{label}.npz")
+        with np.load(f"{label}.npz") as arrays:
+            images.append(arrays["images"])
+    np.testing.assert_array_equal(*images)
+    refused = run("sample", "r", "--label", "cone")
+    assert "label must be from 0 to 1, or one of ball, cube, for this model, got cone" in (
+        refused.output
+    )
+    np.save("a.npy", TABLE)
+    refused = run("train", *TINY, "--data", "a.npy", "--context", "labels")
+    assert "context must be left out: a has no labels" in refused.output
+    assert "Training" not in refused.output
 
 
 def test_a_stream_trains_as_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ void run(const char* op, In on, cudaError_t (*launch)(P...), const A&... argumen
 
 struct ScaleOnDevice : Layout {
   Tensor data;
-  Maybe log_sum;  // one float64
+  Maybe log_scale;  // Σ log scale, float64; with a mask, then each logarithm
 
   explicit ScaleOnDevice(Decoder& d) : data(*d.scale) {
     const ScalarType sums = sum_type(d.in);
@@ -61,13 +61,43 @@ struct ScaleOnDevice : Layout {
     d.p.scale = data.const_data_ptr();
     d.p.scale_stride = data.numel() == 1 ? 0 : 1;
     if (!has_log_scale(d.likelihood)) return;
-    log_sum = empty(data, {1}, ScalarType::Double);
-    auto* out = static_cast<double*>(log_sum->mutable_data_ptr());
-    run("log_scale_sum", data, cuda::log_scale_sum, d.dtype, d.p.scale, data.numel(), d.p.size,
-        out);
+    log_scale = empty(data, {1 + (d.mask ? data.numel() : 0)}, ScalarType::Double);
+    auto* out = static_cast<double*>(log_scale->mutable_data_ptr());
+    run("log_scale_sum", data, cuda::log_scale_sum, d.dtype, d.p.scale, data.numel(), d.p.size, out,
+        d.mask ? out + 1 : nullptr);
     d.p.log_scale = out;
   }
 };
+
+// Whether a row has something besides the sum over its elements.
+bool has_row_constant(LikelihoodKind kind) {
+  return with_likelihood(kind, [](auto l) {
+    using L = typename decltype(l)::type;
+    return L::kHasLogScale || L::row_constant(1, 0.0) != 0;
+  });
+}
+
+struct MaskOnDevice : Layout {
+  Maybe constants;
+  cuda::Mask mask{};
+
+  explicit MaskOnDevice(const Decoder& d) {
+    mask.seen = static_cast<const uint8_t*>(d.mask->const_data_ptr());
+    mask.examples = d.mask->sizes()[0];
+    if (!has_row_constant(d.likelihood)) return;
+    constants = empty(*d.mask, {mask.examples}, ScalarType::Double);
+    auto* out = static_cast<double*>(constants->mutable_data_ptr());
+    const bool shared = d.scale_kind == ScaleKind::kShared && has_log_scale(d.likelihood);
+    run("row_constants", *d.mask, cuda::row_constants, d.likelihood, mask, d.p.size,
+        shared ? d.p.log_scale : nullptr, shared ? d.p.log_scale + 1 : nullptr,
+        shared ? d.scale->numel() : 0, out);
+    mask.constants = out;
+  }
+};
+
+cuda::Mask mask_of(const Decoder& d) {
+  return d.mask ? static_cast<const MaskOnDevice&>(*d.mask_layout).mask : cuda::Mask{};
+}
 
 // Sums over rows per dimension, in parts that do not depend on the device's scheduling: as many as
 // keep it busy.
@@ -99,6 +129,7 @@ class GradientOnCuda final : public Gradient {
  public:
   GradientOnCuda(const Decoder& d, int64_t rows, bool of_bias) : d_(d) {
     p_.multiplier = 1;
+    p_.mask = mask_of(d);
     if (of_bias) bias_.emplace(d.in, rows, d.p.size, p_.bias_parts, p_.parts);
     if (d.scale_kind == ScaleKind::kShared) {
       scale_.emplace(d.in, rows, d.p.size, p_.scale_parts, p_.parts);
@@ -155,10 +186,13 @@ class Cuda final : public Backend {
   }
 
   void lay_out_scale(Decoder& d) const override { d.layout = std::make_unique<ScaleOnDevice>(d); }
+  void lay_out_mask(Decoder& d) const override {
+    d.mask_layout = std::make_unique<MaskOnDevice>(d);
+  }
   void log_weights(const Decoder& d, const LogWeightParams& p, int64_t begin,
                    int64_t end) const override {
     run("log_weights", d.in, cuda::log_weights, d.likelihood, d.dtype, d.scale_kind,
-        cuda::LogWeights{p, begin, end});
+        cuda::LogWeights{p, begin, end, mask_of(d)});
   }
   std::unique_ptr<Gradient> gradient(const Decoder& d, int64_t rows, bool of_bias) const override {
     return std::make_unique<GradientOnCuda>(d, rows, of_bias);
@@ -166,6 +200,7 @@ class Cuda final : public Backend {
   void iwae(const Decoder& d, const IwaeParams& given, In grad_scale) const override {
     cuda::Iwae p{};
     static_cast<IwaeParams&>(p) = given;
+    p.mask = mask_of(d);
     std::optional<PartialSums> sums;
     if (d.scale_kind == ScaleKind::kShared) {
       sums.emplace(d.in, p.rows * p.samples, p.size, p.scale_parts, p.parts);

@@ -16,14 +16,19 @@
 namespace dvae::glue {
 namespace {
 
-constexpr const auto& kOnCuda = kKernels<cuda_backend>;
-constexpr size_t kCount = std::size(kOnCuda);
+constexpr const auto& kPlain = kKernels<cuda_backend>;
+constexpr const auto& kWithMask = kMasked<cuda_backend>;
+constexpr size_t kCount = std::size(kPlain) + std::size(kWithMask);
+
+constexpr const Kernel& on_cuda(size_t i) {
+  return i < std::size(kPlain) ? kPlain[i] : kWithMask[i - std::size(kPlain)];
+}
 
 size_t index_of(Name name) {
   std::string names;
   for (size_t i = 0; i < kCount; ++i) {
-    if (name == kOnCuda[i].name) return i;
-    names += (i > 0 ? ", " : "") + std::string(kOnCuda[i].name);
+    if (name == on_cuda(i).name) return i;
+    names += (i > 0 ? ", " : "") + std::string(on_cuda(i).name);
   }
   STD_TORCH_CHECK(false, "names must be operators with CUDA kernels (", names,
                   "), separated by commas; got \"", name, "\"");
@@ -52,7 +57,7 @@ void enable_cuda_kernels(std::string names) {
   const std::lock_guard<std::mutex> lock(mutex);
   for (const size_t i : wanted) {
     if (enabled[i]) continue;
-    library.impl(kOnCuda[i].name, kOnCuda[i].run);
+    library.impl(on_cuda(i).name, on_cuda(i).run);
     enabled[i] = true;
   }
 }

@@ -83,7 +83,7 @@ struct Likelihood {
       p.scale = shared_scale.data();
       p.scale_stride = scale_of == ScaleOf::kEach ? 1 : 0;
       EXPECT_EQ(cuda::log_scale_sum(TypeOf<T>::dtype, shared_scale.data(), shared_scale.size(),
-                                    size, log_scale.data(), nullptr),
+                                    size, log_scale.data(), nullptr, nullptr),
                 cudaSuccess);
       p.log_scale = log_scale.data();
     }

@@ -96,17 +96,18 @@ TYPED_TEST(Sums, LogScale) {
   for (const int64_t size : {1, 65, 3000}) {
     for (const bool each : {false, true}) {
       const auto scale = random.buffer<A>(each ? size : 1, 0.1, 5);
-      Buffer<double> out(1);
+      Buffer<double> out(1), logs(scale.size());
       run_in_all_orders(
           "size " + std::to_string(size),
           [&] {
             return cuda::log_scale_sum(TypeOf<T>::dtype, scale.data(), scale.size(), size,
-                                       out.data(), nullptr);
+                                       out.data(), logs.data(), nullptr);
           },
-          out);
+          out, logs);
       double wanted = 0;
       for (int64_t i = 0; i < size; ++i) wanted += std::log(scale.at(each ? i : 0));
       EXPECT_NEAR(out[0], wanted, 1e-11 * static_cast<double>(size));
+      for (int64_t i = 0; i < logs.size(); ++i) EXPECT_NEAR(logs[i], std::log(scale.at(i)), 1e-14);
     }
   }
 }

@@ -61,7 +61,8 @@ def _log_weights(dtype: str) -> str:
 
 
 def _iwae(dtype: str) -> str:
-    return _kernel("iwae_kernel", r"dvae::\w+::Bernoulli", dtype, r"\(.*ScaleKind\)0", "true", "false")
+    common = r"dvae::\w+::Bernoulli", dtype, r"\(.*ScaleKind\)0", "true", "false"
+    return _kernel("iwae_kernel", *common)
 
 
 def _backward(dtype: str) -> str:

@@ -38,7 +38,7 @@ class Graph:
 def _another(sample: Sample) -> tuple[Any, ...]:
     """Arguments of the same shapes, of other values and seeds."""
     args = with_other_values(sample).args()
-    return map_tensors(lambda t: t if t.is_floating_point() else t + 12345, args)
+    return map_tensors(lambda t: t + 12345 if t.dtype == torch.int64 else t, args)
 
 
 def _replayed(

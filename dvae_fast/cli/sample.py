@@ -48,8 +48,8 @@ def sample_command(
         str | None,
         shown(
             _SAMPLES,
-            "Of a model with labels: only of this one, a number or a class's name. Default: each in "
-            "turn.",
+            "Of a model with labels: only of this one, a number or a class's name. Default: each "
+            "in turn.",
         ),
     ] = None,
     out: Annotated[

@@ -65,19 +65,23 @@ def read_checkpoint(path: Path, config: TrainConfig) -> Checkpoint:
     return checkpoint
 
 
+# Of an epoch, what its line of the history has had in every version.
+_LINE = ("epoch", "train_bound", "valid_bound")
+
+
 def _checked(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Checkpoint:
     for name in ("epoch", "position", "best_epoch"):
         check_integer(name, header[name], 0)
     bound = header["best_bound"]
-    if bound is not None:
+    if header["epoch"] > 0 or bound is not None:
         _check_number("best_bound", bound)
     _check_number("seconds", header["seconds"])
     history = header["history"]
     if not isinstance(history, list) or len(history) != header["epoch"]:
         raise ValueError(f"history must have a line for each of {header['epoch']} epochs")
     for line in history:
-        if not isinstance(line, dict):
-            raise ValueError(f"a line of history must be a dictionary, got {line!r}")
+        if not isinstance(line, dict) or not line.keys() >= {*_LINE}:
+            raise ValueError(f"a line of history must hold {', '.join(_LINE)}, got {line!r}")
         for name, value in line.items():
             _check_number(f"history's {name}", value)
     groups: dict[str, dict[str, Tensor]] = {}

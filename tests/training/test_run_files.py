@@ -193,6 +193,7 @@ def test_a_file_of_torch_is_told_apart(tmp_path: Path) -> None:
      {"config": None}, {"config": []}, {"config": {"samples": "x"}}, {"config": {"colour": 1}},
      {"position": 1.5}, {"position": 10**9}, {"position": 3}, {"seconds": "1"}, {"history": 5},
      {"history": [5]}, {"history": [{"x": "y"}]}, {"best_epoch": [1]}, {"best_bound": "x"},
+     {"history": [{"epoch": 1, "train_bound": -9.0}]}, {"best_bound": None},
      {"seconds": None}],
     ids=str,
 )  # fmt: skip

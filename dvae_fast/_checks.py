@@ -61,8 +61,6 @@ def check_dense(name: str, t: Tensor) -> None:
         raise ValueError(f"{name} must be a dense tensor, got a nested one; pad or stack it")
     if t.layout is not torch.strided:
         raise ValueError(f"{name} must be a dense tensor, got {t.layout}; give {name}.to_dense()")
-    if t.is_quantized:
-        raise TypeError(f"{name} must not be quantised, got {t.dtype}; give {name}.dequantize()")
 
 
 def check_float(name: str, t: Tensor) -> None:

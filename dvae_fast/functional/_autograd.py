@@ -71,7 +71,11 @@ def is_wrapped(t: Tensor) -> bool:
 
 def needs_grad(*tensors: Tensor | None) -> bool:
     """Whether reverse mode asks, outside of `torch.func`."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for t in tensors:  # half the time of any()
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
 def in_forward_mode() -> bool:

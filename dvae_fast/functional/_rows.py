@@ -41,6 +41,8 @@ def check_rows(
     if x.dtype != dtype:
         if x.is_complex():
             raise TypeError(f"x must be real, got {x.dtype}")
+        if x.is_quantized:
+            raise TypeError(f"x must not be quantised, got {x.dtype}; give x.dequantize()")
         x = x.to(dtype)
     if log_ratio.dtype != dtype:
         if not log_ratio.is_floating_point():

@@ -142,7 +142,7 @@ def test_quantised_tensors_are_refused_by_name(name: str) -> None:
     given = inputs()
     for i, t in enumerate(given):
         other = torch.quantize_per_tensor(t, 0.1, 0, torch.qint8)
-        with pytest.raises(TypeError, match=r"must (not be quantised|be float32, .*), got .*qint8"):
+        with pytest.raises(TypeError, match=r"must (not be quant|be float).*, got .*qint8"):
             call(*given[:i], other, *given[i + 1 :])
 
 

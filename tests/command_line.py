@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from typer.testing import CliRunner
 
 from dvae_fast import cli, plots
@@ -11,7 +12,6 @@ from dvae_fast import cli, plots
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import pytest
     from typer.testing import Result
 
 
@@ -52,3 +52,12 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take longer than all the rest of a command."""
     monkeypatch.setattr(cli.train, "run_pictures", lambda *_: [])
     monkeypatch.setattr(cli.results, "evaluation_pictures", lambda *_: None)
+
+
+def trained_run(factory: pytest.TempPathFactory, *options: str) -> Path:
+    """The folder of a run of these options, without pictures."""
+    folder = factory.mktemp("run") / "it"
+    with pytest.MonkeyPatch.context() as patch:
+        no_pictures(patch)
+        ok("train", *options, "--run-dir", folder)
+    return folder

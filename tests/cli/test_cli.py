@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from command_line import no_pictures, ok, plain_terminal, refused, run
+from command_line import no_pictures, ok, plain_terminal, refused, run, trained_run
 from forks import Program
 
 from dvae_fast import cli
@@ -54,11 +54,7 @@ def is_png(path: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run") / "it"
-    with pytest.MonkeyPatch.context() as patch:
-        no_pictures(patch)
-        ok("train", *TINY, "--epochs", "2", "--run-dir", folder, "--evaluate-k", "17", "--quiet")
-    return folder
+    return trained_run(tmp_path_factory, *TINY, "--epochs", "2", "--evaluate-k", "17", "--quiet")
 
 
 # --- train ------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from command_line import no_pictures, ok, plain_terminal, run
+from command_line import no_pictures, ok, plain_terminal, run, trained_run
 from typer.main import get_command
 
 from dvae_fast import cli, files
@@ -39,11 +39,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run") / "it"
-    with pytest.MonkeyPatch.context() as patch:
-        no_pictures(patch)
-        ok("train", *TINY, "--epochs", "1", "--run-dir", folder, "--evaluate-k", "0", "-q")
-    return folder
+    return trained_run(tmp_path_factory, *TINY, "--epochs", "1", "--evaluate-k", "0", "-q")
 
 
 @pytest.fixture

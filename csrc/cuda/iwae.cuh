@@ -40,7 +40,9 @@ constexpr int kFusedWarps = sizeof(T) == 8 && L::kHeavy      ? 8
                                                              : 32;
 // With a mask a thread needs more.
 template <class L, class T, bool kMask>
-constexpr int kMostWarps = kMask && kFusedWarps<L, T> > 16 ? 16 : kFusedWarps<L, T>;
+constexpr int kMostWarps = !kMask           ? kFusedWarps<L, T>
+                           : sizeof(T) == 8 ? 8
+                                            : 16;
 
 template <class L, class T, ScaleKind kScale, bool kVector, bool kMask>
 __global__ void __launch_bounds__(kMostWarps<L, T, kMask>* kWarp, 1)

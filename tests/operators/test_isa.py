@@ -39,12 +39,13 @@ pytestmark = pytest.mark.process
 
 LEVELS = ("base", "avx2", "avx512", "avx512bf16", "amx")
 # All in float32; of 16 bits, which other tests hold to every value, two and one.
-_PARTS = ("M4-B3-K2-Z1-D63", "M1-B3-K2-Z513-D1985", "M2-B3-K7-Z50-D785")
-_COUNT = {torch.float32: 3, torch.bfloat16: 2, torch.float16: 1}
+_PARTS = ("M4-B3-K2-Z1-D63", "M1-B3-K2-Z513-D1985", "M3-B4-K50-Z2-D65", "M2-B3-K7-Z50-D785")
+_COUNT = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 1}
 
 
 def _samples() -> list[Sample]:
-    """Rows of several blocks and a bit, of less than one, and longer than kernels hold."""
+    """Rows of several blocks, of less than one, of one and a bit, longer than kernels hold, and
+    more samples than a pack has."""
     return [
         sample
         for dtype, count in _COUNT.items()

@@ -33,6 +33,7 @@ from dvae_fast.checking.operands import (
     LARGE,
     LONG_ROWS,
     LOW_PRECISION,
+    MANY_SAMPLES,
     NO_EXAMPLES,
     ONE_SAMPLE,
     TINY_LATENT,
@@ -50,8 +51,9 @@ NOISY = ("corrupt", "sample_latent")
 FAKE_SIZES = tuple(map(named, (TINY_LATENT, NO_EXAMPLES)))
 #: sizes that are shared among threads
 SHARED_SIZES = tuple(map(named, (LARGE, LONG_ROWS)))
-#: sizes that float64 runs: rows of whole packs, a bit less than one and more than kernels hold
-DOUBLE_SIZES = tuple(map(named, (ONE_SAMPLE, TINY_LATENT, NO_EXAMPLES, LONG_ROWS)))
+#: sizes that float64 runs: rows of whole packs, of a bit less and a bit more, and longer than
+#: kernels hold; more samples than a pack; and none
+DOUBLE_SIZES = tuple(map(named, (ONE_SAMPLE, TINY_LATENT, MANY_SAMPLES, NO_EXAMPLES, LONG_ROWS)))
 #: sizes of which the 16-bit dtypes run every case here: rows of whole packs, of a pack and a bit,
 #: and none. The longer rows test_isa.py has, on each level.
 LOW_PRECISION_SIZES = tuple(map(named, (ONE_SAMPLE, TINY_LATENT, NO_EXAMPLES)))

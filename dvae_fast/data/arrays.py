@@ -17,7 +17,14 @@ from dvae_fast.data.dataset import SPLITS
 from dvae_fast.data.downloads import DAMAGE, DataError
 from dvae_fast.data.given import given_from
 from dvae_fast.data.own import Raw, array_raw, is_split, label_codes
-from dvae_fast.data.sources import ArraySource, FileSource, NpySource, Source, SparseSource
+from dvae_fast.data.sources import (
+    ArraySource,
+    FileSource,
+    NpySource,
+    Source,
+    SparseSource,
+    npy_header,
+)
 from dvae_fast.files import one_line
 
 if TYPE_CHECKING:
@@ -228,11 +235,16 @@ def read_npz_file(path: Path, labels: str | None = None) -> Raw:
     try:
         with zipfile.ZipFile(path) as file:
             names = [n.removesuffix(NPY) for n in file.namelist() if n.endswith(NPY)]
-        if labels is not None and labels not in names:
-            raise DataError(f"{path} must hold an array {labels!r}, got {', '.join(names)}")
-        roles = _roles([name for name in names if name != labels], str(path))
-        if labels is not None:
-            roles[_LABELS] = {_TRAIN: labels}
+            if labels is not None and labels not in names:
+                raise DataError(f"{path} must hold an array {labels!r}, got {', '.join(names)}")
+            roles = _roles([name for name in names if name != labels], str(path))
+            if labels is not None:
+                roles[_LABELS] = {_TRAIN: labels}
+            # Before anything is unpacked: a header may ask for more than there is.
+            for name in (*roles[_DATA].values(), *roles[_LABELS].values()):
+                info = file.getinfo(f"{name}{NPY}")
+                with file.open(info) as entry:
+                    npy_header(entry, info.file_size, f"array {name!r}")
         with np.load(path, allow_pickle=False) as arrays:
             parts = {split: arrays[key] for split, key in roles[_DATA].items()}
             found = {split: arrays[key] for split, key in roles[_LABELS].items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 
     Index = slice | NDArray[np.int64]
 
-__all__ = ["ArraySource", "FileSource", "NpySource", "Source", "SparseSource", "blocks"]
+__all__ = [
+    "ArraySource",
+    "FileSource",
+    "NpySource",
+    "Source",
+    "SparseSource",
+    "blocks",
+    "npy_header",
+]
 
 _BLOCK_BYTES = 16 << 20
 
@@ -123,17 +131,8 @@ class NpySource(FileSource):
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            if version not in _HEADERS:
-                raise ValueError(f"it is of npy version {version[0]}.{version[1]}")
-            shape, fortran, dtype = _HEADERS[version](file)
+            shape, fortran, dtype = npy_header(file, path.stat().st_size)
             offset = file.tell()
-        if dtype.hasobject:
-            raise ValueError("it holds Python objects, which are not loaded")
-        size = math.prod(shape) * dtype.itemsize
-        held = path.stat().st_size - offset
-        if held != size:
-            raise ValueError(f"it must hold {size} bytes of values, as its header says, got {held}")
         super().__init__(path, dtype, shape, "F" if fortran else "C", offset)
 
 
@@ -141,6 +140,29 @@ _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+
+
+def npy_header(
+    file: IO[bytes], size: int, name: str = "it"
+) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether in Fortran's order, and dtype of an ``.npy`` of so many bytes; its values come
+    next in the file.
+
+    Raises:
+        ValueError: if it holds something else, or Python objects, or not what its header says.
+    """
+    version = np.lib.format.read_magic(file)
+    if version not in _HEADERS:
+        raise ValueError(f"{name} is of npy version {version[0]}.{version[1]}")
+    shape, fortran, dtype = _HEADERS[version](file)
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds Python objects, which are not loaded")
+    wanted, held = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if held != wanted:
+        raise ValueError(
+            f"{name} must hold {wanted} bytes of values, as its header says, got {held}"
+        )
+    return shape, fortran, dtype
 
 
 def blocks(source: Source, most: int | None = None) -> Iterator[tuple[int, NDArray[Any]]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -307,6 +309,18 @@ def write(name: str, content: bytes | str) -> None:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def npy(count: int) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.zeros(count))
+    return file.getvalue()
+
+
+def zipped(name: str, content: bytes) -> None:
+    """An array called x, damaged before it was put into the archive."""
+    with zipfile.ZipFile(name, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", content)
+
+
 def cut(folder: str) -> None:
     images(folder)
     path = Path(folder) / "004.png"
@@ -358,7 +372,15 @@ CSV = "a,b\n" + "1,2.5\n" * 9
         (lambda: np.savez("a.npz", x=TABLE, data=TABLE), "a.npz", "got 'x' and 'data'"),
         (lambda: np.savez("a.npz", test=TABLE), "a.npz", "arrays called train, valid, test"),
         (lambda: np.savez("a.npz", x=TABLE, y=LABELS[1:]), "a.npz", "31 in train; got 30"),
-        (lambda: np.savez("a.npz", x=np.array([{}], object)), "a.npz", "allow_pickle=False"),
+        (lambda: np.savez("a.npz", x=np.array([{}], object)), "a.npz", "'x' holds Python objects"),
+        (lambda: zipped("a.npz", b"no array"), "a.npz", "npz file: the magic"),
+        (lambda: zipped("a.npz", npy(4)[:-1]), "a.npz", "'x' must hold 32 bytes .* got 31"),
+        (lambda: zipped("a.npz", npy(4) + bytes(9)), "a.npz", "'x' must hold 32 bytes .* got 41"),
+        (lambda: zipped("a.npz", npy(4).replace(b"(4,)", b"(9**9,)", 1)), "a.npz", "cannot be"),
+        (
+            lambda: zipped("a.npz", npy(4).replace(b"(4,), }    ", b"(40000,), }", 1)),
+            "a.npz", "'x' must hold 320000 bytes",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_one_line(make: Callable[[], Any], path: str, message: str) -> None:

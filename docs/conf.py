@@ -62,6 +62,9 @@ suppress_warnings = ["ref.python"]
 # would begin markup.
 _MARKUP = re.compile(r"(``.*?``|`[^`]*`|\*\w+\*)|(?<![^\s'\"(\[{<\-/:])[*|](?=\S)")
 
+# What would begin a list, and is what something is: "Z.", and of an argument "latent: Z.".
+_LETTER = re.compile(r"^(\s*[\w*, ]+: |\s*(?=\(?[A-Za-z]))(\(?\w[.)])(?=\s|$)")
+
 
 def _escape(_app: Sphinx, *about: Any) -> None:
     """Docstrings are plain text, but for blocks of code: (*L, B, Z) and |x| mean themselves."""
@@ -72,7 +75,8 @@ def _escape(_app: Sphinx, *about: Any) -> None:
         if code is not None and (not line.strip() or indent > code):
             continue
         code = indent if line.rstrip().endswith("::") else None
-        lines[i] = _MARKUP.sub(lambda found: found[1] or "\\" + found[0], line)
+        line = _MARKUP.sub(lambda found: found[1] or "\\" + found[0], line)
+        lines[i] = _LETTER.sub(r"\1\\\2", line)
 
 
 def _find_by_last_name(

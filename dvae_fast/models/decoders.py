@@ -119,9 +119,11 @@ def splits(decoder: nn.Module) -> TypeGuard[Decoder]:
     """Whether trunk and then a linear output is all that calling `decoder` does.
 
     Not so for a subclass, several outputs, one with a link, another layer in the place of
-    `output`, or with hooks on either.
+    `output`, another `hidden`, or with hooks on either.
     """
     if type(decoder) is not Decoder or decoder.links != (identity,):
+        return False
+    if "hidden" in decoder.__dict__:
         return False
     if type(decoder.output) is not nn.Linear:
         return False

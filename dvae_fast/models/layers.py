@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor, nn
 
@@ -160,38 +160,48 @@ def dense_layers(trunk: Any, output: nn.Linear) -> tuple[list[nn.Linear], str] |
 
 class Layers:
     """What `dense_layers` found in a network's ``trunk`` and ``output``, and its parameters, for as
-    long as looking again would find the same: to see that takes a tenth of the time."""
+    long as looking again would find the same: to see that takes a tenth of the time.
+
+    It keeps none of them alive: a hook of one of them may hold the network, which would hold this.
+    """
 
     def __init__(self, part: Any) -> None:
         trunk, output = part.trunk, part.output
-        self._trunk: Any = trunk
-        self._output: Any = output
-        self._parts = tuple(trunk._modules.values()) if isinstance(trunk, nn.Module) else ()
-        self._watched = tuple((m, type(m)) for m in (trunk, output, *self._parts))
-        plain = type(output) is nn.Linear and not hooked(output)
-        found = dense_layers(trunk, output) if plain else None
         #: None of any but plain dense layers
         self.activation: str | None = None
-        #: weights and biases in turn
-        self.parameters: list[Tensor | None] = []
-        self._linear: list[nn.Module] = []
-        self._softplus = [m for m in self._parts if isinstance(m, nn.Softplus)]
-        if found is not None:
-            layers, self.activation = found
-            self._linear = [*layers]
-            self.parameters = [t for m in layers for t in (m.weight, m.bias)]
+        if type(output) is not nn.Linear or hooked(output):
+            return
+        found = dense_layers(trunk, output)
+        if found is None:
+            return
+        layers, self.activation = found
+        self._trunk, self._output = ref(trunk), ref(output)
+        parts = tuple(trunk._modules.values())
+        self._parts = tuple(ref(m) for m in parts)
+        self._watched = tuple((ref(m), type(m)) for m in (trunk, output, *parts))
+        self._linear = tuple((ref(m), _reference(m.weight), _reference(m.bias)) for m in layers)
+        self._softplus = tuple(ref(m) for m in parts if isinstance(m, nn.Softplus))
+
+    def parameters(self) -> list[Tensor | None]:
+        """Weights and biases in turn."""
+        return [p() for _, *own in self._linear for p in own]
 
     def hold(self, part: Any) -> bool:
         """Whether that is still so."""
-        if part.trunk is not self._trunk or part.output is not self._output:
-            return False
         if self.activation is None or _every_module_is_hooked():
             return False
-        if tuple(self._trunk._modules.values()) != self._parts:  # modules are equal if the same
+        trunk: Any = self._trunk()
+        if part.trunk is not trunk or part.output is not self._output():
             return False
-        for module, kind in self._watched:
+        parts = [r() for r in self._parts]
+        if trunk is None or list(trunk._modules.values()) != parts:  # modules are equal if the same
+            return False
+        for watched, kind in self._watched:
+            module: Any = watched()
+            if type(module) is not kind:
+                return False
             own = module.__dict__
-            if type(module) is not kind or (
+            if (
                 own["_forward_hooks"]
                 or own["_forward_pre_hooks"]
                 or own["_backward_hooks"]
@@ -199,12 +209,15 @@ class Layers:
                 or "forward" in own
             ):
                 return False
-        held = iter(self.parameters)
-        for layer in self._linear:
-            parameters = layer._parameters
-            if any(parameters.get(n) is not next(held) for n in ("weight", "bias")):
+        for linear_of, weight_of, bias_of in self._linear:
+            layer: Any = linear_of()
+            own, parameters, weight = layer.__dict__, layer._parameters, weight_of()
+            if weight is None or parameters.get("weight") is not weight:
                 return False
-        return all(m.beta == 1 and m.threshold >= 20 for m in self._softplus)
+            # One that is missing may be a buffer or an attribute, which may hide one, too.
+            if parameters.get("bias", self) is not bias_of() or "weight" in own or "bias" in own:
+                return False
+        return all(m.beta == 1 and m.threshold >= 20 for r in self._softplus if (m := r()))
 
     @classmethod
     def of(cls, part: Any) -> Layers:
@@ -213,6 +226,14 @@ class Layers:
         if found is None or not found.hold(part):
             _found[part] = found = cls(part)
         return found
+
+
+def _reference(t: Tensor | None) -> Callable[[], Tensor | None]:
+    return _nothing if t is None else ref(t)
+
+
+def _nothing() -> None:
+    return None
 
 
 _found: WeakKeyDictionary[nn.Module, Layers] = WeakKeyDictionary()

@@ -63,7 +63,7 @@ def _network(part: Any, dtype: torch.dtype, inputs: int, outputs: int) -> _Netwo
     if found.activation is None:
         return None
     tensors: list[Tensor] = []
-    given = iter(found.parameters)
+    given = iter(found.parameters())
     for weight, bias in zip(given, given, strict=True):
         weight = cast("Tensor", weight)
         shape = weight.shape

@@ -238,6 +238,9 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "a draw of one's own": _draw,
     "one bias for all": lambda m: setattr(m.encoder.trunk[0], "bias", nn.Parameter(torch.zeros(1))),
     "decode of one's own": lambda m: setattr(m, "decode", lambda z: m.decoder(z)),
+    "hidden layers' call of one's own": lambda m: setattr(
+        m.decoder, "hidden", lambda z, _: m.decoder.trunk(z)
+    ),
     "another bound": lambda m: setattr(m, "objective", Objective("ciwae", beta=0.3)),
     "free bits": lambda m: setattr(m, "objective", Objective("elbo_kl", free_bits=0.1)),
     "a joint bound": lambda m: setattr(m, "objective", Objective("iwae_joint")),
@@ -278,6 +281,64 @@ def test_what_changes_later_is_seen() -> None:
     assert not is_one_pass(model.loss(x, 3))
     model.decoder.trunk[1].beta = 1
     assert is_one_pass(model.float().loss(x.float(), 3))
+
+
+def _bias_in_the_place_of_none(layer: nn.Module) -> None:
+    del layer.bias
+    layer.register_buffer("bias", torch.randn(8).double())
+
+
+# Of a linear layer without a bias, each after a loss in one pass.
+HIDDEN: dict[str, Callable[[nn.Module], Any]] = {
+    "a buffer for the bias": _bias_in_the_place_of_none,
+    "an attribute before the bias": lambda layer: layer.__dict__.update(
+        bias=torch.ones(8).double()
+    ),
+    "an attribute before the weight": lambda layer: layer.__dict__.update(
+        weight=torch.ones(8, D).double()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_stands_before_a_parameter_later_is_seen(name: str) -> None:
+    model, x = VAE(D, Z, (8,)).double(), data()
+    model.encoder.trunk[0] = nn.Linear(D, 8, bias=False).double()
+    before = model.loss(x, 3)
+    assert is_one_pass(before)
+    HIDDEN[name](model.encoder.trunk[0])
+    loss = model.loss(x, 3)
+    assert loss != before
+    torch.testing.assert_close(loss, by_layer(model, x, 3))
+
+
+def test_a_bias_that_is_gone_later_is_an_error() -> None:
+    model, x = VAE(D, Z, (8,)).double(), data()
+    model.encoder.output = nn.Linear(8, 2 * Z, bias=False).double()
+    assert is_one_pass(model.loss(x, 3))
+    del model.encoder.output.bias
+    with pytest.raises(AttributeError, match="bias"):
+        model.loss(x, 3)
+
+
+# What may hold the model that holds it.
+HOLDERS: dict[str, Callable[[Any], Any]] = {
+    "nothing": lambda m: None,
+    "a layer's hook": lambda m: m.encoder.trunk[0].register_forward_hook(lambda *_: m and None),
+    "a gradient's hook": lambda m: m.decoder.output.weight.register_hook(lambda g: m and g),
+    "an attribute": lambda m: m.encoder.trunk.__dict__.update(owner=m),
+}
+
+
+@pytest.mark.parametrize("name", HOLDERS)
+def test_a_loss_keeps_no_model(name: str) -> None:
+    model, x = VAE(D, Z, (8,)), data(torch.float32)
+    HOLDERS[name](model)
+    model.loss(x, 3).backward()
+    held = weakref.ref(model)
+    del model
+    gc.collect()
+    assert held() is None
 
 
 @pytest.mark.parametrize("name", MODELS)

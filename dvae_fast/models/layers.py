@@ -172,19 +172,21 @@ class Layers:
         if type(output) is not nn.Linear or hooked(output):
             return
         found = dense_layers(trunk, output)
-        if found is None:
+        if found is None or not all(_reads_its_parameters(m) for m in found[0]):
             return
         layers, self.activation = found
         self._trunk, self._output = ref(trunk), ref(output)
         parts = tuple(trunk._modules.values())
         self._parts = tuple(ref(m) for m in parts)
         self._watched = tuple((ref(m), type(m)) for m in (trunk, output, *parts))
-        self._linear = tuple((ref(m), _reference(m.weight), _reference(m.bias)) for m in layers)
+        # Not of tensors: torch swaps none that a weak reference is to.
+        self._linear = tuple(ref(m) for m in layers)
         self._softplus = tuple(ref(m) for m in parts if isinstance(m, nn.Softplus))
 
     def parameters(self) -> list[Tensor | None]:
         """Weights and biases in turn."""
-        return [p() for _, *own in self._linear for p in own]
+        layers: list[Any] = [r() for r in self._linear]
+        return [m._parameters[name] for m in layers for name in ("weight", "bias")]
 
     def hold(self, part: Any) -> bool:
         """Whether that is still so."""
@@ -209,14 +211,8 @@ class Layers:
                 or "forward" in own
             ):
                 return False
-        for linear_of, weight_of, bias_of in self._linear:
-            layer: Any = linear_of()
-            own, parameters, weight = layer.__dict__, layer._parameters, weight_of()
-            if weight is None or parameters.get("weight") is not weight:
-                return False
-            # One that is missing may be a buffer or an attribute, which may hide one, too.
-            if parameters.get("bias", self) is not bias_of() or "weight" in own or "bias" in own:
-                return False
+        if not all(_reads_its_parameters(r()) for r in self._linear):
+            return False
         return all(m.beta == 1 and m.threshold >= 20 for r in self._softplus if (m := r()))
 
     @classmethod
@@ -228,12 +224,13 @@ class Layers:
         return found
 
 
-def _reference(t: Tensor | None) -> Callable[[], Tensor | None]:
-    return _nothing if t is None else ref(t)
-
-
-def _nothing() -> None:
-    return None
+def _reads_its_parameters(layer: Any) -> bool:
+    """Whether a linear layer's weight and bias are parameters, or no bias: not a buffer or an
+    attribute, which may stand before a parameter, too."""
+    own, parameters = layer.__dict__, layer._parameters
+    if parameters.get("weight") is None or "bias" not in parameters:
+        return False
+    return "weight" not in own and "bias" not in own
 
 
 _found: WeakKeyDictionary[nn.Module, Layers] = WeakKeyDictionary()

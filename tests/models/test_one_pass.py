@@ -321,6 +321,18 @@ def test_a_bias_that_is_gone_later_is_an_error() -> None:
         model.loss(x, 3)
 
 
+def test_parameters_may_be_swapped_after_a_loss() -> None:
+    model, x = VAE(D, Z, (8,)).double(), data()
+    before, layer = model.loss(x, 3), model.encoder.trunk[0]
+    del before
+    gc.collect()
+    other = nn.Parameter(torch.ones_like(layer.weight))
+    torch.utils.swap_tensors(layer.weight, other)
+    loss = model.loss(x, 3)
+    assert is_one_pass(loss)
+    torch.testing.assert_close(loss, by_layer(model, x, 3))
+
+
 # What may hold the model that holds it.
 HOLDERS: dict[str, Callable[[Any], Any]] = {
     "nothing": lambda m: None,

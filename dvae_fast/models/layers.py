@@ -160,7 +160,7 @@ def dense_layers(trunk: Any, output: nn.Linear) -> tuple[list[nn.Linear], str] |
 
 class Layers:
     """What `dense_layers` found in a network's ``trunk`` and ``output``, and its parameters, for as
-    long as looking again would find the same: to see that takes a tenth of the time.
+    long as looking again would find the same: to see that takes a third of the time.
 
     It keeps none of them alive: a hook of one of them may hold the network, which would hold this.
     """

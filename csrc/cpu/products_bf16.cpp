@@ -116,14 +116,18 @@ void pack_panels(const T* b, int64_t stride, int64_t depth, int64_t columns, cha
   }
 }
 
+// f(from), of numbers of that type.
+template <class F>
+void with_numbers(const void* from, DType dtype, const F& f) {
+  dtype == DType::kFloat32 ? f(static_cast<const float*>(from))
+                           : f(static_cast<const BFloat16*>(from));
+}
+
 void pack(const void* b, DType dtype, int64_t stride, int64_t depth, int64_t columns, void* panels,
           int64_t begin, int64_t end) {
-  char* const to = static_cast<char*>(panels);
-  if (dtype == DType::kFloat32) {
-    pack_panels(static_cast<const float*>(b), stride, depth, columns, to, begin, end);
-  } else {
-    pack_panels(static_cast<const BFloat16*>(b), stride, depth, columns, to, begin, end);
-  }
+  with_numbers(b, dtype, [&](const auto* from) {
+    pack_panels(from, stride, depth, columns, static_cast<char*>(panels), begin, end);
+  });
 }
 
 template <class T>
@@ -144,12 +148,9 @@ void pack_panels_across(const T* b, int64_t stride, int64_t depth, int64_t colum
 
 void pack_across(const void* b, DType dtype, int64_t stride, int64_t depth, int64_t columns,
                  void* panels, int64_t begin, int64_t end) {
-  char* const to = static_cast<char*>(panels);
-  if (dtype == DType::kFloat32) {
-    pack_panels_across(static_cast<const float*>(b), stride, depth, columns, to, begin, end);
-  } else {
-    pack_panels_across(static_cast<const BFloat16*>(b), stride, depth, columns, to, begin, end);
-  }
+  with_numbers(b, dtype, [&](const auto* from) {
+    pack_panels_across(from, stride, depth, columns, static_cast<char*>(panels), begin, end);
+  });
 }
 
 template <class T>
@@ -163,12 +164,9 @@ void pack_rows_of(const T* from, int64_t rows, int64_t depth, uint16_t* to) {
 }
 
 void pack_rows(const void* from, DType dtype, int64_t rows, int64_t depth, void* a) {
-  uint16_t* to = static_cast<uint16_t*>(a);
-  if (dtype == DType::kFloat32) {
-    pack_rows_of(static_cast<const float*>(from), rows, depth, to);
-  } else {
-    pack_rows_of(static_cast<const BFloat16*>(from), rows, depth, to);
-  }
+  with_numbers(from, dtype, [&](const auto* numbers) {
+    pack_rows_of(numbers, rows, depth, static_cast<uint16_t*>(a));
+  });
 }
 
 void pack_rows_across(const float* from, int64_t depth, int64_t rows, void* a) {

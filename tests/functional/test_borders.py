@@ -120,30 +120,40 @@ def test_identity_may_be_made_on_any_default_device() -> None:
     assert torch.equal(dvae_fast.corrupt(x, identity, seed=1), x)
 
 
+def _each_refused(
+    name: str, others: Callable[[Tensor], list[tuple[Tensor, str]]], error: type[Exception]
+) -> None:
+    """Each tensor of a function's in another's place, which is to be refused in such words."""
+    inputs, call, _ = FUNCTIONS[name]
+    given = inputs()
+    for i, t in enumerate(given):
+        for other, words in others(t):
+            with pytest.raises(error, match=words):
+                call(*given[:i], other, *given[i + 1 :])
+
+
 # torch's own words of its layouts.
 @pytest.mark.filterwarnings("ignore:.*(prototype|beta state).*:UserWarning")
 @each_function
 def test_sparse_and_nested_tensors_are_refused_by_name(name: str) -> None:
-    inputs, call, _ = FUNCTIONS[name]
-    given = inputs()
-    for i, t in enumerate(given):
+    def others(t: Tensor) -> list[tuple[Tensor, str]]:
         if t.dim() < 2:
-            continue
+            return []
         nested = torch.nested.nested_tensor(list(t), layout=torch.jagged)
-        for other, word in ((t.to_sparse(), "sparse_coo"), (nested, "nested")):
-            with pytest.raises(ValueError, match=rf"must be a dense tensor, got .*{word}"):
-                call(*given[:i], other, *given[i + 1 :])
+        dense = r"must be a dense tensor, got .*"
+        return [(t.to_sparse(), f"{dense}sparse_coo"), (nested, f"{dense}nested")]
+
+    _each_refused(name, others, ValueError)
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 @each_function
 def test_quantised_tensors_are_refused_by_name(name: str) -> None:
-    inputs, call, _ = FUNCTIONS[name]
-    given = inputs()
-    for i, t in enumerate(given):
-        other = torch.quantize_per_tensor(t, 0.1, 0, torch.qint8)
-        with pytest.raises(TypeError, match=r"must (not be quant|be float).*, got .*qint8"):
-            call(*given[:i], other, *given[i + 1 :])
+    def others(t: Tensor) -> list[tuple[Tensor, str]]:
+        words = r"must (not be quant|be float).*, got .*qint8"
+        return [(torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), words)]
+
+    _each_refused(name, others, TypeError)
 
 
 @pytest.mark.filterwarnings("ignore:.*(prototype|beta state).*:UserWarning")

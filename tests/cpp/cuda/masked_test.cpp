@@ -199,25 +199,34 @@ void check(Likelihood<T>& s, int64_t examples, Random& random) {
   check_sums<T>("bias sums", got.bias_parts, bias, largest * s.rows() * rounding);
 }
 
+// f of each likelihood of numbers and each kind of scale that it takes, until one fails.
+template <class F>
+void each_scaled(const F& f) {
+  for (const LikelihoodKind kind : {LikelihoodKind::kGaussian, LikelihoodKind::kDiscretisedLogistic,
+                                    LikelihoodKind::kNegativeBinomial}) {
+    for (const ScaleOf scale : kScales) {
+      if (scale == ScaleOf::kNone && kind != LikelihoodKind::kGaussian) continue;
+      f(kind, scale);
+      if (testing::Test::HasFatalFailure()) return;
+    }
+  }
+}
+
 // By element and in packs; a row a warp and four rows at once; in one kernel and, of a shared
 // scale, in three; with a row of the mask for each example and one for several.
 TYPED_TEST(Masked, Agrees) {
   using T = TypeParam;
   Random random(21);
-  for (const LikelihoodKind kind : {LikelihoodKind::kGaussian, LikelihoodKind::kDiscretisedLogistic,
-                                    LikelihoodKind::kNegativeBinomial}) {
-    for (const ScaleOf scale : kScales) {
-      if (scale == ScaleOf::kNone && kind != LikelihoodKind::kGaussian) continue;
-      for (const auto& [samples, size] : {std::pair{3, 65}, std::pair{1, 784}, std::pair{4, 48}}) {
-        Device device;
-        device->multiprocessors = samples == 4 ? 1 : 3;
-        const int64_t examples = samples == 4 ? 33 : 4;
-        Likelihood<T> s(examples, samples, size, scale, size % 3 == 1 ? 1 : 0, random, kind);
-        check(s, size == 48 ? 3 : examples, random);
-        if (testing::Test::HasFatalFailure()) return;
-      }
+  each_scaled([&](LikelihoodKind kind, ScaleOf scale) {
+    for (const auto& [samples, size] : {std::pair{3, 65}, std::pair{1, 784}, std::pair{4, 48}}) {
+      Device device;
+      device->multiprocessors = samples == 4 ? 1 : 3;
+      const int64_t examples = samples == 4 ? 33 : 4;
+      Likelihood<T> s(examples, samples, size, scale, size % 3 == 1 ? 1 : 0, random, kind);
+      check(s, size == 48 ? 3 : examples, random);
+      if (testing::Test::HasFatalFailure()) return;
     }
-  }
+  });
 }
 
 // Of one known element and of a row longer than a block's warps at once.
@@ -236,30 +245,25 @@ TYPED_TEST(Masked, SmallAndLong) {
 TYPED_TEST(Masked, OnesGiveTheSameBits) {
   using T = TypeParam;
   Random random(23);
-  for (const LikelihoodKind kind : {LikelihoodKind::kGaussian, LikelihoodKind::kDiscretisedLogistic,
-                                    LikelihoodKind::kNegativeBinomial}) {
-    for (const ScaleOf scale : kScales) {
-      if (scale == ScaleOf::kNone && kind != LikelihoodKind::kGaussian) continue;
-      for (const auto& [samples, size] :
-           {std::pair{1, 2000}, std::pair{4, 48}, std::pair{37, 65}}) {
-        Device device;
-        device->multiprocessors = samples == 4 ? 1 : 3;
-        Likelihood<T> s(samples == 4 ? 33 : 3, samples, size, scale, 0, random, kind);
-        SCOPED_TRACE(s.name());
-        Some<T> ones(s, s.examples, random, true);
-        Results<T> got(s), wanted(s);
-        ASSERT_EQ(run_on_device(s, ones.device(s), false, got), cudaSuccess);
-        ASSERT_EQ(run_on_device(s, cuda::Mask{}, false, wanted), cudaSuccess);
-        expect_same_bits("log_w", got.log_w, wanted.log_w);
-        expect_same_bits("bound", got.bound, wanted.bound);
-        expect_same_bits("weights", got.weights, wanted.weights);
-        expect_same_bits("params", got.d_params, wanted.d_params);
-        expect_same_bits("scale", got.d_scale, wanted.d_scale);
-        expect_same_bits("scale sums", got.scale_parts, wanted.scale_parts);
-        if (testing::Test::HasFatalFailure()) return;
-      }
+  each_scaled([&](LikelihoodKind kind, ScaleOf scale) {
+    for (const auto& [samples, size] : {std::pair{1, 2000}, std::pair{4, 48}, std::pair{37, 65}}) {
+      Device device;
+      device->multiprocessors = samples == 4 ? 1 : 3;
+      Likelihood<T> s(samples == 4 ? 33 : 3, samples, size, scale, 0, random, kind);
+      SCOPED_TRACE(s.name());
+      Some<T> ones(s, s.examples, random, true);
+      Results<T> got(s), wanted(s);
+      ASSERT_EQ(run_on_device(s, ones.device(s), false, got), cudaSuccess);
+      ASSERT_EQ(run_on_device(s, cuda::Mask{}, false, wanted), cudaSuccess);
+      expect_same_bits("log_w", got.log_w, wanted.log_w);
+      expect_same_bits("bound", got.bound, wanted.bound);
+      expect_same_bits("weights", got.weights, wanted.weights);
+      expect_same_bits("params", got.d_params, wanted.d_params);
+      expect_same_bits("scale", got.d_scale, wanted.d_scale);
+      expect_same_bits("scale sums", got.scale_parts, wanted.scale_parts);
+      if (testing::Test::HasFatalFailure()) return;
     }
-  }
+  });
 }
 
 // A weight that is NaN makes gradients NaN where something is known, and nowhere else.

@@ -6,12 +6,11 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,12 +52,6 @@ class Outcome:
     def last_lines(self, count: int = 1) -> str:
         lines = [line for line in self.output.splitlines() if line.strip()]
         return "\n".join(lines[-count:])
-
-
-#: of `subprocess.Popen`: a process group of its own
-_GROUP: dict[str, Any] = (
-    {"process_group": 0} if sys.version_info >= (3, 11) else {"preexec_fn": os.setpgrp}
-)
 
 
 class _Output:
@@ -118,6 +111,13 @@ class _Output:
         return (bytes(self._head) + end).decode(errors="replace")
 
 
+def _begin() -> None:
+    """A group of its own, which heeds an interrupt: what a shell starts in the background ignores
+    them, and so does all that it starts."""
+    os.setpgrp()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run(
     command: Sequence[str],
     *,
@@ -145,7 +145,7 @@ def run(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            **_GROUP,
+            preexec_fn=_begin,
         )
     except OSError as error:
         with log.open("a") as f:

@@ -106,6 +106,10 @@ class MLP(nn.Sequential):
 
 def hooked(module: nn.Module) -> bool:
     """Whether calling `module` does more, or something else, than its class's forward."""
+    return _is_hooked(module) or _every_module_is_hooked()
+
+
+def _is_hooked(module: nn.Module) -> bool:
     own = module.__dict__
     return bool(
         own["_forward_hooks"]
@@ -113,7 +117,6 @@ def hooked(module: nn.Module) -> bool:
         or own["_backward_hooks"]
         or own["_backward_pre_hooks"]
         or "forward" in own
-        or _every_module_is_hooked()
     )
 
 
@@ -200,16 +203,7 @@ class Layers:
             return False
         for watched, kind in self._watched:
             module: Any = watched()
-            if type(module) is not kind:
-                return False
-            own = module.__dict__
-            if (
-                own["_forward_hooks"]
-                or own["_forward_pre_hooks"]
-                or own["_backward_hooks"]
-                or own["_backward_pre_hooks"]
-                or "forward" in own
-            ):
+            if type(module) is not kind or _is_hooked(module):
                 return False
         if not all(_reads_its_parameters(r()) for r in self._linear):
             return False

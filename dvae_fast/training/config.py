@@ -83,7 +83,8 @@ __all__ = [
 
 CONFIG = "config.json"
 LR_SCHEDULES = ("constant", "stepwise")
-DTYPES = ("float32", "bfloat16")
+#: of matrix products, and what autocast is asked for
+DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 #: the fields that a run that is resumed may change
 CHANGEABLE = ("epochs", "threads", "device", "cuda_graph")
 #: more than any machine has; of very many the system's own limits end the process

@@ -26,7 +26,7 @@ from dvae_fast.models.layers import evaluating
 from dvae_fast.models.saving import MODEL
 from dvae_fast.models.wrappers import unwrapped
 from dvae_fast.training.checkpoint import Checkpoint, load_optimizer, optimizer_tensors
-from dvae_fast.training.config import OptionError, TrainConfig
+from dvae_fast.training.config import DTYPES, OptionError, TrainConfig
 from dvae_fast.training.graphed import GraphedStep
 from dvae_fast.training.heap import return_free_memory
 from dvae_fast.training.schedules import kl_weight, learning_rate
@@ -135,8 +135,7 @@ class Run:
         )
         if config.cuda_graph and config.kl_warmup:
             self.model.kl_weight = torch.ones((), device=self.device)
-        rounds = config.dtype == "bfloat16" and has_bfloat16(self.device)
-        self.dtype = torch.bfloat16 if rounds else None
+        self.dtype = DTYPES[config.dtype] if has_bfloat16(self.device) else None
         self.graph: GraphedStep | None = None
         self.parallel: DistributedDataParallel | None = None
         if self.world.size > 1:

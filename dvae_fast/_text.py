@@ -7,9 +7,11 @@ import sys
 
 __all__ = ["counted", "format_duration", "format_number", "one_number", "printable", "some_have"]
 
-_PLAIN = str.maketrans(
-    {"−": "-", "–": "-", "±": "+/-", "\u0302": "^", "≤": "<=", "·": "*", "…": "..."}
-)
+#: what stands for a sign that an encoding lacks
+_PLAIN = {
+    "−": "-", "–": "-", "±": "+/-", "\u0302": "^", "\u0303": "~", "≤": "<=", "≥": ">=", "×": "x",
+    "·": "*", "…": "...", "→": "->",
+}  # fmt: skip
 
 
 def format_number(value: float, digits: int = 2) -> str:
@@ -44,11 +46,18 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def printable(text: str) -> str:
-    """The text in signs that standard output has: print, and a prompt, must not fail on a name."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+def printable(text: str, encoding: str | None = None) -> str:
+    """The text in signs that an encoding has, by default standard output's: print, and a prompt,
+    must not fail on a name, and a minus must not be lost."""
+    encoding = encoding or getattr(sys.stdout, "encoding", None) or "utf-8"
+    if _has(text, encoding):
+        return text
+    return "".join(c if _has(c, encoding) else _PLAIN.get(c, "?") for c in text)
+
+
+def _has(text: str, encoding: str) -> bool:
     try:
         text.encode(encoding)
-    except UnicodeEncodeError:
-        return text.translate(_PLAIN).encode(encoding, "replace").decode(encoding)
-    return text
+    except UnicodeError:
+        return False
+    return True

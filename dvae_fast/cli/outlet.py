@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from dvae_fast._text import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -41,8 +43,7 @@ class Outlet:
                 try:
                     self._stream.write(text)
                 except UnicodeError:
-                    encoding = self._stream.encoding or "ascii"
-                    self._stream.write(text.encode(encoding, "replace").decode(encoding))
+                    self._stream.write(printable(text, self._stream.encoding or "ascii"))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:

@@ -117,7 +117,8 @@ def test_every_command_speaks_every_encoding(
     assert said.strip()
     assert "Traceback" not in said
     if encoding == "ascii" and arguments[0] == "evaluate" and "--k" in arguments:
-        assert "?" in said
+        assert "log p(x)            -" in said
+        assert " +/- " in said
         assert json.loads((run_dir / "evaluation.json").read_text())["examples"] == 2
 
 
@@ -127,10 +128,23 @@ def test_a_sign_is_replaced_and_the_rest_is_kept() -> None:
     assert outlet.write("é − x̃ \ud800 ü\n") == 11
     outlet.writelines(["a", "∑"])
     outlet.flush()
-    assert stream.buffer.getvalue().decode("latin-1") == "é ? x? ? ü\na?"  # type: ignore[attr-defined]
+    assert stream.buffer.getvalue().decode("latin-1") == "é - x~ ? ü\na?"  # type: ignore[attr-defined]
     assert (outlet.encoding, outlet.isatty()) == ("latin-1", False)
     with pytest.raises(TypeError, match="must be str, not bytes"):
         outlet.write(b"")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "plain"),
+    [("ascii", "-3.10 +/- 0.02, k^ <= 1x2*3... ?"), ("latin-1", "-3.10 ± 0.02, k^ <= 1×2·3... ?"),
+     ("utf-8", "−3.10 ± 0.02, k̂ ≤ 1×2·3… ξ")],
+)  # fmt: skip
+def test_a_number_keeps_its_sign(encoding: str, plain: str) -> None:
+    stream = encoded(encoding)
+    outlet = Outlet(stream)
+    outlet.write("−3.10 ± 0.02, k̂ ≤ 1×2·3… ξ")
+    outlet.flush()
+    assert stream.buffer.getvalue().decode(encoding) == plain  # type: ignore[attr-defined]
 
 
 # --- readers who go ---------------------------------------------------------------------------

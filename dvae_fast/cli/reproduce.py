@@ -26,9 +26,17 @@ from dvae_fast.files import one_line
 from dvae_fast.models.config import OUTPUT, TRAINING
 from dvae_fast.reproduction import processes, table
 from dvae_fast.reproduction.rows import FIGURES, ROWS, SCALES, Row, Scale, select
-from dvae_fast.reproduction.runs import Run, plan, read_results, unfinished
-from dvae_fast.training import MOST_THREADS
+from dvae_fast.reproduction.runs import (
+    Run,
+    epochs_done,
+    evaluate_so_far,
+    plan,
+    read_results,
+    unfinished,
+)
+from dvae_fast.training import MOST_THREADS, TrainConfig
 from dvae_fast.training import Progress as TrainProgress
+from dvae_fast.training.config import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -76,11 +84,29 @@ def reproduce_command(
     device: Annotated[
         str, shown(TRAINING, "cpu, cuda or cuda:N; on a GPU steps are replayed as CUDA graphs.")
     ] = "cpu",
+    dtype: Annotated[
+        str,
+        shown(
+            TRAINING,
+            f"Of matrix products in training: {' or '.join(DTYPES)}, where the processor has "
+            "instructions for it.",
+            choices=DTYPES,
+        ),
+    ] = TrainConfig.dtype,
     folder: Annotated[
         Path | None, shown(OUTPUT, "Of the runs. Default: runs/reproduction-<scale>.")
     ] = None,
+    so_far: Annotated[
+        bool,
+        shown(
+            OUTPUT,
+            "Evaluate what is begun as it stands, and keep the numbers for the table, which says "
+            "how far it was; train nothing.",
+            "--so-far",
+        ),
+    ] = False,
     write_table: Annotated[
-        bool, shown(OUTPUT, "Write the table of the finished runs; train nothing.", "--table")
+        bool, shown(OUTPUT, "Write the table of the runs kept; train nothing.", "--table")
     ] = False,
     output: Annotated[
         Path, shown(OUTPUT, "Of the table: a new file, or one with a place for it.")
@@ -98,7 +124,9 @@ def reproduce_command(
             chosen = select(rows or SCALES[scale].rows)
             jobs = _jobs(jobs, device)
             check_device("device", device)
-            runs = plan(chosen, SCALES[scale], epochs=epochs, seeds=seeds, device=device)
+            runs = plan(
+                chosen, SCALES[scale], epochs=epochs, seeds=seeds, device=device, dtype=dtype
+            )
             if os.environ.get("WORLD_SIZE", "1") != "1":
                 raise ValueError("reproduce starts its processes itself: run it without torchrun")
         console = new_console(quiet=quiet)
@@ -113,6 +141,9 @@ def reproduce_command(
             return
         with wrong_options():
             left = unfinished(runs, folder)
+        if so_far:
+            _so_far(console, left, folder)
+            return
         failed = _reproduce(console, left, len(runs), folder, jobs)
         console.print(
             f"{len(runs) - len(failed)} of {len(runs)} runs are in {folder}; for the table: "
@@ -122,6 +153,22 @@ def reproduce_command(
         )
         if failed:
             fail(f"failed: {listed(failed)}; the same command tries again", 1)
+
+
+def _so_far(console: Console, runs: list[Run], folder: Path) -> None:
+    """Keep the numbers of those that have finished an epoch, and say how far they are."""
+    for run in runs:
+        result = evaluate_so_far(run, folder)
+        if result is not None:
+            done = f"{epochs_done(result):,} of {run.config.epochs:,} epochs"
+            console.print(f"{run.name}: {done}; {_shown(result)}", soft_wrap=True, markup=False)
+
+
+def _shown(result: dict[str, Any]) -> str:
+    """A run's figures and its time."""
+    values = [(label, result["figures"][name]) for name, label in FIGURES.items()]
+    figures = (f"{label} {'not finite' if v is None else format_number(v)}" for label, v in values)
+    return f"{'; '.join(figures)}; {format_duration(result['training_seconds'])} of training"
 
 
 def _jobs(jobs: int | None, device: str) -> int:
@@ -172,14 +219,7 @@ def _reproduce(console: Console, runs: list[Run], total: int, folder: Path, jobs
             say(f"dvae-fast: {run.name} failed: {one_line(str(value))}", error=True)
             return
         done += 1
-        figures = "; ".join(
-            f"{label} {'not finite' if v is None else format_number(v)}"
-            for label, v in zip(FIGURES.values(), value["figures"].values(), strict=True)
-        )
-        console.print(
-            f"{run.name}: {figures}; {format_duration(value['training_seconds'])} of training",
-            soft_wrap=True,
-        )
+        console.print(f"{run.name}: {_shown(value)}", soft_wrap=True)
 
     try:
         with contextlib.nullcontext() if console.quiet else bar:

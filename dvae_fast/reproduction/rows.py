@@ -24,6 +24,7 @@ __all__ = ["FIGURES", "ROWS", "SCALES", "TABLES", "Published", "Row", "Scale", "
 FIGURES = {
     "own": "own bound",
     "clean": "one sample, clean x",
+    "ten": "ten samples, clean x",
     "nll": "NLL",
 }
 #: the tables, by the key that rows name
@@ -86,7 +87,14 @@ class Row:
             return "nll"
         return "own" if self.settings["model"] in ("iwae", "diwae") else "clean"
 
-    def config(self, scale: Scale, seed: int, epochs: int | None, device: str) -> TrainConfig:
+    def config(
+        self,
+        scale: Scale,
+        seed: int,
+        epochs: int | None,
+        device: str,
+        dtype: str = TrainConfig.dtype,
+    ) -> TrainConfig:
         """What the trainer is given.
 
         Args:
@@ -94,6 +102,7 @@ class Row:
             seed: of the run; the split and fixed draws are the same for all.
             epochs: in the place of both; None for the scale's.
             device: ``cpu``, where a run has one thread, or ``cuda``, where it replays CUDA graphs.
+            dtype: of matrix products in training.
 
         Raises:
             ValueError: naming the field, the rule and the value.
@@ -103,7 +112,12 @@ class Row:
         if epochs is not None:
             given["epochs"] = epochs
         return default_config(
-            **given, seed=seed, device=device, cuda_graph=cuda, threads=None if cuda else 1
+            **given,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            cuda_graph=cuda,
+            threads=None if cuda else 1,
         )
 
 

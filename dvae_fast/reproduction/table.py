@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from dvae_fast._extras import require
 from dvae_fast.files import CheckpointError, write_atomically
 from dvae_fast.reproduction.rows import FIGURES, ROWS, TABLES
+from dvae_fast.reproduction.runs import epochs_done, is_finished
+from dvae_fast.training import TrainConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from dvae_fast.reproduction.rows import Published, Row
 
     Result = Mapping[str, Any]
+    #: a row's name, the epochs of its runs, and their dtype
+    Variant = tuple[str, int, str]
 
 __all__ = [
     "Difference",
@@ -81,18 +85,43 @@ def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) ->
 
 
 def by_row(results: Iterable[Result]) -> dict[str, dict[int, Result]]:
-    """Results by row, in the order of the tables, and by seed; the same settings for all seeds."""
+    """Results by row and seed, in the order of the tables; the same settings for all seeds.
+
+    Raises:
+        CheckpointError: if one is of an unknown row.
+        ValueError: if the seeds of a row had different settings.
+    """
     found: dict[str, dict[int, Result]] = {}
+    for (name, *_), seeds in by_variant(results).items():
+        for result in seeds.values():
+            _check_alike(next(iter(found.get(name, seeds).values())), result)
+        found.setdefault(name, {}).update(seeds)
+    return {name: dict(sorted(seeds.items())) for name, seeds in found.items()}
+
+
+def by_variant(results: Iterable[Result]) -> dict[Variant, dict[int, Result]]:
+    """Results by row, epochs and dtype, in the order of the tables, and by seed.
+
+    All other settings are the same for all seeds.
+    """
+    found: dict[Variant, dict[int, Result]] = {}
     for result in results:
         if result["row"] not in ROWS:
             raise CheckpointError(
                 f"the numbers of {result['row']}, seed {result['seed']}, are of no row known here"
             )
-        seeds = found.setdefault(result["row"], {})
+        seeds = found.setdefault(_variant(result), {})
         for other in seeds.values():
             _check_alike(other, result)
         seeds[result["seed"]] = result
-    return {name: dict(sorted(found[name].items())) for name in ROWS if name in found}
+    order = list(ROWS)
+    ordered = sorted(found, key=lambda variant: (order.index(variant[0]), variant))
+    return {variant: dict(sorted(found[variant].items())) for variant in ordered}
+
+
+def _variant(result: Result) -> Variant:
+    settings = result["settings"]
+    return result["row"], settings["epochs"], settings.get("dtype", TrainConfig.dtype)
 
 
 def _check_alike(a: Result, b: Result) -> None:
@@ -105,8 +134,9 @@ def _check_alike(a: Result, b: Result) -> None:
 
 
 def _figure(seeds: Mapping[int, Result], name: str) -> dict[int, float]:
-    """A figure by seed; NaN where it was not finite."""
-    values = {seed: result["figures"][name] for seed, result in seeds.items()}
+    """A figure by seed, where it was measured; NaN where it was not finite."""
+    measured = {seed: r["figures"] for seed, r in seeds.items() if name in r["figures"]}
+    values = {seed: figures[name] for seed, figures in measured.items()}
     return {seed: math.nan if value is None else value for seed, value in values.items()}
 
 
@@ -136,16 +166,27 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[str]], left: Iterable[i
 def _row(row: Row, seeds: Mapping[int, Result]) -> list[str]:
     cells = []
     for name in FIGURES:
-        text = _with_error(*mean_and_error(list(_figure(seeds, name).values())))
-        cells.append(f"**{text}**" if name == row.comparable else text)
-    settings = next(iter(seeds.values()))["settings"]
+        figures = list(_figure(seeds, name).values())
+        text = _with_error(*mean_and_error(figures)) if figures else "–"
+        cells.append(f"**{text}**" if name == row.comparable and figures else text)
     effective = [result["likelihood"]["ess_mean"] for result in seeds.values()]
     ess = "–" if None in effective else f"{statistics.fmean(effective):,.0f}"
     return [
-        f"`{row.name}`", row.about, f"{len(seeds)}",
-        f"{settings['epochs']:,} of {row.settings['epochs']:,}",
+        f"`{row.name}`", row.about, f"{len(seeds)}", _epochs(row, seeds),
         shown_published(row.published), *cells, ess, row.protocol,
     ]  # fmt: skip
+
+
+def _epochs(row: Row, seeds: Mapping[int, Result]) -> str:
+    """How many were done of how many, whether there are more to come, and in which dtype."""
+    everyone = list(seeds.values())
+    done = sorted({epochs_done(result) for result in everyone})
+    shown = "–".join(f"{epochs:,}" for epochs in dict.fromkeys((done[0], done[-1])))
+    finished = all(map(is_finished, everyone))
+    _, wanted, dtype = _variant(everyone[0])
+    whole = row.settings["epochs"] if finished else wanted
+    parts = [f"{shown} of {whole:,}", *["unfinished"] * (not finished)]
+    return ", ".join(parts + [dtype] * (dtype != TrainConfig.dtype))
 
 
 def _shown_difference(difference: Difference | None) -> str:
@@ -157,12 +198,18 @@ def _shown_difference(difference: Difference | None) -> str:
     return f"{_number(mean)} [{_number(mean - half)}, {_number(mean + half)}]"
 
 
-def _difference(row: Row, found: Mapping[str, Mapping[int, Result]]) -> list[str]:
-    assert row.baseline is not None
-    ours, theirs = found[row.name], found[row.baseline]
+def _baseline(variant: Variant) -> Variant | None:
+    """What a row's runs are compared with: the baseline's of as many epochs and the same dtype."""
+    name, epochs, dtype = variant
+    baseline = ROWS[name].baseline
+    return None if baseline is None else (baseline, epochs, dtype)
+
+
+def _difference(row: Row, ours: Mapping[int, Result], theirs: Mapping[int, Result]) -> list[str]:
     differences = [paired_difference(_figure(ours, f), _figure(theirs, f)) for f in FIGURES]
-    pairs = len(ours.keys() & theirs.keys())
-    mark = "†" if pairs < _FEW else ""
+    shared = ours.keys() & theirs.keys()
+    alike = all(epochs_done(ours[seed]) == epochs_done(theirs[seed]) for seed in shared)
+    pairs, mark = len(shared), "†" * (len(shared) < _FEW) + "‡" * (not alike)
     return [f"`{row.name}` − `{row.baseline}`", f"{pairs}{mark}",
             *map(_shown_difference, differences)]  # fmt: skip
 
@@ -178,15 +225,18 @@ def markdown(results: Iterable[Result]) -> str:
         ValueError: if the seeds of a row had different settings.
         MissingExtraError: if scipy is not installed.
     """
-    found = by_row(results)
+    found = by_variant(results)
     lines = [_summary(found), ""]
     head = ["row", "", "seeds", "epochs", "published", *FIGURES.values(), "ESS", "protocol"]
     for key, title in TABLES.items():
-        rows = [ROWS[name] for name in found if ROWS[name].table == key]
-        if rows:
-            cells = [_row(row, found[row.name]) for row in rows]
+        cells = [_row(ROWS[v[0]], found[v]) for v in found if ROWS[v[0]].table == key]
+        if cells:
             lines += [f"### {title}", "", *_table(head, cells, (0, 1, len(head) - 1)), ""]
-    pairs = [_difference(ROWS[name], found) for name in found if ROWS[name].baseline in found]
+    pairs = [
+        _difference(ROWS[variant[0]], found[variant], found[other])
+        for variant in found
+        if (other := _baseline(variant)) in found
+    ]
     if pairs:
         lines += [
             "### Differences, paired by seed", "",
@@ -200,23 +250,32 @@ def markdown(results: Iterable[Result]) -> str:
                 "degree of freedom and is too wide to decide anything.",
                 "",
             ]
+        if any("‡" in cells[1] for cells in pairs):
+            lines += ["‡ Of runs that are not equally far: no difference of the models alone.", ""]
     return "\n".join(lines)
 
 
-def _summary(found: Mapping[str, Mapping[int, Result]]) -> str:
+def _summary(found: Mapping[Variant, Mapping[int, Result]]) -> str:
     everyone = [result for seeds in found.values() for result in seeds.values()]
     estimates = {_estimated(result) for result in everyone}
     trained = {_trained(result) for result in everyone}
     minutes = sum(result["training_seconds"] for result in everyone) / 60
     commits = {result["commit"] or "no commit" for result in everyone}
+    left = sum(not is_finished(result) for result in everyone)
+    unfinished = f", {left} of them unfinished: their best epoch so far" if left else ""
+    low = {dtype for _, _, dtype in found} - {TrainConfig.dtype}
+    products = (
+        f"Where {' or '.join(sorted(low))} stands beside the epochs, matrix products in training "
+        f"were in it; evaluations are in {TrainConfig.dtype}. "
+    ) * bool(low)
     torches = {f"torch {result['versions']['torch']}" for result in everyone}
     return (
         f"Nats, lower is better; mean ± standard error over seeds. Trained on "
         f"{' or '.join(sorted(trained))} images, the best epoch by the validation bound evaluated. "
         f"Bounds are negative, on the whole test set; NLL from {' or '.join(sorted(estimates))}, "
         f"of which ESS were effective on average: where those are few the NLL is too high. "
-        f"Bold: what the published figure is to be compared with. "
-        f"{len(everyone)} run{'s' * (len(everyone) != 1)}, "
+        f"Bold: what the published figure is to be compared with. {products}"
+        f"{len(everyone)} run{'s' * (len(everyone) != 1)}{unfinished}, "
         f"{minutes:,.0f} minutes of training ({', '.join(sorted(torches))}; "
         f"{', '.join(sorted(commits))})."
     )

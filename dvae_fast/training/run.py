@@ -38,7 +38,20 @@ if TYPE_CHECKING:
     from dvae_fast.data.given import Data
     from dvae_fast.models import Autoencoder
 
-__all__ = ["NonFiniteError", "Run", "mean_bound"]
+__all__ = ["NonFiniteError", "Run", "mean_bound", "versions"]
+
+
+def versions(processes: int = 1) -> dict[str, Any]:
+    """What numbers were made with, JSON-able."""
+    return {
+        "dvae_fast": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "compiled_kernels": ops.library_loaded(),
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+    }
 
 
 class NonFiniteError(RuntimeError):
@@ -406,15 +419,7 @@ class Run:
         return {
             "status": status,
             "config": self.config.to_dict(),
-            "versions": {
-                "dvae_fast": __version__,
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-                "compiled_kernels": ops.library_loaded(),
-                "threads": torch.get_num_threads(),
-                "processes": self.world.size,
-            },
+            "versions": versions(self.world.size),
             "parameters": sum(p.numel() for p in self.parameters.values()),
             "epochs_done": self.epoch,
             "best": {"epoch": self.best_epoch, "valid_bound": self.best_bound},

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
+import os
+import signal
 import subprocess
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +20,16 @@ from forks import Context, Program
 from interrupts import StopAfter
 
 from dvae_fast.evaluation import estimate_log_likelihood
+from dvae_fast.evaluation.precision import has_bfloat16
 from dvae_fast.files import CheckpointError
 from dvae_fast.models import load_model
-from dvae_fast.reproduction import processes, rows, runs, table
+from dvae_fast.reproduction import processes, rows, runs
 from dvae_fast.reproduction.rows import ROWS, SCALES, select
 from dvae_fast.reproduction.runs import (
     Run,
     _commit,
     _curve,
+    evaluate_so_far,
     plan,
     read_results,
     run_one,
@@ -166,6 +170,23 @@ def test_a_plan_takes_every_row_before_the_next_seed() -> None:
     assert [(r.config.seed, r.config.epochs) for r in planned] == [(0, 3), (1, 3)]
 
 
+def test_a_dtype_is_of_every_run_and_only_where_there_are_instructions_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for has, device in ((True, "cpu"), (False, "cuda")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda h=has: {"avx512_bf16": h})
+        chosen = select(["vae-k1", "dvae-k1-5"])
+        planned = plan(chosen, SCALES["full"], seeds=2, device=device, dtype="bfloat16")
+        assert {r.settings()["dtype"] for r in planned} == {"bfloat16"}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
+    message = "dtype must be float32 on a CPU without instructions for bfloat16; got 'bfloat16'"
+    with pytest.raises(ValueError, match=message):
+        plan(chosen, SCALES["full"], dtype="bfloat16")
+    assert {r.config.dtype for r in plan(chosen, SCALES["full"])} == {"float32"}
+    with pytest.raises(ValueError, match=r"dtype must be one of float32, bfloat16; got 'float16'"):
+        plan(chosen, SCALES["full"], dtype="float16")
+
+
 # --- runs -------------------------------------------------------------------------------------
 
 
@@ -197,6 +218,9 @@ def test_a_run_keeps_what_it_measures(finished: tuple[Path, dict[str, Any]]) -> 
     x = one.config.load_data().evaluation("test")
     clean = estimate_log_likelihood(model, x, 1, seed=0).elbo.mean()
     assert -result["figures"]["clean"] == pytest.approx(float(clean), rel=1e-6)
+    ten = estimate_log_likelihood(model, x, 10, seed=0).mean
+    assert -result["figures"]["ten"] == pytest.approx(ten, rel=1e-6)
+    assert result["epochs_done"] == 3
     spaced = x[[15 * i for i in range(20)]]
     estimate = estimate_log_likelihood(model, spaced, 25, seed=0)
     assert -result["figures"]["nll"] == pytest.approx(estimate.mean, rel=1e-6)
@@ -239,7 +263,70 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(
     for result in (again, expected):
         assert result["training_seconds"] > 0
     assert again | {"training_seconds": 0} == expected | {"training_seconds": 0}
-    assert not (tmp_path / tiny().name / "evaluation.partial.npz").exists()
+    left = {path.name for path in (tmp_path / tiny().name).iterdir()}
+    assert not left & {"evaluation.partial.npz", "checkpoint.safetensors"}
+
+
+def test_what_an_unfinished_run_has_come_to_is_kept_until_it_is_finished(
+    tmp_path: Path, finished: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "REPORT_SECONDS", 0.0)
+    assert evaluate_so_far(tiny(), tmp_path) is None  # not begun
+    with pytest.raises(KeyboardInterrupt):
+        run_one(tiny(), tmp_path, StopAfter(4))
+    assert evaluate_so_far(tiny(), tmp_path) is None  # of 6 steps an epoch
+    assert not list(tmp_path.glob("*.json"))
+    with pytest.raises(KeyboardInterrupt):
+        run_one(tiny(), tmp_path, StopAfter(6 + 3))
+    early = evaluate_so_far(tiny(), tmp_path)
+    assert early is not None
+    assert read_results(tmp_path) == [early]
+    assert (early["epochs_done"], early["settings"]["epochs"]) == (2, 3)
+    assert early["curve"] == finished[1]["curve"][:2]
+    metrics = json.loads((tmp_path / tiny().name / "metrics.json").read_text())
+    assert early["best_epoch"] == metrics["best"]["epoch"]
+    model = load_model(tmp_path / tiny().name)  # of that epoch
+    x = tiny().config.load_data().evaluation("test")
+    clean = float(estimate_log_likelihood(model, x, 1, seed=0).elbo.mean())
+    assert early["figures"]["clean"] == pytest.approx(-clean, rel=1e-6)
+    assert unfinished([tiny()], tmp_path) == [tiny()]
+    with pytest.raises(ValueError, match="its samples is 3, not 4"):
+        unfinished([tiny(samples=4)], tmp_path)
+    run_one(tiny(), tmp_path)
+    (last,) = read_results(tmp_path)
+    assert last | {"training_seconds": 0} == finished[1] | {"training_seconds": 0}
+    assert unfinished([tiny()], tmp_path) == []
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_whose_process_is_ended_goes_on_to_the_same_numbers(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    """In bfloat16, where the processor has it; saved after each report, as if 30 s were over."""
+    dtype = "bfloat16" if has_bfloat16("cpu") else "float32"
+    config = tiny(epochs=8, dtype=dtype).config
+    program = f"""
+        from pathlib import Path
+        from dvae_fast.reproduction.runs import Run, run_one
+        from dvae_fast.training import TrainConfig, loop, stopping
+        loop.train.__kwdefaults__["checkpoint_seconds"] = stopping.REPORT_SECONDS = 0.0
+        def report(state):
+            if getattr(state, "epoch", 0) == 4:
+                Path("reached").touch()
+        config = TrainConfig.from_dict({config.to_dict()!r})
+        run_one(Run("diwae-k5-5", config, "dynamic", 25, 20), Path("ended"), report)
+    """
+    process = Program("-c", textwrap.dedent(program))
+    process.wait_for(Path("reached"))
+    assert process.process.pid is not None
+    os.kill(process.process.pid, number)
+    assert process.result().returncode != 0
+    run = replace(tiny(), config=config)
+    assert unfinished([run], Path("ended")) == [run]
+    assert not list(Path("ended").glob("*.json"))
+    again, whole = run_one(run, Path("ended")), run_one(run, Path("whole"))
+    assert again | {"training_seconds": 0} == whole | {"training_seconds": 0}
 
 
 def test_other_settings_are_refused_by_name(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -248,6 +335,7 @@ def test_other_settings_are_refused_by_name(finished: tuple[Path, dict[str, Any]
         (tiny(epochs=5), "its epochs is 3, not 5; name another folder"),
         (tiny(samples=4), "its samples is 3, not 4"),
         (replace(tiny(), k=26), "its k is 25, not 26"),
+        (tiny(dtype="bfloat16"), "its dtype is 'float32', not 'bfloat16'"),
         (replace(tiny(), evaluated_on="once"), "its evaluated_on is 'dynamic', not 'once'"),
     ):
         with pytest.raises(ValueError, match=rf"diwae-k5-5-seed0\.json is of other .*{message}"):
@@ -260,6 +348,8 @@ def test_a_run_begun_with_other_settings_is_refused(tmp_path: Path) -> None:
         run_one(tiny(epochs=10**6), tmp_path, StopAfter(1))
     with pytest.raises(ValueError, match=r"diwae-k5-5-seed0 is of other .*its epochs is 1000000"):
         unfinished([tiny()], tmp_path)
+    with pytest.raises(ValueError, match=r"its dtype is 'float32', not 'bfloat16'"):
+        unfinished([tiny(epochs=10**6, dtype="bfloat16")], tmp_path)
     assert load_config(tmp_path / tiny().name).epochs == 10**6
 
 
@@ -271,108 +361,6 @@ def test_a_folder_without_numbers_is_named(tmp_path: Path) -> None:
         read_results(tmp_path)
     with pytest.raises(CheckpointError, match="does not hold the numbers"):
         unfinished([tiny()], tmp_path)
-
-
-# --- the table --------------------------------------------------------------------------------
-
-
-def numbers(row: str, seed: int, own: float | None, clean: float, nll: float) -> dict[str, Any]:
-    """What `run_one` writes, as far as the table reads it."""
-    return {
-        "row": row, "seed": seed, "best_epoch": 4, "training_seconds": 1800.0, "commit": None,
-        "settings": {"epochs": 3280, "seed": seed, "train_examples": None, "samples": 1},
-        "versions": {"torch": "2.13.0"}, "curve": [],
-        "figures": {"own": own, "clean": clean, "nll": nll},
-        "likelihood": {"k": 5000, "examples": 10000, "ess_mean": 40.0 + 10 * seed},
-    }  # fmt: skip
-
-
-def test_statistics_are_those_worked_out_by_hand() -> None:
-    # 1, 2, 6: mean 3, squares 4 + 1 + 9 = 14, s² = 7, s/√3 = √(7/3)
-    mean, error = table.mean_and_error([1.0, 2.0, 6.0])
-    assert mean == pytest.approx(3)
-    assert error == pytest.approx(math.sqrt(7 / 3))
-    assert table.mean_and_error([5.0]) == (5.0, None)
-    # Differences −1, −2, −6 of the seeds 0, 1, 2; t of 97.5 % with 2 degrees is 4.302653.
-    ours, theirs = {0: 1.0, 1: 2.0, 2: 1.0, 9: 5.0}, {2: 7.0, 1: 4.0, 0: 2.0, 8: 1.0}
-    difference = table.paired_difference(ours, theirs)
-    assert difference is not None
-    assert (difference.mean, difference.pairs) == (pytest.approx(-3), 3)
-    assert difference.half_width == pytest.approx(4.302653 * math.sqrt(7 / 3), rel=1e-6)
-    # Of two, −1 and −2: s/√2 = ½, and t with 1 degree is 12.706205.
-    two = table.paired_difference({0: 1.0, 1: 2.0}, {0: 2.0, 1: 4.0})
-    assert two == table.Difference(-1.5, pytest.approx(12.706205 / 2, rel=1e-6), 2)
-    assert table.paired_difference({0: 1.0}, {0: 1.5}) == table.Difference(-0.5, None, 1)
-    assert table.paired_difference({0: 1.0}, {1: 1.0}) is None
-
-
-def test_the_table_is_made_from_the_numbers_alone() -> None:
-    results = [numbers("burda-k5", 0, 87.0, 88.0, 85.5)]
-    for seed, value in enumerate((94.0, 95.0, 99.0)):  # 96 ± √(7/3)
-        results.append(numbers("dvae-k1-5", seed, value + 1, value, value - 4))
-        results.append(numbers("vae-k1", seed, 98.25, 98.25, 90 + seed))
-    text = table.markdown(reversed(results))
-    assert table.markdown(results) == text
-    lines = text.splitlines()
-    (row,) = (line for line in lines if line.startswith("| `dvae-k1-5` |"))
-    assert row == (
-        "| `dvae-k1-5` | DVAE, K = 1, 5 % noise | 3 | 3,280 of 5,000 | 94.32 ± 0.12 | "
-        "97.00 ± 1.53 | **96.00 ± 1.53** | 92.00 ± 1.53 | 50 | "
-        "guess: the figure's noise level, K and evaluation |"
-    )
-    (row,) = (line for line in lines if line.startswith("| `burda-k5` |"))
-    assert "| 1 | 3,280 of 3,280 | 85.54 | 87.00 | 88.00 | **85.50** | 40 | known |" in row
-    # own: −2.25, −1.25, 2.75 (mean −0.25); clean: one less; NLL: 0, 0, 3 less 0: 90 − 90, …
-    (row,) = (line for line in lines if line.startswith("| `dvae-k1-5` − `vae-k1` |"))
-    half = 4.302653 * math.sqrt(7 / 3)
-    nll = 4.302653 * 1.0  # 0, 0, 3: mean 1, s² = 3, s/√3 = 1
-    assert row == (
-        f"| `dvae-k1-5` − `vae-k1` | 3 | −1.25 [−{1.25 + half:.2f}, {half - 1.25:.2f}] | "
-        f"−2.25 [−{2.25 + half:.2f}, {half - 2.25:.2f}] | 1.00 [−{nll - 1:.2f}, {1 + nll:.2f}] |"
-    )
-    assert "†" not in text
-    assert "7 runs, 210 minutes of training (torch 2.13.0; no commit)" in text
-    assert "5,000 importance samples on 10,000 test examples" in text
-    order = [text.index(f"| `{name}` |") for name in ("vae-k1", "dvae-k1-5", "burda-k5")]
-    assert order == sorted(order)
-
-
-def test_the_table_says_where_seeds_are_few_and_numbers_are_none() -> None:
-    results = [numbers("vae-k1", 0, None, 98.0, 90.0), numbers("dvae-k1-5", 0, 97.0, 96.0, 91.0),
-               numbers("dvae-k1-10", 1, 97.0, 96.0, 91.0)]  # fmt: skip
-    text = table.markdown(results)
-    assert "| `dvae-k1-5` − `vae-k1` | 1† | not finite | −2.00 | 1.00 |" in text
-    assert "| `dvae-k1-10` − `vae-k1` | 0† | – | – | – |" in text
-    assert "† Fewer than 3 seeds" in text
-    assert "| `vae-k1` | VAE, K = 1 | 1 | 3,280 of 5,000 | – | not finite | **98.00** |" in text
-
-
-def test_numbers_that_do_not_belong_together_are_refused() -> None:
-    a, b = numbers("vae-k1", 0, 1, 1, 1), numbers("vae-k1", 1, 1, 1, 1)
-    b["settings"]["samples"] = 5
-    with pytest.raises(
-        ValueError, match="vae-k1 was run with different settings: samples is 1 with see"
-    ):
-        table.markdown([a, b])
-    b = copy.deepcopy(a) | {"row": "gan-k1"}
-    with pytest.raises(CheckpointError, match="the numbers of gan-k1, seed 0, are of no row known"):
-        table.markdown([a, b])
-
-
-def test_each_scale_has_its_place_in_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "doc.md"
-    (a, b), (c, d) = table.marks("small"), table.marks("full")
-    path.write_text(f"before\n{a}\nold\n{b}\nbetween\n{c}\nold\n{d}\nafter\n")
-    for _ in range(2):
-        table.put_into(path, "new", "full")
-        assert path.read_text() == (f"before\n{a}\nold\n{b}\nbetween\n{c}\n\nnew\n{d}\nafter\n")
-    table.put_into(tmp_path / "other.md", "new", "small")
-    assert (tmp_path / "other.md").read_text() == f"{a}\n\nnew\n{b}\n"
-    with pytest.raises(
-        CheckpointError, match=r"other\.md has no place for the table: no lines <!--"
-    ):
-        table.put_into(tmp_path / "other.md", "new", "full")
-    assert (tmp_path / "other.md").read_text() == f"{a}\n\nnew\n{b}\n"
 
 
 # --- the command line -------------------------------------------------------------------------
@@ -459,6 +447,15 @@ def test_ctrl_c_saves_every_run_and_the_same_command_goes_on(tmp_path: Path) -> 
     )
     assert "Traceback" not in done.stdout
     assert all(Path(f"out/frey-vae-seed{s}/metrics.json").is_file() for s in (0, 1))
+    asked = ("--rows", "frey-vae", "--seeds", "2", "--epochs", "1000000", "--folder", "out")
+    output = ok(*asked, "--so-far")
+    assert "of 1,000,000 epochs; own bound" in output
+    files = sorted(p.name for p in Path("out").glob("*.json"))
+    assert files  # of those that had finished an epoch
+    ok("--table", "--folder", "out", "--output", "table.md")
+    assert "of 1,000,000, unfinished | – |" in Path("table.md").read_text()
+    wrong = run(*asked, "--dtype", "float16")
+    assert "dtype must be one of float32, bfloat16; got 'float16'" in wrong.output
 
 
 def test_rows_are_listed_with_what_was_published() -> None:
@@ -508,7 +505,7 @@ def test_a_table_of_nothing_and_torchrun_are_one_line(monkeypatch: pytest.Monkey
 def test_help_names_every_choice() -> None:
     text = words(ok("--help").replace("│", " "))
     for part in ("small, full", "--rows", "--list", "--table", "--epochs", "--seeds", "--jobs",
-                 "--device", "--folder", "--output"):  # fmt: skip
+                 "--so-far", "--dtype", "--device", "--folder", "--output"):  # fmt: skip
         assert part in text
 
 

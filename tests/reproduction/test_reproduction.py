@@ -183,7 +183,7 @@ def test_a_dtype_is_of_every_run_and_only_where_there_are_instructions_for_it(
     with pytest.raises(ValueError, match=message):
         plan(chosen, SCALES["full"], dtype="bfloat16")
     assert {r.config.dtype for r in plan(chosen, SCALES["full"])} == {"float32"}
-    with pytest.raises(ValueError, match=r"dtype must be one of float32, bfloat16; got 'float16'"):
+    with pytest.raises(ValueError, match=r"dtype must be one of bfloat16, float32; got 'float16'"):
         plan(chosen, SCALES["full"], dtype="float16")
 
 
@@ -447,15 +447,22 @@ def test_ctrl_c_saves_every_run_and_the_same_command_goes_on(tmp_path: Path) -> 
     )
     assert "Traceback" not in done.stdout
     assert all(Path(f"out/frey-vae-seed{s}/metrics.json").is_file() for s in (0, 1))
-    asked = ("--rows", "frey-vae", "--seeds", "2", "--epochs", "1000000", "--folder", "out")
+
+
+@pytest.mark.usefixtures("frey")
+def test_the_table_has_what_is_unfinished(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "REPORT_SECONDS", 0.0)
+    asked = ("--rows", "frey-*", "--folder", "out")
+    (vae, _) = plan(select(["frey-*"]), SCALES["small"])
+    with pytest.raises(KeyboardInterrupt):
+        run_one(vae, Path("out"), StopAfter(4))  # of 2 epochs of 3 steps
     output = ok(*asked, "--so-far")
-    assert "of 1,000,000 epochs; own bound" in output
-    files = sorted(p.name for p in Path("out").glob("*.json"))
-    assert files  # of those that had finished an epoch
-    ok("--table", "--folder", "out", "--output", "table.md")
-    assert "of 1,000,000, unfinished | – |" in Path("table.md").read_text()
-    wrong = run(*asked, "--dtype", "float16")
-    assert "dtype must be one of float32, bfloat16; got 'float16'" in wrong.output
+    assert output.startswith("frey-vae-seed0: 1 of 2 epochs; own bound ")
+    assert "seed1" not in output
+    assert ok("--table", "--folder", "out", "--output", "table.md") == "table.md\n"
+    assert "| 1 | 1 of 2, unfinished | – |" in Path("table.md").read_text()
+    wrong = run(*asked, "--dtype", "float16", "--so-far")
+    assert "dtype must be one of bfloat16, float32; got 'float16'" in wrong.output
 
 
 def test_rows_are_listed_with_what_was_published() -> None:

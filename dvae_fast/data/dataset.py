@@ -249,6 +249,31 @@ class Dataset:
             self, train=images, valid=_first(self.valid, valid), mean=mean, labels=labels
         )
 
+    def moved(self, count: int) -> Dataset:
+        """The same with the first `count` validation examples behind the training examples.
+
+        Raises:
+            ValueError: if there are not more than that, or they are streamed.
+        """
+        if not count:
+            return self
+        train, valid = self.train, self.valid
+        if not isinstance(train, Tensor) or not isinstance(valid, Tensor):
+            raise ValueError(f"{self.name} must be in memory for its parts to change, not streamed")
+        if count >= len(valid):
+            raise ValueError(
+                f"so many of {self.name}'s {len(valid)} validation examples must leave one, "
+                f"got {count}"
+            )
+        labels = self.labels
+        if labels is not None:
+            more, rest = labels["valid"][:count], labels["valid"][count:]
+            labels = {**labels, "train": torch.cat([labels["train"], more]), "valid": rest}
+        train = torch.cat([train, valid[:count]])
+        mean = mean_of(train, self.missing)
+        mean = mean.where(~mean.isnan(), self.mean)
+        return replace(self, train=train, valid=valid[count:], mean=mean, labels=labels)
+
     def train_batch(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """Training examples by index: (B,) int64 → (B, D); ``dynamic`` draws from `generator`."""
         grey = self.train[index.to(self._place(), non_blocking=True)]

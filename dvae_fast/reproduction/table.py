@@ -35,6 +35,11 @@ __all__ = [
     "shown_published",
 ]
 
+#: of the epoch that a run keeps the model of, by `dvae_fast.training.schedules.KEPT`
+_KEPT = {
+    "best": "the best epoch by the validation bound",
+    "last": "the last epoch where Burda's code is followed",
+}
 _COVERAGE = 0.95
 _FEW = 3  # seeds below which an interval says little
 
@@ -259,6 +264,7 @@ def _summary(found: Mapping[Variant, Mapping[int, Result]]) -> str:
     everyone = [result for seeds in found.values() for result in seeds.values()]
     estimates = {_estimated(result) for result in everyone}
     trained = {_trained(result) for result in everyone}
+    kept = {_KEPT[r["settings"].get("keep", TrainConfig.keep)] for r in everyone}
     minutes = sum(result["training_seconds"] for result in everyone) / 60
     commits = {result["commit"] or "no commit" for result in everyone}
     left = sum(not is_finished(result) for result in everyone)
@@ -271,7 +277,7 @@ def _summary(found: Mapping[Variant, Mapping[int, Result]]) -> str:
     torches = {f"torch {result['versions']['torch']}" for result in everyone}
     return (
         f"Nats, lower is better; mean ± standard error over seeds. Trained on "
-        f"{' or '.join(sorted(trained))} images, the best epoch by the validation bound evaluated. "
+        f"{' or '.join(sorted(trained))} images, {' or '.join(sorted(kept))} evaluated. "
         f"Bounds are negative, on the whole test set; NLL from {' or '.join(sorted(estimates))}, "
         f"of which ESS were effective on average: where those are few the NLL is too high. "
         f"Bold: what the published figure is to be compared with. {products}"

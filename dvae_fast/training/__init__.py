@@ -13,19 +13,17 @@ folder and calls back.
 
 from dvae_fast.kept import METRICS
 from dvae_fast.training.board import each_label, reconstructions
-from dvae_fast.training.checkpoint import load_run
+from dvae_fast.training.checkpoint import load_config, load_run
 from dvae_fast.training.config import (
     CONFIG,
-    LR_SCHEDULES,
     MOST_THREADS,
     OptionError,
     TrainConfig,
-    load_config,
 )
 from dvae_fast.training.defaults import default_config
 from dvae_fast.training.loop import Progress, train
 from dvae_fast.training.run import NonFiniteError, mean_bound
-from dvae_fast.training.schedules import kl_weight, learning_rate
+from dvae_fast.training.schedules import LR_SCHEDULES, kl_weight, learning_rate
 
 __all__ = [
     "CONFIG",

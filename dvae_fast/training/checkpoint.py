@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dvae_fast._checks import check_integer
-from dvae_fast.files import CheckpointError, load_tensors, one_line
+from dvae_fast.files import CheckpointError, load_tensors, one_line, read_json
 from dvae_fast.models.saving import SavedModel, read_model
-from dvae_fast.training.config import CONFIG, OptionError, TrainConfig, load_config
+from dvae_fast.training.config import CONFIG, OptionError, TrainConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     import torch
     from torch import Tensor
 
-__all__ = ["Checkpoint", "load_optimizer", "load_run", "optimizer_tensors", "read_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "load_config",
+    "load_optimizer",
+    "load_run",
+    "optimizer_tensors",
+    "read_checkpoint",
+]
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,21 @@ def _checked(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Checkp
 def _check_number(name: str, value: Any) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
+
+
+def load_config(run_dir: str | Path) -> TrainConfig:
+    """The configuration of a run, from its folder.
+
+    Raises:
+        CheckpointError: if it is not there or cannot be understood.
+    """
+    path = Path(run_dir) / CONFIG
+    if not path.is_file():
+        raise CheckpointError(f"{run_dir} is not the folder of a run: it holds no {CONFIG}")
+    try:
+        return TrainConfig.from_dict(read_json(path))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not a configuration that fits: {error}") from None
 
 
 def load_run(run_dir: str | Path) -> tuple[TrainConfig, SavedModel]:

@@ -45,7 +45,6 @@ from dvae_fast.data import (
     misfit,
     named_as,
 )
-from dvae_fast.files import CheckpointError, read_json
 from dvae_fast.likelihoods import NAMED, Bernoulli, get_likelihood
 from dvae_fast.models import MODELS, Autoencoder, ModelConfig, make_model
 from dvae_fast.models.config import (
@@ -60,6 +59,8 @@ from dvae_fast.models.config import (
 from dvae_fast.models.encoders import check_encoder
 from dvae_fast.objectives import Objective
 from dvae_fast.objectives.objective import check_score_objective
+from dvae_fast.training.optimizers import OPTIMIZERS
+from dvae_fast.training.schedules import KEPT, LR_SCHEDULES, ORDERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -67,22 +68,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "CHANGEABLE",
-    "CONFIG",
-    "CONTEXTS",
-    "DEFAULT_LEVEL",
-    "DTYPES",
-    "LR_SCHEDULES",
-    "MOST_THREADS",
-    "OF_OWN",
-    "OptionError",
-    "TrainConfig",
-    "load_config",
-    "no_data",
-]
+    "CHANGEABLE", "CONFIG", "CONTEXTS", "DEFAULT_LEVEL", "DTYPES", "MOST_THREADS", "OF_OWN",
+    "OptionError", "TrainConfig", "no_data",
+]  # fmt: skip
 
 CONFIG = "config.json"
-LR_SCHEDULES = ("constant", "stepwise")
 #: of matrix products, and what autocast is asked for
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 #: the fields that a run that is resumed may change
@@ -212,6 +202,9 @@ class TrainConfig(ModelConfig):
         None, "Train on the first so many images only. Default: all."
     )
     valid_examples: int | None = _of_data(None, "Validate on the first so many only. Default: all.")
+    valid_to_train: int = _of_data(
+        0, "Train on the first so many validation images too, which then validate no more."
+    )
     epochs: int = _of_training(
         DATASETS[_DEFAULT_DATA].epochs,
         f"Passes over the training set. Default: {_by_data('epochs')}.",
@@ -222,7 +215,16 @@ class TrainConfig(ModelConfig):
         f"Adam's, at the start. Default: {_by_data('learning_rate')}.",
     )
     lr_schedule: str = _of_training(
-        "constant", "stepwise falls to a tenth in eight stages.", choices=LR_SCHEDULES
+        "constant",
+        "stepwise falls to a tenth in eight stages; stepwise_rounded at the rates of Burda's code.",
+        choices=LR_SCHEDULES,
+    )
+    optimizer: str = _of_training("adam", "burda: Adam as in Burda's code.", choices=OPTIMIZERS)
+    order: str = _of_training(
+        "shuffled", "Of the examples: anew in each epoch, or as in the file.", choices=ORDERS
+    )
+    keep: str = _of_training(
+        "best", "The model of the best epoch on the validation set, or of the last.", choices=KEPT
     )
     seed: int = _of_training(0, "Governs everything random in training.")
     data_seed: int = _of_data(0, "Governs the split and the binarised validation and test sets.")
@@ -280,6 +282,7 @@ class TrainConfig(ModelConfig):
             raise ValueError(
                 f"learning_rate must be a finite number > 0, got {self.learning_rate!r}"
             )
+        check_integer("valid_to_train", self.valid_to_train, 0)
         check_integer("seed", self.seed, 0, 2**63)
         check_integer("data_seed", self.data_seed, 0, 2**32)
         for name in ("train_examples", "valid_examples", "threads"):
@@ -431,6 +434,18 @@ class TrainConfig(ModelConfig):
             data = named_as(data, self.names)
         else:
             data = load_dataset(self.data, binarise=self.binarise, seed=self.data_seed)
+        return self.of(data)
+
+    def of(self, data: Dataset) -> Dataset:
+        """The examples of `data` that are trained and validated on.
+
+        Raises:
+            OptionError: if there are not so many validation examples to train on.
+        """
+        try:
+            data = data.moved(self.valid_to_train)
+        except ValueError as error:
+            raise OptionError(f"valid_to_train does not fit: {error}") from None
         return data.first(self.train_examples, self.valid_examples)
 
     @property
@@ -478,18 +493,3 @@ class TrainConfig(ModelConfig):
                 nearest_choice("an option in the configuration", sorted(unknown)[0], known)
             )
         return cls(**values)
-
-
-def load_config(run_dir: str | Path) -> TrainConfig:
-    """The configuration of a run, from its folder.
-
-    Raises:
-        CheckpointError: if it is not there or cannot be understood.
-    """
-    path = Path(run_dir) / CONFIG
-    if not path.is_file():
-        raise CheckpointError(f"{run_dir} is not the folder of a run: it holds no {CONFIG}")
-    try:
-        return TrainConfig.from_dict(read_json(path))
-    except (TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not a configuration that fits: {error}") from None

@@ -213,7 +213,7 @@ def _first_of(config: TrainConfig, data: Any) -> Dataset:
             f"data must be those that config was made for, with missing {config.missing}; got "
             f"{found.missing}"
         )
-    return found.first(config.train_examples, config.valid_examples)
+    return config.of(found)
 
 
 def check_fingerprint(config: TrainConfig, data: Dataset) -> None:

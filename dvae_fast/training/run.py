@@ -29,7 +29,8 @@ from dvae_fast.training.checkpoint import Checkpoint, load_optimizer, optimizer_
 from dvae_fast.training.config import DTYPES, OptionError, TrainConfig
 from dvae_fast.training.graphed import GraphedStep
 from dvae_fast.training.heap import return_free_memory
-from dvae_fast.training.schedules import kl_weight, learning_rate
+from dvae_fast.training.optimizers import make_optimizer
+from dvae_fast.training.schedules import KEPT, ORDERS, kl_weight, learning_rate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -137,14 +138,12 @@ class Run:
         self.told = self._context_of(data)
         self.parameters = dict(self.model.named_parameters())
         self.names: dict[Tensor, str] = {p: name for name, p in self.parameters.items()}
-        # Fused: one pass over each parameter, 3 to 4 times as fast as the default on a CPU. A
-        # number would be a constant of a graph.
-        rate = config.learning_rate
-        self.optimizer = torch.optim.Adam(
+        self.optimizer = make_optimizer(
+            config.optimizer,
             self.model.parameters(),
-            lr=torch.tensor(rate, device=self.device) if config.cuda_graph else rate,
-            fused=True,
-            capturable=config.cuda_graph,
+            config.learning_rate,
+            config.batch_size,
+            graphed=config.cuda_graph,
         )
         if config.cuda_graph and config.kl_warmup:
             self.model.kl_weight = torch.ones((), device=self.device)
@@ -203,7 +202,8 @@ class Run:
         else:
             self.model.kl_weight = weight
         if self.position == 0:
-            self.permutation = torch.randperm(len(self.data.train), generator=self.generator)
+            order = ORDERS[self.config.order]
+            self.permutation = order(len(self.data.train), self.generator)
 
     def step(self) -> None:
         index = self.permutation[self.position : self.position + self.config.batch_size]
@@ -274,7 +274,7 @@ class Run:
         self.history.append(record)
         self.epoch, self.position, self.seconds = self.epoch + 1, 0, 0.0
         self.total.zero_()
-        if self.best_bound is None or valid > self.best_bound:
+        if self.best_bound is None or KEPT[self.config.keep](valid, self.best_bound):
             self.best_bound, self.best_epoch, self.best_saved = valid, self.epoch, False
             for name, t in self.model.state_dict().items():
                 self.best[name].copy_(t)

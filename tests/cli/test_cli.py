@@ -230,7 +230,7 @@ def test_an_objective_is_one_option_away() -> None:
             ["--likelihood", "discretised_logistic", "--binarise", "none"],
             "its values are one of 256 grey levels, and the data are grey values in [0, 1]; take",
         ),
-        (["--lr-schedule", "x"], "lr_schedule must be one of constant, stepwise; got 'x'"),
+        (["--lr-schedule", "x"], "lr_schedule must be one of constant, stepwise, stepwise_rounded"),
         (["--learning-rate", "-1"], "learning_rate must be a finite number > 0, got -1.0"),
         (["--evaluate-k", "-1"], "evaluate-k must be >= 0, got -1"),
         (["--evaluate-k", f"{2**63}"], "evaluate-k must be <= 4,294,967,296, got 92233720368"),

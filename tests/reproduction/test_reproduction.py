@@ -90,7 +90,7 @@ def test_every_row_is_a_valid_configuration(name: str, scale: str) -> None:
 
 
 def test_rows_are_those_of_the_tables() -> None:
-    assert len(ROWS) == 52
+    assert len(ROWS) == 60
     full = SCALES["full"]
 
     def config(name: str) -> TrainConfig:
@@ -114,6 +114,16 @@ def test_rows_are_those_of_the_tables() -> None:
     assert config("dvae-released-k1-5").corruption == "salt_and_pepper_released"
     assert config("vae-augmented-k1").binarise == "dynamic"
     assert ROWS["vae-augmented-k1"].evaluated_on == "fixed"
+    c = config("omniglot-once-diwae-k5-5")
+    assert (c.data, c.binarise, c.model, c.samples, c.level) == (
+        "omniglot",
+        "once",
+        "diwae",
+        5,
+        0.05,
+    )
+    assert config("omniglot-dvae-k1-5").binarise == "dynamic"
+    assert ROWS["omniglot-once-diwae-k5-5"].baseline == "omniglot-once-iwae-k5"
     c = config("burda-k50")
     assert (c.model, c.samples, c.binarise, c.batch_size, c.epochs) == (
         "iwae",

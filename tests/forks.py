@@ -42,10 +42,16 @@ def _enter(environment: Mapping[str, str], folder: str) -> None:
     os.chdir(folder)
 
 
-def _program(arguments: tuple[str, ...], output: str, environment: Any, folder: str) -> None:
+def _program(
+    arguments: tuple[str, ...], output: str, environment: Any, folder: str, out: str | None
+) -> None:
     _enter(environment, folder)
-    for number, name in ((1, "out"), (2, "err")):
-        file = os.open(f"{output}/{name}", os.O_WRONLY | os.O_APPEND)
+    for number, name in ((1, out), (2, f"{output}/err")):
+        if name is None:
+            read, file = os.pipe()
+            os.close(read)
+        else:
+            file = os.open(name, os.O_WRONLY | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
     os.setsid()  # the tests' own Ctrl-C is for them alone, and what a test sends, for it alone
@@ -73,17 +79,31 @@ def _target(environment: Any, folder: str, target: Callable[..., None], args: An
 
 
 class Program:
-    """``python ARGUMENTS``, of which the first is a file, or -m or -c."""
+    """``python ARGUMENTS``, of which the first is a file, or -m or -c.
+
+    Its output goes to ``out``, a file that is there, or None, a pipe that nobody reads; and is kept
+    where that is not given.
+    """
 
     def __init__(
-        self, *arguments: str, env: Mapping[str, str] | None = None, cwd: Any = "."
+        self,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        cwd: Any = ".",
+        out: str | None = "",
     ) -> None:
         self.arguments, self._output = arguments, tempfile.TemporaryDirectory()
         for name in ("out", "err"):
             Path(self._output.name, name).touch()
         place = (dict(os.environ if env is None else env), str(Path(cwd).resolve()))
         self.process = _context.Process(
-            target=_program, args=(arguments, self._output.name, *place)
+            target=_program,
+            args=(
+                arguments,
+                self._output.name,
+                *place,
+                f"{self._output.name}/out" if out == "" else out,
+            ),
         )
         self.process.start()
         atexit.register(self.process.kill)  # before multiprocessing waits for it

@@ -50,10 +50,13 @@ def override() -> Iterator[Callable[[str, Callable[..., Any]], None]]:
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the cases those that lie in order: how tensors lie is no matter of their formula."""
+    """Of the cases those that lie in order, and of bfloat16 every fifth: how tensors lie, and what
+    their results are rounded to, is no matter of their formula."""
 
     def some(*args: Any, **options: Any) -> list[Any]:
-        return [s for s in samples(*args, **options) if s.layout == "contiguous"]
+        every = [s for s in samples(*args, **options) if s.layout == "contiguous"]
+        narrow = [s for s in every if s.dtype == torch.bfloat16][::5]
+        return [s for s in every if s.dtype != torch.bfloat16] + narrow
 
     monkeypatch.setattr(run, "samples", some)
 
@@ -270,7 +273,8 @@ class Stale(Again):
 
 @pytest.mark.parametrize("record, verdict", [(Again, PASSED), (Stale, FAILED)])
 def test_graphs_are_replayed_with_other_numbers(record: type[Again], verdict: str) -> None:
-    chosen = [s for s in samples("cpu", small=True) if s.op not in ops.CPU_ONLY]
+    every = samples("cpu", small=True)
+    chosen = [s for s in every if s.op not in ops.CPU_ONLY and s.dtype == torch.float32]
     operators = {s.op for s in for_graphs(chosen)}
     assert operators == set(OPERATORS) - set(ops.CPU_ONLY)
     tally = Tally()

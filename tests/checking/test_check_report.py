@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from forks import Program
 
 from dvae_fast.checking import CheckError, command, machine, resolve_device, run
 from dvae_fast.checking.limits import compare
@@ -201,31 +199,17 @@ def test_kinds_of_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.cuda_kinds() == [("A", "8.0", "cuda:0"), ("B", "9.0", "cuda:1")]
 
 
-@pytest.mark.parametrize(
-    "where, code, error",
-    [
-        ("pipe", 0, ""),
-        pytest.param("/dev/full", 2, "cannot print", marks=pytest.mark.slow),
-    ],
-)
-def test_table_that_nobody_takes_costs_a_line_at_most(where: str, code: int, error: str) -> None:
-    if where == "pipe":
-        read, write = os.pipe()
-        os.close(read)
-    else:
-        write = os.open(where, os.O_WRONLY)
+@pytest.mark.process
+@pytest.mark.parametrize("where, code, error", [(None, 0, ""), ("/dev/full", 2, "cannot print")])
+def test_table_that_nobody_takes_costs_a_line_at_most(
+    where: str | None, code: int, error: str
+) -> None:
     program = (
         "from dvae_fast.checking import CheckReport, command\n"
         "command.check = lambda _: CheckReport({}, (), 1.0)\n"
         "raise SystemExit(command.run_command('cpu'))"
     )
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", program], stdout=write, stderr=subprocess.PIPE, text=True,
-            timeout=300, env=environment(),
-        )  # fmt: skip
-    finally:
-        os.close(write)
+    done = Program("-c", program, env=environment(), out=where).result()
     assert done.returncode == code, done.stderr
     lines = done.stderr.splitlines()
     assert len(lines) == bool(error)

@@ -93,13 +93,10 @@ def test_another_library_is_another_matter(use: User) -> None:
     "environment, reason",
     [
         ({"STANDIN_CRASH": "softplus"}, "ended with SIGABRT in softplus"),
-        pytest.param(
-            {"STANDIN_HANG": "softplus", "STANDIN_LIMIT": "8"},
-            "took more than 8 s",
-            marks=pytest.mark.slow,
-        ),
+        ({"STANDIN_HANG": "softplus", "STANDIN_LIMIT": "8"}, "took more than 8 s"),
     ],
 )
+@pytest.mark.slow
 def test_crash_or_hang_puts_all_on_the_reference(
     environment: dict[str, str], reason: str, use: User
 ) -> None:

@@ -362,6 +362,19 @@ def test_layers(name: str, dtype: torch.dtype) -> None:
         torch.testing.assert_close(whole.double(), plain.detach(), **tolerance)
 
 
+def test_more_unknown_dimensions_than_a_byte_counts() -> None:
+    """In each of sixteen places side by side."""
+    g = torch.Generator().manual_seed(6)
+    d, known = 4800, [0, 4097, 4799]
+    mean, x = torch.randn(2, K, d, generator=g), torch.randn(2, d, generator=g)
+    mask = torch.zeros(2, d, dtype=torch.bool)
+    mask[:, known] = True
+    got = dvae_fast.log_weights((mean, torch.full((d,), 0.7)), x, torch.zeros(2, K), "gaussian",
+                                mask=mask)  # fmt: skip
+    plain = Normal(mean, 0.7).log_prob(x.unsqueeze(1))[..., known].sum(-1)
+    torch.testing.assert_close(got, plain)
+
+
 def test_layouts_and_no_examples() -> None:
     case, ratio, mask = CASES["bernoulli"], _ratio(), _mask(M)
     (logits,) = case.params

@@ -7,6 +7,7 @@ DVAE_FAST_ISA names; the test starts it once for each level that is not in use, 
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.process
 
 LEVELS = ("base", "avx2", "avx512", "avx512bf16", "amx")
+#: in which products of bfloat16 are what avx512 lacks
+PRODUCTS = LEVELS[3:]
 # All in float32; of 16 bits, which other tests hold to every value, two and one.
 _PARTS = ("M4-B3-K2-Z1-D63", "M1-B3-K2-Z513-D1985", "M3-B4-K50-Z2-D65", "M2-B3-K7-Z50-D785")
 _COUNT = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 1}
@@ -70,9 +73,17 @@ def _masks(corrupt: Callable[..., Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def _here() -> dict[str, Any]:
+def _samples_of(level: str) -> list[Sample]:
+    """All; those with products of bfloat16 where all else is what avx512 has."""
+    every = _samples()
+    if level not in PRODUCTS:
+        return every
+    return [s for s in every if s.dtype == torch.bfloat16 and ("linear" in s.op or "mlp" in s.op)]
+
+
+def _here(level: str) -> dict[str, Any]:
     """The results at the level in use."""
-    tables = {str(s): run_operator(s.op, s.args()) for s in _samples()}
+    tables = {str(s): run_operator(s.op, s.args()) for s in _samples_of(level)}
     losses, rounded = (
         {
             name: mlp_loss_cases.run(mlp_loss_cases.make(*case), bfloat16=bfloat16)
@@ -80,7 +91,7 @@ def _here() -> dict[str, Any]:
         }
         for bfloat16 in (False, True)
     )
-    masks = _masks(torch.ops.dvae_fast.corrupt)
+    masks = {} if level in PRODUCTS else _masks(torch.ops.dvae_fast.corrupt)
     return {"tables": tables, "masks": masks, "losses": losses, "rounded": rounded}
 
 
@@ -98,7 +109,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @functools.cache
 def _results(level: str, folder: Path) -> dict[str, Any]:
     if level == dvae_fast.build_info()["isa"]:
-        return _here()
+        return _here(level)
     path = folder / f"{level}.pt"
     process = _process(level, path)
     if "DVAE_FAST_ISA must be one of" in process.stderr:
@@ -125,7 +136,7 @@ def _expected_masks() -> dict[str, Tensor]:
     return _masks(reference.corrupt)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", LEVELS[:3])
 def test_masks_are_the_same_bits(level: str, folder: Path) -> None:
     masks = _results(level, folder)["masks"]
     expected = _expected_masks()
@@ -139,7 +150,7 @@ def test_masks_are_the_same_bits(level: str, folder: Path) -> None:
 def test_operators_are_as_accurate_on_every_level(level: str, folder: Path) -> None:
     tables = _results(level, folder)["tables"]
     in_use = level == dvae_fast.build_info()["isa"]
-    for sample in _samples():
+    for sample in _samples_of(level):
         if in_use and sample.dtype == torch.float32:  # test_operators.py has them
             continue
         outputs = zip(tables[str(sample)], oracle(sample, keep=True), strict=True)
@@ -163,7 +174,7 @@ def test_one_pass_losses_are_as_accurate_on_every_level(level: str, folder: Path
         assert same is not (level in ("amx", "avx512bf16")), (level, name)
 
 
-@pytest.mark.parametrize("level", LEVELS[1:])
+@pytest.mark.parametrize("level", LEVELS[1:3])
 def test_discrete_results_are_those_of_the_base_level(level: str, folder: Path) -> None:
     """What no rounding enters is bit-identical between levels."""
     base, other = _results("base", folder)["tables"], _results(level, folder)["tables"]
@@ -186,4 +197,4 @@ def test_unknown_level_is_refused_and_the_known_ones_named(folder: Path) -> None
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    torch.save(_here(), sys.argv[1])
+    torch.save(_here(os.environ["DVAE_FAST_ISA"]), sys.argv[1])

@@ -49,6 +49,8 @@ from dvae_fast.training.config import no_data
 from dvae_fast.training.loop import check_world, cpu_threads
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
 __all__ = ["RUNS", "train_command"]
@@ -213,10 +215,14 @@ def _train_together(
         claimed = _new_run_dir(config) if run_dir is None and world.is_main else run_dir
         folder = broadcast_object(claimed, world)
         assert folder is not None
-        if not console.quiet:
-            _announce(console, config, folder, world, resume)
+        if config.context is not None:
+            with wrong_options():
+                config.context_size_of(config.load_data())
         try:
-            metrics = _train(console, config, folder, resume=resume, tensorboard=tensorboard)
+            metrics = _train(
+                console, config, folder, resume=resume, tensorboard=tensorboard,
+                on_start=lambda: _announce(console, config, folder, world, resume),
+            )  # fmt: skip
         except BaseException:
             if run_dir is None and world.is_main:
                 with contextlib.suppress(OSError):  # nothing was put there
@@ -250,9 +256,6 @@ def _announce(
     label = config.kind.label if config.is_own and way.grey else way.label
     if config.is_own:
         console.print(describe(config.load_data()), soft_wrap=True, markup=False)
-    if config.context is not None:
-        with wrong_options():  # before training is announced
-            config.context_size_of(config.load_data())
     parts = [label, f"{config.likelihood} likelihood"]
     for name in ("encoder", "covariance"):
         if getattr(config, name) != getattr(TrainConfig, name):
@@ -281,7 +284,13 @@ def _announce(
 
 
 def _train(
-    console: Console, config: TrainConfig, folder: Path, *, resume: bool, tensorboard: bool
+    console: Console,
+    config: TrainConfig,
+    folder: Path,
+    *,
+    resume: bool,
+    tensorboard: bool,
+    on_start: Callable[[], None],
 ) -> dict[str, Any]:
     bar = progress_bar(
         console,
@@ -333,6 +342,7 @@ def _train(
             folder,
             resume=resume,
             tensorboard=tensorboard,
+            on_start=None if quiet else on_start,
             on_progress=None if quiet else on_progress,
             on_epoch=None if quiet else on_epoch,
         )

@@ -86,6 +86,7 @@ def train(
     data: Any = None,
     resume: bool = False,
     tensorboard: bool = True,
+    on_start: Callable[[], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
     checkpoint_seconds: float = _CHECKPOINT_SECONDS,
@@ -105,6 +106,8 @@ def train(
         resume: go on from the folder's checkpoint. `config` must be the run's, but for ``epochs``
             (to train longer), ``threads``, ``device`` and ``cuda_graph``.
         tensorboard: write its events, if it is installed.
+        on_start: called once, before the first step, when nothing is left that could be refused; on
+            rank 0 alone.
         on_progress: called a few times a second, on rank 0 alone.
         on_epoch: called after each epoch with its line of ``history``, on rank 0 alone.
         checkpoint_seconds: how often to save; always at the start, the end and when stopped. Where
@@ -150,6 +153,8 @@ def train(
         on_main(lambda: write_json(folder / CONFIG, config.to_dict()), world)
         run.save()  # that the folder can be written shows before the work, not after
         board = stack.enter_context(Board(folder, tensorboard and world.is_main, run.epoch))
+        if on_start is not None and world.is_main:
+            on_start()
         pace = Pace(world, signals)
         _loop(run, board, pace, on_progress, on_epoch, checkpoint_seconds)
         finished = run.epoch >= config.epochs

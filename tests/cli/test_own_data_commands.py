@@ -148,6 +148,26 @@ def test_a_run_goes_on_with_its_own_data_wherever_they_are() -> None:
     assert "data must be those of the run, whose fingerprint is" in other.output
 
 
+def test_what_is_refused_is_refused_before_it_is_announced() -> None:
+    """Options that a run may not change, epochs that are done, other data, a folder with a run."""
+    write_table()
+    done = ("train", *TINY, "--data", "a.csv", "--evaluate-k", "0", "--run-dir", "r")
+    ok(*done)
+    again = ("train", "--resume", "--run-dir", "r", "--evaluate-k", "0")
+    write_table("other.csv", TABLE[:-1])
+    for command, said in (
+        ((*again, "--missing", "nan"), "missing must be as in the run to resume, None; got 'nan'"),
+        ((*again, "--likelihood", "laplace"), "likelihood must be as in the run to resume"),
+        ((*again, "--epochs", "1"), "epochs must be >= 2, the epochs done, to resume; got 1"),
+        ((*again, "--data", "other.csv"), "data must be those of the run, whose fingerprint is"),
+        (done, "run_dir must not hold a run already"),
+    ):
+        refused = run(*command)
+        assert refused.exit_code == 2, refused.output
+        assert len(refused.output.splitlines()) == 1, refused.output
+        assert said in refused.output
+
+
 def test_a_run_that_is_interrupted_goes_on_bit_for_bit() -> None:
     write_table()
     ok("train", *TINY, "--data", "a.csv", "--evaluate-k", "0", "--run-dir", "whole", "-q")

@@ -372,6 +372,13 @@ inline bool has_scale(LikelihoodKind kind) {
 inline bool has_log_scale(LikelihoodKind kind) {
   return with_likelihood(kind, [](auto l) { return decltype(l)::type::kHasLogScale; });
 }
+// Whether log p of a row has something besides the sum over its elements.
+inline bool has_row_constant(LikelihoodKind kind) {
+  return with_likelihood(kind, [](auto l) {
+    using L = typename decltype(l)::type;
+    return L::kHasLogScale || L::row_constant(1, 0.0) != 0;
+  });
+}
 inline bool has_data_term(LikelihoodKind kind) {
   return with_likelihood(kind, [](auto l) { return decltype(l)::type::kHasDataTerm; });
 }

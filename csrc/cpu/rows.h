@@ -1,6 +1,7 @@
 // Work over rows, shared out among threads by the caller; sums over rows; data of any dtype.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <vector>
 
@@ -61,6 +62,42 @@ void add_over_parts(const ForRows& for_rows, int64_t rows, int64_t row_size, int
   for (const double* part = parts.data(); part != parts.data() + parts.size(); part += padded) {
     for (size_t i = 0; i < padded; ++i) sums[i] += part[i];
   }
+}
+
+// Adds to `sums`, of whole blocks, Σ over rows, per dimension, of T (rows, size).
+inline void add_columns(const ForRows& for_rows, DType dtype, const void* in, int64_t rows,
+                        int64_t size, std::vector<double>& sums) {
+  const auto kernel = kernels().add_column_sums[static_cast<int>(dtype)];
+  const auto blocks = static_cast<int64_t>(sums.size()) / kBlock;
+  for_rows(blocks, rows * kBlock, [&](int64_t begin, int64_t end) {
+    kernel(in, rows, size, sums.data(), begin * kBlock, std::min(size, end * kBlock));
+  });
+}
+
+// kernel(scale_sum, begin, end) over all rows. The gradient of a scale that they share goes to
+// `sums`, as above; of no such scale scale_sum is null.
+template <class F>
+void add_scale_over(const ForRows& for_rows, ScaleKind kind, int64_t rows, int64_t row_size,
+                    int64_t size, std::vector<double>& sums, const F& kernel) {
+  if (kind == ScaleKind::kShared) {
+    add_over_parts(for_rows, rows, row_size, size, sums, kernel);
+  } else {
+    for_rows(rows, row_size, [&](int64_t begin, int64_t end) { kernel(nullptr, begin, end); });
+  }
+}
+
+// grad (rows, size) *= factor, of one element or `rows`.
+inline void rescale(const ForRows& for_rows, DType dtype, void* grad, DType factor_type,
+                    const void* factor, bool one, int64_t rows, int64_t size) {
+  const auto kernel = kernels().scale_by[static_cast<int>(dtype)];
+  with_data(factor_type, factor, [&](const auto* factors) {
+    for_rows(rows, size, [&](int64_t begin, int64_t end) {
+      if (one) return kernel(grad, load(*factors), begin * size, end * size);
+      for (int64_t n = begin; n < end; ++n) {
+        kernel(grad, load(factors[n]), n * size, (n + 1) * size);
+      }
+    });
+  });
 }
 
 }  // namespace dvae::cpu

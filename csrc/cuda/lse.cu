@@ -43,11 +43,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 __global__ void __launch_bounds__(kThreads, 1)
     lse_merge_kernel(const double* a, const double* b, int64_t rows, double* out) {
-  for (int64_t n = first_item(); n < rows; n += item_stride()) {
-    LogSumExp s = LogSumExp::read(a + n * LogSumExp::kSize);
-    s.merge(LogSumExp::read(b + n * LogSumExp::kSize));
-    s.write(out + n * LogSumExp::kSize);
-  }
+  for (int64_t n = first_item(); n < rows; n += item_stride()) LogSumExp::merge_row(a, b, n, out);
 }
 
 }  // namespace

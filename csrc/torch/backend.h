@@ -12,11 +12,6 @@ namespace dvae::glue {
 
 struct Decoder;  // ops/decoder.h
 
-// What a scale that all rows share, or a mask, is laid out in for a device's kernels.
-struct Layout {
-  virtual ~Layout() = default;
-};
-
 // The gradient of log_weights, of all rows or in tiles of them. Those of a shared scale and of a
 // layer's bias are sums over rows: added up tile by tile, written at the end.
 class Gradient {

@@ -63,11 +63,7 @@ constexpr Kernel kKernels[] = {
     {"lse_merge", kBoxed<&lse_merge, kOn>},
     {"linear_log_weights", kWhole<&linear_log_weights, kOn>},
     {"linear_log_weights_backward", kWhole<&linear_log_weights_backward, kOn>},
-};
-
-// Those of which a mask may leave out elements.
-template <const Backend& (*kOn)()>
-constexpr Kernel kMasked[] = {
+    // Those of which a mask may leave out elements.
     {"masked_log_weights", kBoxed<&log_weights, kOn>},
     {"masked_log_weights_backward", kBoxed<&log_weights_backward, kOn>},
     {"masked_iwae", kBoxed<&iwae, kOn>},

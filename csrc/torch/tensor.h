@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <iterator>
 #include <optional>
 #include <string>
 
@@ -117,15 +118,26 @@ inline Tensor empty(In like, std::initializer_list<int64_t> shape, ScalarType dt
 inline Tensor new_like(In t) { return empty(t, t.sizes().data(), t.dim(), t.scalar_type()); }
 
 // Which of `names` a name is. If none: "`must_be` a, b or c, got name".
-template <size_t N>
-int index_of(Name name, const char* const (&names)[N], const char* must_be,
-             const char* before_last = " or ", const char* got = ", got ") {
-  for (size_t i = 0; i < N; ++i) {
-    if (name == names[i]) return static_cast<int>(i);
+template <class Kind, class Names>
+Kind kind_of(Name name, const Names& names, const char* must_be, const char* before_last = " or ",
+             const char* got = ", got ") {
+  const size_t count = std::size(names);
+  for (size_t i = 0; i < count; ++i) {
+    if (name == names[i]) return static_cast<Kind>(i);
   }
   std::string known = names[0];
-  for (size_t i = 1; i < N; ++i) known += std::string(i + 1 < N ? ", " : before_last) + names[i];
+  for (size_t i = 1; i < count; ++i) {
+    known += std::string(i + 1 < count ? ", " : before_last) + names[i];
+  }
   STD_TORCH_CHECK(false, must_be, " ", known, got, name);
+}
+
+inline Activation activation_of(Name name) {
+  return kind_of<Activation>(name, kActivationNames, "activation must be");
+}
+inline LikelihoodKind likelihood_of(Name name) {
+  return kind_of<LikelihoodKind>(name, kLikelihoodNames, "likelihood must be one of", ", ",
+                                 "; got ");
 }
 
 }  // namespace dvae::glue

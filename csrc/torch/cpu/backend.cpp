@@ -5,14 +5,15 @@
 #include <cmath>
 
 #include "../../core/logsumexp.h"
+#include "../../cpu/iwae.h"
 #include "../../cpu/layers.h"
+#include "../../cpu/scale.h"
 #include "rows.h"
 
 namespace dvae::glue {
 namespace {
 
 int at(DType dtype) { return static_cast<int>(dtype); }
-int at(LikelihoodKind likelihood) { return static_cast<int>(likelihood); }
 
 // A kernel of (params, begin, end) over rows of `row_size` elements.
 template <class Kernel, class Params>
@@ -20,64 +21,14 @@ void run(Kernel kernel, const Params& p, int64_t rows, int64_t row_size) {
   for_rows(rows, row_size, [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
 }
 
-struct ScaleLogs : Layout {
-  std::vector<double> each;  // for a mask
-  double sum = 0;
-};
-
-template <class A>
-struct ScaleTable : ScaleLogs {
-  cpu::BlockTable<A> table;
-
-  explicit ScaleTable(Decoder& d) {
-    const bool one = d.scale->numel() == 1;
-    with_data(*d.scale, [&](const auto* scale) {
-      table.fill(one, d.p.size, [scale](int64_t i) { return static_cast<A>(load(scale[i])); });
-      if (!has_log_scale(d.likelihood)) return;
-      for (int64_t i = 0; i < (one ? 1 : d.p.size); ++i) {
-        const double log_scale = std::log(static_cast<double>(load(scale[i])));
-        if (d.mask) each.push_back(log_scale);
-        sum += log_scale;
-      }
-    });
-    if (one) sum *= static_cast<double>(d.p.size);
-    d.p.scale = table.data;
-    d.p.scale_stride = table.stride;
-    d.p.log_scale = &sum;
-  }
-};
-
-struct MaskTable : Layout {
-  cpu::Mask mask;
-
-  explicit MaskTable(const Decoder& d)
-      : mask(static_cast<const uint8_t*>(d.mask->const_data_ptr()), d.mask->sizes()[0], d.p.size,
-             d.layout ? static_cast<const ScaleLogs&>(*d.layout).each : std::vector<double>{}) {}
-};
-
 // null where all is observed.
 const cpu::Mask* mask_of(const Decoder& d) {
-  const auto* table = static_cast<const MaskTable*>(d.mask_layout.get());
-  return table == nullptr || table->mask.all ? nullptr : &table->mask;
-}
-
-double read_element(In t, int64_t i) {
-  return with_data(t, [i](const auto* data) { return static_cast<double>(load(data[i])); });
+  const auto* mask = static_cast<const cpu::Mask*>(d.mask_layout.get());
+  return mask == nullptr || mask->all ? nullptr : mask;
 }
 
 void write_sums(const std::vector<double>& sums, int64_t size, In to) {
   cpu::write_sums(sums, size, dtype_of(to, "sums"), to.mutable_data_ptr(), to.numel() != 1);
-}
-
-// Runs kernel(scale_sum, begin, end) over rows; adds a shared scale's gradient to `sums`.
-template <class F>
-void sum_scale_over(const Decoder& d, int64_t rows, int64_t row_size, std::vector<double>& sums,
-                    const F& kernel) {
-  if (d.scale_kind == ScaleKind::kShared) {
-    cpu::add_over_parts(share, rows, row_size, d.p.size, sums, kernel);
-  } else {
-    for_rows(rows, row_size, [&](int64_t begin, int64_t end) { kernel(nullptr, begin, end); });
-  }
 }
 
 class GradientOnCpu final : public Gradient {
@@ -88,17 +39,13 @@ class GradientOnCpu final : public Gradient {
         scale_(static_cast<size_t>(d.scale_kind == ScaleKind::kShared ? d.p.size : 0)) {}
 
   void add(const LogWeightGradParams& p, int64_t begin, int64_t end) override {
-    sum_scale_over(d_, end - begin, p.size, scale_, [&](double* sums, int64_t first, int64_t last) {
-      cpu::log_weights_backward(mask_of(d_), d_.likelihood, d_.dtype, p, d_.scale_kind, sums,
-                                begin + first, begin + last);
-    });
-    if (bias_.empty()) return;
-    const auto column_sums = cpu::kernels().add_column_sums[at(d_.dtype)];
-    const auto blocks = static_cast<int64_t>(bias_.size()) / kBlock;
-    for_rows(blocks, (end - begin) * kBlock, [&](int64_t first, int64_t last) {
-      column_sums(p.grad_params, end - begin, p.size, bias_.data(), first * kBlock,
-                  std::min(p.size, last * kBlock));
-    });
+    cpu::add_scale_over(share, d_.scale_kind, end - begin, p.size, p.size, scale_,
+                        [&](double* sums, int64_t first, int64_t last) {
+                          cpu::log_weights_backward(mask_of(d_), d_.likelihood, d_.dtype, p,
+                                                    d_.scale_kind, sums, begin + first,
+                                                    begin + last);
+                        });
+    cpu::add_columns(share, d_.dtype, p.grad_params, end - begin, p.size, bias_);
   }
   void finish(const Tensor* grad_bias, In grad_scale) override {
     if (grad_bias != nullptr) write_sums(bias_, d_.p.size, *grad_bias);
@@ -155,13 +102,16 @@ class Cpu final : public Backend {
   }
 
   void lay_out_scale(Decoder& d) const override {
-    if (d.dtype == DType::kFloat64) {
-      d.layout = std::make_unique<ScaleTable<double>>(d);
-    } else {
-      d.layout = std::make_unique<ScaleTable<float>>(d);
-    }
+    d.scale_layout = std::make_shared<cpu::ScaleTable>(
+        d.likelihood, d.dtype, dtype_of(*d.scale, "scale"), d.scale->const_data_ptr(),
+        d.scale->numel() == 1, d.mask.has_value(), d.p);
   }
-  void lay_out_mask(Decoder& d) const override { d.mask_layout = std::make_unique<MaskTable>(d); }
+  void lay_out_mask(Decoder& d) const override {
+    const auto* scale = static_cast<const cpu::ScaleTable*>(d.scale_layout.get());
+    d.mask_layout = std::make_shared<cpu::Mask>(
+        static_cast<const uint8_t*>(d.mask->const_data_ptr()), d.mask->sizes()[0], d.p.size,
+        scale != nullptr ? scale->logs : std::vector<double>{});
+  }
   void log_weights(const Decoder& d, const LogWeightParams& p, int64_t begin,
                    int64_t end) const override {
     for_rows(end - begin, p.size, [&](int64_t first, int64_t last) {
@@ -173,26 +123,9 @@ class Cpu final : public Backend {
     return std::make_unique<GradientOnCpu>(d, of_bias);
   }
   void iwae(const Decoder& d, const IwaeParams& p, In grad_scale) const override {
-    const cpu::Kernels& kernels = cpu::kernels();
-    const int likelihood = at(d.likelihood), dtype = at(d.dtype);
-    const int64_t threads = torch::stable::get_num_threads();
     std::vector<double> sums;
-    if (threads > 1 && p.rows < 4 * threads && p.samples > 1 && mask_of(d) == nullptr) {
-      // Too few examples to share out evenly: share out their samples, a step at a time.
-      const int64_t rows = p.rows * p.samples;
-      for_rows(rows, 2 * p.size, [&](int64_t begin, int64_t end) {
-        kernels.iwae_sweep[likelihood][dtype](p, d.scale_kind, begin, end);
-      });
-      kernels.iwae_normalise[dtype](p, 0, p.rows);
-      sum_scale_over(d, rows, p.size, sums, [&](double* sum, int64_t begin, int64_t end) {
-        kernels.iwae_scale[likelihood][dtype](p, d.scale_kind, sum, begin, end);
-      });
-    } else {
-      sum_scale_over(
-          d, p.rows, 2 * p.samples * p.size, sums, [&](double* sum, int64_t begin, int64_t end) {
-            cpu::iwae(mask_of(d), d.likelihood, d.dtype, p, d.scale_kind, sum, begin, end);
-          });
-    }
+    cpu::iwae(mask_of(d), d.likelihood, d.dtype, p, d.scale_kind, torch::stable::get_num_threads(),
+              share, sums);
     if (d.scale_kind == ScaleKind::kShared) write_sums(sums, p.size, grad_scale);
   }
 
@@ -254,22 +187,13 @@ class Cpu final : public Backend {
     for_rows(n, 1, [&](int64_t begin, int64_t end) { kernel(grad, out, grad_x, begin, end); });
   }
   bool known_to_be_one(In factor) const override {
-    return factor.numel() == 1 && read_element(factor, 0) == 1.0;
+    return factor.numel() == 1 && with_data(factor, [](const auto* f) { return load(*f) == 1; });
   }
   void rescale(In grad, In factor, int64_t rows) const override {
-    void* data = grad.mutable_data_ptr();
-    const auto kernel = cpu::kernels().scale_by[at(dtype_of(grad, "grad"))];
-    if (factor.numel() == 1) {
-      const double f = read_element(factor, 0);
-      for_rows(grad.numel(), 1, [&](int64_t begin, int64_t end) { kernel(data, f, begin, end); });
-      return;
-    }
-    const int64_t size = rows > 0 ? grad.numel() / rows : 0;
-    for_rows(rows, size, [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) {
-        kernel(data, read_element(factor, n), n * size, (n + 1) * size);
-      }
-    });
+    const bool one = factor.numel() == 1;
+    const int64_t items = one ? grad.numel() : rows;
+    cpu::rescale(share, dtype_of(grad, "grad"), grad.mutable_data_ptr(), dtype_of(factor, "factor"),
+                 factor.const_data_ptr(), one, items, items > 0 ? grad.numel() / items : 0);
   }
 
   void logmeanexp(In, DType t, const LogMeanExpParams& p) const override {
@@ -287,11 +211,7 @@ class Cpu final : public Backend {
   }
   void lse_merge(In, const double* a, const double* b, int64_t rows, double* out) const override {
     for_rows(rows, 100, [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) {
-        LogSumExp s = LogSumExp::read(a + n * LogSumExp::kSize);
-        s.merge(LogSumExp::read(b + n * LogSumExp::kSize));
-        s.write(out + n * LogSumExp::kSize);
-      }
+      for (int64_t n = begin; n < end; ++n) LogSumExp::merge_row(a, b, n, out);
     });
   }
 };

@@ -5,7 +5,6 @@
 STABLE_TORCH_LIBRARY_IMPL(dvae_fast, CPU, m) {
   using namespace dvae::glue;
   for (const Kernel& kernel : kKernels<cpu_backend>) m.impl(kernel.name, kernel.run);
-  for (const Kernel& kernel : kMasked<cpu_backend>) m.impl(kernel.name, kernel.run);
   // Of the CPU only: elsewhere layers run one after the other.
   m.impl("mlp_log_weights", (kWhole<&mlp_log_weights, cpu_backend>));
   m.impl("mlp_loss", TORCH_BOX((&mlp_loss)));

@@ -59,7 +59,7 @@ std::tuple<Tensor, std::vector<Tensor>> mlp_loss(
   const Network q(on, "encoder", encoder, data, 2 * latent, x, gradients);
   const Network p_of_x(on, "decoder", decoder, latent, data, x, gradients);
 
-  const CorruptionKind kind = kind_of(corruption);
+  const CorruptionKind kind = corruption_of(corruption);
   Corruption c(on, kind, rate, salt, seed, x, copies, first_example, 0);
   c.params.in = x.const_data_ptr();
   const DType dtype = dtype_of(x, "x");
@@ -67,8 +67,7 @@ std::tuple<Tensor, std::vector<Tensor>> mlp_loss(
   cpu::StepParams p{};
   p.encoder = q.layers;
   p.decoder = p_of_x.layers;
-  p.activation =
-      static_cast<Activation>(index_of(activation, kActivationNames, "activation must be"));
+  p.activation = activation_of(activation);
   p.dtype = dtype;
   p.corruption = kind == CorruptionKind::kIdentity ? nullptr : &tables.params;
   p.x = x.const_data_ptr();
@@ -78,8 +77,7 @@ std::tuple<Tensor, std::vector<Tensor>> mlp_loss(
   p.data = data;
   p.latent = latent;
   p.noise = c.params.noise;
-  p.likelihood = static_cast<LikelihoodKind>(
-      index_of(likelihood, kLikelihoodNames, "likelihood must be one of", ", ", "; got "));
+  p.likelihood = likelihood_of(likelihood);
   STD_TORCH_CHECK(!has_scale(p.likelihood), "likelihood must have no scale, got ", likelihood);
   p.outside = outside;
   p.analytic = analytic;

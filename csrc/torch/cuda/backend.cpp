@@ -51,7 +51,7 @@ void run(const char* op, In on, cudaError_t (*launch)(P...), const A&... argumen
   STD_TORCH_CHECK(error == cudaSuccess, "dvae_fast::", op, ": ", cudaGetErrorString(error));
 }
 
-struct ScaleOnDevice : Layout {
+struct ScaleOnDevice {
   Tensor data;
   Maybe log_scale;  // Σ log scale, float64; with a mask, then each logarithm
 
@@ -69,15 +69,7 @@ struct ScaleOnDevice : Layout {
   }
 };
 
-// Whether a row has something besides the sum over its elements.
-bool has_row_constant(LikelihoodKind kind) {
-  return with_likelihood(kind, [](auto l) {
-    using L = typename decltype(l)::type;
-    return L::kHasLogScale || L::row_constant(1, 0.0) != 0;
-  });
-}
-
-struct MaskOnDevice : Layout {
+struct MaskOnDevice {
   Maybe constants;
   cuda::Mask mask{};
 
@@ -87,16 +79,15 @@ struct MaskOnDevice : Layout {
     if (!has_row_constant(d.likelihood)) return;
     constants = empty(*d.mask, {mask.examples}, ScalarType::Double);
     auto* out = static_cast<double*>(constants->mutable_data_ptr());
-    const bool shared = d.scale_kind == ScaleKind::kShared && has_log_scale(d.likelihood);
-    run("row_constants", *d.mask, cuda::row_constants, d.likelihood, mask, d.p.size,
-        shared ? d.p.log_scale : nullptr, shared ? d.p.log_scale + 1 : nullptr,
-        shared ? d.scale->numel() : 0, out);
+    const double* logs = d.p.log_scale;
+    run("row_constants", *d.mask, cuda::row_constants, d.likelihood, mask, d.p.size, logs,
+        logs != nullptr ? logs + 1 : nullptr, d.scale ? d.scale->numel() : 0, out);
     mask.constants = out;
   }
 };
 
 cuda::Mask mask_of(const Decoder& d) {
-  return d.mask ? static_cast<const MaskOnDevice&>(*d.mask_layout).mask : cuda::Mask{};
+  return d.mask ? static_cast<const MaskOnDevice*>(d.mask_layout.get())->mask : cuda::Mask{};
 }
 
 // Sums over rows per dimension, in parts that do not depend on the device's scheduling: as many as
@@ -185,9 +176,11 @@ class Cuda final : public Backend {
     sums.finish(grad_std);
   }
 
-  void lay_out_scale(Decoder& d) const override { d.layout = std::make_unique<ScaleOnDevice>(d); }
+  void lay_out_scale(Decoder& d) const override {
+    d.scale_layout = std::make_shared<ScaleOnDevice>(d);
+  }
   void lay_out_mask(Decoder& d) const override {
-    d.mask_layout = std::make_unique<MaskOnDevice>(d);
+    d.mask_layout = std::make_shared<MaskOnDevice>(d);
   }
   void log_weights(const Decoder& d, const LogWeightParams& p, int64_t begin,
                    int64_t end) const override {

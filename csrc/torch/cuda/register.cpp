@@ -6,6 +6,7 @@
 // empty overrides nothing, so torch has nothing to warn of; an operator that failed stays with the
 // reference.
 #include <algorithm>
+#include <array>
 #include <iterator>
 #include <mutex>
 #include <string>
@@ -16,30 +17,24 @@
 namespace dvae::glue {
 namespace {
 
-constexpr const auto& kPlain = kKernels<cuda_backend>;
-constexpr const auto& kWithMask = kMasked<cuda_backend>;
-constexpr size_t kCount = std::size(kPlain) + std::size(kWithMask);
+constexpr const auto& kOnCuda = kKernels<cuda_backend>;
 
-constexpr const Kernel& on_cuda(size_t i) {
-  return i < std::size(kPlain) ? kPlain[i] : kWithMask[i - std::size(kPlain)];
-}
-
-size_t index_of(Name name) {
-  std::string names;
-  for (size_t i = 0; i < kCount; ++i) {
-    if (name == on_cuda(i).name) return i;
-    names += (i > 0 ? ", " : "") + std::string(on_cuda(i).name);
-  }
-  STD_TORCH_CHECK(false, "names must be operators with CUDA kernels (", names,
-                  "), separated by commas; got \"", name, "\"");
-}
+constexpr auto kNames = [] {
+  std::array<const char*, std::size(kOnCuda)> names{};
+  for (size_t i = 0; i < names.size(); ++i) names[i] = kOnCuda[i].name;
+  return names;
+}();
 
 // Every name is looked up before the first is registered.
 std::vector<size_t> indices_of(Name names) {
   std::vector<size_t> found;
   for (size_t begin = 0; begin <= names.size() && !names.empty();) {
     const size_t end = std::min(names.find(',', begin), names.size());
-    found.push_back(index_of(names.substr(begin, end - begin)));
+    found.push_back(
+        kind_of<size_t>(names.substr(begin, end - begin), kNames,
+                        "names must be operators with CUDA kernels, separated by commas,"
+                        " of",
+                        ", ", "; got "));
     begin = end + 1;
   }
   return found;
@@ -53,11 +48,11 @@ void enable_cuda_kernels(std::string names) {
   static StableLibrary& library =
       *new StableLibrary(StableLibrary::Kind::IMPL, "dvae_fast", "CUDA", __FILE__, __LINE__);
   static std::mutex mutex;
-  static bool enabled[kCount] = {};
+  static bool enabled[std::size(kOnCuda)] = {};
   const std::lock_guard<std::mutex> lock(mutex);
   for (const size_t i : wanted) {
     if (enabled[i]) continue;
-    library.impl(on_cuda(i).name, on_cuda(i).run);
+    library.impl(kOnCuda[i].name, kOnCuda[i].run);
     enabled[i] = true;
   }
 }

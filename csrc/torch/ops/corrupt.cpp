@@ -9,7 +9,7 @@ Tensor corrupt(const Backend& on, In x, Name kind, In rate, MaybeIn salt, In see
   STD_TORCH_CHECK(copies >= 0, "copies must be >= 0, got ", copies);
   const DType dtype = dtype_of(x, "x");
   const Tensor in = packed(x);
-  Corruption c(on, kind_of(kind), rate, salt, seed, x, copies, first_example, first_copy);
+  Corruption c(on, corruption_of(kind), rate, salt, seed, x, copies, first_example, first_copy);
   Tensor out = empty(x, {copies, c.params.examples, c.params.size}, x.scalar_type());
   c.params.in = in.const_data_ptr();
   c.params.out = out.mutable_data_ptr();
@@ -22,7 +22,7 @@ Tensor corrupt_backward(const Backend& on, In grad, Name kind, In rate, MaybeIn 
   check_shape(grad, "grad", {-1, -1, -1});
   const DType dtype = dtype_of(grad, "grad");
   const Tensor in = packed(grad);
-  Corruption c(on, kind_of(kind), rate, salt, seed, grad, grad.sizes()[0], first_example,
+  Corruption c(on, corruption_of(kind), rate, salt, seed, grad, grad.sizes()[0], first_example,
                first_copy);
   Tensor out = empty(grad, {c.params.examples, c.params.size}, grad.scalar_type());
   c.params.in = in.const_data_ptr();

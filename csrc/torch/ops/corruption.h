@@ -46,8 +46,8 @@ struct Corruption {
   }
 };
 
-inline CorruptionKind kind_of(Name name) {
-  return static_cast<CorruptionKind>(index_of(name, kCorruptionNames, "kind must be"));
+inline CorruptionKind corruption_of(Name name) {
+  return kind_of<CorruptionKind>(name, kCorruptionNames, "kind must be");
 }
 
 }  // namespace dvae::glue

@@ -14,17 +14,17 @@ struct Decoder {
   Tensor x;
   Maybe scale;
   ScaleKind scale_kind;
-  DecoderParams p{};                    // of in only its sizes
-  std::unique_ptr<Layout> layout, mask_layout;  // the backend's, of a shared scale and of a mask
+  DecoderParams p{};  // of in only its sizes
   Maybe mask;
+  // What the backend's kernels read of a shared scale and of a mask.
+  std::shared_ptr<void> scale_layout, mask_layout;
 
   // name: what `in` is called; size: D; held: whether `in` is the output, which may have a scale an
   // element.
   Decoder(const Backend& on_in, In in_in, const char* name, int64_t size, bool held,
           MaybeIn scale_in, In x_in, Name likelihood_in, MaybeIn mask_in)
       : on(on_in),
-        likelihood(static_cast<LikelihoodKind>(index_of(
-            likelihood_in, kLikelihoodNames, "likelihood must be one of", ", ", "; got "))),
+        likelihood(likelihood_of(likelihood_in)),
         dtype(dtype_of(in_in, name)),
         in(packed(in_in)),
         x(packed(x_in)) {

@@ -99,8 +99,7 @@ Tensor mlp_log_weights(const Backend& on, In z, const std::vector<Tensor>& weigh
   STD_TORCH_CHECK(!weights.empty() && biases.size() == weights.size(),
                   "weights and biases must be of the same layers, one or more, got ",
                   weights.size(), " and ", biases.size());
-  const auto between =
-      static_cast<Activation>(index_of(activation, kActivationNames, "activation must be"));
+  const Activation between = activation_of(activation);
   STD_TORCH_CHECK(z.scalar_type() != ScalarType::Half,
                   "hidden must be float32, float64 or bfloat16");
   const Decoder d = decoder_of(on, z, weights.back(), scale, x, likelihood, mask);

@@ -151,7 +151,7 @@ def values_are_checked() -> bool:
 def check_size(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
     """`value` if it is an int from `least` to `most`, else TypeError or ValueError naming the
     argument."""
-    if isinstance(value, (bool, Tensor)) or not hasattr(value, "__index__"):
+    if isinstance(value, (bool, Tensor, np.ndarray)) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{name} must be >= {least}, got {value}")
@@ -179,7 +179,13 @@ def nearest_choice(name: str, value: Any, choices: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(value), valid, n=max(len(valid), 1))
     names = ", ".join([*near, *(choice for choice in valid if choice not in near)])
     guess = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{name} must be one of {names}; got {value!r}{guess}"
+    got = repr(value) if isinstance(value, str) else _in_a_line(value)
+    return f"{name} must be one of {names}; got {got}{guess}"
+
+
+def _in_a_line(value: Any) -> str:
+    shown = repr(value)
+    return type(value).__name__ if "\n" in shown or len(shown) > 200 else shown
 
 
 def check_device(name: str, value: Any, *, here: bool = True) -> None:

@@ -48,7 +48,9 @@ __all__ = [
     "needs_function",
     "needs_grad",
     "operator",
+    "recordable",
     "same",
+    "save",
     "unary",
     "without_autocast",
 ]
@@ -135,10 +137,25 @@ def call(function: type[torch.autograd.Function], *args: Any) -> Any:
     return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
+def recordable(t: Tensor) -> Tensor:
+    """t, or where it was made in inference mode, which autograd refuses to save, a copy."""
+    if torch.compiler.is_compiling() or not (t.is_inference() and torch.is_grad_enabled()):
+        return t
+    return t.clone()
+
+
+def save(ctx: Any, *tensors: Tensor | None) -> list[Tensor | None]:
+    """Save tensors for the backward pass, as `recordable` would have them; returns those."""
+    saved = list(tensors)
+    if not torch.compiler.is_compiling():
+        saved = [t.clone() if t is not None and t.is_inference() else t for t in saved]
+    ctx.save_for_backward(*saved)
+    return saved
+
+
 def keep(ctx: Any, output: Any, *args: Any) -> None:
     """Save arguments, tensors as such, for `kept`; and what forward mode wants to know."""
-    tensors = [a if isinstance(a, Tensor) else None for a in args]
-    ctx.save_for_backward(*tensors)
+    tensors = save(ctx, *(a if isinstance(a, Tensor) else None for a in args))
     ctx.others = [None if isinstance(a, Tensor) else a for a in args]
     ctx.set_materialize_grads(False)
     if in_forward_mode():

@@ -26,6 +26,8 @@ from dvae_fast.functional._autograd import (
     needs_function,
     needs_grad,
     operator,
+    recordable,
+    save,
 )
 from dvae_fast.functional._rows import check_mask, check_rows, observed
 from dvae_fast.functional.log_weights import check_scale, log_weights, log_weights_of_rows
@@ -64,7 +66,7 @@ class _LinearLogWeights(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *operands: Any) -> Tensor:
         *saved, _, ctx.kind, mask = operands  # all but log_ratio
-        ctx.save_for_backward(*saved, mask)
+        save(ctx, *saved, mask)
         return cast("Tensor", _linear_log_weights(*operands))
 
     @staticmethod
@@ -290,6 +292,8 @@ def mlp_log_weights(
         check_float(f"weight of layer {i}", layer[0])
         if layer[1] is not None:
             check_float(f"bias of layer {i}", layer[1])
+    z = recordable(z)
+    layers = [(recordable(w), None if b is None else recordable(b)) for w, b in layers]
     first = layers[0][1]
     if first is not None and first.dim() == 2:
         weight, shift = layers[0][0], first

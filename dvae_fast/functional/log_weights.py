@@ -28,6 +28,7 @@ from dvae_fast.functional._autograd import (
     needs_function,
     needs_grad,
     operator,
+    save,
     unary,
 )
 from dvae_fast.functional._looks import look_at_loss, look_at_params
@@ -153,10 +154,7 @@ def _check_params(
     shape = tuple(params.shape)
     if len(shape) < 3:
         raise ValueError(f"params must have shape (*L, B, K, D), got {shape}")
-    x, log_ratio = check_rows(x, log_ratio, shape[:-1], shape[-1], params, "params")
     mask = check_mask(mask, shape[:-1], shape[-1], params, "params")
-    if lik.discrete:
-        check_no_gradient(lik, x)
     if scale is not None:
         scale = check_scale(scale, params, shape, mask)
         if scale.dim() == 3 and scale.dtype != params.dtype:
@@ -164,6 +162,9 @@ def _check_params(
             # coarse.
             common = torch.promote_types(scale.dtype, params.dtype)
             scale, params = scale.to(common), params.to(common)
+    x, log_ratio = check_rows(x, log_ratio, shape[:-1], shape[-1], params, "params")
+    if lik.discrete:
+        check_no_gradient(lik, x)
     if len(shape) != 3:
         params = params.reshape(math.prod(shape[:-2]), *shape[-2:])
     if values_are_checked():
@@ -317,8 +318,8 @@ class _IWAELoss(torch.autograd.Function):
         if not torch.compiler.is_compiling():  # for second derivatives, which that has none of
             ctx.kind, ctx.reduction = kind, reduction
             ctx.overwrite, ctx.shape = overwrite, params.shape
-            ctx.save_for_backward(None if overwrite else params, scale, x, log_ratio, mask)
-        # Not save_for_backward: with overwrite, params is an input that changed.
+            save(ctx, None if overwrite else params, scale, x, log_ratio, mask)
+        # Not saved so: with overwrite, params is an input that changed.
         ctx.grads = (grad_params, grad_scale if scale is not None else None, weights)
         ctx.mark_non_differentiable(weights)
         ctx.set_materialize_grads(False)

@@ -15,6 +15,7 @@ from dvae_fast.functional._autograd import (
     is_moved,
     is_wrapped,
     needs_grad,
+    recordable,
     without_autocast,
 )
 from dvae_fast.functional._rows import check_mask, check_rows
@@ -42,7 +43,7 @@ def plain_log_weights(
     mask = check_mask(mask, shape[:-1], shape[-1], like, "params")
     if mask is not None:
         _check_mask(likelihood, mask)
-        mask = _by_example(mask, shape)
+        mask = _by_example(recordable(mask), shape)
         operands, data = _observed_alone(operands, data, mask)
     if likelihood.discrete:
         check_no_gradient(likelihood, data)
@@ -53,6 +54,7 @@ def plain_log_weights(
     carrier = None
     before, behind = _guards()
     if needs_grad(*operands, data):
+        operands, data = [recordable(t) for t in operands], recordable(data)
         if needs_grad(data):
             data = data.expand(shape)
         *operands, data, carrier = before.apply(*operands, data)
@@ -171,7 +173,7 @@ def _operands(likelihood: Likelihood, params: Any) -> list[Tensor]:
     return [
         p.to(dtype).expand(shape)
         if isinstance(p, Tensor)
-        else torch.full((), p, dtype=dtype, device=like.device).expand(shape)
+        else torch.full((), float(p), dtype=dtype, device=like.device).expand(shape)
         for p in given.values()
     ]
 

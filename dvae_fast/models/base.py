@@ -17,7 +17,7 @@ from dvae_fast.corruptions import (
     corrupt,
     score_function_surrogate,
 )
-from dvae_fast.functional._autograd import autocast_dtype
+from dvae_fast.functional._autograd import autocast_dtype, recordable
 from dvae_fast.likelihoods import get_likelihood
 from dvae_fast.models.config import (
     ConstructorSignature,
@@ -170,8 +170,8 @@ class Autoencoder(WithPrior):
 
     def _encoded(self, x: Tensor, context: Tensor | None = None) -> Any:
         """What ``encoder`` makes of x, (..., D), with a context (..., C) that broadcasts to it."""
-        x, told = self.flatten(x), self._told(context)
-        ready = isinstance(self.options.encoder, str)
+        told, ready = self._told(context), isinstance(self.options.encoder, str)
+        x = self._input("x", self.flatten(x), self.data_size, "D", self.encoder if ready else None)
         return self.encoder(x, *told) if ready else by_rows(self.encoder, x, *told)
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
@@ -181,14 +181,17 @@ class Autoencoder(WithPrior):
         (B, K, Z).
         """
         told, ready = self._told(context), isinstance(self.options.decoder, str)
+        z = self._input("z", z, self.latent_size, "Z", self.decoder if ready else None)
         params = self.decoder(z, *told) if ready else by_rows(self.decoder, z, *told)
         return cast("Tensor | tuple[Tensor, Tensor]", params)
 
     def _told(self, context: Tensor | None) -> tuple[Tensor, ...]:
         """What a network is called with besides its input."""
         if (context is None) != (self.context_size == 0):
-            as_context(context, 0 if context is None else len(context), self.context_size)
-        return () if context is None else (context,)
+            as_context(context, 0, self.context_size)
+        if context is None:
+            return ()
+        return (self._input("context", context, self.context_size, "C", None),)
 
     def as_context(self, context: Any, examples: int, like: Tensor) -> Tensor | None:
         """The context of so many examples, as the networks take it: (B, C), or None without one.
@@ -203,7 +206,8 @@ class Autoencoder(WithPrior):
         """The context of x."""
         if isinstance(context, Tensor):
             check_same("context", context, "x", x)
-        return self.as_context(context, len(x), x)
+        told = self.as_context(context, len(x), x)
+        return None if told is None else recordable(told)
 
     def _corrupt(
         self,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dvae_fast import objectives
-from dvae_fast._checks import check_size
+from dvae_fast._checks import check_dense, check_float, check_same, check_size
 from dvae_fast._seeds import seed_tensor
 from dvae_fast.corruptions import SaltAndPepper
 from dvae_fast.models.base import Autoencoder, groups_of
@@ -16,6 +16,7 @@ from dvae_fast.models.config import register
 from dvae_fast.models.distributions import Sampled, is_distribution
 from dvae_fast.models.one_pass import one_pass
 from dvae_fast.models.posterior import COVARIANCES, is_full, sample_gaussian
+from dvae_fast.models.priors import is_fused
 from dvae_fast.objectives import Latents
 from dvae_fast.objectives.objective import check_posterior_objective
 
@@ -161,6 +162,14 @@ class LatentVariableModel(Autoencoder):
         Returns:
             (B, K) in nats, float32 (float64 for a float64 model); differentiable.
         """
+        check_dense("x", x)
+        check_float("mean", mean)
+        check_float("spread", spread)
+        check_same("spread", spread, "mean", mean)
+        if spread.dtype != mean.dtype:
+            raise TypeError(f"spread must have mean's dtype, {mean.dtype}, got {spread.dtype}")
+        if x.dim() != 2:
+            raise ValueError(f"x must have shape (B, D), got {tuple(x.shape)}")
         key = seed_tensor(seed, mean.device)
         context = self._context(context, x)
         z, log_ratio = sample_gaussian(mean, spread, k, key, **first)
@@ -196,7 +205,7 @@ class LatentVariableModel(Autoencoder):
                 f"start and end must have one shape, got {tuple(start.shape)} and "
                 f"{tuple(end.shape)}"
             )
-        if check_size("steps", steps) < 2:
+        if check_size("steps", steps, most=2**32) < 2:
             raise ValueError(f"steps must be >= 2, got {steps}")
         context = self._context(context, start)
         told = () if context is None else (context,)
@@ -230,11 +239,12 @@ class LatentVariableModel(Autoencoder):
         Raises:
             ValueError: if the model has not two latents of a standard normal, or n < 1.
         """
-        check_size("n", n)
+        check_size("n", n, most=2**16)
         if not self.prior_is_fused:
+            above = self if is_fused(self.options.prior) else self.prior
             raise ValueError(
                 "prior must be the standard normal for the plane of its quantiles, "
-                f"got {type(self.prior).__name__}"
+                f"got {type(above).__name__}"
             )
         if self.latent_size != 2:
             raise ValueError(

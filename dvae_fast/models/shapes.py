@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dvae_fast._checks import check_float, check_mask_of, check_size, check_sizes
-from dvae_fast.functional._autograd import is_wrapped
+from dvae_fast._checks import check_dense, check_float, check_mask_of, check_size, check_sizes
+from dvae_fast.functional._autograd import is_wrapped, recordable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,9 +35,10 @@ def check_image_shape(image_shape: Any, data_size: int | None = None) -> tuple[i
 
 
 def _first_parameter(module: nn.Module) -> Tensor | None:
-    """That of `nn.Module.parameters`, which takes twenty times as long to begin."""
+    """That of `nn.Module.parameters`, which takes twenty times as long to begin; of real numbers,
+    as those of networks are."""
     for parameter in module._parameters.values():
-        if parameter is not None:
+        if parameter is not None and parameter.is_floating_point():
             return parameter
     for part in module._modules.values():
         if part is not None and (found := _first_parameter(part)) is not None:
@@ -50,6 +51,16 @@ def _leaves_nothing_out(mask: Tensor) -> bool:
     the way of none, and has its bits."""
     known = type(mask) is Tensor and mask.is_cpu and not torch.compiler.is_compiling()
     return known and not is_wrapped(mask) and bool(mask.all())
+
+
+def _check_like(name: str, t: Tensor, like: Tensor | None) -> None:
+    """Raise TypeError or ValueError unless t is on the device of a parameter, and of its dtype."""
+    if like is None:
+        return
+    if t.device != like.device:
+        raise ValueError(f"{name} must be on the model's device, {like.device}, got {t.device}")
+    if t.dtype != like.dtype and not torch.is_autocast_enabled(t.device.type):
+        raise TypeError(f"{name} must have the model's dtype, {like.dtype}, got {t.dtype}")
 
 
 class Shaped(nn.Module):
@@ -84,12 +95,17 @@ class Shaped(nn.Module):
 
     def flatten(self, x: Tensor) -> Tensor:
         """(..., *shape) → (..., D); what is (..., D) already stays."""
+        check_dense("x", x)
         n = len(self.shape)
         flat = x.shape[-1:] == (self.data_size,) or x.shape[-n:] != self.shape
         return x if flat else x.flatten(-n)
 
     def unflatten(self, x: Tensor) -> Tensor:
         """(..., D) → (..., *shape)."""
+        check_dense("x", x)
+        if x.shape[-1:] != (self.data_size,):
+            rule = f"(..., D) with D = {self.data_size}"
+            raise ValueError(f"x must have shape {rule}, got {tuple(x.shape)}")
         return x.reshape(*x.shape[:-1], *self.shape)
 
     def _as_built(self, x: Tensor) -> Tensor:
@@ -112,7 +128,7 @@ class Shaped(nn.Module):
         given, x = x, self._rows(x)
         if mask is None:
             return x, None
-        mask = check_mask_of(mask, given).reshape(x.shape)
+        mask = recordable(check_mask_of(mask, given)).reshape(x.shape)
         return (x, None) if _leaves_nothing_out(mask) else (x.masked_fill(~mask, 0), mask)
 
     def _rows(self, x: Tensor, name: str = "x") -> Tensor:
@@ -128,10 +144,19 @@ class Shaped(nn.Module):
             raise ValueError(f"{name} must have shape {rule}, got {given}")
         if x.shape[0] < 1:
             raise ValueError(f"{name} must hold B >= 1 examples, got shape {given}")
-        like = _first_parameter(self)
-        like = x if like is None else like
-        if x.device != like.device:
-            raise ValueError(f"{name} must be on the model's device, {like.device}, got {x.device}")
-        if x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise TypeError(f"{name} must have the model's dtype, {like.dtype}, got {x.dtype}")
-        return x
+        _check_like(name, x, _first_parameter(self))
+        return recordable(x)
+
+    def _input(self, name: str, t: Any, size: int, meaning: str, ready: nn.Module | None) -> Tensor:
+        """t, if it is (..., size), and of the dtype and on the device of a ready network.
+
+        Raises:
+            TypeError, ValueError: naming the argument, the rule and the value.
+        """
+        check_float(name, t)
+        if t.shape[-1:] != (size,):
+            rule = f"(..., {meaning}) with {meaning} = {size}"
+            raise ValueError(f"{name} must have shape {rule}, got {tuple(t.shape)}")
+        if ready is not None:
+            _check_like(name, t, _first_parameter(ready))
+        return recordable(t)

@@ -13,6 +13,7 @@ from dvae_fast.models.config import register
 from dvae_fast.models.encoders import GaussianEncoder
 from dvae_fast.models.gaussian import LatentVariableModel
 from dvae_fast.models.priors import PRIORS, is_fused
+from dvae_fast.models.with_prior import by_sample_of
 from dvae_fast.objectives import OBJECTIVES, Objective
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ class TwoLayerModel(LatentVariableModel):
         Returns:
             (*L, B, K) in nats, differentiable.
         """
+        told = by_sample_of(z, context)
+        z = self._input("z", z, self.latent_size, "Z", self.upper_encoder)
         *leading, k, _ = z.shape
         key = derived_key(seed_tensor(seed, z.device), _LAYER)
         zero = z.new_zeros(*leading, self.options.upper_latent_size)
@@ -108,7 +111,6 @@ class TwoLayerModel(LatentVariableModel):
         upper = _log_ratio(above, mean, log_var)  # log p(z₂) − log q(z₂|z₁)
         lower = _log_ratio(z, *self.upper_decoder(above))  # log N(z₁; 0, I) − log p(z₁|z₂)
         if not is_fused(self.options.prior):
-            told = None if context is None else context.unsqueeze(-2)
             upper = upper + self.log_prior(above, told) - self.log_fused_prior(above)
         return upper - lower
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from dvae_fast import functional
+from dvae_fast._checks import check_dense, check_float
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast._seeds import derived_key
-from dvae_fast.functional._autograd import without_autocast
+from dvae_fast.functional._autograd import recordable, without_autocast
 from dvae_fast.models.described import Described
 from dvae_fast.models.priors import StandardNormal, is_fused, standard_normal_log_prob
 
@@ -21,10 +22,23 @@ if TYPE_CHECKING:
     from dvae_fast.models.priors import Prior
     from dvae_fast.objectives import Latents
 
-__all__ = ["WithPrior"]
+__all__ = ["WithPrior", "by_sample_of"]
 
 # The key of draws from a prior of one's own, among those of a seed.
 _PRIOR_KEY = 3
+
+
+def by_sample_of(z: Any, context: Any) -> Tensor | None:
+    """A context (B, C) as what takes z (*L, B, K, Z) is told it: (B, 1, C), not repeated."""
+    check_float("z", z)
+    if z.dim() < 2:
+        raise ValueError(f"z must have shape (*L, B, K, Z), got {tuple(z.shape)}")
+    if context is None:
+        return None
+    check_dense("context", context)
+    if context.dim() < 2:
+        raise ValueError(f"context must have shape (B, C), got {tuple(context.shape)}")
+    return cast("Tensor", context.unsqueeze(-2))
 
 
 class WithPrior(Described):
@@ -57,17 +71,24 @@ class WithPrior(Described):
         Returns:
             (*L, B, K) in nats, differentiable.
         """
-        told = None if context is None else context.unsqueeze(-2)
+        told = by_sample_of(z, context)
         return self.log_prior(z, told) - self.log_fused_prior(z)
 
     def log_prior(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """log p(z) by ``prior``: (..., Z) → (...).
 
         Raises:
-            ValueError: if it gives another shape.
+            TypeError: if z is no tensor of floats.
+            ValueError: if z is not (..., Z), or ``prior`` gives another shape.
         """
+        check_float("z", z)
+        if z.dim() < 1 or z.shape[-1] < 1:
+            raise ValueError(f"z must have shape (..., Z) with Z >= 1, got {tuple(z.shape)}")
+        if context is not None:
+            check_dense("context", context)
+            context = recordable(context)
         with without_autocast(z):
-            wide = z.to(accumulation_dtype(z.dtype))
+            wide = recordable(z).to(accumulation_dtype(z.dtype))
             log_prob = self.prior.log_prob(wide, **self._prior_told(context))
         if log_prob.shape != z.shape[:-1]:
             raise ValueError(

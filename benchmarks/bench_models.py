@@ -63,6 +63,8 @@ class TrainingCase(Case):
             return steps
         if rival.startswith("ours"):
             model = copy.deepcopy(self.model)
+            if "TrainingStep" in rival:
+                return {"": cases.Whole(model, self.x)}
             loss = torch.compile(model.loss, dynamic=False) if "compile" in rival else model.loss
             return {"": Step(model, self.x, loss)}
         steps: Calls = {}
@@ -354,7 +356,7 @@ MODELS: dict[str, Callable[[], Case]] = {
     **{f"pyro {k}": partial(PyroCase, k) for k in (50, 1)},
 }
 HALF = tuple(f"{rival}, bfloat16" for rival in ("ours", "products", "eager", "compile"))
-STEPS = ("ours", "products", "eager", "compile", *HALF)
+STEPS = ("ours", "ours, TrainingStep", "products", "eager", "compile", *HALF)
 RIVALS = {
     **{f"training {k}": STEPS + ESTIMATORS * (k > 1) for k in (50, 1)},
     "training 5": (*STEPS, "ours + torch.compile", *ESTIMATORS),

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from dvae_fast.corruptions import SaltAndPepper
 from dvae_fast.models import DIWAE
 from dvae_fast.reference import accumulation_dtype
+from dvae_fast.training import TrainingStep
 
 Call = Callable[[], Any]
 Calls = dict[str, Call]
@@ -168,3 +169,15 @@ class Step:
         self.optimiser.zero_grad(set_to_none=True)  # freed rather than zeroed
         self.differentiate()
         self.optimiser.step()
+
+
+class Whole(Step):
+    """The same by `TrainingStep`, after the step that makes the optimiser's state."""
+
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
+        super().__init__(model, x)
+        self._step = TrainingStep(model, self.optimiser)
+        self._step(x)
+
+    def __call__(self) -> None:
+        self._step(self.x)

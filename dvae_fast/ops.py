@@ -48,6 +48,14 @@ BUILD_COMMAND = "python -m pip install --no-build-isolation " + (
 
 _NOISE = "Tensor seed, int first_example, int first_sample"
 _LIKELIHOOD = "Tensor params, Tensor? scale, Tensor x"
+_PASS = (
+    "Tensor x, str corruption, Tensor rate, Tensor? salt, Tensor seed, int copies, int samples, "
+    "int first_example"
+)
+_BOUND = (
+    "str activation, str likelihood, bool outside, bool analytic, bool drops_score, bool doubly, "
+    "float kl_weight"
+)
 
 _SCHEMAS = {
     "corrupt": (
@@ -101,10 +109,14 @@ _SCHEMAS = {
         "Tensor log_ratio, str likelihood) -> Tensor"
     ),
     "mlp_loss": (
-        "(Tensor x, str corruption, Tensor rate, Tensor? salt, Tensor seed, int copies, "
-        "int samples, int first_example, Tensor[] encoder, Tensor[] decoder, str activation, "
-        "str likelihood, bool outside, bool analytic, bool drops_score, bool doubly, "
-        "float kl_weight, bool bfloat16=False) -> (Tensor, Tensor[])"
+        f"({_PASS}, Tensor[] encoder, Tensor[] decoder, {_BOUND}, bool bfloat16=False) "
+        "-> (Tensor, Tensor[])"
+    ),
+    "mlp_step_": (
+        f"({_PASS}, Tensor(a!)[] encoder, Tensor(b!)[] decoder, {_BOUND}, bool bfloat16, "
+        "Tensor(c!)[] means, Tensor(d!)[] squares, Tensor(e!)[] steps, float learning_rate, "
+        "float beta1, float beta2, float epsilon, float weight_decay, bool decoupled) "
+        "-> (Tensor, Tensor)"
     ),
     "linear_log_weights_backward": (
         "(Tensor grad, Tensor hidden, Tensor weight, Tensor? bias, Tensor? scale, Tensor x, "
@@ -200,6 +212,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "linear_log_weights": lambda hidden, *_: _accumulated(hidden, *hidden.shape[:2]),
     "mlp_log_weights": lambda z, *_: _accumulated(z, *z.shape[:2]),
     "mlp_loss": _fake_mlp_loss,
+    "mlp_step_": lambda x, *_: (x.new_empty(()), x.new_empty(())),
     "linear_log_weights_backward": lambda grad, hidden, weight, bias, scale, *_: (
         _like(hidden),
         _like(weight),
@@ -371,7 +384,7 @@ def library_loaded() -> bool:
 # --- CUDA kernels -----------------------------------------------------------------------------
 
 #: Operators without a CUDA kernel: never called on a GPU, or by the reference there.
-CPU_ONLY = ("mlp_log_weights", "masked_mlp_log_weights", "mlp_loss")
+CPU_ONLY = ("mlp_log_weights", "masked_mlp_log_weights", "mlp_loss", "mlp_step_")
 _CUDA_KERNELS: bool = hasattr(torch.ops.dvae_fast, "_enable_cuda_kernels")
 
 

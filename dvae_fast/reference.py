@@ -641,3 +641,52 @@ def mlp_loss(
     return loss, [
         torch.zeros_like(t) if g is None else g for t, g in zip(every, grads, strict=True)
     ]
+
+
+_PASS_ARGUMENTS = 17  # of `mlp_loss` besides x
+
+
+def mlp_step_(x: Tensor, *told: Any) -> tuple[Tensor, Tensor]:
+    """`mlp_loss` and a step of `adam_` by its gradients; returns the loss and their norm.
+
+    Args:
+        x: (B, D).
+        told: `mlp_loss`'s other arguments, all of them; then `adam_`'s from ``means`` on.
+    """
+    of_pass, of_step = told[:_PASS_ARGUMENTS], told[_PASS_ARGUMENTS:]
+    loss, grads = mlp_loss(x, *of_pass)
+    encoder, decoder = of_pass[7:9]
+    adam_([*encoder, *decoder], grads, *of_step)
+    return loss, torch.stack([g.norm() for g in grads]).norm()
+
+
+def adam_(
+    parameters: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    means: Sequence[Tensor],
+    squares: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    learning_rate: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    weight_decay: float,
+    decoupled: bool,
+) -> None:
+    """A step of Adam (Kingma and Ba, arXiv 1412.6980, algorithm 1), or with a `decoupled` decay of
+    AdamW (Loshchilov and Hutter, arXiv 1711.05101); in place.
+
+    `steps` are how many there were, float32 of one element each, alike for all parameters.
+    """
+    step = int(steps[0]) + 1
+    for count in steps:
+        count.add_(1)
+    for parameter, grad, mean, square in zip(parameters, grads, means, squares, strict=True):
+        if decoupled:
+            parameter.mul_(1 - learning_rate * weight_decay)
+        else:
+            grad = grad + weight_decay * parameter
+        mean.mul_(beta1).add_(grad, alpha=1 - beta1)
+        square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        root = (square / (1 - beta2**step)).sqrt() + epsilon
+        parameter.addcdiv_(mean, root, value=-learning_rate / (1 - beta1**step))

@@ -143,7 +143,24 @@ struct OuterParams {
   const void* right;  // A
   void* to;           // A
   int64_t rows, outputs, inputs;
+  int64_t left_stride;
   bool first;
+};
+
+// A step of Adam (Kingma and Ba, arXiv 1412.6980), its t-th.
+struct AdamParams {
+  double rate;          // over 1 − β₁ᵗ
+  double beta1, beta2;  // of the running means of gradients and of their squares
+  double root_scale;    // 1 / √(1 − β₂ᵗ)
+  double epsilon;
+  double decay;  // times the parameter, added to its gradient
+  double kept;   // of the parameter, before the step: less than 1 of a decoupled decay
+};
+// What it changes, T (n).
+struct AdamState {
+  void* parameter;
+  void* mean;
+  void* square;
 };
 
 // log_w (N, K) → bound (N,); or with grad (N,) → grad_log_w (N, K).

@@ -251,20 +251,20 @@ DVAE_HD void add_outer_panel(const A* left, int64_t left_stride, const A* right,
   }
 }
 
-// to (outputs, inputs) += leftᵀ right, left (rows, outputs), right (rows, inputs): a layer's
-// gradient. A panel of right's stays in the first-level cache.
+// to (outputs, inputs) += leftᵀ right, left (rows, outputs of a stride), right (rows, inputs): a
+// layer's gradient. A panel of right's stays in the first-level cache.
 template <class A>
-DVAE_HD void add_outer_panels(const A* left, const A* right, int64_t rows, int64_t outputs,
-                              int64_t inputs, bool first, A* to) {
+DVAE_HD void add_outer_panels(const A* left, int64_t stride, const A* right, int64_t rows,
+                              int64_t outputs, int64_t inputs, bool first, A* to) {
   for (int64_t i = 0; i < inputs; i += kPanel<A>) {
     const int64_t columns = inputs - i < kPanel<A> ? inputs - i : kPanel<A>;
     const bool half = columns <= kPanel<A> / 2;
     for_row_groups<A>(outputs, [&](int64_t o, auto count) __attribute__((always_inline)) {
       A* const at = to + o * inputs + i;
       if (half) {
-        add_outer_panel<count(), 1>(left + o, outputs, right + i, inputs, rows, columns, first, at);
+        add_outer_panel<count(), 1>(left + o, stride, right + i, inputs, rows, columns, first, at);
       } else {
-        add_outer_panel<count(), 2>(left + o, outputs, right + i, inputs, rows, columns, first, at);
+        add_outer_panel<count(), 2>(left + o, stride, right + i, inputs, rows, columns, first, at);
       }
     });
   }

@@ -71,6 +71,8 @@ struct Kernels {
   // grad *= f'(a) for n elements, of y = f(a); to += from.
   void (*activation_backward[kDTypes])(Activation, void* grad, const void* made, int64_t n);
   void (*add_to[kDTypes])(const void* from, void* to, int64_t n);
+  // Of n elements; returns Σ grad², without the decay.
+  double (*adam[kDTypes])(const AdamParams&, const void* grad, const AdamState&, int64_t n);
   // Rows (copy, example): −KL as log_ratio; and its gradient, added to grad_mean and grad_log_var.
   void (*divergence[kDTypes])(const LatentParams&, int64_t begin, int64_t end);
   void (*divergence_backward[kDTypes])(const LatentParams&, int64_t begin, int64_t end);

@@ -45,6 +45,7 @@ constexpr int64_t kSumRows = 64;  // terms of one kind that a single float takes
 #include "ops/softplus.inl"
 #include "ops/dense.inl"
 #include "ops/sums.inl"
+#include "ops/adam.inl"
 #include "ops/compact.inl"
 // clang-format on
 
@@ -78,6 +79,7 @@ constexpr Kernels kTable = {
     {add_outer<float>, add_outer<double>, nullptr, nullptr},
     {activation_backward<float>, activation_backward<double>, nullptr, nullptr},
     {add_to<float>, add_to<double>, nullptr, nullptr},
+    {adam<float>, adam<double>, nullptr, nullptr},
     {divergence<float>, divergence<double>, nullptr, nullptr},
     {divergence_backward<float>, divergence_backward<double>, nullptr, nullptr},
     DVAE_DTYPES(softplus_forward),

@@ -12,12 +12,20 @@ namespace {
 // enough for their outputs and gradients to lie in a second-level cache.
 constexpr int64_t kTile = 128, kPartRows = 128, kBf16PartRows = 256;
 
+// Elements of a gradient that are added up, and used, while they are in the first-level cache.
+constexpr int64_t kAtOnce = 2048, kOfBlock = 16384;
+
 // Memory that the last call left, for the next: some MB, which from the system would come page by
 // page at every step. Not that of many samples of many dimensions, of which a step is long.
 constexpr int64_t kKept = 64 << 20;
 std::mutex kept_mutex;
 Buffer kept;
 int64_t kept_size = 0;
+
+// Outputs of a layer whose weights' gradients are made, and used, while they are in cache: 64 KB.
+int64_t outputs_of_block(int64_t inputs, int64_t outputs) {
+  return even_share(outputs, std::max<int64_t>(1, kOfBlock / inputs));
+}
 
 Buffer take(int64_t bytes, int64_t& size) {
   if (const std::unique_lock lock(kept_mutex, std::try_to_lock); lock && kept_size >= bytes) {
@@ -62,15 +70,18 @@ Step::Step(const StepParams& p, int64_t workers)
   const int64_t most_rows = p.bf16 == nullptr ? kPartRows : kBf16PartRows;
   part_ = std::min(tile_, std::max<int64_t>(1, most_rows / (p.outside ? 1 : p.samples)));
   part_ = even_share(tile_, part_);
+  at_the_end_ = p.update != nullptr && p.bf16 == nullptr && encodings(p) == p.examples &&
+                most == part_ && Worker(*this, 0).outer() == 1;
   Worker probe(*this, 0);
   probe.lay_out(nullptr);
   workspace_ = lines(probe.used);
-  const int64_t of_gradients = lines(elements_ * element_);
+  const int64_t of_gradients = gradient_bytes();
   const int64_t of_packed = lines(packed_);
-  memory_ = take(of_packed + (workers - 1) * of_gradients + workers * workspace_, memory_size_);
+  const int64_t held = p.update == nullptr ? workers - 1 : workers;
+  memory_ = take(of_packed + held * of_gradients + workers * workspace_, memory_size_);
   char* const base = static_cast<char*>(memory_.get());
   gradients_ = base + of_packed;
-  workspaces_ = gradients_ + (workers - 1) * of_gradients;
+  workspaces_ = gradients_ + held * of_gradients;
   for (std::vector<Layer>* layers : {&encoder_, &decoder_}) {
     for (Layer& layer : *layers) {
       for (Packed* packed : {&layer.forward, &layer.backward}) {
@@ -82,6 +93,7 @@ Step::Step(const StepParams& p, int64_t workers)
   }
   biases_.assign(static_cast<size_t>(workers * outputs_), 0.0);
   bounds_.assign(static_cast<size_t>(workers), 0.0);
+  squared_.assign(static_cast<size_t>(workers), 0.0);
 }
 
 Step::~Step() { leave(std::move(memory_), memory_size_); }
@@ -168,40 +180,105 @@ void Step::run(int64_t worker) {
   of.run();
 }
 
-void* Step::weight_gradient(const Layer& layer, int64_t worker) const {
-  if (worker == 0) return layer.grad_weight;
-  const int64_t of_gradients = lines(elements_ * element_);
-  return gradients_ + (worker - 1) * of_gradients + layer.first_element * element_;
-}
-
-void Step::reduce(int64_t begin, int64_t end) {
+int64_t Step::gradient_bytes() const {
+  if (!at_the_end_) return lines(elements_ * element_);
+  int64_t most = 0;  // a bias's, too
   for (int network = 0; network < 2; ++network) {
     for (const Layer& layer : this->network(network)) {
-      const int64_t size = layer.inputs * layer.outputs;
+      const int64_t block = outputs_of_block(layer.inputs, layer.outputs) * layer.inputs;
+      most = std::max({most, block, layer.outputs});
+    }
+  }
+  return lines(most * element_);
+}
+
+char* Step::weight_gradient(const Layer& layer, int64_t worker) const {
+  if (p_.update == nullptr) {
+    if (worker == 0) return static_cast<char*>(layer.grad_weight);
+    --worker;
+  }
+  return gradients_ + worker * gradient_bytes() + layer.first_element * element_;
+}
+
+void Step::reduce(int64_t worker) {
+  // What Adam has left of a gradient that was 0 for long is denormal.
+  [[maybe_unused]] const WithoutDenormals in_this_thread{};
+  const auto share = [&](int64_t i) {
+    return i == workers_ ? elements_ : elements_ * i / workers_ / kAtOnce * kAtOnce;
+  };
+  const int64_t begin = share(worker), end = share(worker + 1);
+  if (at_the_end_) {
+    squared_[static_cast<size_t>(worker)] = update_by_block(begin, end, worker);
+    return;
+  }
+  for (int network = 0; network < 2; ++network) {
+    for (const Layer& layer : this->network(network)) {
       const int64_t first = std::max(begin - layer.first_element, int64_t{0});
-      const int64_t last = std::min(end - layer.first_element, size);
-      if (first >= last) continue;
-      char* const to = static_cast<char*>(layer.grad_weight) + first * element_;
-      for (int64_t worker = 1; worker < workers_; ++worker) {
-        const char* from = static_cast<const char*>(weight_gradient(layer, worker));
-        kernels_.add_to[dtype_](from + first * element_, to, last - first);
+      const int64_t last = std::min(end - layer.first_element, layer.inputs * layer.outputs);
+      for (int64_t i = first; i < last; i += kAtOnce) {
+        const int64_t n = std::min(kAtOnce, last - i);
+        char* const sum = weight_gradient(layer, 0) + i * element_;
+        for (int64_t other = 1; other < workers_; ++other) {
+          kernels_.add_to[dtype_](weight_gradient(layer, other) + i * element_, sum, n);
+        }
+        if (p_.update == nullptr) continue;
+        squared_[static_cast<size_t>(worker)] += update(layer.of_weight, i, sum, n);
       }
     }
   }
 }
 
+double Step::update_by_block(int64_t begin, int64_t end, int64_t worker) {
+  std::vector<Worker> workers;
+  for (int64_t i = 0; i < workers_; ++i) {
+    workers.emplace_back(*this, i).lay_out(workspaces_ + i * workspace_);
+  }
+  char* const block = gradients_ + worker * gradient_bytes();
+  double squares = 0;
+  for (int network = 0; network < 2; ++network) {
+    for (size_t i = 0; i < this->network(network).size(); ++i) {
+      const Layer& layer = this->network(network)[i];
+      const int64_t most = outputs_of_block(layer.inputs, layer.outputs);
+      for (int64_t o = 0; o < layer.outputs; o += most) {
+        const int64_t first = layer.first_element + o * layer.inputs;
+        if (first < begin || first >= end) continue;
+        const int64_t count = std::min(most, layer.outputs - o);
+        for (const Worker& of : workers) {
+          const std::vector<char*>& inputs = network == 0 ? of.encoded : of.decoded;
+          kernels_.add_outer[dtype_]({of.kept[network][i] + o * element_, inputs[i], block,
+                                      of.rows_of(network), count, layer.inputs, layer.outputs,
+                                      of.index == 0});
+        }
+        squares += update(layer.of_weight, o * layer.inputs, block, count * layer.inputs);
+      }
+    }
+  }
+  return squares;
+}
+
+double Step::update(const AdamState& whole, int64_t first, const char* grad, int64_t n) const {
+  const auto from = [&](void* t) { return static_cast<char*>(t) + first * element_; };
+  const AdamState part{from(whole.parameter), from(whole.mean), from(whole.square)};
+  return kernels_.adam[dtype_](*p_.update, grad, part, n);
+}
+
 double Step::finish() {
+  [[maybe_unused]] const WithoutDenormals in_this_thread{};
   const Worker any(*this, 0);
+  for (const double of_worker : squared_) squares_ += of_worker;
   for (int network = 0; network < 2; ++network) {
     for (const Layer& layer : this->network(network)) {
       if (layer.bias == nullptr) continue;
+      // Where the worker's gradients were, which are added up by now.
+      char* const to = p_.update == nullptr ? static_cast<char*>(layer.grad_bias) : gradients_;
       for (int64_t i = 0; i < layer.outputs; ++i) {
         double sum = 0;
         for (int64_t worker = 0; worker < workers_; ++worker) {
           sum += biases_[static_cast<size_t>(worker * outputs_ + layer.first_output + i)];
         }
-        any.write(static_cast<char*>(layer.grad_bias), i, sum);
+        any.write(to, i, sum);
       }
+      if (p_.update != nullptr) squares_ += update(layer.of_bias, 0, to, layer.outputs);
     }
   }
   double sum = 0;

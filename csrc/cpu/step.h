@@ -13,12 +13,14 @@
 
 namespace dvae::cpu {
 
-// A layer, of T: weight (outputs, inputs), bias (outputs) or null, and where their gradients go.
+// A layer, of T: weight (outputs, inputs), bias (outputs) or null, and where their gradients go: to
+// places of their own, or into an update of the layer.
 struct StepLayer {
   const void* weight;
   const void* bias;
-  void* grad_weight;
+  void* grad_weight;  // null where the layer is updated instead
   void* grad_bias;
+  AdamState of_weight, of_bias;
   int64_t inputs, outputs;
 };
 
@@ -26,17 +28,18 @@ struct StepParams {
   // The last of the encoder has 2 Z outputs, mean and log-variance; that of the decoder D.
   std::vector<StepLayer> encoder, decoder;
   Activation activation;  // after every layer but those two
-  DType dtype;            // float32 or float64
+  DType dtype;  // float32 or float64
   const CorruptTables* corruption;  // null: the data as they are
-  const void* x;                    // T (examples, data)
+  const void* x;  // T (examples, data)
   int64_t copies, examples, samples, data, latent;  // M, B, K, D, Z
   NoiseParams noise;
   LikelihoodKind likelihood;  // one without a scale
-  bool outside;               // K outside the logarithm
-  bool analytic;              // the divergence is exact
-  bool drops_score;           // log q's own dependence on the encoder is dropped
-  bool doubly;                // the path's coefficients are squared weights
-  double kl_weight;           // of the divergence in the gradient; 1 unless outside
+  bool outside;  // K outside the logarithm
+  bool analytic;  // the divergence is exact
+  bool drops_score;  // log q's own dependence on the encoder is dropped
+  bool doubly;  // the path's coefficients are squared weights
+  double kl_weight;  // of the divergence in the gradient; 1 unless outside
+  const AdamParams* update;  // of the layers; or null
   const Bf16Products* bf16;  // of float32, rounded to bfloat16 where they are multiplied; or null
 };
 
@@ -54,15 +57,16 @@ class Step {
   static int64_t work(const StepParams&);
 
   // First weights are packed, in any split of panels [0, panels()); then each worker runs once;
-  // then their gradients are added up, in any split of elements [0, elements()); then it is
+  // then each adds up its share of the weights' gradients, or updates the weights by it; then it is
   // finished.
   int64_t panels() const { return panels_; }
   void pack(int64_t begin, int64_t end);
   void run(int64_t worker);
-  int64_t elements() const { return elements_; }
-  void reduce(int64_t begin, int64_t end);
-  // Writes the biases' gradients; returns the loss.
+  void reduce(int64_t worker);
+  // The same of biases; returns the loss.
   double finish();
+  // Σ of the squares of an update's gradients.
+  double squares() const { return squares_; }
 
  private:
   struct Worker;
@@ -81,7 +85,10 @@ class Step {
   void place(Packed&, int64_t inputs, int64_t outputs);
   void pack(const Layer&, int64_t begin, int64_t end);
   void pack_bf16(const Layer&, int64_t begin, int64_t end);
-  void* weight_gradient(const Layer&, int64_t worker) const;
+  double update(const AdamState&, int64_t first, const char* grad, int64_t n) const;
+  int64_t gradient_bytes() const;  // of a worker
+  double update_by_block(int64_t begin, int64_t end, int64_t worker);
+  char* weight_gradient(const Layer&, int64_t worker) const;
   const std::vector<Layer>& network(int i) const { return i == 0 ? encoder_ : decoder_; }
 
   const StepParams& p_;
@@ -91,13 +98,18 @@ class Step {
   std::vector<Layer> encoder_, decoder_;
   int64_t panels_ = 0, elements_ = 0, outputs_ = 0, packed_ = 0;  // the last in bytes
   int64_t tile_, part_;  // examples that are encoded, and decoded, at a time
+  // Of an update, where every worker has one tile of one part: no gradient of weights is made
+  // before all rows are through, and then a block of each, of all rows, which is used at once.
+  bool at_the_end_ = false;
   Buffer memory_;
   int64_t memory_size_ = 0;
-  char* gradients_ = nullptr;  // of each worker but the first, whose are the results'
+  char* gradients_ = nullptr;  // of each worker; the first one's may be the results
   char* workspaces_ = nullptr;
   int64_t workspace_ = 0;
   std::vector<double> biases_;  // Σ of each worker
   std::vector<double> bounds_;
+  std::vector<double> squared_;  // Σ of each worker
+  double squares_ = 0;
 };
 
 }  // namespace dvae::cpu

@@ -71,6 +71,8 @@ struct Step::Worker {
   char *grad_rows, *grad_columns, *input_panels;
   char *mean, *log_var, *d_mean, *d_log_var, *more_mean, *more_log_var;
   char *log_ratio, *log_w, *bounds, *grads[2], *encoder_grads[2];
+  // Of each layer's output, where they are kept: see Step::at_the_end_.
+  std::vector<char*> kept[2];
   bool first[2] = {true, true};
   double bound = 0;
 
@@ -106,6 +108,11 @@ struct Step::Worker {
       grads[i] = rows(drawn, widest(s.decoder_, false));
       encoder_grads[i] = rows(tile, widest(s.encoder_, true));
     }
+    if (!s.at_the_end_) return;
+    for (const Layer& layer : s.encoder_) kept[0].push_back(rows(tile, layer.outputs));
+    for (const Layer& layer : s.decoder_) kept[1].push_back(rows(drawn, layer.outputs));
+    kept[0].back() = encoder_grads[0];
+    kept[1].back() = decoded.back();
   }
   void lay_out_bf16(int64_t count) {
     int64_t inputs = 1, outputs = 1;
@@ -134,12 +141,17 @@ struct Step::Worker {
     return (p.outside ? p.samples : 1) * (p.corruption == nullptr ? p.copies : 1);
   }
 
+  int64_t share_begin(int64_t worker) const { return encodings(p) * worker / s.workers_; }
+  // Rows of a network's layers, where each worker has one tile of one part.
+  int64_t rows_of(int network) const {
+    return (share_begin(index + 1) - share_begin(index)) * (network == 0 ? 1 : inner());
+  }
+
   void run() {
     [[maybe_unused]] const WithoutDenormals in_this_thread{};
     if (b != nullptr) b->begin();
-    const int64_t all = encodings(p);
-    const int64_t end = all * (index + 1) / s.workers_;
-    for (int64_t begin = all * index / s.workers_; begin < end;) {
+    const int64_t end = share_begin(index + 1);
+    for (int64_t begin = share_begin(index); begin < end;) {
       const int64_t stop = std::min(end, (begin / p.examples + 1) * p.examples);  // of one copy
       const int64_t share = even_share(stop - begin, s.tile_);
       for (; begin < stop; begin += share) {
@@ -233,7 +245,8 @@ struct Step::Worker {
       const Layer& layer = layers[i];
       add_gradients(layer, held[i], grad, count, first[network]);
       if (layer.backward.data == nullptr) break;
-      char* const below = free[grad == free[0] ? 1 : 0];
+      const bool keeps = s.at_the_end_ && i > 0;
+      char* const below = keeps ? kept[network][i - 1] : free[grad == free[0] ? 1 : 0];
       if (b == nullptr) {
         k.dense[d]({grad, layer.backward.data, below, count, layer.outputs, layer.inputs,
                     Activation::kNone});
@@ -253,21 +266,25 @@ struct Step::Worker {
 
   void add_gradients(const Layer& layer, const char* input, const char* grad, int64_t count,
                      bool is_first) {
-    void* const to = s.weight_gradient(layer, index);
-    if (b == nullptr) {
-      k.add_outer[d]({grad, input, to, count, layer.outputs, layer.inputs, is_first});
-    } else {
-      b->pack_rows_across(reinterpret_cast<const float*>(grad), count, layer.outputs, grad_columns);
-      b->pack_across(input, DType::kBFloat16, bf16_depth(layer.inputs), count, layer.inputs,
-                     input_panels, 0, round_up(layer.inputs, kBf16Columns) / kBf16Columns);
-      Bf16Product q = product(grad_columns, input_panels, layer.outputs, count, layer.inputs);
-      q.c = static_cast<float*>(to);
-      q.add = !is_first;
-      b->multiply(q);
-    }
+    if (!s.at_the_end_) add_weight_gradient(layer, input, grad, count, is_first);
     if (layer.bias == nullptr) return;
     double* const sums = &s.biases_[static_cast<size_t>(index * s.outputs_)];
     k.add_column_sums[d](grad, count, layer.outputs, sums + layer.first_output, 0, layer.outputs);
+  }
+  void add_weight_gradient(const Layer& layer, const char* input, const char* grad, int64_t count,
+                           bool is_first) {
+    char* const to = s.weight_gradient(layer, index);
+    if (b == nullptr) {
+      return k.add_outer[d](
+          {grad, input, to, count, layer.outputs, layer.inputs, layer.outputs, is_first});
+    }
+    b->pack_rows_across(reinterpret_cast<const float*>(grad), count, layer.outputs, grad_columns);
+    b->pack_across(input, DType::kBFloat16, bf16_depth(layer.inputs), count, layer.inputs,
+                   input_panels, 0, round_up(layer.inputs, kBf16Columns) / kBf16Columns);
+    Bf16Product q = product(grad_columns, input_panels, layer.outputs, count, layer.inputs);
+    q.c = reinterpret_cast<float*>(to);
+    q.add = !is_first;
+    b->multiply(q);
   }
 
   // Draw `copy` of the tile's examples [i, i + count), whose first is `begin` of the batch.

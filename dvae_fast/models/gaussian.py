@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dvae_fast._seeds import First
     from dvae_fast.models.config import ModelConfig
     from dvae_fast.models.context import Told
+    from dvae_fast.models.one_pass import Pass
     from dvae_fast.objectives import Objective
 
 __all__ = ["DIWAE", "DVAE", "IWAE", "VAE", "LatentVariableModel"]
@@ -88,12 +89,33 @@ class LatentVariableModel(Autoencoder):
         return self._with_prior(latents, key, first_example, context)
 
     def _loss(self, x: Tensor, key: Tensor, first_example: int, **told: Unpack[Told]) -> Tensor:
+        found = self._one_pass(x, key, first_example, **told)
+        return super()._loss(x, key, first_example, **told) if found is None else found.loss()
+
+    def _pass_of(
+        self,
+        x: Tensor,
+        seed: int | Tensor | None,
+        *,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        first_example: int = 0,
+    ) -> tuple[Pass | None, Tensor]:
+        """What makes `loss` of the same arguments in one pass, where that can be; and the seed."""
+        x, mask = self._observed(x, mask)
+        context, key = self._context(context, x), seed_tensor(seed, x.device)
+        if "loss" in self.__dict__ or type(self).loss is not Autoencoder.loss:
+            return None, key
+        return self._one_pass(x, key, first_example, context=context, mask=mask), key
+
+    def _one_pass(
+        self, x: Tensor, key: Tensor, first_example: int, **told: Unpack[Told]
+    ) -> Pass | None:
+        """What makes the loss in one pass, where that can be."""
         plain = all(t is None for t in told.values())
         if plain and self.prior_is_fused and self._is_as_built():
-            loss = one_pass(self, x, key, first_example)
-            if loss is not None:
-                return loss
-        return super()._loss(x, key, first_example, **told)
+            return one_pass(self, x, key, first_example)
+        return None
 
     def _is_as_built(self) -> bool:
         """Whether what stands between the networks is this class's own."""

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from dvae_fast.likelihoods import Likelihood
     from dvae_fast.objectives import Objective
 
-__all__ = ["one_pass"]
+__all__ = ["Pass", "one_pass"]
 
 _op: Any = torch.ops.dvae_fast
 
@@ -209,8 +209,36 @@ def _is_looked_on() -> bool:
     return any(type(mode) is not DeviceContext for mode in modes)  # of a default device
 
 
-def one_pass(model: Any, x: Tensor, key: Tensor, first_example: int) -> Tensor | None:
-    """`model.loss`, or None where it is to be made layer by layer.
+class Pass(NamedTuple):
+    """A loss that can be made in one pass, and all that the operators are told of it."""
+
+    model: Any
+    x: Tensor
+    key: Tensor
+    first_example: int
+    #: weights and biases in turn, those of no elements for none; the encoder's before the decoder's
+    layers: tuple[Tensor, ...]
+    args: tuple[Any, ...]
+
+    def loss(self) -> Tensor:
+        """As `model.loss` gives it."""
+        noted = _Noted.make(self.model, self.x, self.key, self.first_example)
+        loss = cast("Tensor", call(_OnePass, noted, self.args, *self.layers))
+        look_at_loss(loss, self.x, self.model.likelihood)
+        return loss
+
+    def step(self, *adam: Any) -> tuple[Tensor, Tensor]:
+        """The loss and the norm of its gradients, by which the layers are updated: see
+        `reference.adam_`."""
+        count = len(self.args[1])
+        head, layers = self.args[0], self.layers
+        loss, norm = _op.mlp_step_(*head, layers[:count], layers[count:], *self.args[2:], *adam)
+        look_at_loss(loss, self.x, self.model.likelihood)
+        return loss, norm
+
+
+def one_pass(model: Any, x: Tensor, key: Tensor, first_example: int) -> Pass | None:
+    """What makes `model.loss`, or None where it is to be made layer by layer.
 
     Args:
         model: whose encoder and decoder are called with nothing but x̃ and z, one after the other.
@@ -264,7 +292,4 @@ def one_pass(model: Any, x: Tensor, key: Tensor, first_example: int) -> Tensor |
     activation = next(iter(activations), "none")
     rounded = cast_to is not None
     args = (head, inference.tensors, activation, kernel, *bound, float(kl_weight), rounded)
-    noted = _Noted.make(model, x, key, first_example)
-    loss = cast("Tensor", call(_OnePass, noted, args, *layers))
-    look_at_loss(loss, x, likelihood)
-    return loss
+    return Pass(model, x, key, first_example, layers, args)

@@ -24,6 +24,7 @@ from dvae_fast.training.defaults import default_config
 from dvae_fast.training.loop import Progress, train
 from dvae_fast.training.run import NonFiniteError, mean_bound
 from dvae_fast.training.schedules import LR_SCHEDULES, kl_weight, learning_rate
+from dvae_fast.training.step import TrainingStep
 
 __all__ = [
     "CONFIG",
@@ -34,6 +35,7 @@ __all__ = [
     "OptionError",
     "Progress",
     "TrainConfig",
+    "TrainingStep",
     "default_config",
     "each_label",
     "kl_weight",

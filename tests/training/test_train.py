@@ -630,14 +630,21 @@ def test_gradient_norms_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     real, norms = Run.step, []
 
     def step(run: Run) -> None:
+        # Where somebody looks at gradients they are made, and kept.
+        hooks = [p.register_hook(lambda grad: None) for p in run.model.parameters()]
         real(run)
         squares = [float(p.grad.double().square().sum()) for p in run.model.parameters()]
         norms.append(math.sqrt(sum(squares)))
+        for hook in hooks:
+            hook.remove()
 
+    plain = train(tiny(), tmp_path / "plain", tensorboard=False)["history"]
     monkeypatch.setattr(Run, "step", step)
-    history = train(tiny(), tmp_path, tensorboard=False)["history"]
+    history = train(tiny(), tmp_path / "looked at", tensorboard=False)["history"]
     assert len(norms) == 2 * STEPS
     for epoch, line in enumerate(history):
+        for name in ("gradient_norm", "largest_gradient_norm"):
+            assert line[name] == pytest.approx(plain[epoch][name], rel=1e-4)
         of_epoch = norms[epoch * STEPS : (epoch + 1) * STEPS]
         assert line["gradient_norm"] == pytest.approx(sum(of_epoch) / STEPS, rel=1e-5)
         assert line["largest_gradient_norm"] == pytest.approx(max(of_epoch), rel=1e-5)

@@ -39,8 +39,8 @@ void pack_transposed_panels(const void* weight, int64_t stride, int64_t inputs, 
 
 template <class T>
 void add_outer(const OuterParams& p) {
-  add_outer_panels(static_cast<const T*>(p.left), static_cast<const T*>(p.right), p.rows, p.outputs,
-                   p.inputs, p.first, static_cast<T*>(p.to));
+  add_outer_panels(static_cast<const T*>(p.left), p.left_stride, static_cast<const T*>(p.right),
+                   p.rows, p.outputs, p.inputs, p.first, static_cast<T*>(p.to));
 }
 
 // grad *= f'(a), of what f made of a. What is not above 0 stops a ReLU's gradient whatever it is,

@@ -8,5 +8,6 @@ STABLE_TORCH_LIBRARY_IMPL(dvae_fast, CPU, m) {
   // Of the CPU only: elsewhere layers run one after the other.
   m.impl("mlp_log_weights", (kWhole<&mlp_log_weights, cpu_backend>));
   m.impl("mlp_loss", TORCH_BOX((&mlp_loss)));
+  m.impl("mlp_step_", TORCH_BOX((&mlp_step_inplace)));
   m.impl("masked_mlp_log_weights", (kBoxed<&mlp_log_weights, cpu_backend>));
 }

@@ -1,4 +1,4 @@
-// An operator of the CPU alone (step.cpp).
+// Operators of the CPU alone (step.cpp).
 #pragma once
 
 #include <string>
@@ -9,12 +9,27 @@
 
 namespace dvae::glue {
 
-// x (B, D) → the loss and the gradients of all layers, in the order of the layers; see
-// reference.mlp_loss.
-std::tuple<Tensor, std::vector<Tensor>> mlp_loss(
-    In x, Name corruption, In rate, MaybeIn salt, In seed, int64_t copies, int64_t samples,
-    int64_t first_example, const std::vector<Tensor>& encoder, const std::vector<Tensor>& decoder,
-    Name activation, Name likelihood, bool outside, bool analytic, bool drops_score, bool doubly,
-    double kl_weight, bool bfloat16);
+using Tensors = std::vector<Tensor>;
+
+// What both are told: see reference.mlp_loss.
+#define DVAE_PASS_ARGUMENTS                                                                   \
+  In x_in, Name corruption, In rate, MaybeIn salt, In seed, int64_t copies, int64_t samples,  \
+      int64_t first_example, const Tensors &encoder, const Tensors &decoder, Name activation, \
+      Name likelihood, bool outside, bool analytic, bool drops_score, bool doubly,            \
+      double kl_weight, bool bfloat16
+
+#define DVAE_PASS_NAMES                                                                 \
+  x_in, corruption, rate, salt, seed, copies, samples, first_example, encoder, decoder, \
+      activation, likelihood, outside, analytic, drops_score, doubly, kl_weight, bfloat16
+
+// x (B, D) → the loss and the gradients of all layers, in the order of the layers.
+std::tuple<Tensor, Tensors> mlp_loss(DVAE_PASS_ARGUMENTS);
+
+// x (B, D) → the loss and the norm of the gradients, by which the layers and Adam's state of them
+// are updated; see reference.mlp_step_.
+std::tuple<Tensor, Tensor> mlp_step_inplace(DVAE_PASS_ARGUMENTS, const Tensors& means,
+                                            const Tensors& squares, const Tensors& steps,
+                                            double learning_rate, double beta1, double beta2,
+                                            double epsilon, double weight_decay, bool decoupled);
 
 }  // namespace dvae::glue

@@ -1,0 +1,162 @@
+"""One step of training: a model's loss, its gradients and the optimizer's update."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.optim import Adam, AdamW
+from torch.optim import optimizer as _optimizers
+
+from dvae_fast.functional._autograd import without_autocast
+from dvae_fast.models import LatentVariableModel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch.optim import Optimizer
+
+    from dvae_fast.models import Autoencoder
+    from dvae_fast.models.one_pass import Pass
+
+__all__ = ["TrainingStep"]
+
+
+class TrainingStep:
+    """``loss = step(x)`` is what these four lines are, to rounding:
+
+    ::
+
+        loss = model.loss(x)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    On a CPU, where the model is one of plain perceptrons with a Gaussian posterior and the
+    optimizer is torch's Adam or AdamW, a compiled operator does it all: a gradient goes into the
+    update of its weights while it is in cache, and the parameters' ``grad`` is None afterwards.
+    Whatever else it finds, hooks, several groups of parameters or ``amsgrad`` among it, those four
+    lines run. The first step is always theirs: it makes the optimizer's state, which stays the
+    optimizer's own, to be saved and loaded as ever.
+
+    Args:
+        model: any of this package's, or what has its ``loss``.
+        optimizer: of its parameters.
+    """
+
+    def __init__(self, model: Autoencoder, optimizer: Optimizer) -> None:
+        self.model, self.optimizer = model, optimizer
+        self._norm: Tensor | None = None
+
+    def __call__(
+        self,
+        x: Tensor,
+        seed: int | Tensor | None = None,
+        *,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        first_example: int = 0,
+    ) -> Tensor:
+        """The loss before the update, a scalar without a graph.
+
+        Args:
+            x, seed, context, mask, first_example: see `dvae_fast.models.Autoencoder.loss`.
+
+        Raises:
+            TypeError, ValueError: as that; nothing is changed then.
+        """
+        told: dict[str, Any] = {"first_example": first_example}
+        told |= {name: t for name, t in (("context", context), ("mask", mask)) if t is not None}
+        if isinstance(self.model, LatentVariableModel) and (group := _plain(self.optimizer)):
+            found, seed = self.model._pass_of(x, seed, **told)
+            if found is not None:
+                state = _state_of(found.layers, self.optimizer, group)
+                if state is not None:
+                    return self._update(found, state, group)
+        loss = self.model.loss(x, seed, **told)
+        with without_autocast(loss):
+            return self.descend(loss)
+
+    def descend(self, loss: Tensor) -> Tensor:
+        """The last three of the four lines, of a loss made elsewhere; returns it without its
+        graph."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self._norm = None
+        return loss.detach()
+
+    @property
+    def gradient_norm(self) -> Tensor:
+        """Of the last step's gradients all together, a scalar."""
+        if self._norm is None:
+            groups = self.optimizer.param_groups
+            grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+            self._norm = torch.nn.utils.get_total_norm(grads)
+        return self._norm
+
+    def _update(self, found: Pass, state: _State, group: dict[str, Any]) -> Tensor:
+        beta1, beta2 = group["betas"]
+        rates = [float(v) for v in (group["lr"], beta1, beta2, group["eps"], group["weight_decay"])]
+        decoupled = group.get("decoupled_weight_decay", isinstance(self.optimizer, AdamW))
+        with torch.no_grad():
+            loss, self._norm = found.step(*state, *rates, decoupled)
+        increment_version([*found.layers, *state.means, *state.squares, *state.steps])
+        for p in group["params"]:
+            p.grad = None
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]  # what schedulers ask
+        return loss
+
+
+class _State(NamedTuple):
+    """Of Adam: means and squares of all layers in turn, steps of those that are there."""
+
+    means: list[Tensor]
+    squares: list[Tensor]
+    steps: list[Tensor]
+
+
+def _state_of(
+    layers: Sequence[Tensor], optimizer: Optimizer, group: dict[str, Any]
+) -> _State | None:
+    """The optimizer's, if an update of the layers, all at once, would be its step."""
+    left = {*map(id, group["params"])}
+    found = means, squares, steps = _State([], [], [])
+    for t in layers:
+        if not t.numel():  # no bias
+            means.append(t)
+            squares.append(t)
+            continue
+        if t._backward_hooks or t._post_accumulate_grad_hooks or not t.requires_grad:
+            return None
+        state = optimizer.state.get(t)
+        if not state or id(t) not in left or not t.is_contiguous() or t.is_inference():
+            return None
+        left.remove(id(t))  # a layer that is there twice has the sum of two gradients
+        means.append(state["exp_avg"])
+        squares.append(state["exp_avg_sq"])
+        steps.append(state["step"])
+    # Of a parameter that joined later the bias correction is another.
+    return found if len({float(step) for step in steps}) == 1 else None
+
+
+def _plain(optimizer: Optimizer) -> dict[str, Any] | None:
+    """Its one group of parameters, if its step is Adam's and nothing else."""
+    if type(optimizer) not in (Adam, AdamW) or len(optimizer.param_groups) != 1:
+        return None
+    own = optimizer.__dict__
+    # A scheduler of the learning rate puts a step there, to see that it was called.
+    if "step" in own and not getattr(own["step"], "_wrapped_by_lr_sched", False):
+        return None
+    if own["_optimizer_step_pre_hooks"] or own["_optimizer_step_post_hooks"]:
+        return None
+    if _optimizers._global_optimizer_pre_hooks or _optimizers._global_optimizer_post_hooks:
+        return None
+    if "grad_scale" in own or "found_inf" in own:
+        return None
+    group = optimizer.param_groups[0]
+    if any(group.get(name) for name in ("amsgrad", "maximize", "differentiable", "capturable")):
+        return None
+    return group

@@ -66,6 +66,7 @@ GIVEN = {
         "torch",
         "from dvae_fast.likelihoods import Likelihood, identity, positive",
     ),
+    "training/step.py": ("torch", f"{MODEL}; optimizer = torch.optim.Adam(model.parameters())"),
     "corruptions/base.py": ("torch", "from dvae_fast.corruptions import Corruption"),
 }
 LIBRARY = {name for name, (library, _) in GIVEN.items() if library != "torch"}

@@ -156,6 +156,8 @@ def as_one(options: dict[str, Any], steps: int, world: distributed.World, folder
     together, alone = runs = [Run(config, folder, data, w) for w in (world, None)]
     for run in runs:
         run.start_epoch()
+    for p in alone.parameters.values():  # whose gradients are to be seen
+        p.register_hook(lambda grad: None)
     for _ in range(steps):
         for run in runs:
             run.step()

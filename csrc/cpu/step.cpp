@@ -11,6 +11,7 @@ namespace {
 // Examples encoded at a time, and rows decoded: enough to be worth reading the weights, and few
 // enough for their outputs and gradients to lie in a second-level cache.
 constexpr int64_t kTile = 128, kPartRows = 128, kBf16PartRows = 256;
+constexpr int64_t kPartBytes = 1 << 20;
 
 // Elements of a gradient that are added up, and used, while they are in the first-level cache.
 constexpr int64_t kAtOnce = 2048, kOfBlock = 16384;
@@ -67,7 +68,8 @@ Step::Step(const StepParams& p, int64_t workers)
   lay_out(p.decoder, false, decoder_);
   const int64_t most = (encodings(p) + workers - 1) / workers;
   tile_ = std::min(even_share(most, kTile), p.examples);
-  const int64_t most_rows = p.bf16 == nullptr ? kPartRows : kBf16PartRows;
+  const int64_t fitting = std::max(kPartBytes / (p.data * element_), kPartRows / 4);
+  const int64_t most_rows = std::min(p.bf16 == nullptr ? kPartRows : kBf16PartRows, fitting);
   part_ = std::min(tile_, std::max<int64_t>(1, most_rows / (p.outside ? 1 : p.samples)));
   part_ = even_share(tile_, part_);
   at_the_end_ = p.update != nullptr && p.bf16 == nullptr && encodings(p) == p.examples &&

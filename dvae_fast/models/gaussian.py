@@ -93,20 +93,14 @@ class LatentVariableModel(Autoencoder):
         return super()._loss(x, key, first_example, **told) if found is None else found.loss()
 
     def _pass_of(
-        self,
-        x: Tensor,
-        seed: int | Tensor | None,
-        *,
-        context: Tensor | None = None,
-        mask: Tensor | None = None,
-        first_example: int = 0,
+        self, x: Tensor, seed: int | Tensor | None, first_example: int
     ) -> tuple[Pass | None, Tensor]:
         """What makes `loss` of the same arguments in one pass, where that can be; and the seed."""
-        x, mask = self._observed(x, mask)
-        context, key = self._context(context, x), seed_tensor(seed, x.device)
+        x = self._rows(x)
+        context, key = self._context(None, x), seed_tensor(seed, x.device)
         if "loss" in self.__dict__ or type(self).loss is not Autoencoder.loss:
             return None, key
-        return self._one_pass(x, key, first_example, context=context, mask=mask), key
+        return self._one_pass(x, key, first_example, context=context), key
 
     def _one_pass(
         self, x: Tensor, key: Tensor, first_example: int, **told: Unpack[Told]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -67,15 +67,14 @@ class TrainingStep:
         Raises:
             TypeError, ValueError: as that; nothing is changed then.
         """
-        told: dict[str, Any] = {"first_example": first_example}
-        told |= {name: t for name, t in (("context", context), ("mask", mask)) if t is not None}
-        if isinstance(self.model, LatentVariableModel) and (group := _plain(self.optimizer)):
-            found, seed = self.model._pass_of(x, seed, **told)
+        told = {name: t for name, t in (("context", context), ("mask", mask)) if t is not None}
+        if not told and (group := self._plain()):
+            found, seed = cast("LatentVariableModel", self.model)._pass_of(x, seed, first_example)
             if found is not None:
                 state = _state_of(found.layers, self.optimizer, group)
                 if state is not None:
                     return self._update(found, state, group)
-        loss = self.model.loss(x, seed, **told)
+        loss = self.model.loss(x, seed, first_example=first_example, **told)
         with without_autocast(loss):
             return self.descend(loss)
 
@@ -96,6 +95,13 @@ class TrainingStep:
             grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
             self._norm = torch.nn.utils.get_total_norm(grads)
         return self._norm
+
+    def _plain(self) -> dict[str, Any] | None:
+        """The optimizer's one group of parameters, if both might be what the operator is for."""
+        if not isinstance(self.model, LatentVariableModel):
+            return None
+        first = next(self.model.parameters(), None)
+        return _group_of(self.optimizer) if first is not None and first.is_cpu else None
 
     def _update(self, found: Pass, state: _State, group: dict[str, Any]) -> Tensor:
         beta1, beta2 = group["betas"]
@@ -142,7 +148,7 @@ def _state_of(
     return found if len({float(step) for step in steps}) == 1 else None
 
 
-def _plain(optimizer: Optimizer) -> dict[str, Any] | None:
+def _group_of(optimizer: Optimizer) -> dict[str, Any] | None:
     """Its one group of parameters, if its step is Adam's and nothing else."""
     if type(optimizer) not in (Adam, AdamW) or len(optimizer.param_groups) != 1:
         return None

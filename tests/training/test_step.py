@@ -272,7 +272,7 @@ def test_what_is_told_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
         loss.backward()
         others.step()
         torch.testing.assert_close(step(x, 5, **told), loss.detach())
-        assert len(counted) == (0, 1, 1, 2)[number]
+        assert len(counted) == (number > 0)
 
 
 @compiled

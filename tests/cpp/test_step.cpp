@@ -16,13 +16,15 @@ struct Sizes {
   std::vector<int64_t> hidden;
 };
 
-// A network's numbers, and gradients that begin as NaN, of exactly the room there must be.
+// A network's numbers, and of exactly the room there must be its gradients, which begin as NaN, or
+// Adam's means and squares.
 template <class T>
 struct Network {
   std::vector<std::vector<T>> held;
   std::vector<StepLayer> layers;
 
-  explicit Network(const std::vector<int64_t>& widths) {
+  Network(const std::vector<int64_t>& widths, bool updated) {
+    const T start = static_cast<T>(updated ? 0.01 : NAN);
     std::mt19937 random(7);
     std::normal_distribution<double> normal;
     for (size_t i = 0; i + 1 < widths.size(); ++i) {
@@ -34,25 +36,40 @@ struct Network {
       for (T& b : bias) b = static_cast<T>(normal(random) / 4);
       held.push_back(std::move(weight));
       held.push_back(std::move(bias));
-      held.emplace_back(inputs * outputs, static_cast<T>(NAN));
-      held.emplace_back(outputs, static_cast<T>(NAN));
+      for (int more = 0; more < 2; ++more) {
+        held.emplace_back(inputs * outputs, start);
+        held.emplace_back(outputs, start);
+      }
     }
     for (size_t i = 0; i + 1 < widths.size(); ++i) {
-      layers.push_back({held[4 * i].data(), held[4 * i + 1].data(), held[4 * i + 2].data(),
-                        held[4 * i + 3].data(), widths[i], widths[i + 1]});
+      const auto at = [&](size_t which) { return held[6 * i + which].data(); };
+      StepLayer layer{};
+      layer.weight = at(0);
+      layer.bias = at(1);
+      if (updated) {
+        layer.of_weight = {at(0), at(2), at(4)};
+        layer.of_bias = {at(1), at(3), at(5)};
+      } else {
+        layer.grad_weight = at(2);
+        layer.grad_bias = at(3);
+      }
+      layer.inputs = widths[i];
+      layer.outputs = widths[i + 1];
+      layers.push_back(layer);
     }
   }
 };
 
+// The loss, and gradients; or of an update weights, means and squares.
 template <class T>
 std::vector<double> step(const Sizes& s, bool outside, int64_t workers,
-                         const Bf16Products* bf16 = nullptr) {
+                         const Bf16Products* bf16 = nullptr, const AdamParams* update = nullptr) {
   std::vector<int64_t> encoder{s.data}, decoder{s.latent};
   encoder.insert(encoder.end(), s.hidden.begin(), s.hidden.end());
   decoder.insert(decoder.end(), s.hidden.rbegin(), s.hidden.rend());
   encoder.push_back(2 * s.latent);
   decoder.push_back(s.data);
-  Network<T> q(encoder), p(decoder);
+  Network<T> q(encoder, update != nullptr), p(decoder, update != nullptr);
   std::vector<T> x(static_cast<size_t>(s.examples * s.data));
   for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<T>(i % 3 == 0);
   const int64_t seed = 3;
@@ -72,6 +89,7 @@ std::vector<double> step(const Sizes& s, bool outside, int64_t workers,
   params.outside = outside;
   params.kl_weight = 1;
   params.bf16 = bf16;
+  params.update = update;
 
   std::vector<double> out;
   {
@@ -87,14 +105,15 @@ std::vector<double> step(const Sizes& s, bool outside, int64_t workers,
     each(workers, [&](int64_t begin, int64_t end) {
       for (; begin < end; ++begin) one.run(begin);
     });
-    each(one.elements(), [&](int64_t begin, int64_t end) { one.reduce(begin, end); });
+    each(workers, [&](int64_t begin, int64_t end) {
+      for (; begin < end; ++begin) one.reduce(begin);
+    });
     out.push_back(one.finish());
   }
   for (const Network<T>* network : {&q, &p}) {
-    for (size_t i = 0; i < network->held.size(); i += 4) {
-      for (const size_t gradient : {i + 2, i + 3}) {
-        for (const T g : network->held[gradient]) out.push_back(static_cast<double>(g));
-      }
+    for (size_t i = 0; i < network->held.size(); ++i) {
+      if (update == nullptr && i % 6 != 2 && i % 6 != 3) continue;
+      for (const T value : network->held[i]) out.push_back(static_cast<double>(value));
     }
   }
   return out;
@@ -116,6 +135,45 @@ TEST(Step, FloatIsDouble) {
       for (size_t i = 0; i < got.size(); ++i) {
         ASSERT_NEAR(got[i], expected[i], 2e-5 * largest) << s.examples << ' ' << i;
       }
+    }
+  }
+}
+
+// Of all gradients by the mean, at β₁ = 0, whether made for all rows at the end (one sample, few
+// rows a worker) or added up.
+TEST(Step, UpdateIsAdamOfTheGradients) {
+  const AdamParams adam{0.1, 0, 0.5, 2, 1e-3, 0, 1};
+  const Sizes wide{70, 1, 1, 300, 9, {120, 90}};
+  std::vector<Sizes> all(std::begin(kSizes), std::end(kSizes));
+  all.push_back(wide);
+  for (const Sizes& s : all) {
+    for (const int64_t workers : {1, 2, 3}) {
+      if (workers > s.examples) continue;
+      const std::vector<double> gradients = step<double>(s, false, workers);
+      const std::vector<double> updated = step<double>(s, false, workers, nullptr, &adam);
+      const std::vector<double> single = step<float>(s, false, workers, nullptr, &adam);
+      EXPECT_NEAR(updated[0], gradients[0], 1e-9 * std::abs(gradients[0]));
+      std::vector<int64_t> widths{s.data};
+      widths.insert(widths.end(), s.hidden.begin(), s.hidden.end());
+      widths.push_back(2 * s.latent);
+      widths.push_back(s.latent);
+      widths.insert(widths.end(), s.hidden.rbegin(), s.hidden.rend());
+      widths.push_back(s.data);
+      size_t gradient = 1, at = 1;
+      for (size_t i = 0; i + 1 < widths.size(); ++i) {
+        if (i == s.hidden.size() + 1) continue;  // from one network to the other
+        const auto size = static_cast<size_t>((widths[i] + 1) * widths[i + 1]);
+        for (size_t j = 0; j < size; ++j) {
+          const double g = gradients[gradient + j], square = 0.5 * 0.01 + 0.5 * g * g;
+          ASSERT_NEAR(updated[at + size + j], g, 1e-9 * (1 + std::abs(g)));
+          ASSERT_NEAR(updated[at + 2 * size + j], square, 1e-9 * (1 + square));
+          ASSERT_NEAR(single[at + j], updated[at + j], 1e-4);
+        }
+        gradient += size;
+        at += 3 * size;
+      }
+      ASSERT_EQ(at, updated.size());
+      ASSERT_EQ(gradient, gradients.size());
     }
   }
 }

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import torch
+
 from dvae_fast import functional
 from dvae_fast.objectives.objective import Objective, as_objective
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["bound", "joined", "rows_of"]
+__all__ = ["bound", "is_at", "joined", "log_sums", "rows_of"]
 
 
 def joined(t: Tensor, after: int) -> Tensor:
@@ -32,6 +34,26 @@ def _log_mean(rows: Tensor, t: float) -> Tensor:
     if math.isinf(t):
         return rows.amax(-1)
     return functional.logmeanexp(rows) if t == 1 else functional.logmeanexp(t * rows) / t
+
+
+def is_at(index: Tensor, rows: Tensor) -> Tensor:
+    """Where `index` (..., 1) points to in rows (..., K): bool. Not scatter, which vmap loops."""
+    return torch.arange(rows.shape[-1], device=rows.device) == index
+
+
+def log_sums(log_w: Tensor) -> tuple[Tensor, Tensor]:
+    """log Σ_j w_j, (..., 1), and of each k log Σ_(j≠k) w_j, (..., K).
+
+    O(K), and no digits lost: Σ_(j≠k) w_j is Σ w less w_k, except for the largest, for which the
+    others are summed afresh.
+    """
+    top, index = log_w.max(-1, keepdim=True)
+    shift = torch.where(top == -math.inf, 0.0, top)
+    each = torch.exp(log_w - shift)
+    total = each.sum(-1, keepdim=True)
+    largest = is_at(index, log_w)
+    rest = torch.logsumexp(log_w.masked_fill(largest, -math.inf), -1, keepdim=True)
+    return torch.log(total) + shift, torch.where(largest, rest, torch.log(total - each) + shift)
 
 
 def bound(log_w: Tensor, objective: str | Objective) -> Tensor:

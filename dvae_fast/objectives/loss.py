@@ -20,7 +20,7 @@ from dvae_fast.functional._autograd import (
 from dvae_fast.functional._looks import look_at_loss, look_at_params
 from dvae_fast.functional.log_weights import iwae_loss_and_weights
 from dvae_fast.likelihoods import get_likelihood
-from dvae_fast.objectives.bound import bound, rows_of
+from dvae_fast.objectives.bound import bound, is_at, log_sums, rows_of
 from dvae_fast.objectives.latents import FIRST_ORDER, Scaled
 from dvae_fast.objectives.objective import Estimator, Objective, Term, as_objective
 
@@ -124,23 +124,14 @@ def _log_mean_gradient(rows: Tensor, t: float) -> Tensor:
     if t == 0:
         return torch.full_like(rows, 1 / rows.shape[-1])
     if math.isinf(t):
-        return _is_at(rows.argmax(-1, keepdim=True), rows).to(rows.dtype)
+        return is_at(rows.argmax(-1, keepdim=True), rows).to(rows.dtype)
     flat = (rows if t == 1 else t * rows).reshape(-1, rows.shape[-1])
     weights = _logmeanexp_backward(torch.ones_like(flat[:, 0]), flat)
     return cast("Tensor", weights.view(rows.shape))
 
 
-def _is_at(index: Tensor, rows: Tensor) -> Tensor:
-    """Where `index` (..., 1) points to in rows (..., K): bool. Not scatter, which vmap loops."""
-    return torch.arange(rows.shape[-1], device=rows.device) == index
-
-
 def _left_out(rows: Tensor, t: float) -> Tensor:
-    """VIMCO's learning signal, T_t less the T_t in which w_k is the others' geometric mean.
-
-    O(K), and no digits lost: Σ_(j≠k) w_j is Σ w less w_k, except for the largest, for which the
-    others are summed afresh.
-    """
+    """VIMCO's learning signal, T_t less the T_t in which w_k is the others' geometric mean."""
     scaled = rows if t in (0, 1) else t * rows
     k = rows.shape[-1]
     infinite = scaled == -math.inf
@@ -150,16 +141,9 @@ def _left_out(rows: Tensor, t: float) -> Tensor:
     if t == 0:
         signal = (scaled - mean) / k
         return signal.masked_fill(infinite.any(-1, keepdim=True), 0.0)
-    top, index = scaled.max(-1, keepdim=True)
-    shift = torch.where(top == -math.inf, 0.0, top)
-    each = torch.exp(scaled - shift)
-    total = each.sum(-1, keepdim=True)
-    largest = _is_at(index, scaled)
-    rest = torch.logsumexp(scaled.masked_fill(largest, -math.inf), -1, keepdim=True)
-    others = torch.where(largest, rest, torch.log(total - each) + shift)
-    whole = torch.log(total) + shift
+    whole, others = log_sums(scaled)
     signal = (whole - torch.logaddexp(others, mean)) / t
-    return signal.masked_fill(top == -math.inf, 0.0)
+    return signal.masked_fill(whole == -math.inf, 0.0)
 
 
 def _of_log_w(log_w: Tensor, objective: Objective) -> Tensor:

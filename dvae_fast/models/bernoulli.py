@@ -14,6 +14,7 @@ from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast.functional._autograd import without_autocast
 from dvae_fast.models.base import Autoencoder, groups_of
 from dvae_fast.models.config import register
+from dvae_fast.models.distributions import draw_bernoulli
 from dvae_fast.models.encoders import make_encoder
 from dvae_fast.models.priors import PRIORS
 from dvae_fast.objectives import Latents, Objective, as_objective
@@ -199,21 +200,6 @@ def _draw(
         else:
             log_p = _bernoulli_log_density(z, prior_logits.to(dtype))
     return z.to(logits.dtype), log_p, log_q
-
-
-@torch.no_grad()
-def draw_bernoulli(
-    logits: Tensor, k: int, seed: int | Tensor | None, **first: Unpack[First]
-) -> Tensor:
-    """K draws of Π Bernoulli(σ(logits)): (*L, B, Z) → (*L, B, K, Z), of 0 and 1.
-
-    From the normals ε of `sample_latent`: 1 where ε < Φ⁻¹(σ(l)).
-    """
-    zero = torch.zeros_like(logits)
-    noise, _ = functional.sample_latent(zero, zero, k, seed, **first)
-    # From the smaller tail: σ(l) near 1 has few digits.
-    tail: Tensor = torch.special.ndtri(torch.sigmoid(-logits.abs()))
-    return (noise < (-logits.sign() * tail).unsqueeze(-2)).to(logits.dtype)
 
 
 def _bernoulli_log_density(h: Tensor, logits: Tensor) -> Tensor:

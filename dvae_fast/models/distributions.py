@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from dvae_fast import functional
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast._seeds import generator_seed, seed_tensor
 from dvae_fast.functional._autograd import without_autocast
@@ -114,3 +115,18 @@ class Sampled:
         except (AttributeError, NotImplementedError):
             with torch.no_grad():
                 return self._drawn(_DRAWS, 0, {})[0].mean(0)
+
+
+@torch.no_grad()
+def draw_bernoulli(
+    logits: Tensor, k: int, seed: int | Tensor | None, **first: Unpack[First]
+) -> Tensor:
+    """K draws of Π Bernoulli(σ(logits)): (*L, B, Z) → (*L, B, K, Z), of 0 and 1.
+
+    From the normals ε of `sample_latent`: 1 where ε < Φ⁻¹(σ(l)).
+    """
+    zero = torch.zeros_like(logits)
+    noise, _ = functional.sample_latent(zero, zero, k, seed, **first)
+    # From the smaller tail: σ(l) near 1 has few digits.
+    tail: Tensor = torch.special.ndtri(torch.sigmoid(-logits.abs()))
+    return (noise < (-logits.sign() * tail).unsqueeze(-2)).to(logits.dtype)

@@ -29,6 +29,7 @@ def plain_bound(o: Objective, log_w: Tensor) -> Tensor:
     return {
         "elbo": elbo, "elbo_kl": elbo, "mixture_elbo": elbo, "iwae": nested,
         "iwae_joint": joint, "piwae": joint, "mixture": joint,
+        "sivi": joint, "sivi_elbo": elbo, "iwhvi": joint, "iwhvi_elbo": elbo,
         "vr_max": log_w.amax(2).mean(0),
     }[o.name]  # fmt: skip
 

@@ -295,6 +295,23 @@ class RateCorruption(FusedCorruption):
         """P(x̃|x, hit) per element."""
         raise NotImplementedError
 
+    def change_probability(self, x: Tensor) -> Tensor:
+        """P(x̃ ≠ x|x) per element of (B, D)."""
+        rate, _ = self._on(x.device)
+        return rate.reshape(-1).to(accumulation_dtype(x.dtype)) * self._differs(x)
+
+    def _differs(self, x: Tensor) -> Tensor:
+        """P(x̃ ≠ x|x, hit) per element."""
+        raise NotImplementedError
+
+    def changed(self, x: Tensor) -> Tensor:
+        """x̃ where it is not x, of a corruption that is not salted."""
+        raise NotImplementedError
+
+    def salt_probability(self, x: Tensor) -> Tensor:
+        """P(x̃ = 1|x, x̃ ≠ x) per element of (B, D), of one that is; 0 where x̃ is x."""
+        raise NotImplementedError
+
 
 class Masking(RateCorruption):
     """x̃ = 0 with probability ``rate``, else x.
@@ -315,6 +332,12 @@ class Masking(RateCorruption):
     def hit_probability(self, noisy: Tensor, x: Tensor) -> Tensor:
         return noisy == 0
 
+    def _differs(self, x: Tensor) -> Tensor:
+        return x != 0
+
+    def changed(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
 
 class BitFlip(RateCorruption):
     """x̃ = 1 − x with probability ``rate``, else x. Arguments and errors as :class:`Masking`."""
@@ -326,6 +349,12 @@ class BitFlip(RateCorruption):
 
     def hit_probability(self, noisy: Tensor, x: Tensor) -> Tensor:
         return noisy == 1 - x
+
+    def _differs(self, x: Tensor) -> Tensor:
+        return 1 - x != x
+
+    def changed(self, x: Tensor) -> Tensor:
+        return 1 - x
 
 
 class SaltAndPepper(RateCorruption):
@@ -366,6 +395,18 @@ class SaltAndPepper(RateCorruption):
     def hit_probability(self, noisy: Tensor, x: Tensor) -> Tensor:
         salt = cast("Tensor", self.salt).to(accumulation_dtype(noisy.dtype))
         return torch.where(noisy == 1, salt, torch.where(noisy == 0, 1 - salt, 0.0))
+
+    def _differs(self, x: Tensor) -> Tensor:
+        salt = self._salt(x)
+        return salt * (x != 1) + (1 - salt) * (x != 0)
+
+    def salt_probability(self, x: Tensor) -> Tensor:
+        differs = self._differs(x)
+        return self._salt(x) * (x != 1) / torch.where(differs == 0, 1.0, differs)
+
+    def _salt(self, x: Tensor) -> Tensor:
+        salt = cast("Tensor", self._on(x.device)[1])
+        return salt.reshape(-1).to(accumulation_dtype(x.dtype))
 
 
 class AdditiveGaussian(FusedCorruption):

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["Autoencoder", "groups_of"]
 
 #: parts that may be a module of one's own
-_PARTS = ("encoder", "decoder", "prior")
+_PARTS = ("encoder", "decoder", "prior", "reverse")
 _OWN = "a prior of one's own"
 _SAMPLE_KEY = 1 << 22  # index among a seed's keys
 

@@ -31,6 +31,7 @@ from dvae_fast.models.encoders import ENCODERS
 from dvae_fast.models.layers import ACTIVATIONS
 from dvae_fast.models.posterior import COVARIANCES
 from dvae_fast.models.priors import PRIORS, Prior
+from dvae_fast.models.reverse import REVERSES
 from dvae_fast.objectives import ESTIMATORS, OBJECTIVES, Objective
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ GROUPS = DATA, MODEL, OBJECTIVE, TRAINING, OUTPUT = (
 )  # fmt: skip
 
 _GAUSSIAN = ("vae", "iwae", "dvae", "diwae")
+_MIXED = ("dvae", "diwae", "two_layer")
 
 
 def option(
@@ -193,6 +195,25 @@ class ModelConfig:
     )
     estimator: str = option(
         "standard", "Of the encoder's gradient.", choices=ESTIMATORS, group=OBJECTIVE
+    )
+    outer_samples: int = option(
+        10,
+        "J, further corruptions in the density of sivi and iwhvi.",
+        of=_MIXED,
+        least=0,
+        group=OBJECTIVE,
+    )
+    reverse: str | nn.Module = option(
+        "mlp",
+        "What moves the reverse proposal of iwhvi.",
+        choices=REVERSES,
+        of=_MIXED,
+        own="Or a module: rows (N, Z) and x (N, D), a context beside it → what moves the "
+        "corruption's parameters, (N, D), or (N, 2 D) of salt and pepper and of Gaussian noise.",
+        group=OBJECTIVE,
+    )
+    reverse_hidden_sizes: tuple[int, ...] = option(
+        (200,), "Hidden layers of the reverse proposal.", of=_MIXED, group=OBJECTIVE
     )
     learn_prior: bool = option(
         False, "Learn the probability of each latent, rather than ½.", of=("bernoulli",)

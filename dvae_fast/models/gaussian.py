@@ -17,6 +17,7 @@ from dvae_fast.models.distributions import Sampled, is_distribution
 from dvae_fast.models.one_pass import one_pass
 from dvae_fast.models.posterior import COVARIANCES, is_full, sample_gaussian
 from dvae_fast.models.priors import is_fused
+from dvae_fast.models.semi_implicit import SemiImplicit
 from dvae_fast.objectives import Latents
 from dvae_fast.objectives.objective import check_posterior_objective
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["DIWAE", "DVAE", "IWAE", "VAE", "LatentVariableModel"]
 
 
-class LatentVariableModel(Autoencoder):
+class LatentVariableModel(SemiImplicit):
     """p(x, z) = p(x|z) p(z) with a Gaussian q(z|x̃); the base of all models of such latents.
 
     ``encoder`` maps (..., D) to (mean, log_var) and ``decoder`` maps (..., Z) to the likelihood's
@@ -73,6 +74,9 @@ class LatentVariableModel(Autoencoder):
         self, x: Tensor, key: Tensor, first_example: int, **told: Unpack[Told]
     ) -> Latents:
         context = told.get("context")
+        if self._has_outer():
+            latents = self._sample_outer(x, key, first_example, **told)
+            return self._with_prior(latents, key, first_example, context)
         noisy, encoded = self._encoded_noisy(x, key, first_example, told)
         if not isinstance(encoded, tuple):
             latents = self._sample_distribution(encoded, noisy, key, first_example)

@@ -49,6 +49,7 @@ class TwoLayerModel(LatentVariableModel):
     defaults: ClassVar = {"objective": "iwae", "activation": "tanh", "latent_size": 100}
 
     def _make_more(self) -> None:
+        super()._make_more()
         chosen = self.options
         upper, hidden = chosen.upper_latent_size, chosen.upper_hidden_sizes
         lower, activation = self.latent_size, chosen.activation

@@ -26,7 +26,16 @@ objective        the bound                                    source
 ``vr_max``       T_∞, nested: α → −∞                          Li and Turner 2016
 ``mixture``      T_1, joint, with 1/M Σ_m q(z|x̃_m) below,     Im et al. 2015: the posterior that
                  the density that z is drawn from             corruption makes of q
-``mixture_elbo`` T_0, joint, with the same below              the same
+``mixture_elbo`` T_0, joint, with the same below: MISELBO     Kviman et al. 2022 (2202.10951)
+                 of the M components
+``sivi``         T_1, joint, with 1/(J+1) (q(z|x̃_m) + Σ_j     Yin and Zhou 2018 (1805.11183); with
+                 q(z|x̃_j)) below, of J further corruptions    several samples Molchanov et al. 2018
+                                                              (1810.02789)
+``sivi_elbo``    T_0, joint, with the same below              the same
+``iwhvi``        T_1, joint, with 1/(J+1) Σ_j                 Sobolev and Vetrov 2019 (1905.03290);
+                 p(x̃_j|x) q(z|x̃_j) / τ(x̃_j|z, x) below, of    with J = 0 Ranganath et al. 2015
+                 x̃_m and J draws of a learnt τ for each z     (1511.02386)
+``iwhvi_elbo``   T_0, joint, with the same below              the same
 ================ ============================================ =====================================
 
 All are below log p(x) in expectation but ``vr`` for α < 0 and ``vr_max``, which are above the
@@ -37,8 +46,8 @@ own gradient, coefficients c = ∂bound/∂log w, w̃ = w / Σ w where the bound
 
 - ``standard``: the reparameterised gradient.
 - ``stl``: sticking the landing (Roeder et al. 2017, 1703.09194): log q's explicit dependence on φ
-  is dropped. Unbiased where c is constant, ``elbo`` and ``mixture_elbo``; biased for every bound
-  with K inside the logarithm, since the dropped score function is there correlated with c.
+  is dropped. Unbiased where c is constant, ``elbo`` and the mixtures' ``…_elbo``; biased for every
+  bound with K inside the logarithm, since the dropped score function is there correlated with c.
 - ``dreg``: doubly reparameterised (Tucker et al. 2018, 1810.04152): c − ∂c/∂log w in the place of
   c, w̃² for ``iwae``, on the path through z alone. Unbiased; for ``elbo`` it is ``stl``.
 - ``vimco``: score function with a leave-one-out baseline (Mnih and Rezende 2016, 1602.06725), in
@@ -51,6 +60,7 @@ from dvae_fast.objectives.bound import bound
 from dvae_fast.objectives.latents import Latents, sample_latents
 from dvae_fast.objectives.loss import loss
 from dvae_fast.objectives.objective import ESTIMATORS, OBJECTIVES, Bound, Objective, as_objective
+from dvae_fast.objectives.outer import Reversed
 
 __all__ = [
     "ESTIMATORS",
@@ -58,6 +68,7 @@ __all__ = [
     "Bound",
     "Latents",
     "Objective",
+    "Reversed",
     "as_objective",
     "bound",
     "loss",

@@ -16,9 +16,16 @@ from dvae_fast.functional._autograd import Operation, differentiable, final, kee
 from dvae_fast.functional.latent import check_mean_and_log_var, sampled_rows
 from dvae_fast.objectives.bound import joined
 from dvae_fast.objectives.objective import Objective, as_objective
+from dvae_fast.objectives.outer import (
+    check_outer,
+    hierarchical_log_ratio,
+    semi_implicit_log_ratio,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from dvae_fast.objectives.outer import Outer
 
 __all__ = ["FIRST_ORDER", "Latents", "Scaled", "sample_latents"]
 
@@ -127,6 +134,7 @@ def sample_latents(
     seed: int | Tensor | None = None,
     *,
     first_example: int = 0,
+    outer: Outer | None = None,
 ) -> Latents:
     """K samples of each q(z|x̃) = N(mean, exp(log_var)), for the objective.
 
@@ -135,13 +143,16 @@ def sample_latents(
         k: K >= 1; >= 2 for vimco, unless M·K is in one logarithm.
         objective: a name or an `Objective`.
         seed, first_example: as for `dvae_fast.sample_latent`.
+        outer: of "sivi" and "sivi_elbo" mean and log_var, (J, B, Z), of J further corruptions of
+            each example; of "iwhvi" and "iwhvi_elbo" a function of the samples, z (S, B, Z) →
+            `Reversed`, S = M·K. None for none: q(z|x̃) itself is then below.
 
     Returns:
         `Latents`, z and log_ratio of shapes (*L, B, K, Z) and (*L, B, K), but for
         "elbo" and "elbo_kl" with K > 1 (*L, K, B, 1, Z) and (*L, K, B, 1): samples go outside the
         logarithm, as if they were corruptions;
-        "iwae_joint" and "mixture" with M groups (B, M·K, Z) and (B, M·K);
-        "mixture_elbo" (M·K, B, 1, Z) and (M·K, B, 1).
+        "iwae_joint", "mixture", "sivi" and "iwhvi" with M groups (B, M·K, Z) and (B, M·K);
+        "mixture_elbo", "sivi_elbo" and "iwhvi_elbo" (M·K, B, 1, Z) and (M·K, B, 1).
         For "elbo_kl" log_ratio is −KL(q || p).
 
     Raises:
@@ -151,8 +162,9 @@ def sample_latents(
     check_mean_and_log_var(mean, log_var)
     check_count("k", k, 1)
     objective.check_samples(math.prod(mean.shape[:-2]), k)
+    check_outer(outer, objective, *mean.shape[-2:])
     if objective.bound.mixture:
-        return _sample_mixture(mean, log_var, k, objective, seed, first_example)
+        return _sample_mixture(mean, log_var, k, objective, seed, first_example, outer)
     if objective.bound.analytic:
         return _sample_analytic(mean, log_var, k, objective.free_bits, seed, first_example)
     if objective.gradient.score_function:
@@ -223,17 +235,44 @@ def _sample_mixture(
     objective: Objective,
     seed: int | Tensor | None,
     first_example: int,
+    outer: Outer | None,
 ) -> Latents:
     mean, log_var = (t.reshape(-1, *t.shape[-2:]) for t in (mean, log_var))
     groups, examples, size = mean.shape
     z, _ = functional.sample_latent(mean, log_var, k, seed, first_example=first_example)
-    z = joined(z, 2)
-    if z.dtype != mean.dtype:
-        mean, log_var = mean.to(z.dtype), log_var.to(z.dtype)
-    if objective.gradient.drops_score:
-        mean, log_var = mean.detach(), log_var.detach()
-    log_ratio = functional.mixture_log_ratio(z, mean, log_var)
+
+    def below(mean: Tensor, log_var: Tensor) -> tuple[Tensor, Tensor]:
+        if objective.gradient.drops_score:
+            mean, log_var = mean.detach(), log_var.detach()
+        return mean.to(z.dtype), log_var.to(z.dtype)
+
+    own = below(mean, log_var)
+    if not objective.bound.outer:
+        z = joined(z, 2)
+        log_ratio = functional.mixture_log_ratio(z, *own)
+    else:
+        log_ratio = _outer_log_ratio(z, own, outer, below, objective.bound.outside)
+        z, log_ratio = joined(z, 2), joined(log_ratio, 1)
     if objective.bound.outside:
         z = z.transpose(0, 1).reshape(groups * k, examples, 1, size)
         log_ratio = log_ratio.transpose(0, 1).unsqueeze(-1)
     return Latents(z, log_ratio)
+
+
+def _outer_log_ratio(
+    z: Tensor,
+    own: tuple[Tensor, Tensor],
+    outer: Outer | None,
+    below: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    outside: bool,
+) -> Tensor:
+    """Of z (M, B, K, Z), with what `below` makes of the parameters of q: (M, B, K)."""
+    if outer is None:
+        return functional.latent_log_ratio(z, *own)
+    if isinstance(outer, tuple):
+        return semi_implicit_log_ratio(z, *own, below(*outer))
+    groups, k = len(z), z.shape[2]
+    samples = z.transpose(1, 2).flatten(0, 1)
+    log_ratio = functional.latent_log_ratio(z, *own).transpose(1, 2).flatten(0, 1)
+    log_ratio = hierarchical_log_ratio(samples, log_ratio, outer(samples), below, not outside)
+    return log_ratio.view(groups, k, -1).transpose(1, 2)

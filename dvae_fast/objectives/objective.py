@@ -76,6 +76,8 @@ class Bound:
         joint: the log-means are over all M·K samples and not over each group's K.
         outside: the K samples are outside the logarithm.
         mixture: the density below is that of the mixture over corruptions.
+        outer: whose components besides a sample's own are J further corruptions.
+        reverse: those are drawn from a reverse proposal, for each sample of its own.
         analytic: the divergence is exact, and known for each latent dimension.
         parameter: its own argument, if any.
         estimators: those that it is defined with.
@@ -89,6 +91,8 @@ class Bound:
     joint: bool = False
     outside: bool = False
     mixture: bool = False
+    outer: bool = False
+    reverse: bool = False
     analytic: bool = False
     parameter: Parameter | None = None
     estimators: tuple[str, ...] = tuple(ESTIMATORS)
@@ -120,6 +124,12 @@ OBJECTIVES: dict[str, Bound] = {
     "vr_max": Bound(_MAX, estimators=_PATH),
     "mixture": Bound(_LOG_MEAN, joint=True, mixture=True, estimators=_PATH),
     "mixture_elbo": Bound(_MEAN, joint=True, outside=True, mixture=True, estimators=_PATH),
+    "sivi": Bound(_LOG_MEAN, joint=True, mixture=True, outer=True, estimators=_PATH),
+    "sivi_elbo": Bound(_MEAN, joint=True, outside=True, mixture=True, outer=True, estimators=_PATH),
+    "iwhvi": Bound(_LOG_MEAN, joint=True, mixture=True, outer=True, reverse=True, estimators=_PATH),
+    "iwhvi_elbo": Bound(
+        _MEAN, joint=True, outside=True, mixture=True, outer=True, reverse=True, estimators=_PATH
+    ),
 }
 
 

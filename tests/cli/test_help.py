@@ -92,7 +92,7 @@ def test_without_a_terminal_nothing_is_bold() -> None:
 
 
 def test_choices_are_completed() -> None:
-    assert completing(OBJECTIVES)("iw") == ["iwae", "iwae_joint"]
+    assert completing(OBJECTIVES)("iwa") == ["iwae", "iwae_joint"]
     assert completing(OBJECTIVES)("x") == []
     for words, expected in (
         ("dvae-fast ev", "evaluate"),

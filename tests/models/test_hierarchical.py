@@ -112,7 +112,7 @@ def _log_normal(value: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
 def _by_groups(t: Tensor, objective: str, m: int) -> Tensor:
     """What `sample_latents` lays out for the objective, dimensions after z's samples as they are:
     (M, B, K, ...)."""
-    if objective in ("iwae_joint", "mixture"):
+    if objective in ("iwae_joint", "mixture", "sivi"):
         return t.unflatten(1, (m, K)).transpose(0, 1)
     if objective == "mixture_elbo":
         return t.squeeze(2).unflatten(0, (m, K)).transpose(1, 2)
@@ -122,11 +122,12 @@ def _by_groups(t: Tensor, objective: str, m: int) -> Tensor:
 @pytest.mark.parametrize("m", [1, M])
 @pytest.mark.parametrize(
     "objective",
-    ["elbo", "iwae", "iwae_joint", "ciwae", "vr", "vr_max", "mixture", "mixture_elbo"],
+    ["elbo", "iwae", "iwae_joint", "ciwae", "vr", "vr_max", "mixture", "mixture_elbo", "sivi"],
 )
 def test_loss_and_gradient_are_those_of_the_formula(objective: str, m: int) -> None:
     """log p(x|z₁) + log p(z₁|z₂) + log p(z₂) − log q(z₁|x̃) − log q(z₂|z₁), by torch's densities,
-    for a mixture with the mean of q(z₁|x̃_m) over m in the place of q(z₁|x̃)."""
+    for a mixture with the mean of q(z₁|x̃_m) over m in the place of q(z₁|x̃), for SIVI with that
+    of its own and the further ones."""
     # Not the defaults of ½, which cannot tell β from 1 − β.
     parameter = {"ciwae": {"beta": 0.3}, "vr": {"alpha": 0.3}}.get(objective, {})
     chosen = objectives.Objective(objective, **parameter)
@@ -134,8 +135,10 @@ def test_loss_and_gradient_are_those_of_the_formula(objective: str, m: int) -> N
     x, parameters = _data(), list(model.parameters())
     loss = model.loss(x, SEED)
     gradient = torch.autograd.grad(loss, parameters)
-    noisy = corruptions.corrupt(x, model.corruption, m, SEED)  # type: ignore[arg-type]
-    mean, log_var = (t.unsqueeze(2) for t in model.encode(noisy))  # (M, B, 1, Z₁)
+    outer = model.options.outer_samples if objective == "sivi" else 0
+    noisy = corruptions.corrupt(x, model.corruption, m + outer, SEED)  # type: ignore[arg-type]
+    every = tuple(t.unsqueeze(2) for t in model.encode(noisy))  # (M + J, B, 1, Z₁)
+    mean, log_var = (t[:m] for t in every)
     with torch.no_grad():
         z, _, _ = objectives.sample_latents(mean[:, :, 0], log_var[:, :, 0], K, chosen, SEED)
         zero = z.new_zeros(*z.shape[:-2], Z2)
@@ -150,6 +153,9 @@ def test_loss_and_gradient_are_those_of_the_formula(objective: str, m: int) -> N
     if objective.startswith("mixture"):
         each = _log_normal(z, mean[:, None], log_var[:, None])  # (M, M, B, K)
         log_q = torch.logsumexp(each, 0) - math.log(m)
+    if objective == "sivi":
+        each = _log_normal(z, *(t[m:, None] for t in every))  # (J, M, B, K)
+        log_q = torch.logsumexp(torch.cat((log_q.unsqueeze(0), each)), 0) - math.log(1 + outer)
     log_p = -nn.functional.binary_cross_entropy_with_logits(
         model.decode(z), x.unsqueeze(1).expand(*z.shape[:-1], D), reduction="none"
     ).sum(-1)

@@ -29,8 +29,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated
 
 B, D, Z = 4, 6, 2
 KEY = torch.tensor([3])
-#: bounds whose inference network ascends something of its own
-SPLIT = ("piwae",)
+#: bounds whose inference network ascends something of its own, or is drawn without a derivative
+SPLIT = ("piwae", "iwhvi", "iwhvi_elbo")
 
 
 def _diwae(**options: Any) -> DIWAE:
@@ -49,11 +49,13 @@ MODELS: dict[str, Callable[[], Autoencoder]] = {
     "learnt noise": lambda: _diwae(corruption=Learnable(AdditiveGaussian(0.2))),
     "relaxed rate": lambda: _diwae(corruption=Learnable(BitFlip(0.2), "relaxed")),
     "free bits": lambda: VAE(D, Z, (5,), objective=Objective("elbo_kl", free_bits=0.01)),
+    "reversed noise": lambda: _diwae(objective="iwhvi", corruption=AdditiveGaussian(0.3)),
     **{name: lambda name=name: _diwae(objective=name) for name in OBJECTIVES if name not in SPLIT},
 }
 #: those whose gradient is an estimate of its own: no derivatives of it
 ESTIMATES: dict[str, Callable[[], Autoencoder]] = {
     "piwae": lambda: _diwae(objective="piwae"),
+    "iwhvi": lambda: _diwae(objective="iwhvi"),
     "stl": lambda: _diwae(estimator="stl"),
     "dreg": lambda: _diwae(estimator="dreg"),
     "vimco": lambda: _diwae(estimator="vimco"),

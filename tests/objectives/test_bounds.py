@@ -24,6 +24,8 @@ N = 4000
 SEED = 11
 
 LOWER = [name for name in OBJECTIVES if name != "vr_max"]
+#: those of one logarithm of all M·K
+JOINT = [name for name, row in OBJECTIVES.items() if row.joint and not row.outside]
 
 
 def _log_w(*leading: int) -> Tensor:
@@ -56,6 +58,7 @@ def test_formulas(leading: tuple[int, ...]) -> None:
     expected = {
         "elbo": elbo, "elbo_kl": elbo, "mixture_elbo": elbo, "iwae": nested,
         "iwae_joint": joint, "piwae": joint, "mixture": joint, "vr_max": logs.amax(2).mean(0),
+        "sivi": joint, "sivi_elbo": elbo, "iwhvi": joint, "iwhvi_elbo": elbo,
         "ciwae": 0.5 * elbo + 0.5 * nested, "vr": 2 * (w**0.5).mean(2).log().mean(0),
     }  # fmt: skip
     assert expected.keys() == OBJECTIVES.keys()
@@ -63,7 +66,7 @@ def test_formulas(leading: tuple[int, ...]) -> None:
         torch.testing.assert_close(objectives.bound(log_w, name), value)
     # A joint bound of samples already joined.
     joined = log_w.reshape(-1, B, K).transpose(0, 1).flatten(1)
-    for name in ("iwae_joint", "piwae", "mixture"):
+    for name in JOINT:
         torch.testing.assert_close(objectives.bound(joined, name), joint)
 
 
@@ -97,7 +100,7 @@ def test_orders_of_the_same_draws() -> None:
         for low, high in pairwise(order):
             assert bool((low < high).all())
     for name in OBJECTIVES:
-        if name not in ("iwae_joint", "piwae", "mixture"):
+        if name not in JOINT:
             assert bool((objectives.bound(log_w, name) <= rising[-1]).all())
     assert bool((rising[-1] <= log_w.amax((0, 2))).all())
 
@@ -106,7 +109,7 @@ def test_orders_of_the_same_draws() -> None:
 def test_m_and_k_are_not_one_another(name: str) -> None:
     log_w = _log_w(M)
     swapped = objectives.bound(log_w.transpose(0, 2), name)
-    same = name in ("elbo", "elbo_kl", "mixture_elbo", "iwae_joint", "piwae", "mixture")
+    same = name in JOINT or OBJECTIVES[name].outside
     difference = (objectives.bound(log_w, name) - swapped).abs()
     assert bool((difference < 1e-12).all() if same else (difference > 1e-3).all())
 

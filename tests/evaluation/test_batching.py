@@ -191,12 +191,16 @@ CASES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(
-    ("kind", "rows", "examples"),
+    ("kind", "rows", "examples", "case"),
     [
-        *(("iwae", *size) for size in ((64, 4), (10**6, 512), (5, 3))),
-        *((kind, 64, 4) for kind in ("full", "two layers", "callables")),
+        *(("iwae", *size, case) for size in ((64, 4), (5, 3)) for case in CASES),
+        *(("iwae", 10**6, 512, case) for case in ("posterior", "tolerance, mixture")),
+        *(
+            (kind, 64, 4, case)
+            for kind in ("full", "two layers", "callables")
+            for case in ("posterior", "tolerance, mixture")
+        ),
     ],
 )
 def test_large_batches_are_small_ones(

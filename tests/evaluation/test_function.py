@@ -90,8 +90,8 @@ def test_what_it_is_called_with() -> None:
     [
         ({}, None),
         ({}, "rows"),
-        ({"tolerance": 0.05, "max_k": 300}, None),
-        ({"tolerance": 0.3, "chunk": 9}, "labels"),
+        ({"tolerance": 0.05, "max_k": 120}, None),
+        ({"tolerance": 0.3, "chunk": 9, "max_k": 120}, "labels"),
     ],
 )
 def test_in_parts_as_in_one_call(options: dict[str, Any], context: str | None) -> None:

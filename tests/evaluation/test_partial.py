@@ -266,7 +266,7 @@ def _taken(path: Path, n: int) -> tuple[object, ...]:
 
 
 def test_a_flipped_bit_is_told_or_harmless(tmp_path: Path) -> None:
-    """One in each byte of headers and directory, and 300 of anywhere."""
+    """One in each byte of headers and directory, and 100 of anywhere."""
     n, path = 1000, tmp_path / "partial.npz"
     results = PartialResults(n, path, {"seed": 1, "k": K})
     g = torch.Generator().manual_seed(1)
@@ -281,7 +281,7 @@ def test_a_flipped_bit_is_told_or_harmless(tmp_path: Path) -> None:
     where = [at for h in headers for at in range(h, h + 60 + 128)]
     where += range(directory, len(whole))
     generator = np.random.default_rng(n)
-    where += generator.integers(len(whole), size=300).tolist()
+    where += generator.integers(len(whole), size=100).tolist()
     told = 0
     for at in where:
         bit = int(generator.integers(8))

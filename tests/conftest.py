@@ -12,8 +12,10 @@ Without either nothing changes.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gc
+import importlib
 import os
 import sys
 import time
@@ -32,6 +34,7 @@ os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+import forks  # noqa: E402
 import torch  # noqa: E402
 
 if TYPE_CHECKING:
@@ -50,6 +53,17 @@ def _seed() -> None:
     torch.default_generator.manual_seed(0)  # torch.manual_seed asks for every kind of device
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(0)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Starts the server of the tests' processes before the package is loaded; where all tests run,
+    with what they will load in this process too."""
+    if config.args_source is config.ArgsSource.TESTPATHS:
+        for name in forks.LOADED:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+    if "dvae_fast" not in sys.modules:
+        forks.start()
 
 
 def _sample() -> int:

@@ -12,26 +12,69 @@ import gc
 import multiprocessing
 import os
 import runpy
+import select
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload([
+#: what most of them load; the server, when it is first asked for one
+LOADED = (
     "torch", "torch._dynamo", "torch._subclasses.fake_tensor", "torch.utils.tensorboard",
     "matplotlib.figure", "sklearn.datasets", "typer.testing",
-])  # fmt: skip
+)  # fmt: skip
+
+_spawn = util.spawnv_passfds
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload([*LOADED])
 # Waited for at the end, so that its time and its children's count as the tests'.
 atexit.register(forkserver._forkserver._stop)
+
+
+def start() -> None:
+    """The server as a copy of this process, which has loaded torch and nothing of the package."""
+    resource_tracker.ensure_running()  # which is a program of its own
+    util.spawnv_passfds = _fork
+    try:
+        forkserver.ensure_running()
+    finally:
+        util.spawnv_passfds = _spawn
+
+
+def _fork(path: bytes, arguments: Sequence[str], descriptors: Sequence[int]) -> int:
+    """In the place of a new interpreter with these open: its -c's program is run here."""
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None:
+            stream.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        util.spawnv_passfds = _spawn
+        first = 3
+        for each in [*sorted(descriptors), os.sysconf("SC_OPEN_MAX")]:
+            os.closerange(first, each)
+            first = each + 1
+        # As a new interpreter has them, and not as pytest has.
+        sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
+        sys.meta_path[:] = [f for f in sys.meta_path if "pytest" not in type(f).__module__]
+        warnings.resetwarnings()
+        for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+            warnings.simplefilter("ignore", kind)
+        atexit._clear()
+        listener, *_ = descriptors
+        if listener in select.select(descriptors, [], [])[0]:  # or all is over
+            exec(arguments[-1], {"__name__": "__main__"})
+    finally:
+        os._exit(0)
 
 
 def _enter(environment: Mapping[str, str], folder: str) -> None:

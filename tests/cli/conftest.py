@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from command_line import undrawn
-
-from dvae_fast import plots
 
 
 @pytest.fixture
@@ -15,6 +12,11 @@ def drawn() -> None:
 
 @pytest.fixture(autouse=True)
 def _quick_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not of the package before tests/conftest.py has started its server.
+    from command_line import undrawn
+
+    from dvae_fast import plots
+
     if "drawn" in request.fixturenames:
         monkeypatch.setattr(plots, "_DPI", 20)
     else:

@@ -91,7 +91,8 @@ COMMANDS = ("train", "evaluate", "sample", "reproduce", "info", "check")
 @pytest.mark.parametrize(
     "encoding, arguments",
     [
-        *((encoding, (name, "--help")) for name in COMMANDS for encoding in ("ascii", "latin-1")),
+        *(("ascii", (name, "--help")) for name in COMMANDS),
+        ("latin-1", ("train", "--help")),
         ("cp437", ("--help",)),
         ("ascii", ("info",)),
         ("latin-1", ("reproduce", "--list")),

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import dvae_fast
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -15,6 +13,8 @@ if TYPE_CHECKING:
 @pytest.fixture
 def _validation() -> Iterator[None]:
     """Values are looked at, too."""
+    import dvae_fast  # not before tests/conftest.py has started its server
+
     old = dvae_fast.set_validation(True)
     yield
     dvae_fast.set_validation(old)

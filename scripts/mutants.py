@@ -107,6 +107,13 @@ MUTANTS = (
         cases("mixture_log_ratio_backward"),
     ),
     Mutant(
+        "mixture-narrow-component",
+        "csrc/core/latent.h",
+        "return noise == A(0) ? A(0) : -noise * inverse_std;",
+        "return -noise * inverse_std;",
+        "tests/operators/test_operators.py -k too_narrow",
+    ),
+    Mutant(
         "bernoulli-product",
         "csrc/core/likelihoods.h",
         "b = b + e * (A(1) + b);",
@@ -178,11 +185,25 @@ MUTANTS = (
         "tests/evaluation/test_diagnostics.py",
     ),
     Mutant(
+        "expectation-error",
+        "dvae_fast/evaluation/expectation.py",
+        "second - 2 * mean * first + mean**2 * squares",
+        "second - mean * first",
+        "tests/evaluation/test_expectation.py",
+    ),
+    Mutant(
         "evaluation-kick",
         "dvae_fast/evaluation/hamiltonian.py",
         "kick = step if i < count - 1 else half",
         "kick = step",
         "tests/evaluation/test_ais.py",
+    ),
+    Mutant(
+        "resume-best",
+        "dvae_fast/training/run.py",
+        't.copy_(groups["best"][name])',
+        "pass",
+        "tests/training/test_train.py -k from_before",
     ),
     Mutant(
         "corruption-baseline",

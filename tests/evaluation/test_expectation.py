@@ -9,7 +9,9 @@ import pytest
 import torch
 from linear_gaussian import D, LinearDecoder, Z, draw_data, linear_gaussian
 from torch import Tensor
+from torch.distributions import Normal
 
+import dvae_fast
 from dvae_fast.corruptions import AdditiveGaussian
 from dvae_fast.evaluation import (
     PROPOSALS,
@@ -50,6 +52,22 @@ def test_within_its_own_error(proposal: str, smooth: bool) -> None:
     deviation = ((found.value - exact) / found.standard_error).square().sum(0)
     assert 60 < float(deviation[:Z].sum()) < 200
     assert 25 < float(deviation[Z]) < 120  # about χ²(60)
+
+
+def test_the_error_is_that_of_the_weights() -> None:
+    """sqrt(Σ w̃² (f − E f)²) of the weights and samples of the same seed."""
+    model = linear_gaussian("vae", widen=2.0)
+    x = draw_data(model, N)
+    found = importance_expectation(model, x, lambda z: z.exp(), K, seed=3, smooth=False)
+    with torch.no_grad():
+        mean, log_var = model.encode(x)
+        z, ratio = dvae_fast.sample_latent(mean, log_var, K, 3)
+        log_p = Normal(*model.decode(z)).log_prob(x[:, None]).sum(-1)
+    weights = torch.softmax(log_p + ratio, 1)[..., None]
+    value = (weights * z.exp()).sum(1)
+    error = (weights.square() * (z.exp() - value[:, None]).square()).sum(1).sqrt()
+    torch.testing.assert_close(found.value, value)
+    torch.testing.assert_close(found.standard_error, error)
 
 
 def test_the_samples_are_those_of_the_estimate_in_any_split() -> None:

@@ -325,6 +325,20 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_best_model_from_before_an_interruption_stays_the_best(
+    tmp_path: Path, every_step: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "bound", lambda run, *_: -float(run.epoch))  # falls
+    config = tiny(epochs=3)
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    train(config, straight, tensorboard=False)
+    train(config, broken, tensorboard=False, on_progress=StopAfter(STEPS + 2))
+    assert train(config, broken, resume=True, tensorboard=False)["best"]["epoch"] == 1
+    assert_same_state(straight, broken)
+    a, b = load_model(straight).state_dict(), load_model(broken).state_dict()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_a_crash_loses_no_more_than_the_steps_since_the_checkpoint(
     tmp_path: Path, every_step: None
 ) -> None:

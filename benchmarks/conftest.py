@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import os
 import timeit
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,11 +103,10 @@ def measure(
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("dvae_fast")
-    load = os.getloadavg()[0]
     for name, kind, default, text in (
         ("turns", int, 3, "times each rival gets its turn"),
         ("choose", float, 0.15, "seconds for each way to write plain code; 0 takes the first"),
-        ("load", float, load, "load average before the run, where this is not its beginning"),
+        ("load", float, os.getloadavg()[0], "load average when the whole run began"),
         ("ahead", Path, None, "only compile what no other process with the same folder has"),
     ):
         group.addoption(f"--{name}", type=kind, default=default, help=text)
@@ -140,6 +140,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 # --- the machine ----------------------------------------------------------------------------------
 
+OTHERS = ("pythae", "pyro-ppl")
 ISA = ("sse4_2", "avx2", "fma", "f16c", "asimd", "sve", "amx_tile")
 
 
@@ -152,6 +153,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: An
     }
     machine_info["measured_with"] = {
         "torch": torch.__version__,
+        "others": {d.name: d.version for d in metadata.distributions() if d.name in OTHERS},
         "threads": THREADS,
         "cpu": {
             "model": cpu.get("brand_raw", machine_info["machine"]),

@@ -166,10 +166,7 @@ def main() -> None:
         "--rivals", type=lambda text: text.split(","), default=list(FAMILIES), metavar="A,B"
     )
     parser.add_argument(
-        "--cases",
-        type=lambda text: text.split(","),
-        default=[],
-        help="parts of names, to run no others",
+        "--cases", type=lambda text: text.split(","), default=[], help="parts of names: no others"
     )
     parser.add_argument("--append", action="store_true", help="add to what the file has")
     parser.add_argument("--resume", action="store_true", help="add what the file has not")

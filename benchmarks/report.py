@@ -74,7 +74,8 @@ def machine(content: dict[str, Any]) -> str:
         "Cores": f"{setting['threads']}, all of them used by every rival",
         "Caches": caches + " (as the first core sees them)" if caches else "",
         "Versions": f"dvae_fast {ours['version']}, torch {setting['torch']}, "
-        f"Python {info['python_version']}, {info['system']} {info['release']}",
+        + "".join(f"{name} {version}, " for name, version in setting.get("others", {}).items())
+        + f"Python {info['python_version']}, {info['system']} {info['release']}",
         "Kernels": (built or "compiled") if ours["compiled"] else "**none: the reference ran**",
         "Commit": f"{commit.get('id', 'unknown')}{state}",
         "Date": content["datetime"][:19].replace("T", " "),

@@ -1,4 +1,4 @@
-"""Run every benchmark and write report/: some 12 minutes on two cores that do nothing else.
+"""Run every benchmark and write report/: some 10 minutes on two cores that do nothing else.
 
 python benchmarks/run.py [--quick] [--output FOLDER]
 """

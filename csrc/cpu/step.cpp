@@ -1,6 +1,7 @@
 #include "step.h"
 
 #include <algorithm>
+#include <cmath>
 #include <mutex>
 
 #include "step_worker.h"
@@ -12,6 +13,9 @@ namespace {
 // enough for their outputs and gradients to lie in a second-level cache.
 constexpr int64_t kTile = 128, kPartRows = 128, kBf16PartRows = 256;
 constexpr int64_t kPartBytes = 1 << 20;
+
+// Multiply-adds that are worth a thread.
+constexpr int64_t kWorth = 65536;
 
 // Elements of a gradient that are added up, and used, while they are in the first-level cache.
 constexpr int64_t kAtOnce = 2048, kOfBlock = 16384;
@@ -286,6 +290,41 @@ double Step::finish() {
   double sum = 0;
   for (const double bound : bounds_) sum += bound;
   return -sum / static_cast<double>(encodings(p_) * any.outer());
+}
+
+AdamParams adam_step(double step, double rate, double beta1, double beta2, double epsilon,
+                     double decay, bool decoupled) {
+  AdamParams p{};
+  p.rate = rate / (1 - std::pow(beta1, step));
+  p.beta1 = beta1;
+  p.beta2 = beta2;
+  p.root_scale = 1 / std::sqrt(1 - std::pow(beta2, step));
+  p.epsilon = epsilon;
+  p.decay = decoupled ? 0 : decay;
+  p.kept = decoupled ? 1 - rate * decay : 1;
+  return p;
+}
+
+StepResult run_step(const StepParams& p, int64_t threads,
+                    const std::function<void(int64_t n, int64_t part, const Part& body)>& share) {
+  const int64_t most = std::min(threads, Step::work(p) / kWorth + 1);
+  const int64_t workers = std::clamp<int64_t>(most, 1, Step::encodings(p));
+  Step step(p, workers);
+  const auto each = [&](int64_t n, const Part& body) {
+    if (workers == 1) return body(0, n);
+    share(n, (n + workers - 1) / workers, body);
+  };
+  each(step.panels(), [&](int64_t begin, int64_t end) { step.pack(begin, end); });
+  each(workers, [&](int64_t begin, int64_t end) {
+    for (; begin < end; ++begin) step.run(begin);
+  });
+  if (workers > 1 || p.update != nullptr) {
+    each(workers, [&](int64_t begin, int64_t end) {
+      for (; begin < end; ++begin) step.reduce(begin);
+    });
+  }
+  const double loss = step.finish();
+  return {loss, std::sqrt(step.squares())};
 }
 
 }  // namespace dvae::cpu

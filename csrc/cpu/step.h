@@ -10,6 +10,7 @@
 #include "buffer.h"
 #include "kernels.h"
 #include "products.h"
+#include "rows.h"
 
 namespace dvae::cpu {
 
@@ -111,5 +112,18 @@ class Step {
   std::vector<double> squared_;  // Σ of each worker
   double squares_ = 0;
 };
+
+// What `step`, the first being 1, makes of its options: see reference.adam_.
+AdamParams adam_step(double step, double rate, double beta1, double beta2, double epsilon,
+                     double decay, bool decoupled);
+
+struct StepResult {
+  double loss;
+  double norm;  // of an update's gradients
+};
+// The whole of it by no more than `threads`. `share` calls the body on disjoint parts of [0, n), of
+// `part` each.
+StepResult run_step(const StepParams&, int64_t threads,
+                    const std::function<void(int64_t n, int64_t part, const Part& body)>& share);
 
 }  // namespace dvae::cpu

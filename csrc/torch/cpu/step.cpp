@@ -1,9 +1,6 @@
 // The one-pass loss of an autoencoder of perceptrons: arguments, threads, results.
 #include "../../cpu/step.h"
 
-#include <algorithm>
-#include <cmath>
-
 #include "../../core/likelihoods.h"
 #include "../ops/corruption.h"
 #include "rows.h"
@@ -53,10 +50,9 @@ float count(In step) { return *static_cast<const float*>(step.const_data_ptr());
 double steps_done(const Tensors& steps) {
   STD_TORCH_CHECK(!steps.empty(), "steps must be one or more");
   for (const Tensor& t : steps) {
-    check_dtype(t, "steps", ScalarType::Float);
-    STD_TORCH_CHECK(t.numel() == 1, "steps must be of one element, got shape ", shape_of(t));
-    STD_TORCH_CHECK(count(t) == count(steps[0]), "steps must all be alike, got ", count(steps[0]),
-                    " and ", count(t));
+    STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float && t.numel() == 1,
+                    "steps must be float32 of one element, got shape ", shape_of(t));
+    STD_TORCH_CHECK(count(t) == count(steps[0]), "steps must all be alike, got ", count(t));
   }
   return count(steps[0]);
 }
@@ -73,59 +69,31 @@ std::tuple<Tensor, Tensor> pass(DVAE_PASS_ARGUMENTS, const AdamParams* update, c
       examples > 0 && copies > 0 && samples > 0 && !decoder.empty() && decoder[0].dim() == 2,
       "examples, copies, samples and layers must be >= 1");
   const int64_t latent = decoder[0].sizes()[1];
-  Network q(on, "encoder", encoder, data, 2 * latent, x),
-      p_of_x(on, "decoder", decoder, latent, data, x);
-  place(q);
-  place(p_of_x);
+  Network q(on, "encoder", encoder, data, 2 * latent, x);
+  Network p_of_x(on, "decoder", decoder, latent, data, x);
+  place(q), place(p_of_x);
 
   const CorruptionKind kind = corruption_of(corruption);
   Corruption c(on, kind, rate, salt, seed, x, copies, first_example, 0);
   c.params.in = x.const_data_ptr();
   const DType dtype = dtype_of(x, "x");
   const cpu::CorruptionTables tables(dtype, c.params);
-  cpu::StepParams p{};
-  p.encoder = q.layers;
-  p.decoder = p_of_x.layers;
-  p.activation = activation_of(activation);
-  p.dtype = dtype;
-  p.corruption = kind == CorruptionKind::kIdentity ? nullptr : &tables.params;
-  p.x = x.const_data_ptr();
-  p.copies = copies;
-  p.examples = examples;
-  p.samples = samples;
-  p.data = data;
-  p.latent = latent;
-  p.noise = c.params.noise;
-  p.likelihood = likelihood_of(likelihood);
-  STD_TORCH_CHECK(!has_scale(p.likelihood), "likelihood must have no scale, got ", likelihood);
-  p.outside = outside;
-  p.analytic = analytic;
-  p.drops_score = drops_score;
-  p.doubly = doubly;
-  p.kl_weight = kl_weight;
-  p.update = update;
-  if (bfloat16 && dtype == DType::kFloat32) p.bf16 = cpu::bf16_products();
-
-  const int64_t most =
-      std::min<int64_t>(torch::stable::get_num_threads(), cpu::Step::work(p) / (4 * kGrain) + 1);
-  const int64_t workers = std::clamp<int64_t>(most, 1, cpu::Step::encodings(p));
-  cpu::Step step(p, workers);
-  // Of one worker each: a part for each thread.
-  const auto shared_out = [&](int64_t n, const auto& body) {
-    if (workers == 1) return body(int64_t{0}, n);
-    torch::stable::parallel_for(0, n, (n + workers - 1) / workers, body);
+  const LikelihoodKind made = likelihood_of(likelihood);
+  STD_TORCH_CHECK(!has_scale(made), "likelihood must have no scale, got ", likelihood);
+  const bool rounded = bfloat16 && dtype == DType::kFloat32;
+  // clang-format off
+  const cpu::StepParams p{
+      q.layers, p_of_x.layers, activation_of(activation), dtype,
+      kind == CorruptionKind::kIdentity ? nullptr : &tables.params, x.const_data_ptr(),
+      copies, examples, samples, data, latent, c.params.noise, made,
+      outside, analytic, drops_score, doubly, kl_weight, update,
+      rounded ? cpu::bf16_products() : nullptr};
+  // clang-format on
+  const auto share = [](int64_t n, int64_t part, const cpu::Part& body) {
+    torch::stable::parallel_for(0, n, part, body);
   };
-  shared_out(step.panels(), [&](int64_t begin, int64_t end) { step.pack(begin, end); });
-  shared_out(workers, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker) step.run(worker);
-  });
-  if (workers > 1 || update != nullptr) {
-    shared_out(workers, [&](int64_t begin, int64_t end) {
-      for (int64_t worker = begin; worker < end; ++worker) step.reduce(worker);
-    });
-  }
-  const double loss = step.finish();
-  return {scalar(x, loss), scalar(x, std::sqrt(step.squares()))};
+  const auto [loss, norm] = cpu::run_step(p, torch::stable::get_num_threads(), share);
+  return {scalar(x, loss), scalar(x, norm)};
 }
 
 }  // namespace
@@ -141,8 +109,7 @@ std::tuple<Tensor, Tensors> mlp_loss(DVAE_PASS_ARGUMENTS) {
       for (const Tensor& t : {of_weight, of_bias}) gradients.push_back(t);
     }
   };
-  const Tensor loss = std::get<0>(pass(DVAE_PASS_NAMES, nullptr, place));
-  return {loss, gradients};
+  return {std::get<0>(pass(DVAE_PASS_NAMES, nullptr, place)), gradients};
 }
 
 std::tuple<Tensor, Tensor> mlp_step_inplace(DVAE_PASS_ARGUMENTS, const Tensors& means,
@@ -153,38 +120,28 @@ std::tuple<Tensor, Tensor> mlp_step_inplace(DVAE_PASS_ARGUMENTS, const Tensors& 
   STD_TORCH_CHECK(means.size() == count && squares.size() == count,
                   "means and squares must be as many as the layers' tensors, ", count, ", got ",
                   means.size(), " and ", squares.size());
-  const double step = steps_done(steps) + 1;
-  AdamParams adam{};
-  adam.rate = learning_rate / (1 - std::pow(beta1, step));
-  adam.beta1 = beta1;
-  adam.beta2 = beta2;
-  adam.root_scale = 1 / std::sqrt(1 - std::pow(beta2, step));
-  adam.epsilon = epsilon;
-  adam.decay = decoupled ? 0 : weight_decay;
-  adam.kept = decoupled ? 1 - learning_rate * weight_decay : 1;
+  const AdamParams adam = cpu::adam_step(steps_done(steps) + 1, learning_rate, beta1, beta2,
+                                         epsilon, weight_decay, decoupled);
+  Tensors layers = encoder;
+  layers.insert(layers.end(), decoder.begin(), decoder.end());
   size_t next = 0;
-  const auto state = [&](In parameter) {
-    const Tensor &mean = means[next], &square = squares[next];
+  const auto state = [&] {
+    const Tensor* const own[] = {&layers[next], &means[next], &squares[next]};
     ++next;
-    for (const Tensor* t : {&mean, &square}) {
-      STD_TORCH_CHECK(t->scalar_type() == parameter.scalar_type() &&
-                          t->numel() == parameter.numel() && t->is_contiguous(),
-                      "means and squares must be as the layers' tensors, and contiguous");
+    for (const Tensor* t : own) {
+      STD_TORCH_CHECK(t->scalar_type() == own[0]->scalar_type() && t->numel() == own[0]->numel() &&
+                          t->is_contiguous(),
+                      "means and squares must be as the layers' tensors, and all contiguous");
     }
-    return AdamState{parameter.mutable_data_ptr(), mean.mutable_data_ptr(),
-                     square.mutable_data_ptr()};
+    return AdamState{own[0]->mutable_data_ptr(), own[1]->mutable_data_ptr(),
+                     own[2]->mutable_data_ptr()};
   };
   const auto place = [&](Network& network) {
-    for (size_t i = 0; i < network.layers.size(); ++i) {
-      network.layers[i].of_weight = state(network.held[2 * i]);
-      network.layers[i].of_bias = state(network.held[2 * i + 1]);
+    for (cpu::StepLayer& layer : network.layers) {
+      layer.of_weight = state();
+      layer.of_bias = state();
     }
   };
-  for (const Tensors* tensors : {&encoder, &decoder}) {
-    for (const Tensor& t : *tensors) {
-      STD_TORCH_CHECK(t.is_contiguous(), "layers that are updated must be contiguous");
-    }
-  }
   const auto results = pass(DVAE_PASS_NAMES, &adam, place);
   for (const Tensor& t : steps) *static_cast<float*>(t.mutable_data_ptr()) += 1;
   return results;

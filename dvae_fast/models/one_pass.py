@@ -261,7 +261,8 @@ def one_pass(model: Any, x: Tensor, key: Tensor, first_example: int) -> Pass | N
     if encoder.covariance != "diagonal" or not splits(decoder) or decoder.context is not None:
         return None
     bound, kl_weight = _bound(model.objective), model.kl_weight
-    noise = _corruption(model.corruption, x.dtype)
+    corruption = model.corruption
+    noise = _corruption(corruption, x.dtype)
     kernel = model.likelihood.kernel
     if bound is None or noise is None or kernel is None or len(model.likelihood.params) != 1:
         return None
@@ -282,8 +283,8 @@ def one_pass(model: Any, x: Tensor, key: Tensor, first_example: int) -> Pass | N
     if math.prod(counts) * len(x) > _MOST_ROWS:
         return None
     check_index("first_example", first_example, len(x))
-    if model.corruption is not None:
-        model.corruption.check(x)
+    if corruption is not None:
+        corruption.check(x)
     likelihood = cast("Likelihood", model.likelihood)
     if values_are_checked():
         likelihood.check_support(x)

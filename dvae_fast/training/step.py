@@ -68,7 +68,7 @@ class TrainingStep:
             TypeError, ValueError: as that; nothing is changed then.
         """
         told = {name: t for name, t in (("context", context), ("mask", mask)) if t is not None}
-        if not told and (group := self._plain()):
+        if not told and (group := self._plain(x)):
             found, seed = cast("LatentVariableModel", self.model)._pass_of(x, seed, first_example)
             if found is not None:
                 state = _state_of(found.layers, self.optimizer, group)
@@ -96,12 +96,11 @@ class TrainingStep:
             self._norm = torch.nn.utils.get_total_norm(grads)
         return self._norm
 
-    def _plain(self) -> dict[str, Any] | None:
-        """The optimizer's one group of parameters, if both might be what the operator is for."""
-        if not isinstance(self.model, LatentVariableModel):
+    def _plain(self, x: Tensor) -> dict[str, Any] | None:
+        """The optimizer's one group of parameters, if all might be what the operator is for."""
+        if type(x) is not Tensor or not x.is_cpu or not isinstance(self.model, LatentVariableModel):
             return None
-        first = next(self.model.parameters(), None)
-        return _group_of(self.optimizer) if first is not None and first.is_cpu else None
+        return _group_of(self.optimizer)
 
     def _update(self, found: Pass, state: _State, group: dict[str, Any]) -> Tensor:
         beta1, beta2 = group["betas"]

@@ -53,6 +53,9 @@ OTHER: dict[str, Any] = {
     "samples": K,
     "objective": "elbo",
     "estimator": "stl",
+    "outer_samples": 2,
+    "reverse": "mlp",  # likewise
+    "reverse_hidden_sizes": (6, 5),
     "learn_prior": True,
     "upper_latent_size": 3,
     "upper_hidden_sizes": (8,),

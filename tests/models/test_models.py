@@ -614,6 +614,7 @@ def test_configuration_round_trip(
         "covariance": "diagonal", "likelihood": "gaussian", "corruption": described,
         "copies": 6, "samples": 7,
         "objective": {"name": MODELS[name].defaults["objective"]}, "estimator": "standard",
+        "outer_samples": 10, "reverse": "mlp", "reverse_hidden_sizes": [200],
     }  # fmt: skip
     again = LatentVariableModel.from_config(config)
     assert type(again) is type(model)

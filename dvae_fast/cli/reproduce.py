@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from rich.markup import escape
 from rich.table import Table
@@ -24,7 +25,7 @@ from dvae_fast.cli.outlet import new_console, progress_bar, say
 from dvae_fast.cli.train import RUNS
 from dvae_fast.files import one_line
 from dvae_fast.models.config import OUTPUT, TRAINING
-from dvae_fast.reproduction import processes, table
+from dvae_fast.reproduction import expected, processes, table
 from dvae_fast.reproduction.rows import FIGURES, ROWS, SCALES, Row, Scale, select
 from dvae_fast.reproduction.runs import (
     Run,
@@ -32,6 +33,7 @@ from dvae_fast.reproduction.runs import (
     evaluate_so_far,
     plan,
     read_results,
+    run_one,
     unfinished,
 )
 from dvae_fast.training import MOST_THREADS, TrainConfig
@@ -40,6 +42,7 @@ from dvae_fast.training.config import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from contextlib import AbstractContextManager
 
     from rich.console import Console
 
@@ -75,6 +78,15 @@ def reproduce_command(
     list_rows: Annotated[
         bool, shown(_ROWS, "Print the rows and what was published for them.", "--list")
     ] = False,
+    check: Annotated[
+        str | None,
+        shown(
+            _ROWS,
+            f"Run this row for a moment and hold its figures to what they should be; the exit "
+            f"code is 1 where one is not. One of {listed(SCALES[expected.SCALE].rows)}.",
+            choices=SCALES[expected.SCALE].rows,
+        ),
+    ] = None,
     epochs: Annotated[int | None, shown(TRAINING, "Of every run. Default: the scale's.")] = None,
     seeds: Annotated[int | None, shown(TRAINING, "Of every row. Default: the scale's.")] = None,
     jobs: Annotated[
@@ -129,7 +141,11 @@ def reproduce_command(
             )
             if os.environ.get("WORLD_SIZE", "1") != "1":
                 raise ValueError("reproduce starts its processes itself: run it without torchrun")
+            held_to = None if check is None else expected.run_of(check, device)
         console = new_console(quiet=quiet)
+        if held_to is not None:
+            _check(console, held_to)
+            return
         folder = folder or RUNS / f"reproduction-{scale}"
         if list_rows:
             console.print(_rows_table(chosen if rows else ROWS.values(), SCALES[scale]))
@@ -153,6 +169,39 @@ def reproduce_command(
         )
         if failed:
             fail(f"failed: {listed(failed)}; the same command tries again", 1)
+
+
+def _check(console: Console, run: Run) -> None:
+    """Do the run, whose files are of no use after it, and hold it to what is kept of the row."""
+    bar = _progress(console)
+    task = bar.add_task(run.row, state="")
+    with tempfile.TemporaryDirectory() as folder, _shown_unless_quiet(console, bar):
+        try:
+            result = run_one(run, Path(folder), lambda s: bar.update(task, **_run_state(s)))
+        except KeyboardInterrupt:
+            fail("interrupted; nothing is kept of a check", 130)
+        bar.remove_task(task)
+    held = expected.held(run.row, result["figures"])
+    shown = Table(title=f"{run.row}, in nats, lower is better", title_justify="left", box=None)
+    for name in ("figure", "this run", "should be within"):
+        shown.add_column(name, justify="left" if name == "figure" else "right")
+    for each in held:
+        limits = f"{format_number(each.low)} to {format_number(each.high)}"
+        shown.add_row(FIGURES[each.name], format_number(each.value), limits)
+    console.print(shown)
+    outside = [FIGURES[each.name] for each in held if not each.inside]
+    if outside:
+        fail(
+            f"{run.row} is not what it should be: outside {'are' if outside[1:] else 'is'} "
+            f"{', '.join(outside)}",
+            1,
+        )
+    console.print(
+        f"All are where they should be, as are those of {1 - expected.FALSE_ALARMS:.0%} of seeds "
+        "or more where nothing is wrong. "
+        f"{format_duration(result['training_seconds'])} of training.",
+        soft_wrap=True,
+    )
 
 
 def _so_far(console: Console, runs: list[Run], folder: Path) -> None:
@@ -199,9 +248,7 @@ def _reproduce(console: Console, runs: list[Run], total: int, folder: Path, jobs
     console.print(
         f"{len(runs)} of {total} runs to do, {jobs} at a time; folder {folder}", soft_wrap=True
     )
-    bar = progress_bar(
-        console, "{task.description}", "{task.percentage:>3.0f} %", "{task.fields[state]}"
-    )
+    bar = _progress(console)
     tasks: dict[str, Any] = {}
     done, failed = 0, []
 
@@ -222,7 +269,7 @@ def _reproduce(console: Console, runs: list[Run], total: int, folder: Path, jobs
         console.print(f"{run.name}: {_shown(value)}", soft_wrap=True)
 
     try:
-        with contextlib.nullcontext() if console.quiet else bar:
+        with _shown_unless_quiet(console, bar):
             processes.run_all(runs, folder, jobs, report)
     except KeyboardInterrupt:
         fail(
@@ -231,6 +278,16 @@ def _reproduce(console: Console, runs: list[Run], total: int, folder: Path, jobs
             130,
         )
     return failed
+
+
+def _progress(console: Console) -> Any:
+    return progress_bar(
+        console, "{task.description}", "{task.percentage:>3.0f} %", "{task.fields[state]}"
+    )
+
+
+def _shown_unless_quiet(console: Console, bar: Any) -> AbstractContextManager[Any]:
+    return contextlib.nullcontext() if console.quiet else cast("AbstractContextManager[Any]", bar)
 
 
 def _run_state(state: TrainProgress | EvaluationProgress) -> dict[str, Any]:

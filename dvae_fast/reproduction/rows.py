@@ -372,6 +372,17 @@ SCALES = {
             "learning_rate": 1e-3, "lr_schedule": "constant",
         },
     ),
+    "check": Scale(
+        "what --check runs, seconds of training",
+        rows=("vae-k1", "diwae-k5-5"),
+        seeds=1,
+        k=100,
+        examples=500,
+        training={
+            "epochs": 40, "train_examples": 1000, "valid_examples": 500,
+            "learning_rate": 1e-3, "lr_schedule": "constant",
+        },
+    ),
     "full": Scale("the sources' protocol", rows=("*",), seeds=3, k=5000, examples=None),
 }  # fmt: skip
 

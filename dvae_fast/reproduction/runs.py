@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     Report = Callable[["Progress | EvaluationProgress"], None]
 
 __all__ = [
-    "Run", "epochs_done", "evaluate_so_far", "is_finished", "plan", "read_results", "result_path",
-    "run_one", "unfinished",
+    "Run", "differing", "epochs_done", "evaluate_so_far", "is_finished", "plan", "read_results",
+    "result_path", "run_one", "unfinished",
 ]  # fmt: skip
 
 #: what a result had of an option that is newer than it
@@ -153,14 +153,21 @@ def unfinished(runs: Iterable[Run], folder: Path) -> list[Run]:
     return left
 
 
-def _check_settings(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """In which setting what was `found` is another than `wanted`, if in any, and how."""
     for name in wanted:
         had = found.get(name, _DEFAULTS.get(name))
         if had != wanted[name]:
-            raise ValueError(
-                f"{path} is of other settings: its {name} is {had!r}, not {wanted[name]!r}; name "
-                "another folder, or ask for the settings it had"
-            )
+            return f"its {name} is {had!r}, not {wanted[name]!r}"
+    return None
+
+
+def _check_settings(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    if (difference := differing(found, wanted)) is not None:
+        raise ValueError(
+            f"{path} is of other settings: {difference}; name another folder, or ask for the "
+            "settings it had"
+        )
 
 
 _KEYS = (

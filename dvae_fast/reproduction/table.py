@@ -26,9 +26,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Difference",
     "by_row",
+    "by_variant",
     "markdown",
+    "markdown_table",
     "marks",
     "mean_and_error",
+    "number",
     "paired_difference",
     "put_between",
     "put_into",
@@ -148,13 +151,14 @@ def _figure(seeds: Mapping[int, Result], name: str) -> dict[int, float]:
 # --- Markdown -------------------------------------------------------------------------------------
 
 
-def _number(value: float, digits: int = 2) -> str:
+def number(value: float, digits: int = 2) -> str:
+    """With a minus sign, or what to say of none."""
     return f"{value:.{digits}f}".replace("-", "−") if math.isfinite(value) else "not finite"
 
 
 def _with_error(value: float, error: float | None) -> str:
-    shown = _number(value)
-    return shown if error is None or not math.isfinite(error) else f"{shown} ± {_number(error)}"
+    shown = number(value)
+    return shown if error is None or not math.isfinite(error) else f"{shown} ± {number(error)}"
 
 
 def shown_published(published: Published | None) -> str:
@@ -162,7 +166,9 @@ def shown_published(published: Published | None) -> str:
     return "–" if published is None else _with_error(published.value, published.error)
 
 
-def _table(head: Sequence[str], lines: Iterable[Sequence[str]], left: Iterable[int]) -> list[str]:
+def markdown_table(
+    head: Sequence[str], lines: Iterable[Sequence[str]], left: Iterable[int]
+) -> list[str]:
     """A Markdown table; the columns not in `left` are numbers."""
     rule = ["---" if i in set(left) else "---:" for i in range(len(head))]
     return [f"| {' | '.join(cells)} |" for cells in (head, rule, *lines)]
@@ -199,8 +205,8 @@ def _shown_difference(difference: Difference | None) -> str:
         return "–"
     mean, half = difference.mean, difference.half_width
     if half is None or not math.isfinite(half):
-        return _number(mean)
-    return f"{_number(mean)} [{_number(mean - half)}, {_number(mean + half)}]"
+        return number(mean)
+    return f"{number(mean)} [{number(mean - half)}, {number(mean + half)}]"
 
 
 def _baseline(variant: Variant) -> Variant | None:
@@ -236,7 +242,7 @@ def markdown(results: Iterable[Result]) -> str:
     for key, title in TABLES.items():
         cells = [_row(ROWS[v[0]], found[v]) for v in found if ROWS[v[0]].table == key]
         if cells:
-            lines += [f"### {title}", "", *_table(head, cells, (0, 1, len(head) - 1)), ""]
+            lines += [f"### {title}", "", *markdown_table(head, cells, (0, 1, len(head) - 1)), ""]
     pairs = [
         _difference(ROWS[variant[0]], found[variant], found[other])
         for variant in found
@@ -247,7 +253,7 @@ def markdown(results: Iterable[Result]) -> str:
             "### Differences, paired by seed", "",
             "Negative where the first is better; in brackets the 95 % confidence interval, "
             "Student's t over seeds.", "",
-            *_table(["pair", "seeds", *FIGURES.values()], pairs, (0,)), "",
+            *markdown_table(["pair", "seeds", *FIGURES.values()], pairs, (0,)), "",
         ]  # fmt: skip
         if any("†" in cells[1] for cells in pairs):
             lines += [

@@ -489,7 +489,7 @@ def test_rows_are_listed_with_what_was_published() -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--scale", "huge"], "scale must be one of small, full; got 'huge'"),
+        (["--scale", "huge"], "scale must be one of small, check, full; got 'huge'"),
         (["--rows", "vea-k1"], "'vea-k1' is of none: did you mean vae-k1"),
         (["--epochs", "0"], "epochs must be >= 1, got 0"),
         (["--seeds", "0"], "seeds must be >= 1, got 0"),
@@ -521,8 +521,9 @@ def test_a_table_of_nothing_and_torchrun_are_one_line(monkeypatch: pytest.Monkey
 
 def test_help_names_every_choice() -> None:
     text = words(ok("--help").replace("│", " "))
-    for part in ("small, full", "--rows", "--list", "--table", "--epochs", "--seeds", "--jobs",
-                 "--so-far", "--dtype", "--device", "--folder", "--output"):  # fmt: skip
+    for part in ("small, check, full", "--rows", "--check", "--list", "--table", "--epochs",
+                 "--seeds", "--jobs", "--so-far", "--dtype", "--device", "--folder",
+                 "--output"):  # fmt: skip
         assert part in text
 
 

@@ -1,0 +1,48 @@
+"""The tables in docs/ are what their commands make of the runs that are kept."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from docs_script import DOCS, load_script
+
+from dvae_fast.reproduction import table
+from dvae_fast.reproduction.runs import read_results
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytest.importorskip("scipy")
+
+
+@pytest.mark.parametrize("scale", ["small", "full"])
+def test_the_tables_of_reproduction_are_of_its_runs(scale: str, tmp_path: Path) -> None:
+    page = tmp_path / "reproduction.md"
+    text = (DOCS / "reproduction.md").read_text(encoding="utf-8")
+    page.write_text(text, encoding="utf-8")
+    table.put_into(page, table.markdown(read_results(DOCS / "reproduction" / scale)), scale)
+    assert page.read_text(encoding="utf-8") == text
+
+
+def test_the_tables_of_numbers_are_of_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expectations = load_script("expectations")
+    page = tmp_path / "numbers.md"
+    text = (DOCS / "numbers.md").read_text(encoding="utf-8")
+    page.write_text(text, encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["expectations.py", "--output", str(page)])
+    expectations.main()
+    assert page.read_text(encoding="utf-8") == text
+    assert text.count("| `vae-k1` |") == 3  # checked, at the small scale and at the full one
+
+
+def test_the_one_figure_typed_into_numbers_is_its_files() -> None:
+    metrics = json.loads((DOCS.parent / "benchmarks/iwae_mnist/metrics.json").read_text())
+    text = (DOCS / "numbers.md").read_text(encoding="utf-8")
+    (quoted,) = re.findall(r"ended at an NLL of (\d+\.\d\d)", text)
+    assert float(quoted) == pytest.approx(-metrics["evaluation"]["log_likelihood"], abs=0.005)

@@ -112,7 +112,10 @@ def test_nan_stays_with_its_example(inference: str) -> None:
         torch.testing.assert_close(part[rest], before[rest])
 
 
-@pytest.mark.parametrize("inference", SEEING)
+@pytest.mark.parametrize(
+    "inference",
+    [*SEEING[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in SEEING[2:])],
+)
 def test_trains_on_digits(inference: str) -> None:
     """The validation bound of a DIWAE rises above that of the best model without latents."""
     data = load_dataset("digits", binarise="once")

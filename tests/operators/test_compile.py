@@ -205,8 +205,9 @@ def test_another_batch_size(how: str, device: str) -> None:
 
 @each_device
 def test_int_seed_and_no_seed(device: str) -> None:
+    """What dynamo makes of them; the graph's own derivatives are those of tensors."""
     step, x = Step(corruptions.Masking(0.3), device=device), _x(device)
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(step, fullgraph=True, backend="eager")
     for value in (1, 2):
         expected = _loss_and_grads(step, step, x, value)
         _assert_same(_loss_and_grads(step, compiled, x, value), expected)
@@ -305,7 +306,7 @@ def test_overwriting_what_another_operation_saved_is_not_done_when_compiled(back
 @each_device
 @pytest.mark.parametrize(
     ("reduction", "backend"),
-    [("mean", "eager"), *((name, "aot_eager") for name in ("mean", "sum", "none"))],
+    [("mean", "eager"), ("sum", "aot_eager"), ("none", "aot_eager")],
 )
 def test_gradient_of_each_reduction(reduction: str, backend: str, device: str) -> None:
     g = torch.Generator().manual_seed(4)

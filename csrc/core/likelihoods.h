@@ -63,6 +63,20 @@ struct LikelihoodDefaults {
   }
 };
 
+// For sums of which b is 0, or below where a parameter was that may not be: one instruction an
+// element, where a choice takes two and keeps some loops scalar.
+struct Least {
+  template <class A, class K>
+  DVAE_HD static void push(A& b, A parameter, K keep) {
+    const A kept = keep(parameter);
+    b = kept < b ? kept : b;
+  }
+  template <class A>
+  DVAE_HD static A finish(A sum, A b) {
+    return b < A(0) ? quiet_nan<A>() : sum;
+  }
+};
+
 // log p = x l − log(1 + e^l) = −(c |l| + log1p(e)), e = e^−|l|, c = 1 − x if l > 0 else x.
 // a = Σ c |l|. b = Π (1 + e) − 1, so that one logarithm serves many elements; kept without its
 // leading 1, so that tiny e are not lost: (1 + b)(1 + e) − 1 = b + e (1 + b).
@@ -181,7 +195,7 @@ struct Gaussian : LikelihoodDefaults {
 };
 
 // A logistic's mass in the bin x ± h, h = ½/255, of 256 bins, the first and last of which are open
-// (Salimans et al., arXiv 1701.05517, equation 2, with x in [0, 1]). a = −Σ log p.
+// (Salimans et al., arXiv 1701.05517, equation 2, with x in [0, 1]). a = −Σ log p, b = Least of s.
 //
 // Seen from the mean, the bin lies between near = (|x − mean| − h)/s and far = (|x − mean| + h)/s,
 // w = far − near wide, and
@@ -198,7 +212,8 @@ struct DiscretisedLogistic : LikelihoodDefaults {
     A sign, near, far, width, p, q, r, rest;
   };
   template <class A>
-  DVAE_HD static Bin<A> bin(A mean, A scale, A x) {
+  DVAE_HD static Bin<A> bin(A mean, A given, A x) {
+    const A scale = given + A(0);  // a −0 is 0
     const A h = A(kHalfBin), d = x - mean, middle = x - A(0.5);
     const bool open = abs(middle) > A(0.5) - h;
     Bin<A> v;
@@ -216,7 +231,8 @@ struct DiscretisedLogistic : LikelihoodDefaults {
 
   // −log p = max(near, 0) + log (1 + q)(1 + p)/(1 − r)
   template <ScaleKind, class A, class K = KeepAll>
-  DVAE_HD static void push(A& a, A&, A mean, A scale, A x, K keep = {}) {
+  DVAE_HD static void push(A& a, A& b, A mean, A scale, A x, K keep = {}) {
+    Least::push(b, scale, keep);
     const Bin<A> v = bin(mean, scale, x);
     const A linear = v.near > A(0) ? v.near : A(0);
     a = a + keep(linear + log1p((v.p + v.q + v.p * v.q + v.r) / v.rest));
@@ -224,7 +240,8 @@ struct DiscretisedLogistic : LikelihoodDefaults {
   // d log p / d mean = sign (σ(near) − σ(−far))/s,
   // d log p / d s = (near σ(near) − far σ(−far) − w r/(1 − r))/s
   template <ScaleKind, class A>
-  DVAE_HD static void derivative(A mean, A scale, A x, A& d_mean, A& d_scale) {
+  DVAE_HD static void derivative(A mean, A given, A x, A& d_mean, A& d_scale) {
+    const A scale = not_negative(given);
     const Bin<A> v = bin(mean, scale, x);
     const A both = A(1) / ((A(1) + v.p) * (A(1) + v.q));
     const bool outside = v.near >= A(0);
@@ -240,8 +257,8 @@ struct DiscretisedLogistic : LikelihoodDefaults {
     d_scale = (near_term - far_term - width_term) / scale;
   }
   template <class A>
-  DVAE_HD static A finish(A a, A) {
-    return -a;
+  DVAE_HD static A finish(A a, A b) {
+    return Least::finish(-a, b);
   }
 };
 
@@ -253,17 +270,27 @@ struct DiscretisedLogistic : LikelihoodDefaults {
 //   log p = J(x + t) − J(t) − log x! + (x log x − x) − t g(u) − x g(−w),  g(y) = y − log(1 + y),
 //   u = (x − μ)/(t + μ),  w = t (x − μ)/(x (t + μ)).
 // As t goes to inf that goes to a Poisson's. Of x and t alone is all but the deviance: it is in
-// data_term where rows share t. a = Σ of the rest.
+// data_term where rows share t. a = Σ of the rest, b = Least of μ and t.
 struct NegativeBinomial : LikelihoodDefaults {
   static constexpr bool kHasScale = true;
   static constexpr bool kHasDataTerm = true;
   static constexpr bool kHeavy = true;
   static constexpr double kNear = 0.25;
+  // From t = kMost on it is a Poisson in every digit, of means and counts to 1e18 (in double to
+  // 1e84). A μ below kTiny is taken times kUp, so that μ/(t + μ) does not underflow.
+  template <class A>
+  struct Range {
+    static constexpr bool kWide = sizeof(A) == 8;
+    static constexpr A kMost = A(kWide ? 1e100 : 1e25);
+    static constexpr A kTiny = A(kWide ? 0x1p-400 : 0x1p-40);
+    static constexpr A kUp = A(kWide ? 0x1p500 : 0x1p100);
+    static constexpr A kLogUp = A((kWide ? 500 : 100) * 0.69314718055994530942);
+  };
 
-  // By then a Poisson in every digit; inf/inf would not be.
+  // inf/inf would not be that Poisson.
   template <class A>
   DVAE_HD static A capped(A scale) {
-    return scale > A(1e20) ? A(1e20) : scale;
+    return scale > Range<A>::kMost ? Range<A>::kMost : scale;
   }
 
   // μ, x − μ and 1/(t + μ), finite.
@@ -294,14 +321,13 @@ struct NegativeBinomial : LikelihoodDefaults {
     // t u = x w: part of either g, so that where neither has its first term they need none.
     const A linear = t * v.inverse * v.difference;
     const LogRest<A> of_t = rest_of_t(v, t, x);
-    // 1 − w = μ (x + t)/(x (t + μ)), of a μ below 2⁻⁶⁰ times 2⁸⁰, so that a tiny one does not
-    // underflow. At x = 0 its logarithm counts for nothing.
-    const A tiny = one_if<A>(v.mean < A(0x1p-60));
-    const A share = v.mean * (A(1) + tiny * A(0x1p80)) * v.inverse;
+    // 1 − w = μ (x + t)/(x (t + μ)). At x = 0 its logarithm counts for nothing.
+    const A tiny = one_if<A>(v.mean < Range<A>::kTiny);
+    const A share = v.mean * (A(1) + tiny * Range<A>::kUp) * v.inverse;
     const A reciprocal_x = A(1) / (x + zero);
     const LogRest<A> of_x = log_rest(share * (A(1) + t * reciprocal_x), -linear * reciprocal_x,
                                      A(kNear) * (A(1) - zero));
-    const A back = tiny * of_x.whole * A(-55.451774444795624753);  // −80 log 2
+    const A back = tiny * of_x.whole * -Range<A>::kLogUp;
     const A first = (of_t.whole - of_x.whole) * linear;
     const A y = (t * of_t.value - first) + x * (of_x.value + back);
     // −inf, where μ = 0 and x > 0 or where μ = inf.
@@ -310,31 +336,37 @@ struct NegativeBinomial : LikelihoodDefaults {
   }
 
   template <ScaleKind kScale, class A, class K = KeepAll>
-  DVAE_HD static void push(A& a, A&, A mean, A scale, A x, K keep = {}) {
+  DVAE_HD static void push(A& a, A& b, A mean, A scale, A x, K keep = {}) {
+    Least::push(b, mean, keep);
     const A t = capped(scale);
     a = a + keep(minus_deviance(mean, t, x));
-    if constexpr (kScale == ScaleKind::kFull) a = a + keep(gammas(t, x));
+    if constexpr (kScale == ScaleKind::kFull) {
+      Least::push(b, scale, keep);
+      a = a + keep(gammas(t, x));
+    }
   }
-  // Exactly 0 at x = 0: not even rounding is left.
+  // Exactly 0 at x = 0, of t = 0 too: not even rounding is left. t >= 0.
   template <class A>
   DVAE_HD static A gammas(A t, A x) {
-    return one_if<A>(x != A(0)) * log_gamma_rest(t, x);
+    const A zero = one_if<A>(x == A(0));
+    return (A(1) - zero) * log_gamma_rest(t + zero, x);
   }
   template <ScaleKind kScale, class A>
   DVAE_HD static A data_term([[maybe_unused]] A scale, A x) {
     A y = -log_factorial_rest(x);
-    if constexpr (kScale == ScaleKind::kShared) y = y + gammas(capped(scale), x);
+    if constexpr (kScale == ScaleKind::kShared) y = y + gammas(not_negative(capped(scale)), x);
     return y;
   }
   template <class A>
   DVAE_HD static A data_derivative(A scale, A x) {
-    return one_if<A>(x != A(0)) * digamma_rest(capped(scale), x);
+    const A zero = one_if<A>(x == A(0));
+    return (A(1) - zero) * digamma_rest(not_negative(capped(scale)) + zero, x);
   }
   // d log p / d μ = (x/μ − 1) t/(t + μ),
   // d log p / d t = K(x + t) − K(t) + log (t + x)/(t + μ) − u
   template <ScaleKind kScale, class A>
-  DVAE_HD static void derivative(A mean, A scale, A x, A& d_mean, A& d_scale) {
-    const A t = capped(scale);
+  DVAE_HD static void derivative(A given, A scale, A x, A& d_mean, A& d_scale) {
+    const A t = not_negative(capped(scale)), mean = not_negative(given);
     const Means<A> v = means(mean, t, x);
     const A zero = one_if<A>(x == A(0));  // then x/μ − 1 is −1, of μ = 0 too
     d_mean = (v.difference - zero) / (v.mean + zero) * (t * v.inverse);
@@ -344,8 +376,8 @@ struct NegativeBinomial : LikelihoodDefaults {
     if constexpr (kScale == ScaleKind::kFull) d_scale = d_scale + data_derivative(scale, x);
   }
   template <class A>
-  DVAE_HD static A finish(A a, A) {
-    return a;
+  DVAE_HD static A finish(A a, A b) {
+    return Least::finish(a, b);
   }
 };
 

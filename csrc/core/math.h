@@ -149,6 +149,12 @@ DVAE_HD double finite(double x) {
   return bit_cast<double>(bit_cast<uint64_t>(x) - static_cast<uint64_t>(x == infinity<double>()));
 }
 
+// A parameter that may not be negative: NaN where it is, as its logarithm would be.
+template <class A>
+DVAE_HD A not_negative(A x) {
+  return x < A(0) ? quiet_nan<A>() : x;
+}
+
 // log(1 + y), but where |y| < limit, at most ¼, without its first term: log(1 + y) − y, whose
 // digits a difference would lose. `ratio` is 1 + y, whose digits y has lost where it is near −1.
 template <class A>

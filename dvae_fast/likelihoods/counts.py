@@ -254,8 +254,9 @@ def _log_rest(ratio: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _split(total: Tensor) -> tuple[Tensor, Tensor]:
     """A constant, and what is 1 and has the derivative: a division by total itself leaves one by
-    its square, which overflows.
+    its square, which overflows. What is divided by a total of 0 is 0.
     """
+    total = torch.where(total == 0, 1.0, total)
     size = total.detach()
     return size, total / size
 

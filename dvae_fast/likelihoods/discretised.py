@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from dvae_fast.likelihoods.base import Likelihood, check_positive, in_wide
+from dvae_fast.likelihoods.base import Likelihood, check_positive, in_wide, not_negative
 from dvae_fast.likelihoods.links import positive, sigmoid
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def logistic_bin(mean: Tensor, scale: Tensor, x: Tensor) -> tuple[Tensor, Tensor
     The first and the last bin are open: their far end and their width are infinite. The scale
     divides last, so that of an infinite mean or a tiny scale nothing becomes inf − inf.
     """
-    half = 0.5 / 255
+    half, scale = 0.5 / 255, not_negative(scale)
     is_open = (x - 0.5).abs() > 0.5 - half
     sign = torch.where(torch.where(is_open, x - 0.5, x - mean) < 0, -1.0, 1.0).to(mean.dtype)
     distance = sign * (x - mean)

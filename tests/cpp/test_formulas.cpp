@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <tuple>
 #include <vector>
 
 #include "core/corruptions.h"
@@ -202,7 +203,8 @@ TYPED_TEST(FormulaTest, DiscretisedLogisticLimits) {
       }
     }
   }
-  for (const E e : {E{nan, A(1), A(0)}, E{A(0), nan, middle}, E{A(0), A(1), nan}}) {
+  for (const E e : {E{nan, A(1), A(0)}, E{A(0), nan, middle}, E{A(0), A(1), nan},
+                    E{A(0), A(-1), A(0)}, E{A(1), A(-1e-3), middle}, E{A(0), -inf, A(1)}}) {
     EXPECT_NE(e.density, e.density);
     EXPECT_NE(e.d_mean, e.d_mean);
     EXPECT_NE(e.d_scale, e.d_scale);
@@ -293,10 +295,24 @@ TYPED_TEST(FormulaTest, NegativeBinomialLimits) {
       }
     }
   }
-  for (const E e : {E{nan, A(1), A(0)}, E{A(1), nan, A(2)}, E{A(1), A(1), nan}}) {
+  for (const E e : {E{nan, A(1), A(0)}, E{A(1), nan, A(2)}, E{A(1), A(1), nan},
+                    E{A(-2), A(1), A(0)}, E{A(-1e-30), A(1), A(3)}, E{-inf, A(2), A(3)}}) {
     EXPECT_NE(e.density, e.density);
     EXPECT_NE(e.d_mean, e.d_mean);
     EXPECT_NE(e.d_scale, e.d_scale);
+  }
+  for (const E e : {E{A(1), A(-2), A(0)}, E{A(3), A(-1), A(2)}, E{A(3), -inf, A(2)}}) {
+    EXPECT_NE(e.density, e.density);
+    EXPECT_NE(e.d_scale, e.d_scale);
+  }
+  // A Poisson where the dispersion is large beside means and counts, not from some size on.
+  for (const auto& [m, t, x] : {std::tuple{1e22, 1e25, 5.0}, {0.5, 1e27, 1e12}}) {
+    using R = long double;
+    const R mean = R(A(m)), theta = R(A(t)), u = (x - mean) / (theta + mean);
+    // x >= 1e12 or a mean of 1e22: all but the deviance is lost beside it.
+    const R w = theta * (x - mean) / (x * (theta + mean));
+    const R deviance = theta * (u - std::log1p(u)) + R(x) * (-w - std::log1p(-w));
+    EXPECT_NEAR(double(E{A(m), A(t), A(x)}.density), -double(deviance), 1e-6 * double(deviance));
   }
 }
 

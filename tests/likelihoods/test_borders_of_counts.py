@@ -77,10 +77,16 @@ def test_a_large_dispersion_beside_larger_means_and_counts(
     """A negative binomial is a Poisson where θ is large beside them, not from 1e20 on."""
     for dtype, tolerance in ((torch.float64, 1e-13), (torch.float32, 1e-6)):
         m, y, t = (torch.full((1,), v, dtype=dtype) for v in (mean, x, theta))
-        got = LIKELIHOODS["negative_binomial"].log_prob((m, t), y).item()
         with mpmath.workdps(120):
             expected = float(_density("negative_binomial", m.item(), t.item(), y.item()))
+        got = LIKELIHOODS["negative_binomial"].log_prob((m, t), y).item()
         assert got == pytest.approx(expected, rel=tolerance)
+        for scale in (t.view(1, 1, 1), t, t[0]):
+            params = (m.view(1, 1, 1), scale)
+            fused = log_weights(
+                params, y.view(1, 1), torch.zeros(1, 1, dtype=dtype), "negative_binomial"
+            )
+            assert fused.item() == pytest.approx(expected, rel=tolerance)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")

@@ -4,7 +4,7 @@
 
 Writes the tables between their marks in FILE (docs/numbers.md), from the runs in docs/reproduction
 and from what is kept with the package for `dvae-fast reproduce --check`. With --runs, that is made
-first from the runs in FOLDER: `dvae-fast reproduce --scale check --seeds 11 --folder FOLDER`.
+first from the runs in FOLDER: `dvae-fast reproduce --scale check --seeds 21 --folder FOLDER`.
 Needs scipy.
 """
 

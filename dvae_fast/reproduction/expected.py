@@ -1,6 +1,6 @@
 """What a short run of a row should give: kept numbers of many seeds, and their intervals.
 
-Kept are all figures of seeds 1 to 10 of a few rows at the scale ``check``; seed 0 is left for
+Kept are all figures of seeds 1 to 20 of two rows at the scale ``check``; seed 0 is left for
 whoever checks. `docs/expectations.py` writes the file.
 """
 

@@ -11,7 +11,9 @@ import pytest
 from docs_script import DOCS, load_script
 
 from dvae_fast.reproduction import table
+from dvae_fast.reproduction.rows import FIGURES, ROWS
 from dvae_fast.reproduction.runs import read_results
+from dvae_fast.reproduction.table import by_row
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,3 +48,14 @@ def test_the_one_figure_typed_into_numbers_is_its_files() -> None:
     text = (DOCS / "numbers.md").read_text(encoding="utf-8")
     (quoted,) = re.findall(r"ended at an NLL of (\d+\.\d\d)", text)
     assert float(quoted) == pytest.approx(-metrics["evaluation"]["log_likelihood"], abs=0.005)
+
+
+def test_what_is_said_of_omniglot_is_its_runs() -> None:
+    """Of as many rows and seeds as it says; the DVAE is the worse one in every column."""
+    runs = by_row(read_results(DOCS / "reproduction" / "small"))
+    found = {name: runs[name] for name in runs if ROWS[name].table == "omniglot"}
+    assert list(found) == ["omniglot-vae-k1", "omniglot-dvae-k1-5"]
+    vae, dvae = found.values()
+    assert list(vae) == list(dvae) == [0]
+    assert all(dvae[0]["figures"][name] > vae[0]["figures"][name] for name in FIGURES)
+    assert len([row for row in ROWS.values() if row.table == "omniglot"]) == 8

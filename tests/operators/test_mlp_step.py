@@ -180,8 +180,14 @@ def _transposed(t: Tensor) -> Tensor:
         (lambda args, state: args[8].__setitem__(0, _transposed(args[8][0])), "contiguous"),
         (lambda args, state: state[2].clear(), "steps must be one or more"),
         (lambda args, state: state[2][1].add_(1), "steps must all be alike, got 5"),
-        (lambda args, state: state[2].__setitem__(1, torch.tensor(4)), "steps must be float32 of one"),
-        (lambda args, state: state[2].__setitem__(1, torch.ones(2)), "steps must be float32 of one"),
+        (
+            lambda args, state: state[2].__setitem__(1, torch.tensor(4)),
+            "steps must be float32 of one",
+        ),
+        (
+            lambda args, state: state[2].__setitem__(1, torch.ones(2)),
+            "steps must be float32 of one",
+        ),
         (lambda args, state: args.__setitem__(0, torch.zeros(7, 18)), "must have shape"),
     ],
 )

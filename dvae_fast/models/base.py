@@ -28,7 +28,6 @@ from dvae_fast.models.config import (
 from dvae_fast.models.context import as_context
 from dvae_fast.models.decoders import Decoder, splits
 from dvae_fast.models.encoders import make_encoder
-from dvae_fast.models.layers import by_rows
 from dvae_fast.models.priors import PRIORS, PriorSizes, check_prior, is_fused
 from dvae_fast.models.with_prior import WithPrior
 from dvae_fast.objectives import as_objective
@@ -171,8 +170,8 @@ class Autoencoder(WithPrior):
     def _encoded(self, x: Tensor, context: Tensor | None = None) -> Any:
         """What ``encoder`` makes of x, (..., D), with a context (..., C) that broadcasts to it."""
         told, ready = self._told(context), isinstance(self.options.encoder, str)
-        x = self._input("x", self.flatten(x), self.data_size, "D", self.encoder if ready else None)
-        return self.encoder(x, *told) if ready else by_rows(self.encoder, x, *told)
+        x = self._input("x", self.flatten(x), self.data_size, "D")
+        return self._through(self.encoder, ready, "x", x, told)
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """The likelihood's parameters: (..., Z) → logits (..., D), or a pair (mean, scale).
@@ -181,8 +180,8 @@ class Autoencoder(WithPrior):
         (B, K, Z).
         """
         told, ready = self._told(context), isinstance(self.options.decoder, str)
-        z = self._input("z", z, self.latent_size, "Z", self.decoder if ready else None)
-        params = self.decoder(z, *told) if ready else by_rows(self.decoder, z, *told)
+        z = self._input("z", z, self.latent_size, "Z")
+        params = self._through(self.decoder, ready, "z", z, told)
         return cast("Tensor | tuple[Tensor, Tensor]", params)
 
     def _told(self, context: Tensor | None) -> tuple[Tensor, ...]:
@@ -191,7 +190,7 @@ class Autoencoder(WithPrior):
             as_context(context, 0, self.context_size)
         if context is None:
             return ()
-        return (self._input("context", context, self.context_size, "C", None),)
+        return (self._input("context", context, self.context_size, "C"),)
 
     def as_context(self, context: Any, examples: int, like: Tensor) -> Tensor | None:
         """The context of so many examples, as the networks take it: (B, C), or None without one.

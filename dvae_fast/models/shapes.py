@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dvae_fast._checks import check_dense, check_float, check_mask_of, check_size, check_sizes
 from dvae_fast.functional._autograd import is_wrapped, recordable
+from dvae_fast.models.layers import by_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -147,8 +148,8 @@ class Shaped(nn.Module):
         _check_like(name, x, _first_parameter(self))
         return recordable(x)
 
-    def _input(self, name: str, t: Any, size: int, meaning: str, ready: nn.Module | None) -> Tensor:
-        """t, if it is (..., size), and of the dtype and on the device of a ready network.
+    def _input(self, name: str, t: Any, size: int, meaning: str) -> Tensor:
+        """t, if it is (..., size).
 
         Raises:
             TypeError, ValueError: naming the argument, the rule and the value.
@@ -157,6 +158,20 @@ class Shaped(nn.Module):
         if t.shape[-1:] != (size,):
             rule = f"(..., {meaning}) with {meaning} = {size}"
             raise ValueError(f"{name} must have shape {rule}, got {tuple(t.shape)}")
-        if ready is not None:
-            _check_like(name, t, _first_parameter(ready))
         return recordable(t)
+
+    def _through(
+        self, network: nn.Module, ready: bool, name: str, t: Tensor, told: tuple[Tensor, ...]
+    ) -> Any:
+        """What a network makes of t; one of one's own of its rows.
+
+        Raises:
+            TypeError, ValueError: if t has not the dtype of a ready one, or is on another device.
+        """
+        if not ready:
+            return by_rows(network, t, *told)
+        try:
+            return network(t, *told)
+        except RuntimeError:
+            _check_like(name, t, _first_parameter(network))
+            raise

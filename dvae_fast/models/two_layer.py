@@ -102,12 +102,12 @@ class TwoLayerModel(LatentVariableModel):
             (*L, B, K) in nats, differentiable.
         """
         told = by_sample_of(z, context)
-        z = self._input("z", z, self.latent_size, "Z", self.upper_encoder)
+        z = self._input("z", z, self.latent_size, "Z")
         *leading, k, _ = z.shape
         key = derived_key(seed_tensor(seed, z.device), _LAYER)
         zero = z.new_zeros(*leading, self.options.upper_latent_size)
         noise, _ = functional.sample_latent(zero, zero, k, key, **first)
-        mean, log_var = self.upper_encoder(z)
+        mean, log_var = self._through(self.upper_encoder, True, "z", z, ())
         above = mean + torch.exp(0.5 * log_var) * noise
         upper = _log_ratio(above, mean, log_var)  # log p(z₂) − log q(z₂|z₁)
         lower = _log_ratio(z, *self.upper_decoder(above))  # log N(z₁; 0, I) − log p(z₁|z₂)

@@ -130,7 +130,7 @@ DVAE_HD accumulate_t<T> row_density(const DecoderParams& p, const RowView<T>& v,
     const auto push = [&](int64_t i) __attribute__((always_inline)) {
       const A param = v.template param<kBias>(j + i);
       const auto keep = v.template keep<kMasked>(j + i);
-      take_in<kMasked>(lanes.a[i], lanes.b[i], keep, [&](A& a, A& b, auto kept) {
+      const auto push_into = [&](A& a, A& b, auto kept) __attribute__((always_inline)) {
         if constexpr (L::kHasScale) {
           const A scale = v.template scale<kScale>(j, i);
           L::template push<kScale>(a, b, param, scale, v.x[j + i], kept);
@@ -139,7 +139,8 @@ DVAE_HD accumulate_t<T> row_density(const DecoderParams& p, const RowView<T>& v,
         } else {
           L::push(a, b, param, v.x[j + i], kept);
         }
-      });
+      };
+      take_in<kMasked>(lanes.a[i], lanes.b[i], keep, push_into);
     };
     for (; j + kLanes <= stop; j += kLanes) {
 #pragma GCC ivdep

@@ -28,7 +28,7 @@ from dvae_fast.functional._autograd import (
     is_wrapped,
     without_autocast,
 )
-from dvae_fast.functional._looks import look_at_loss
+from dvae_fast.functional._looks import is_doubtful, look_at_loss
 from dvae_fast.models.base import Autoencoder
 from dvae_fast.models.decoders import splits
 from dvae_fast.models.encoders import GaussianEncoder
@@ -231,9 +231,12 @@ class Pass(NamedTuple):
         """The loss and the norm of its gradients, by which the layers are updated: see
         `reference.adam_`."""
         count = len(self.args[1])
-        head, layers = self.args[0], self.layers
-        loss, norm = _op.mlp_step_(*head, layers[:count], layers[count:], *self.args[2:], *adam)
-        look_at_loss(loss, self.x, self.model.likelihood)
+        head, layers, likelihood = self.args[0], self.layers, self.model.likelihood
+        if is_doubtful(self.x, likelihood):
+            self.loss()  # warns: an error, if that is asked for, is to leave everything as it was
+        with torch.no_grad():
+            loss, norm = _op.mlp_step_(*head, layers[:count], layers[count:], *self.args[2:], *adam)
+        look_at_loss(loss, self.x, likelihood)
         return loss, norm
 
 

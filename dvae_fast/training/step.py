@@ -100,14 +100,13 @@ class TrainingStep:
         """The optimizer's one group of parameters, if all might be what the operator is for."""
         if type(x) is not Tensor or not x.is_cpu or not isinstance(self.model, LatentVariableModel):
             return None
-        return _group_of(self.optimizer)
+        return None if torch.is_anomaly_enabled() else _group_of(self.optimizer)
 
     def _update(self, found: Pass, state: _State, group: dict[str, Any]) -> Tensor:
         beta1, beta2 = group["betas"]
         rates = [float(v) for v in (group["lr"], beta1, beta2, group["eps"], group["weight_decay"])]
         decoupled = group.get("decoupled_weight_decay", isinstance(self.optimizer, AdamW))
-        with torch.no_grad():
-            loss, self._norm = found.step(*state, *rates, decoupled)
+        loss, self._norm = found.step(*state, *rates, decoupled)
         increment_version([*found.layers, *state.means, *state.squares, *state.steps])
         for p in group["params"]:
             p.grad = None
@@ -137,14 +136,40 @@ def _state_of(
         if t._backward_hooks or t._post_accumulate_grad_hooks or not t.requires_grad:
             return None
         state = optimizer.state.get(t)
-        if not state or id(t) not in left or not t.is_contiguous() or t.is_inference():
+        if not state or id(t) not in left:
             return None
         left.remove(id(t))  # a layer that is there twice has the sum of two gradients
-        means.append(state["exp_avg"])
-        squares.append(state["exp_avg_sq"])
-        steps.append(state["step"])
+        mean, square, step = (state.get(name) for name in ("exp_avg", "exp_avg_sq", "step"))
+        # Somebody may have loaded others, or moved or replaced either.
+        if not all(_is_plain(own, t) for own in (t, mean, square)) or not _counts(step):
+            return None
+        means.append(mean)
+        squares.append(square)
+        steps.append(step)
     # Of a parameter that joined later the bias correction is another.
     return found if len({float(step) for step in steps}) == 1 else None
+
+
+def _is_plain(t: Any, like: Tensor) -> bool:
+    return (
+        isinstance(t, Tensor)
+        and t.dtype == like.dtype
+        and t.is_cpu
+        and t.shape == like.shape
+        and t.is_contiguous()
+        and not t.is_inference()
+    )
+
+
+def _counts(step: Any) -> bool:
+    """Whether it is what the operator counts steps in; Adam may do so in float64."""
+    return (
+        isinstance(step, Tensor)
+        and step.dtype == torch.float32
+        and step.is_cpu
+        and step.numel() == 1
+        and not step.is_inference()
+    )
 
 
 def _group_of(optimizer: Optimizer) -> dict[str, Any] | None:
@@ -152,8 +177,7 @@ def _group_of(optimizer: Optimizer) -> dict[str, Any] | None:
     if type(optimizer) not in (Adam, AdamW) or len(optimizer.param_groups) != 1:
         return None
     own = optimizer.__dict__
-    # A scheduler of the learning rate puts a step there, to see that it was called.
-    if "step" in own and not getattr(own["step"], "_wrapped_by_lr_sched", False):
+    if "zero_grad" in own or ("step" in own and not _is_schedulers(own["step"], optimizer)):
         return None
     if own["_optimizer_step_pre_hooks"] or own["_optimizer_step_post_hooks"]:
         return None
@@ -165,3 +189,10 @@ def _group_of(optimizer: Optimizer) -> dict[str, Any] | None:
     if any(group.get(name) for name in ("amsgrad", "maximize", "differentiable", "capturable")):
         return None
     return group
+
+
+def _is_schedulers(step: Any, optimizer: Optimizer) -> bool:
+    """Whether it is what a scheduler of the learning rate puts in the place of the class's own, to
+    see that it was called: neither around another, nor within one that took over its attributes."""
+    wraps = getattr(step, "__wrapped__", None) is type(optimizer).step
+    return wraps and getattr(step, "_wrapped_by_lr_sched", False)

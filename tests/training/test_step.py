@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
+import types
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 compiled = pytest.mark.skipif(not ops.library_loaded(), reason="no compiled kernels")
 
 B, D, Z = 9, 21, 3
+DOUBTED = [5.0]  # that warn, in the data of a Bernoulli likelihood
 MODELS: dict[str, Callable[[], Any]] = {
     "vae": lambda: VAE(D, Z, (8, 5)),
     "vae, relu": lambda: VAE(D, Z, (8,), activation="relu", copies=2),
@@ -184,6 +187,47 @@ def _hooked_optimizer(ps: Any) -> torch.optim.Optimizer:
     return optimizer
 
 
+def _own_step(make: Callable[..., Any]) -> Callable[[Any], torch.optim.Optimizer]:
+    """Adam with a step of its own put in the place of the class's, and a scheduler's around it or
+    within it."""
+
+    def made(ps: Any) -> torch.optim.Optimizer:
+        optimizer: Any = torch.optim.Adam(ps, lr=0.01)
+        make(optimizer)
+        return cast("torch.optim.Optimizer", optimizer)
+
+    return made
+
+
+def _halved_then_scheduled(optimizer: Any) -> None:
+    step = type(optimizer).step
+
+    def halved(self: Any, *args: Any) -> Any:
+        for p in self.param_groups[0]["params"]:
+            p.grad.mul_(0.5).add_(p)
+        return step(self, *args)
+
+    optimizer.step = types.MethodType(halved, optimizer)
+    torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+
+
+def _scheduled_then_halved(optimizer: Any) -> None:
+    torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    step = optimizer.step
+
+    @functools.wraps(step)
+    def halved(*args: Any) -> Any:
+        for p in optimizer.param_groups[0]["params"]:
+            p.grad.mul_(0.5).add_(p)
+        return step(*args)
+
+    optimizer.step = halved
+
+
+def _adding_up(optimizer: Any) -> None:
+    optimizer.zero_grad = lambda: None
+
+
 class Ascent(torch.optim.Adam):
     """A step of its own."""
 
@@ -203,10 +247,94 @@ class Ascent(torch.optim.Adam):
         lambda ps: torch.optim.Adam(list(ps)[1:], lr=0.01),
         _groups,
         _hooked_optimizer,
+        _own_step(_halved_then_scheduled),
+        _own_step(_scheduled_then_halved),
+        _own_step(_adding_up),
     ],
 )
 def test_other_optimizers_go_by_turns(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _goes_by_turns(VAE(D, Z, (8,)), make, monkeypatch)
+
+
+def _strided_state(optimizer: Any) -> None:
+    for state in optimizer.state.values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            state[name] = (
+                state[name].t().contiguous().t() if state[name].dim() == 2 else state[name]
+            )
+
+
+def _wide_count(optimizer: Any) -> None:
+    """As Adam itself makes it where float64 is the default dtype."""
+    for state in optimizer.state.values():
+        state["step"] = state["step"].double()
+
+
+@pytest.mark.parametrize("change", [_strided_state, _wide_count])
+def test_whatever_state_the_optimizer_takes_is_taken(change: Callable[[Any], None]) -> None:
+    model = VAE(D, Z, (8,)).double()
+    other = copy.deepcopy(model)
+    pairs = [(m, torch.optim.Adam(m.parameters(), lr=0.01)) for m in (model, other)]
+    for pair in pairs:
+        by_turns(*pair, data(), 0)
+        change(pair[1])
+    step = TrainingStep(*pairs[0])
+    for seed in (1, 2):
+        torch.testing.assert_close(step(data(), seed), by_turns(*pairs[1], data(), seed)[0])
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+    mine, theirs = (o.state_dict()["state"] for _, o in pairs)
+    torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("kind", ["narrow", "meta", "inference"])
+def test_state_that_the_optimizer_refuses_changes_no_weight(kind: str) -> None:
+    model = VAE(D, Z, (8,)).double()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    step = TrainingStep(model, optimizer)
+    step(data(), 0)
+    with torch.inference_mode(kind == "inference"):
+        for state in optimizer.state.values():
+            for name in ("exp_avg", "exp_avg_sq"):
+                t = state[name]
+                state[name] = {"narrow": t.float(), "meta": t.to("meta")}.get(kind, t.clone())
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(RuntimeError):
+        step(data(), 1)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_anomalies_are_looked_for() -> None:
+    """As torch does it: an error in the backward pass, before any step."""
+    model = VAE(D, Z, (8,)).double()
+    step = TrainingStep(model, torch.optim.Adam(model.parameters(), lr=0.1))
+    step(data(), 0)
+    before = copy.deepcopy(model.state_dict())
+    x = torch.full((B, D), torch.nan, dtype=torch.float64)
+    with warnings.catch_warnings(), torch.autograd.set_detect_anomaly(True):
+        warnings.simplefilter("ignore")
+        with pytest.raises(RuntimeError, match="nan values"):
+            step(x, 1)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+@compiled
+@pytest.mark.parametrize("value", DOUBTED)
+def test_a_warning_that_is_an_error_changes_nothing(value: float) -> None:
+    model = VAE(D, Z, (8,)).double()
+    step = TrainingStep(model, torch.optim.Adam(model.parameters(), lr=0.1))
+    step(data(), 0)
+    before = copy.deepcopy((model.state_dict(), step.optimizer.state_dict()))
+    x = data()
+    x[0, 0] = value
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RuntimeWarning, match=r"support|not observed"):
+            step(x, 1)
+    after = (model.state_dict(), step.optimizer.state_dict())
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    with pytest.warns(RuntimeWarning):
+        step(x, 1)
 
 
 def test_other_kinds_of_models_go_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,8 @@ def reproduce_command(
         shown(
             _ROWS,
             f"Run this row for a moment and hold its figures to what they should be; the exit "
-            f"code is 1 where one is not. One of {listed(SCALES[expected.SCALE].rows)}.",
+            f"code is 1 where one is not. One of {listed(SCALES[expected.SCALE].rows)}; by default "
+            "the runs of a table are made.",
             choices=SCALES[expected.SCALE].rows,
         ),
     ] = None,

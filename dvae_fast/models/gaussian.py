@@ -97,14 +97,14 @@ class LatentVariableModel(SemiImplicit):
         return super()._loss(x, key, first_example, **told) if found is None else found.loss()
 
     def _pass_of(
-        self, x: Tensor, seed: int | Tensor | None, first_example: int
+        self, x: Tensor, seed: int | Tensor | None, mask: Tensor | None, first_example: int
     ) -> tuple[Pass | None, Tensor]:
         """What makes `loss` of the same arguments in one pass, where that can be; and the seed."""
-        x = self._rows(x)
+        x, mask = self._observed(x, mask)
         context, key = self._context(None, x), seed_tensor(seed, x.device)
         if "loss" in self.__dict__ or type(self).loss is not Autoencoder.loss:
             return None, key
-        return self._one_pass(x, key, first_example, context=context), key
+        return self._one_pass(x, key, first_example, context=context, mask=mask), key
 
     def _one_pass(
         self, x: Tensor, key: Tensor, first_example: int, **told: Unpack[Told]

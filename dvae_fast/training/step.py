@@ -68,8 +68,9 @@ class TrainingStep:
             TypeError, ValueError: as that; nothing is changed then.
         """
         told = {name: t for name, t in (("context", context), ("mask", mask)) if t is not None}
-        if not told and (group := self._plain(x)):
-            found, seed = cast("LatentVariableModel", self.model)._pass_of(x, seed, first_example)
+        if context is None and (group := self._plain(x)):
+            model = cast("LatentVariableModel", self.model)
+            found, seed = model._pass_of(x, seed, mask, first_example)
             if found is not None:
                 state = _state_of(found.layers, self.optimizer, group)
                 if state is not None:

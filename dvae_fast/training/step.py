@@ -49,6 +49,7 @@ class TrainingStep:
     def __init__(self, model: Autoencoder, optimizer: Optimizer) -> None:
         self.model, self.optimizer = model, optimizer
         self._norm: Tensor | None = None
+        self._last: _State | None = None
 
     def __call__(
         self,
@@ -72,8 +73,9 @@ class TrainingStep:
             model = cast("LatentVariableModel", self.model)
             found, seed = model._pass_of(x, seed, mask, first_example)
             if found is not None:
-                state = _state_of(found.layers, self.optimizer, group)
+                state = _state_of(found.layers, self.optimizer, group, self._last)
                 if state is not None:
+                    self._last = state
                     return self._update(found, state, group)
         loss = self.model.loss(x, seed, first_example=first_example, **told)
         with without_autocast(loss):
@@ -124,10 +126,15 @@ class _State(NamedTuple):
 
 
 def _state_of(
-    layers: Sequence[Tensor], optimizer: Optimizer, group: dict[str, Any]
+    layers: Sequence[Tensor], optimizer: Optimizer, group: dict[str, Any], last: _State | None
 ) -> _State | None:
-    """The optimizer's, if an update of the layers, all at once, would be its step."""
-    left = {*map(id, group["params"])}
+    """The optimizer's, if an update of the layers, all at once, would be its step.
+
+    What was looked at for the `last` one is not looked at again.
+    """
+    left, seen = {*map(id, group["params"])}, set()
+    if last is not None:
+        seen = {*map(id, last.means), *map(id, last.squares), *map(id, last.steps)}
     found = means, squares, steps = _State([], [], [])
     for t in layers:
         if not t.numel():  # no bias
@@ -140,9 +147,14 @@ def _state_of(
         if not state or id(t) not in left:
             return None
         left.remove(id(t))  # a layer that is there twice has the sum of two gradients
-        mean, square, step = (state.get(name) for name in ("exp_avg", "exp_avg_sq", "step"))
+        mean, square, step = state.get("exp_avg"), state.get("exp_avg_sq"), state.get("step")
+        if not t.is_contiguous() or t.is_inference():
+            return None
         # Somebody may have loaded others, or moved or replaced either.
-        if not all(_is_plain(own, t) for own in (t, mean, square)) or not _counts(step):
+        for own in (mean, square):
+            if id(own) not in seen and not _is_plain(own, t):
+                return None
+        if id(step) not in seen and not _counts(step):
             return None
         means.append(mean)
         squares.append(square)

@@ -118,6 +118,14 @@ _SCHEMAS = {
         "float beta1, float beta2, float epsilon, float weight_decay, bool decoupled) "
         "-> (Tensor, Tensor)"
     ),
+    "zero_inflated": (
+        "(Tensor mean, Tensor scale, Tensor zero_logits, Tensor x, Tensor log_ratio, "
+        "Tensor? mask) -> Tensor"
+    ),
+    "zero_inflated_backward": (
+        "(Tensor grad, Tensor mean, Tensor scale, Tensor zero_logits, Tensor x, Tensor? mask) "
+        "-> (Tensor, Tensor, Tensor)"
+    ),
     "linear_log_weights_backward": (
         "(Tensor grad, Tensor hidden, Tensor weight, Tensor? bias, Tensor? scale, Tensor x, "
         "str likelihood) -> (Tensor, Tensor, Tensor, Tensor)"
@@ -213,6 +221,12 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "mlp_log_weights": lambda z, *_: _accumulated(z, *z.shape[:2]),
     "mlp_loss": _fake_mlp_loss,
     "mlp_step_": lambda x, *_: (x.new_empty(()), x.new_empty(())),
+    "zero_inflated": lambda mean, *_: _accumulated(mean, *mean.shape[:2]),
+    "zero_inflated_backward": lambda grad, mean, scale, zero_logits, *_: (
+        _like(mean),
+        _like(scale),
+        _like(zero_logits),
+    ),
     "linear_log_weights_backward": lambda grad, hidden, weight, bias, scale, *_: (
         _like(hidden),
         _like(weight),
@@ -384,7 +398,14 @@ def library_loaded() -> bool:
 # --- CUDA kernels -----------------------------------------------------------------------------
 
 #: Operators without a CUDA kernel: never called on a GPU, or by the reference there.
-CPU_ONLY = ("mlp_log_weights", "masked_mlp_log_weights", "mlp_loss", "mlp_step_")
+CPU_ONLY = (
+    "mlp_log_weights",
+    "masked_mlp_log_weights",
+    "mlp_loss",
+    "mlp_step_",
+    "zero_inflated",
+    "zero_inflated_backward",
+)
 _CUDA_KERNELS: bool = hasattr(torch.ops.dvae_fast, "_enable_cuda_kernels")
 
 

@@ -312,18 +312,64 @@ def log_weights_backward(
     grad_params = grads[0].to(params.dtype)
     if scale is None:
         return grad_params, params.new_empty(0)
-    grad_scale = grads[1]
+    return grad_params, _summed(grads[1], scale)
+
+
+def _summed(grad: Tensor, scale: Tensor) -> Tensor:
+    """A scale's gradient from that of each element."""
     if scale.numel() == 1:
-        grad_scale = grad_scale.sum()
+        grad = grad.sum()
     elif scale.dim() != 3:
-        grad_scale = grad_scale.sum((0, 1))
-    return grad_params, grad_scale.reshape(scale.shape).to(scale.dtype)
+        grad = grad.sum((0, 1))
+    return grad.reshape(scale.shape).to(scale.dtype)
 
 
 def weighted(weight: Tensor, value: Tensor) -> Tensor:
     """weight · value, in which a weight of 0 stops a value that is not finite; differentiable."""
     stopped = (weight == 0) & ~value.isfinite()
     return weight * value.masked_fill(stopped, 0.0)
+
+
+def zero_inflated(
+    mean: Tensor,
+    scale: Tensor,
+    zero_logits: Tensor,
+    x: Tensor,
+    log_ratio: Tensor,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """`log_weights` of a zero-inflated negative binomial, (N, K): mean and zero_logits (N, K, D), a
+    scale of 1, D or N·K·D elements, x and mask (B, D), log_ratio (N, K)."""
+    operands = _inflated(mean, scale, zero_logits, x, mask)
+    density = get_likelihood(_ZERO_INFLATED).log_prob(operands[:3], operands[3])
+    return _observed(density, mean, mask, 0.0).sum(-1) + log_ratio
+
+
+def zero_inflated_backward(
+    grad: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    zero_logits: Tensor,
+    x: Tensor,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """grad (N, K) times the derivatives in mean, scale and zero_logits, each of its shape."""
+    operands = _inflated(mean, scale, zero_logits, x, mask)
+    derivatives = get_likelihood(_ZERO_INFLATED).derivatives(operands[:3], operands[3])
+    of_mean, of_scale, of_logits = (
+        _observed(weighted(grad.unsqueeze(-1), d), mean, mask, 0.0) for d in derivatives
+    )
+    return of_mean, _summed(of_scale, scale), of_logits
+
+
+_ZERO_INFLATED = "zero_inflated_negative_binomial"
+
+
+def _inflated(
+    mean: Tensor, scale: Tensor, zero_logits: Tensor, x: Tensor, mask: Tensor | None
+) -> tuple[Tensor, ...]:
+    mean, scale, data = _operands(mean, scale, x, mask)
+    return mean, scale, _observed(zero_logits, mean, mask, 0.5), data
 
 
 # --- activation -------------------------------------------------------------------------------

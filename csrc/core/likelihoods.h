@@ -15,19 +15,12 @@
 DVAE_BEGIN_CORE
 
 // What `push` is told of an element of which x may not be known: what it adds is keep(it), and 0
-// then, whatever the element is. Made of bits: a choice takes more instructions, and another loop.
+// then, whatever the element is.
 struct KeepAll {
   template <class A>
   DVAE_HD A operator()(A value) const {
     return value;
   }
-};
-template <class A>
-using bits_t = std::conditional_t<sizeof(A) == 8, uint64_t, uint32_t>;
-template <class A>
-struct Keep {
-  bits_t<A> seen;  // all ones, or 0
-  DVAE_HD A operator()(A value) const { return bit_cast<A>(bit_cast<bits_t<A>>(value) & seen); }
 };
 
 // What a likelihood is unless it says otherwise.
@@ -36,6 +29,8 @@ struct LikelihoodDefaults {
   static constexpr bool kHasScale = false;
   // Whether row_constant is of Σ log scale where rows share their scale.
   static constexpr bool kHasLogScale = false;
+  // What row_constant has of each element.
+  static constexpr double kConstant = 0;
   // Whether log p has a part of x (and of a scale that rows share) alone: data_term, and its
   // derivative in that scale, data_derivative. Of one element; made once for all rows of an
   // example, as far as a kernel can, and left out of push and derivative.
@@ -45,8 +40,10 @@ struct LikelihoodDefaults {
   static constexpr int kMaxPush = 32;  // a longer sum in one float would lose what it adds
   // Whether b is a product, whose logarithm `finish` takes, and finish_sum that of b = 0.
   static constexpr bool kProduct = false;
-  // An element is so little work that to leave it out by a choice costs less than to move the
-  // others.
+  // Whether push_with_derivative takes little more than push, whose bits its sums must be.
+  static constexpr bool kPushDerives = false;
+  // Whether an element is so little work that to leave it out by a choice soon costs less than to
+  // move the others.
   static constexpr bool kLight = false;
 
   template <ScaleKind kScale, class A>
@@ -84,6 +81,7 @@ struct Bernoulli : LikelihoodDefaults {
   // 1 + e <= 2: four merged pairs stay below 2¹²⁰.
   static constexpr int kMaxPush = 30;
   static constexpr bool kProduct = true;
+  static constexpr bool kPushDerives = true;
   static constexpr bool kLight = true;
 
   // kCoarse: of a 16-bit logit, for which device code takes the coarse e.
@@ -170,7 +168,7 @@ struct Gaussian : LikelihoodDefaults {
   static constexpr bool kHasScale = true;
   static constexpr bool kLight = true;
   static constexpr bool kHasLogScale = true;
-  static constexpr double kHalfLog2Pi = 0.91893853320467274178;
+  static constexpr double kConstant = -0.91893853320467274178;  // −½ log 2π
 
   template <ScaleKind kScale, class A, class K = KeepAll>
   DVAE_HD static void push(A& a, A& b, A mean, A scale, A x, K keep = {}) {
@@ -179,7 +177,7 @@ struct Gaussian : LikelihoodDefaults {
     if constexpr (kScale == ScaleKind::kFull) b = b + keep(log(scale));
   }
   DVAE_HD static double row_constant(int64_t size, double log_scale_sum) {
-    return -(kHalfLog2Pi * static_cast<double>(size) + log_scale_sum);
+    return kConstant * static_cast<double>(size) - log_scale_sum;
   }
   // (d log p / d mean, d log p / d scale) = (u/s, (u² − 1)/s)
   template <ScaleKind, class A>
@@ -223,9 +221,9 @@ struct DiscretisedLogistic : LikelihoodDefaults {
     v.far = (v.sign * d + h) / scale;
     v.width = A(2 * kHalfBin) / scale;
     v.q = exp_nonpositive(-abs(v.near));
-    v.p = open ? A(0) : exp_nonpositive(-v.far);
-    v.r = open ? A(0) : exp_nonpositive(-v.width);
-    v.rest = open ? A(1) : one_minus_exp(v.width);
+    v.p = only_if(!open, exp_nonpositive(-v.far));
+    v.r = only_if(!open, exp_nonpositive(-v.width));
+    v.rest = only_if(!open, one_minus_exp(v.width)) + one_if<A>(open);
     return v;
   }
 
@@ -234,7 +232,7 @@ struct DiscretisedLogistic : LikelihoodDefaults {
   DVAE_HD static void push(A& a, A& b, A mean, A scale, A x, K keep = {}) {
     Least::push(b, scale, keep);
     const Bin<A> v = bin(mean, scale, x);
-    const A linear = v.near > A(0) ? v.near : A(0);
+    const A linear = only_if(v.near > A(0), v.near);
     a = a + keep(linear + log1p((v.p + v.q + v.p * v.q + v.r) / v.rest));
   }
   // d log p / d mean = sign (σ(near) − σ(−far))/s,
@@ -381,6 +379,87 @@ struct NegativeBinomial : LikelihoodDefaults {
   }
 };
 
+// Counts x of mean and variance r, by the deviance too:
+//   log p = −(log x! − x log x + x) − x g(r/x − 1),  g(y) = y − log(1 + y),
+// of which the first is of x alone, in data_term, and −r at x = 0. NaN of a negative rate, as is
+// what is made of it. a = Σ of the rest.
+struct Poisson : LikelihoodDefaults {
+  static constexpr bool kHasDataTerm = true;
+  static constexpr double kNear = 0.25;
+
+  template <class A>
+  DVAE_HD static A minus_deviance(A rate, A x) {
+    const A r = finite(rate);
+    const A zero = one_if<A>(x == A(0));
+    const A inverse = A(1) / (x + zero);
+    const A difference = r - x;
+    // A rate below 2⁻⁶⁰ times 2⁸⁰, so that r/x does not underflow.
+    const A tiny = one_if<A>(r < A(0x1p-60));
+    const A ratio = r * (A(1) + tiny * A(0x1p80)) * inverse;
+    const LogRest<A> of_x = log_rest(ratio, difference * inverse, A(kNear) * (A(1) - zero));
+    const A back = tiny * A(-55.451774444795624753);  // −80 log 2
+    const A y = x * (of_x.value + of_x.whole * back) - of_x.whole * difference;
+    // −inf, where r = 0 and x > 0 or where r = inf.
+    const A impossible = one_if<A>(r == A(0)) * x * largest<A>() * largest<A>();
+    return (y - impossible - (rate - r)) + nan_if<A>(rate < A(0));
+  }
+
+  template <bool kCoarse = false, class A, class K = KeepAll>
+  DVAE_HD static void push(A& a, A&, A rate, A x, K keep = {}) {
+    a = a + keep(minus_deviance(rate, x));
+  }
+  template <bool kCoarse = false, class A, class K = KeepAll>
+  DVAE_HD static A push_with_derivative(A& a, A& b, A rate, A x, K keep = {}) {
+    push(a, b, rate, x, keep);
+    return derivative(rate, x);
+  }
+  // x/r − 1, −1 at x = 0 of r = 0 too.
+  template <bool kCoarse = false, class A>
+  DVAE_HD static A derivative(A rate, A x) {
+    const A r = finite(rate);
+    const A zero = one_if<A>(x == A(0));
+    return ((x - r) - zero) / (r + zero) + nan_if<A>(rate < A(0));
+  }
+  template <ScaleKind, class A>
+  DVAE_HD static A data_term(A, A x) {
+    return -log_factorial_rest(x);
+  }
+  template <class A>
+  DVAE_HD static A finish(A a, A) {
+    return a;
+  }
+};
+
+// Counts of a likelihood with log p(x) = `value`, of which each is zeroed with probability π =
+// σ(l): log (1 − π) p(x), and log (π + (1 − π) p(0)) of a 0.
+template <class A>
+struct ZeroInflated {
+  A e, log_sum, zeroed, kept;  // e^−|l|, log (1 + e); log π and log (1 − π) p(x), each + log_sum
+
+  DVAE_HD ZeroInflated(A value, A logit)
+      : e(exp_nonpositive(-abs(logit))),
+        log_sum(log1p_unit(e)),
+        zeroed(logit < A(0) ? logit : A(0)),
+        kept((logit > A(0) ? -logit : A(0)) + value) {}
+  // How much more likely a 0 is that was zeroed; 0 where neither may be.
+  DVAE_HD A odds() const {
+    const A d = zeroed - kept;
+    return zeroed == kept ? A(0) : d;
+  }
+  DVAE_HD A log_prob(A x) const {
+    const A larger = zeroed > kept ? zeroed : kept;
+    const A either = larger + log1p_unit(exp_nonpositive(-abs(odds())));
+    // A NaN of the value is in `kept` alone, and one of the logit in the sum.
+    return (x == A(0) ? either : kept) - log_sum;
+  }
+  // What part of a 0's probability is the likelihood's: its derivative counts for as much.
+  DVAE_HD A share(A x) const { return x == A(0) ? sigmoid(-odds()) : A(1); }
+  // d log p / d l
+  DVAE_HD A derivative(A logit, A x) const {
+    return (x == A(0) ? sigmoid(odds()) : A(0)) - sigmoid_from(logit, e);
+  }
+};
+
 // Calls body(Type<L>) for the likelihood of a kind, and returns what that does.
 template <class L>
 struct LikelihoodType {
@@ -410,6 +489,9 @@ inline bool has_row_constant(LikelihoodKind kind) {
     using L = typename decltype(l)::type;
     return L::kHasLogScale || L::row_constant(1, 0.0) != 0;
   });
+}
+inline bool is_light(LikelihoodKind kind) {
+  return with_likelihood(kind, [](auto l) { return decltype(l)::type::kLight; });
 }
 inline bool has_data_term(LikelihoodKind kind) {
   return with_likelihood(kind, [](auto l) { return decltype(l)::type::kHasDataTerm; });

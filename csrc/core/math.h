@@ -141,6 +141,17 @@ DVAE_HD A one_if(bool condition) {
   if constexpr (sizeof(A) == 8) return condition ? 1.0 : 0.0;
   return bit_cast<float>(static_cast<uint32_t>(condition) * 0x3F800000u);
 }
+// The value where the condition holds, 0 elsewhere whatever the value: as one_if.
+DVAE_HD float only_if(bool condition, float value) {
+  return bit_cast<float>(bit_cast<uint32_t>(value) & (0u - static_cast<uint32_t>(condition)));
+}
+DVAE_HD double only_if(bool condition, double value) { return condition ? value : 0.0; }
+// NaN where the condition holds, and 0 elsewhere, to be added: as one_if, made without a choice.
+template <class A>
+DVAE_HD A nan_if(bool condition) {
+  if constexpr (sizeof(A) == 8) return bit_cast<double>(uint64_t{condition} * 0x7FF8000000000000u);
+  return bit_cast<float>(static_cast<uint32_t>(condition) * 0x7FC00000u);
+}
 // x >= 0, but for inf the largest number, the one before it, and without a choice.
 DVAE_HD float finite(float x) {
   return bit_cast<float>(bit_cast<uint32_t>(x) - static_cast<uint32_t>(x == infinity<float>()));

@@ -20,7 +20,8 @@ enum class CorruptionKind : int;  // corruptions.h
   X(Bernoulli, "bernoulli", more)                      \
   X(Gaussian, "gaussian", more)                        \
   X(DiscretisedLogistic, "discretised_logistic", more) \
-  X(NegativeBinomial, "negative_binomial", more)
+  X(NegativeBinomial, "negative_binomial", more)       \
+  X(Poisson, "poisson", more)
 
 #define DVAE_KIND(L, name, more) k##L,
 enum class LikelihoodKind : int { DVAE_LIKELIHOOD_LIST(DVAE_KIND, ) };
@@ -98,40 +99,51 @@ struct DecoderParams {
   int64_t scale_stride;     // of kShared, between elements or blocks; 0: one serves all
   const double* log_scale;  // Σ_d log scale, for kShared where the likelihood has it
   const void* x;            // A
-  const void* seen;         // null, or D integers of A's size: all ones where x is known, else 0
-  int64_t count;            // with those, how many are known
-  int64_t first_row;        // row n lies at n − first_row in params (tiles), not in the others
+  const uint8_t* seen;      // null, or (seen_examples, D), not 0 where x is known
+  int64_t seen_examples;
+  const void* log_scale_table;  // A, with those, laid out as scale: its logarithms, for their sum
+  int64_t first_row;  // row n lies at n − first_row in params (tiles), not in the others
   int64_t rows, examples, samples, size;
 };
 
 // log_ratio → log_w, both (N, K).
 struct LogWeightParams : DecoderParams {
   const void* log_ratio;  // A, or null for 0
-  void* log_w;            // A
+  void* log_w;  // A
 };
 
 // grad (N, K) → the gradients of params and of a scale an element.
 struct LogWeightGradParams : DecoderParams {
-  const void* grad;   // A
+  const void* grad;  // A
   void* grad_params;  // T; may be params itself
-  void* grad_scale;   // T, kFull
+  void* grad_scale;  // T, kFull
+};
+
+// A zero-inflated negative binomial, whose params are the mean: logits (N, K, D) of a count's being
+// zeroed. For log_ratio → log_w, or for grad → the gradients.
+struct ZeroInflatedParams : LogWeightGradParams {
+  const void* logits;  // T
+  const void* log_ratio;  // A
+  void* log_w;  // A
+  void* grad_logits;  // T
+  void* data;  // A, 2 D elements of a thread's own
 };
 
 // The fused loss: log_w becomes the normalised weights, which times multiplier are what the
 // gradients are of.
 struct IwaeParams : LogWeightParams {
-  void* bound;        // A, (N,)
+  void* bound;  // A, (N,)
   void* grad_params;  // T; may be params itself
-  void* grad_scale;   // T, kFull
+  void* grad_scale;  // T, kFull
   double multiplier;
 };
 
 // A dense layer, f(in Wᵀ + b), of a few rows: in (rows, inputs), out (rows, outputs). W (outputs,
 // inputs) and b come in panels, as the kernel that packs them leaves them.
 struct DenseParams {
-  const void* in;      // A
+  const void* in;  // A
   const void* panels;  // A
-  void* out;           // A
+  void* out;  // A
   int64_t rows, inputs, outputs;
   Activation activation;
 };
@@ -139,9 +151,9 @@ struct DenseParams {
 // to (outputs, inputs) += leftᵀ right, left (rows, outputs), right (rows, inputs), or = of the
 // first. May read past the end of right by less than a panel.
 struct OuterParams {
-  const void* left;   // A
+  const void* left;  // A
   const void* right;  // A
-  void* to;           // A
+  void* to;  // A
   int64_t rows, outputs, inputs;
   int64_t left_stride;
   bool first;
@@ -149,12 +161,12 @@ struct OuterParams {
 
 // A step of Adam (Kingma and Ba, arXiv 1412.6980), its t-th.
 struct AdamParams {
-  double rate;          // over 1 − β₁ᵗ
+  double rate;  // over 1 − β₁ᵗ
   double beta1, beta2;  // of the running means of gradients and of their squares
-  double root_scale;    // 1 / √(1 − β₂ᵗ)
+  double root_scale;  // 1 / √(1 − β₂ᵗ)
   double epsilon;
   double decay;  // times the parameter, added to its gradient
-  double kept;   // of the parameter, before the step: less than 1 of a decoupled decay
+  double kept;  // of the parameter, before the step: less than 1 of a decoupled decay
 };
 // What it changes, T (n).
 struct AdamState {
@@ -166,9 +178,9 @@ struct AdamState {
 // log_w (N, K) → bound (N,); or with grad (N,) → grad_log_w (N, K).
 struct LogMeanExpParams {
   const void* log_w;  // A
-  void* bound;        // A
-  const void* grad;   // A
-  void* grad_log_w;   // A
+  void* bound;  // A
+  const void* grad;  // A
+  void* grad_log_w;  // A
   int64_t rows, samples;
 };
 

@@ -17,38 +17,43 @@
 // Whether the kernels over rows take a mask (masked.cpp): each makes as much code again, so where
 // it pays alone.
 #ifdef DVAE_VECTOR_BYTES
-template <class L, class T>
-constexpr bool kTakesMask = L::kLight && std::is_same_v<T, float>;
+template <class T>
+constexpr bool kTakesMask = std::is_same_v<T, float>;
 #else
-template <class L, class T>
+template <class T>
 constexpr bool kTakesMask = false;
 #endif
 
 // body(std::true_type()) if there is a mask.
-template <class L, class T, class F>
+template <class T, class F>
 DVAE_HD void with_mask(const DecoderParams& p, const F& body) {
-  if constexpr (kTakesMask<L, T>) {
+  if constexpr (kTakesMask<T>) {
     if (p.seen != nullptr) return body(std::true_type{});
   }
   body(std::false_type{});
 }
-template <class F>
+// Only a linear layer's tiles have a bias, and they have no scale an element.
+template <ScaleKind kScale, class F>
 DVAE_HD void with_bias(const DecoderParams& p, const F& body) {
-  return p.bias != nullptr ? body(std::true_type{}) : body(std::false_type{});
+  if constexpr (kScale != ScaleKind::kFull) {
+    if (p.bias != nullptr) return body(std::true_type{});
+  }
+  body(std::false_type{});
 }
 
 template <class L, class T>
 void log_weights(const LogWeightParams& p, ScaleKind kind, int64_t begin, int64_t end) {
-  DVAE_WITH_SCALE(L, kind, K, with_mask<L, T>(p, [&](auto m) {
-                    with_bias(p, [&](auto b) { log_weights_as<L, T, K, b(), m()>(p, begin, end); });
+  DVAE_WITH_SCALE(L, kind, K, with_mask<T>(p, [&](auto m) {
+                    with_bias<K>(p,
+                                 [&](auto b) { log_weights_as<L, T, K, b(), m()>(p, begin, end); });
                   }))
 }
 
 template <class L, class T>
 void log_weights_backward(const LogWeightGradParams& p, ScaleKind kind, double* scale_sum,
                           int64_t begin, int64_t end) {
-  DVAE_WITH_SCALE(L, kind, K, with_mask<L, T>(p, [&](auto m) {
-                    with_bias(p, [&](auto b) {
+  DVAE_WITH_SCALE(L, kind, K, with_mask<T>(p, [&](auto m) {
+                    with_bias<K>(p, [&](auto b) {
                       log_weights_backward_as<L, T, K, b(), m()>(p, scale_sum, begin, end);
                     });
                   }))
@@ -57,13 +62,13 @@ void log_weights_backward(const LogWeightGradParams& p, ScaleKind kind, double* 
 template <class L, class T>
 void iwae_sweep(const IwaeParams& p, ScaleKind kind, int64_t begin, int64_t end) {
   DVAE_WITH_SCALE(L, kind, K,
-                  with_mask<L, T>(p, [&](auto m) { iwae_sweep_as<L, T, K, m()>(p, begin, end); }))
+                  with_mask<T>(p, [&](auto m) { iwae_sweep_as<L, T, K, m()>(p, begin, end); }))
 }
 
 template <class L, class T>
 void iwae_scale(const IwaeParams& p, ScaleKind kind, double* scale_sum, int64_t begin,
                 int64_t end) {
-  DVAE_WITH_SCALE(L, kind, K, with_mask<L, T>(p, [&](auto m) {
+  DVAE_WITH_SCALE(L, kind, K, with_mask<T>(p, [&](auto m) {
                     iwae_scale_as<L, T, K, m()>(p, scale_sum, begin, end);
                   }))
 }

@@ -51,6 +51,11 @@ struct Kernels {
   void (*iwae_scale[kLikelihoods][kDTypes])(const IwaeParams&, ScaleKind, double* scale_sum,
                                             int64_t begin, int64_t end);
 
+  // Of a zero-inflated negative binomial, float32 and float64: rows (n, k), with a mask always.
+  void (*zero_inflated[kDTypes])(const ZeroInflatedParams&, ScaleKind, int64_t begin, int64_t end);
+  void (*zero_inflated_backward[kDTypes])(const ZeroInflatedParams&, ScaleKind, double* scale_sum,
+                                          int64_t begin, int64_t end);
+
   // Rows n.
   void (*logmeanexp[kDTypes])(const LogMeanExpParams&, int64_t begin, int64_t end);
   void (*logmeanexp_backward[kDTypes])(const LogMeanExpParams&, int64_t begin, int64_t end);
@@ -88,15 +93,14 @@ struct Kernels {
                                    int64_t begin, int64_t end);
 
   // For masked.h. A row's observed elements one after another, and back with zeros elsewhere: `to`
-  // of the one and `from` of the other have room for `size` elements. Σ of those observed.
+  // of the one and `from` of the other have room for `size` elements.
   void (*compact[kDTypes])(const void* from, const uint8_t* observed, int64_t size, void* to);
   void (*spread[kDTypes])(const void* from, const uint8_t* observed, int64_t size, int64_t count,
                           void* to);
+  int64_t (*count_observed)(const uint8_t* observed, int64_t size);
+  double (*sum[kDTypes])(const void* values, int64_t size);
   // Which kernels over rows take a mask of their own.
-  bool takes_mask[kLikelihoods][kDTypes];
-  // And as integers of the size of A, all ones or 0.
-  void (*expand[kDTypes])(const uint8_t* observed, int64_t size, void* to);
-  double (*sum_observed)(const double* values, const uint8_t* observed, int64_t size);
+  bool takes_mask[kDTypes];
 };
 
 // One per ISA compiled in; null where the compiler or architecture has none.

@@ -42,6 +42,7 @@ constexpr int64_t kSumRows = 64;  // terms of one kind that a single float takes
 #include "ops/logsumexp.inl"
 #include "ops/mixture.inl"
 #include "by_scale.inl"
+#include "ops/zero_inflated.inl"
 #include "ops/softplus.inl"
 #include "ops/dense.inl"
 #include "ops/sums.inl"
@@ -69,6 +70,8 @@ constexpr Kernels kTable = {
     DVAE_LIKELIHOODS(iwae_sweep),
     DVAE_DTYPES(iwae_normalise),
     DVAE_LIKELIHOODS(iwae_scale),
+    {zero_inflated<float>, zero_inflated<double>, nullptr, nullptr},
+    {zero_inflated_backward<float>, zero_inflated_backward<double>, nullptr, nullptr},
     DVAE_DTYPES(logmeanexp),
     DVAE_DTYPES(logmeanexp_backward),
     DVAE_DTYPES(lse_update),
@@ -88,12 +91,13 @@ constexpr Kernels kTable = {
     DVAE_DTYPES(add_column_sums),
     DVAE_DTYPES(compact),
     DVAE_DTYPES(spread),
-    DVAE_LIKELIHOODS(kTakesMask),
-    DVAE_DTYPES(expand),
-    sum_observed,
+    count_observed,
+    DVAE_DTYPES(sum_of),
+    DVAE_DTYPES(kTakesMask),
 };
 
-#undef DVAE_FOR_BLOCK
+#undef DVAE_SHORT_LOOP
+#undef DVAE_ONE_BY_ONE
 #undef DVAE_WITH_SCALE
 #undef DVAE_DTYPES
 #undef DVAE_DTYPES_OF

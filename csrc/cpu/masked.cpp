@@ -2,10 +2,6 @@
 
 #include <algorithm>
 
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
-
 #include "../core/likelihoods.h"
 #include "buffer.h"
 
@@ -31,25 +27,16 @@ class Observed {
         sum_size_(size_of(sums_of(dtype))),
         p_(p),
         shared_(kind == ScaleKind::kShared),
-        seen_(buffer(mask.size * sum_size_)),
         x_(buffer(mask.size * sum_size_)),
         bias_(buffer(p.bias != nullptr ? mask.size * element_ : 0)),
         scale_(buffer(shared_ ? mask.size * sum_size_ : 0)),
+        logs_(buffer(mask.log_scale != nullptr ? mask.size * sum_size_ : 0)),
         row_(buffer(mask.size * static_cast<int64_t>(sizeof(double)))) {}
 
-  size_t mask_of(int64_t n) const { return static_cast<size_t>(n % mask_.examples); }
-  // The rows of example n as they are, of which the kernel leaves out elements.
-  void look(int64_t n, DecoderParams& to) const {
-    kernels_.expand[dtype_](mask_.observed + n % mask_.examples * mask_.size, mask_.size,
-                            seen_.get());
-    to.seen = seen_.get();
-    to.count = mask_.count(n);
-    if (!mask_.log_scales.empty()) to.log_scale = &mask_.log_scales[mask_of(n)];
-  }
   // What the rows of example n share, compacted.
-  void share(int64_t n, DecoderParams& to) {
-    observed_ = mask_.observed + n % mask_.examples * mask_.size;
-    count_ = mask_.count(n);
+  void share(int64_t n, int64_t count, DecoderParams& to) {
+    observed_ = mask_.row(n);
+    count_ = count;
     to.size = count_;
     to.examples = 1;
     to.x = sums(bytes(p_.x) + n % p_.examples * mask_.size * sum_size_, x_);
@@ -59,7 +46,7 @@ class Observed {
     }
     if (!shared_) return;
     if (p_.scale_stride != 0) to.scale = sums(bytes(p_.scale), scale_);
-    if (!mask_.log_scales.empty()) to.log_scale = &mask_.log_scales[mask_of(n)];
+    if (mask_.log_scale != nullptr) add_logs(to);
   }
 
   // `rows` rows of params or of a scale, one after another; `to` may be `from`, has room for one
@@ -91,6 +78,16 @@ class Observed {
 
  private:
   static const char* bytes(const void* p) { return static_cast<const char*>(p); }
+  // Σ log scale over what is observed.
+  void add_logs(DecoderParams& to) {
+    if (p_.scale_stride != 0) {
+      log_scale_ = kernels_.sum[sums_](sums(mask_.log_scale, logs_), count_);
+    } else {  // of none 0, of a scale of 0, inf or NaN too
+      const double one = kernels_.sum[sums_](mask_.log_scale, 1);
+      log_scale_ = count_ == 0 ? 0 : one * static_cast<double>(count_);
+    }
+    to.log_scale = &log_scale_;
+  }
   const void* sums(const void* from, const Buffer& to) const {
     kernels_.compact[sums_](from, observed_, mask_.size, to.get());
     return to.get();
@@ -102,36 +99,58 @@ class Observed {
   const int64_t element_, sum_size_;
   const DecoderParams& p_;
   const bool shared_;
-  const Buffer seen_, x_, bias_, scale_, row_;
+  const Buffer x_, bias_, scale_, logs_, row_;
   const uint8_t* observed_ = nullptr;
   int64_t count_ = 0;
+  double log_scale_ = 0;
 };
 
-// An example of which a larger part is observed is passed over, any other compacted: of gradients,
-// which are spread again, that pays later. Nowhere where the kernels take no mask.
-constexpr double kManyForward = 0.45, kManyBackward = 0.25;
-double many(LikelihoodKind likelihood, DType dtype, double part) {
-  return kernels().takes_mask[static_cast<int>(likelihood)][static_cast<int>(dtype)] ? part : 1.0;
+// An example of which a larger part is observed is passed over, any other compacted, which costs
+// less the more work an element is: of gradients, which are spread again, that pays later. Nowhere
+// where the kernels take no mask.
+double many(LikelihoodKind likelihood, DType dtype, bool gradient) {
+  if (!kernels().takes_mask[static_cast<int>(dtype)]) return 1;
+  if (is_light(likelihood)) return gradient ? 0.25 : 0.45;
+  return gradient ? 0.6 : 0.85;
 }
 
-// whole(first, last) for rows all of whose elements are observed; many(n, first, last) for the rows
-// of each other example n of which more than that part is, few(n, first, last) of the others.
+// p with the mask, of which the kernel leaves out elements.
+template <class Params>
+Params looked(const Mask& mask, const Params& p) {
+  Params to = p;
+  to.seen = mask.observed;
+  to.seen_examples = mask.examples;
+  to.log_scale_table = mask.log_scale;
+  return to;
+}
+
+// whole(first, last) for rows all of whose elements are observed; many(first, last) for others of
+// which more than that part is; few(n, count, first, last) for the rows of each example n of which
+// only `count` elements are.
 template <class Whole, class Many, class Few>
 void by_example(const Mask& mask, double part, int64_t samples, int64_t begin, int64_t end,
                 const Whole& whole, const Many& many, const Few& few) {
   const auto most_of_few = static_cast<int64_t>(part * static_cast<double>(mask.size));
+  const auto next = [&](int64_t row) { return std::min(end, (row / samples + 1) * samples); };
+  int64_t count = begin < end ? mask.count(begin / samples) : 0;
   for (int64_t first = begin; first < end;) {
-    const int64_t n = first / samples;
-    int64_t last = std::min(end, (n + 1) * samples);
-    if (mask.count(n) == mask.size) {
-      while (last < end && mask.count(last / samples) == mask.size) {
-        last = std::min(end, last + samples);
-      }
+    const int64_t n = first / samples, own = count;
+    const auto alike = [&](int64_t c) {
+      return own == mask.size ? c == mask.size
+                              : own > most_of_few && c > most_of_few && c != mask.size;
+    };
+    int64_t last = next(first);
+    while (last < end) {
+      count = mask.count(last / samples);
+      if (!alike(count)) break;
+      last = next(last);
+    }
+    if (own == mask.size) {
       whole(first, last);
-    } else if (mask.count(n) > most_of_few) {
-      many(n, first, last);
+    } else if (own > most_of_few) {
+      many(first, last);
     } else {
-      few(n, first, last);
+      few(n, own, first, last);
     }
     first = last;
   }
@@ -140,15 +159,15 @@ void by_example(const Mask& mask, double part, int64_t samples, int64_t begin, i
 // Rows [first, last) of example n in the memory of their gradients: body(sums) makes of the
 // observed elements' params their gradients.
 template <class Params, class F>
-void in_place(Observed& of, int64_t n, int64_t first, int64_t last, const Params& p, ScaleKind kind,
-              double* scale_sum, Params& q, const F& body) {
+void in_place(Observed& of, int64_t n, int64_t count, int64_t first, int64_t last, const Params& p,
+              ScaleKind kind, double* scale_sum, Params& q, const F& body) {
   const int64_t rows = last - first, at = first - p.first_row;
   const auto take = [&](const void* from, void* grads) {
     void* to = const_cast<char*>(of.whole_row(grads, at));
     of.compact(of.whole_row(from, at), rows, to);
     return to;
   };
-  of.share(n, q);
+  of.share(n, count, q);
   q.first_row = first;
   q.params = q.grad_params = take(p.params, p.grad_params);
   if (kind == ScaleKind::kFull) q.scale = q.grad_scale = take(p.scale, p.grad_scale);
@@ -167,67 +186,35 @@ void with_gradients(const Mask* mask, LikelihoodKind likelihood, DType dtype, co
   const auto kernel = table[static_cast<int>(likelihood)][static_cast<int>(dtype)];
   if (mask == nullptr) return kernel(p, kind, scale_sum, begin, end);
   Observed of(*mask, dtype, kind, p);
-  Params looked = p;
+  const Params with_mask = looked(*mask, p);
   by_example(
-      *mask, many(likelihood, dtype, kManyBackward), rows == 1 ? p.samples : 1, begin, end,
+      *mask, many(likelihood, dtype, true), rows == 1 ? p.samples : 1, begin, end,
       [&](int64_t first, int64_t last) { kernel(p, kind, scale_sum, first, last); },
-      [&](int64_t n, int64_t first, int64_t last) {
-        of.look(n, looked);
-        kernel(looked, kind, scale_sum, first, last);
-      },
-      [&](int64_t n, int64_t first, int64_t last) {
+      [&](int64_t first, int64_t last) { kernel(with_mask, kind, scale_sum, first, last); },
+      [&](int64_t n, int64_t count, int64_t first, int64_t last) {
         Params q = p;
-        in_place(of, n, first * rows, last * rows, p, kind, scale_sum, q,
+        in_place(of, n, count, first * rows, last * rows, p, kind, scale_sum, q,
                  [&](double* sums) { kernel(q, kind, sums, first, last); });
       });
-}
-
-int64_t count_of(const uint8_t* row, int64_t size) {
-  int64_t missing = 0, j = 0;
-#if defined(__SSE2__)
-  // Sixteen counts in bytes, which 255 comparisons do not overflow.
-  const __m128i zero = _mm_setzero_si128();
-  for (int64_t whole = size / 16 * 16; j < whole;) {
-    __m128i part = zero;
-    for (const int64_t stop = std::min<int64_t>(whole, j + 255 * 16); j < stop; j += 16) {
-      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + j));
-      part = _mm_sub_epi8(part, _mm_cmpeq_epi8(bytes, zero));
-    }
-    const __m128i sums = _mm_sad_epu8(part, zero);
-    missing += _mm_cvtsi128_si64(sums) + _mm_cvtsi128_si64(_mm_unpackhi_epi64(sums, sums));
-  }
-#endif
-  for (; j < size; ++j) missing += row[j] == 0;
-  return size - missing;
 }
 
 }  // namespace
 
 Mask::Mask(const uint8_t* observed_in, int64_t examples_in, int64_t size_in,
-           const std::vector<double>& log_scale)
+           const void* log_scale_in)
     : observed(observed_in),
       examples(examples_in),
       size(size_in),
-      counts(static_cast<size_t>(examples_in)) {
-  const uint8_t* row = observed;
-  for (int64_t& count : counts) {
-    count = count_of(row, size);
-    all = all && count == size;
-    row += size;
-  }
-  if (all || log_scale.empty()) return;
-  log_scales.reserve(counts.size());
-  for (size_t n = 0; n < counts.size(); ++n) {
-    const uint8_t* seen = observed + static_cast<int64_t>(n) * size;
-    if (counts[n] == 0) {
-      log_scales.push_back(0);  // of a scale of 0, inf or NaN too
-    } else if (log_scale.size() == 1) {
-      log_scales.push_back(log_scale[0] * static_cast<double>(counts[n]));
-    } else {
-      log_scales.push_back(kernels().sum_observed(log_scale.data(), seen, size));
-    }
+      log_scale(log_scale_in),
+      all(true) {
+  // A look that ends where it is not so.
+  const int64_t total = examples * size;
+  for (int64_t j = 0, n = 64; all && j < total; j += n, n = std::min<int64_t>(2 * n, 4096)) {
+    n = std::min(n, total - j);
+    all = kernels().count_observed(observed + j, n) == n;
   }
 }
+int64_t Mask::count(int64_t n) const { return kernels().count_observed(row(n), size); }
 
 void log_weights(const Mask* mask, LikelihoodKind likelihood, DType dtype, const LogWeightParams& p,
                  ScaleKind kind, int64_t begin, int64_t end) {
@@ -239,17 +226,14 @@ void log_weights(const Mask* mask, LikelihoodKind likelihood, DType dtype, const
                                            std::max<int64_t>(1, p.samples));
   const int64_t room = (most + 1) * of.row_bytes();
   const Buffer params = buffer(room), scale = buffer(kind == ScaleKind::kFull ? room : 0);
-  LogWeightParams looked = p;
+  const LogWeightParams with_mask = looked(*mask, p);
   by_example(
-      *mask, many(likelihood, dtype, kManyForward), p.samples, begin, end,
+      *mask, many(likelihood, dtype, false), p.samples, begin, end,
       [&](int64_t first, int64_t last) { kernel(p, kind, first, last); },
-      [&](int64_t n, int64_t first, int64_t last) {
-        of.look(n, looked);
-        kernel(looked, kind, first, last);
-      },
-      [&](int64_t n, int64_t first, int64_t last) {
+      [&](int64_t first, int64_t last) { kernel(with_mask, kind, first, last); },
+      [&](int64_t n, int64_t count, int64_t first, int64_t last) {
         LogWeightParams q = p;
-        of.share(n, q);
+        of.share(n, count, q);
         q.params = params.get();
         for (int64_t row = first; row < last; row += most) {
           const int64_t stop = std::min(last, row + most), at = row - p.first_row;

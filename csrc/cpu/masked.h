@@ -16,18 +16,19 @@ constexpr int64_t size_of(DType dtype) {
   return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
 }
 
-// (examples, size), not 0 where an element is observed; row n has row n % examples of it.
+// (examples, size), not 0 where an element is observed; row n has row n % examples of it. Counted
+// where an example's rows are, by their thread.
 struct Mask {
   const uint8_t* observed;
   int64_t examples, size;
-  std::vector<int64_t> counts;  // how many of each example's are observed
-  std::vector<double> log_scales;  // Σ over those, where a shared scale has it
-  bool all = true;  // of all examples
+  // A, laid out as a scale that rows share; null where there is none, or no logarithm of it.
+  const void* log_scale;
+  bool all;  // of all examples
 
-  // log_scale: of each dimension; of one where it is the same; empty where there is none.
-  Mask(const uint8_t* observed_in, int64_t examples_in, int64_t size_in,
-       const std::vector<double>& log_scale);
-  int64_t count(int64_t n) const { return counts[static_cast<size_t>(n % examples)]; }
+  Mask(const uint8_t* observed_in, int64_t examples_in, int64_t size_in, const void* log_scale_in);
+  const uint8_t* row(int64_t n) const { return observed + n % examples * size; }
+  // How many of example n's are observed.
+  int64_t count(int64_t n) const;
 };
 
 // As in the table of kernels, which they call; no mask (null) is every element observed.

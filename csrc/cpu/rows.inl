@@ -49,6 +49,79 @@ struct Lanes {
   }
 };
 
+template <class A>
+using bits_t = std::conditional_t<sizeof(A) == 8, uint64_t, uint32_t>;
+
+// Leaves out an element of which x is not known (likelihoods.h).
+#if defined(DVAE_VECTOR_BYTES) && DVAE_VECTOR_BYTES == 64
+template <class A>
+struct Keep {
+  bits_t<A> seen;  // or 0
+  DVAE_HD A operator()(A value) const { return seen != 0 ? value : A(0); }
+};
+#else
+// By bits: a choice takes more instructions, and another loop.
+template <class A>
+struct Keep {
+  bits_t<A> seen;  // all ones, or 0
+  DVAE_HD A operator()(A value) const { return bit_cast<A>(bit_cast<bits_t<A>>(value) & seen); }
+};
+#endif
+
+// A group's mask, of bytes that are not 0 where x is known, and those of `also` too. By hand: of a
+// loop over bytes and floats GCC 12 takes as many of the ones at once as of the others fit in 16
+// bytes.
+template <class A>
+struct GroupMask {
+  alignas(64) bits_t<A> seen[kLanes];
+
+  DVAE_HD explicit GroupMask(const uint8_t* bytes) {
+#if defined(DVAE_VECTOR_BYTES) && defined(__x86_64__)
+    if constexpr (sizeof(A) == 4) {
+      take(load_16(bytes));
+      return;
+    }
+#endif
+    set(bytes, bytes, kLanes);
+  }
+  DVAE_HD GroupMask(const uint8_t* bytes, const uint8_t* also) {
+#if defined(DVAE_VECTOR_BYTES) && defined(__x86_64__)
+    if constexpr (sizeof(A) == 4) {
+      const __m128i none = _mm_cmpeq_epi8(load_16(bytes), _mm_setzero_si128());
+      take(_mm_andnot_si128(none, load_16(also)));
+      return;
+    }
+#endif
+    set(bytes, also, kLanes);
+  }
+  DVAE_HD GroupMask(const uint8_t* bytes, int64_t n) { set(bytes, bytes, n); }
+  DVAE_HD Keep<A> keep(int64_t i) const { return {seen[i]}; }
+
+ private:
+  DVAE_HD void set(const uint8_t* bytes, const uint8_t* also, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+      seen[i] = bits_t<A>{0} - static_cast<bits_t<A>>(bytes[i] != 0 && also[i] != 0);
+    }
+  }
+#if defined(DVAE_VECTOR_BYTES) && defined(__x86_64__)
+  DVAE_HD static __m128i load_16(const uint8_t* p) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  }
+  DVAE_HD void take(__m128i bytes) {
+#if DVAE_VECTOR_BYTES == 64
+    _mm512_store_si512(seen, _mm512_cvtepu8_epi32(bytes));
+#else
+    const auto put = [&](int at, __m128i eight) __attribute__((always_inline)) {
+      const __m256i all = _mm256_cmpgt_epi32(_mm256_cvtepu8_epi32(eight), _mm256_setzero_si256());
+      _mm256_store_si256(reinterpret_cast<__m256i*>(seen + at), all);
+    };
+    put(0, bytes);
+    put(8, _mm_srli_si128(bytes, 8));
+#endif
+  }
+#endif
+};
+
 // Where one row (n, k) of the decoder output and of x lie.
 template <class T>
 struct RowView {
@@ -59,26 +132,21 @@ struct RowView {
   const A* shared_scale;
   int64_t scale_stride;
   const T* full_scale;
-  const bits_t<A>* seen;
+  const uint8_t* seen;
+  const A* log_scale;
 
-  // What likelihoods leave out an element by.
-  template <bool kMasked>
-  DVAE_HD auto keep(int64_t j) const {
-    if constexpr (kMasked) {
-      return Keep<A>{seen[j]};
-    } else {
-      return KeepAll{};
-    }
-  }
   template <bool kBias>
   DVAE_HD A param(int64_t j) const {
     return kBias ? load(params[j]) + load(bias[j]) : load(params[j]);
   }
-  // Of element j + i, j a multiple of kLanes: a table's blocks have 64 elements.
+  // Of element j + i, i < kTile: one serves all in a block of as many.
   template <ScaleKind kScale>
   DVAE_HD A scale(int64_t j, int64_t i) const {
     return kScale == ScaleKind::kFull ? load(full_scale[j + i])
-                                      : shared_scale[j / kTile * scale_stride + j % kTile + i];
+                                      : shared_scale[(scale_stride != 0 ? j : 0) + i];
+  }
+  DVAE_HD A log_of_scale(int64_t j, int64_t i) const {
+    return log_scale[(scale_stride != 0 ? j : 0) + i];
   }
 };
 
@@ -86,28 +154,88 @@ template <class T>
 DVAE_HD RowView<T> row_view(const DecoderParams& p, int64_t row) {
   using A = accumulate_t<T>;
   const int64_t at_params = (row - p.first_row) * p.size;
+  const int64_t n = row / p.samples;
   return {at<T>(p.params, at_params),
           static_cast<const T*>(p.bias),
-          at<A>(p.x, row / p.samples % p.examples * p.size),
+          at<A>(p.x, n % p.examples * p.size),
           static_cast<const A*>(p.scale),
           p.scale_stride,
           at<T>(p.scale, at_params),
-          static_cast<const bits_t<A>*>(p.seen)};
+          p.seen != nullptr ? p.seen + n % p.seen_examples * p.size : nullptr,
+          static_cast<const A*>(p.log_scale_table)};
 }
 
-// Calls body(i) for the n elements of a block; n = 64 with a constant trip count.
-#define DVAE_FOR_BLOCK(n, body)                                     \
-  if ((n) == kTile) {                                               \
-    _Pragma("GCC ivdep") for (int i = 0; i < kBlock; ++i) body(i);  \
-  } else {                                                          \
-    _Pragma("GCC ivdep") for (int64_t i = 0; i < (n); ++i) body(i); \
+// In a loop that is seldom run: keeps it from being vectorised, which takes the compiler as long as
+// the loop that matters.
+#define DVAE_ONE_BY_ONE __asm__ volatile("")
+
+// Calls element(j, i, keep, fresh) for the elements j + i of [begin, end) in a row of `size`, and
+// done(j, first, n) after each group of kLanes, for the i of [first, n) of it; end is the row's, or
+// whole groups behind begin.
+//
+// A row's end that is no whole group is taken as the group that ends there, of which those elements
+// are fresh that no other group had, and the rest kept out: one after another they would take
+// longer than all before them. Of double, whose functions are libm's, they would not.
+template <bool kMasked, class T, class F, class G>
+DVAE_HD void for_groups(const RowView<T>& v, int64_t begin, int64_t end, int64_t size,
+                        const F& element, const G& done) {
+  using A = accumulate_t<T>;
+  int64_t j = begin;
+  for (; j + kLanes <= end; j += kLanes) {
+    if constexpr (kMasked) {
+      const GroupMask<A> mask(v.seen + j);
+#pragma GCC ivdep
+      for (int i = 0; i < kLanes; ++i) element(j, i, mask.keep(i), true);
+    } else {
+#pragma GCC ivdep
+      for (int i = 0; i < kLanes; ++i) element(j, i, KeepAll{}, true);
+    }
+    done(j, 0, kLanes);
   }
+  if (j == end) return;
+  const int64_t left = end - j;
+  if (sizeof(A) == 4 && size >= kLanes) {
+    static constexpr uint8_t kFresh[2 * kLanes] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                                                   1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    const GroupMask<A> fresh(kFresh + left);
+    j = end - kLanes;
+    const GroupMask<A> mask(kFresh + left, kMasked ? v.seen + j : kFresh + left);
+#pragma GCC ivdep
+    for (int i = 0; i < kLanes; ++i) element(j, i, mask.keep(i), fresh.seen[i] != 0);
+    done(j, kLanes - left, kLanes);
+  } else if constexpr (kMasked) {
+    const GroupMask<A> mask(v.seen + j, left);
+    for (int64_t i = 0; i < left; ++i) {
+      DVAE_ONE_BY_ONE;
+      element(j, i, mask.keep(i), true);
+    }
+    done(j, 0, left);
+  } else {
+    for (int64_t i = 0; i < left; ++i) {
+      DVAE_ONE_BY_ONE;
+      element(j, i, KeepAll{}, true);
+    }
+    done(j, 0, left);
+  }
+}
+template <bool kMasked, class T, class F>
+DVAE_HD void for_groups(const RowView<T>& v, int64_t begin, int64_t end, int64_t size,
+                        const F& element) {
+  for_groups<kMasked>(v, begin, end, size, element, [](int64_t, int64_t, int64_t) {});
+}
+// Of a short loop over one group: GCC 12 takes it apart into elements before it can vectorise it.
+#define DVAE_SHORT_LOOP _Pragma("GCC unroll 1") _Pragma("GCC ivdep")
+// to = value, where that is fresh.
+template <class T, class A>
+DVAE_HD void store_fresh(T& to, A value, bool fresh) {
+  store(to, fresh ? value : load(to));
+}
 
 // push(a, b, keep). AVX-512 has sums that leave out lanes: there the choice is between the sums.
-template <bool kMasked, class A, class K, class F>
+template <class A, class K, class F>
 DVAE_HD void take_in(A& a, A& b, K keep, const F& push) {
 #if defined(DVAE_VECTOR_BYTES) && DVAE_VECTOR_BYTES == 64
-  if constexpr (kMasked) {
+  if constexpr (!std::is_same_v<K, KeepAll>) {
     A next_a = a, next_b = b;
     push(next_a, next_b, KeepAll{});
     a = keep.seen != 0 ? next_a : a;
@@ -123,35 +251,40 @@ DVAE_HD void take_in(A& a, A& b, K keep, const F& push) {
 template <class L, class T, ScaleKind kScale, bool kBias, bool kMasked, bool kDerivative>
 DVAE_HD accumulate_t<T> row_density(const DecoderParams& p, const RowView<T>& v, T* out) {
   using A = accumulate_t<T>;
+  // With a mask what a row has besides is of each element observed: in b.
+  constexpr bool kOfElement = kMasked && L::kHasLogScale;
   Lanes<L, A> lanes;
   const int64_t between = p.size <= lanes.kShort ? lanes.kShort : lanes.kFold;
+  const auto push = [&](int64_t j, int64_t i, auto keep,
+                        [[maybe_unused]] bool fresh) __attribute__((always_inline)) {
+    const A param = v.template param<kBias>(j + i);
+    take_in(lanes.a[i], lanes.b[i], keep,
+            [&](A& a, A& b, auto kept) __attribute__((always_inline)) {
+              if constexpr (L::kHasScale) {
+                const A scale = v.template scale<kScale>(j, i);
+                L::template push<kScale>(a, b, param, scale, v.x[j + i], kept);
+                if constexpr (kOfElement) {
+                  A log_scale = 0;
+                  if constexpr (kScale == ScaleKind::kShared) log_scale = v.log_of_scale(j, i);
+                  b = b + kept(log_scale - A(L::kConstant));
+                }
+              } else if constexpr (kDerivative) {
+                const A derivative = keep(L::push_with_derivative(a, b, param, v.x[j + i], kept));
+                store_fresh(out[j + i], derivative, fresh);
+              } else {
+                L::push(a, b, param, v.x[j + i], kept);
+              }
+            });
+  };
   for (int64_t j = 0; j < p.size;) {
     const int64_t stop = min64(p.size, j + between);
-    const auto push = [&](int64_t i) __attribute__((always_inline)) {
-      const A param = v.template param<kBias>(j + i);
-      const auto keep = v.template keep<kMasked>(j + i);
-      const auto push_into = [&](A& a, A& b, auto kept) __attribute__((always_inline)) {
-        if constexpr (L::kHasScale) {
-          const A scale = v.template scale<kScale>(j, i);
-          L::template push<kScale>(a, b, param, scale, v.x[j + i], kept);
-        } else if constexpr (kDerivative) {
-          store(out[j + i], keep(L::push_with_derivative(a, b, param, v.x[j + i], kept)));
-        } else {
-          L::push(a, b, param, v.x[j + i], kept);
-        }
-      };
-      take_in<kMasked>(lanes.a[i], lanes.b[i], keep, push_into);
-    };
-    for (; j + kLanes <= stop; j += kLanes) {
-#pragma GCC ivdep
-      for (int i = 0; i < kLanes; ++i) push(i);
-    }
-    for (int64_t i = 0; i < stop - j; ++i) push(i);
+    for_groups<kMasked>(v, j, stop, p.size, push);
     j = stop;
     if (j < p.size) lanes.fold();
   }
+  if constexpr (kOfElement) return static_cast<A>(lanes.finish());
   const double log_scale = L::kHasLogScale && kScale == ScaleKind::kShared ? *p.log_scale : 0.0;
-  return static_cast<A>(lanes.finish() + L::row_constant(kMasked ? p.count : p.size, log_scale));
+  return static_cast<A>(lanes.finish() + L::row_constant(p.size, log_scale));
 }
 
 // Σ of what the rows of an example have in common, made when rows come to another example.
@@ -177,17 +310,12 @@ struct DataTerm {
     for (int64_t j = 0; j < p.size;) {
       const int64_t stop = min64(p.size, j + 16 * kLanes);
       alignas(64) A lanes[kLanes] = {};
-      const auto add = [&](int64_t i) __attribute__((always_inline)) {
+      const auto add = [&](int64_t at, int64_t i, auto keep, bool) __attribute__((always_inline)) {
         A scale = 1;
-        if constexpr (kScale == ScaleKind::kShared) scale = v.template scale<kScale>(j, i);
-        const auto keep = v.template keep<kMasked>(j + i);
-        lanes[i] = lanes[i] + keep(L::template data_term<kScale>(scale, v.x[j + i]));
+        if constexpr (kScale == ScaleKind::kShared) scale = v.template scale<kScale>(at, i);
+        lanes[i] = lanes[i] + keep(L::template data_term<kScale>(scale, v.x[at + i]));
       };
-      for (; j + kLanes <= stop; j += kLanes) {
-#pragma GCC ivdep
-        for (int i = 0; i < kLanes; ++i) add(i);
-      }
-      for (int64_t i = 0; i < stop - j; ++i) add(i);
+      for_groups<kMasked>(v, j, stop, p.size, add);
       j = stop;
       total += static_cast<double>(sum_lanes(lanes));
     }
@@ -221,16 +349,17 @@ struct DataGradient {
     if constexpr (kWanted) {
       if (scale_sum != nullptr && any) {
         const RowView<T> v = row_view<T>(p, row);
-        for (int64_t j = 0; j < p.size; j += kTile) {
-          const int64_t size = min64(kTile, p.size - j);
-          alignas(64) A d[kBlock];
-          const auto element = [&](int64_t i) __attribute__((always_inline)) {
-            const auto keep = v.template keep<kMasked>(j + i);
-            d[i] = keep(L::data_derivative(v.template scale<kScale>(j, i), v.x[j + i]));
-          };
-          DVAE_FOR_BLOCK(size, element)
-          for (int64_t i = 0; i < size; ++i) scale_sum[j + i] += weight * static_cast<double>(d[i]);
-        }
+        alignas(64) A d[kLanes];
+        for_groups<kMasked>(
+            v, 0, p.size, p.size,
+            [&](int64_t j, int64_t i, auto keep, bool) __attribute__((always_inline)) {
+              d[i] = keep(L::data_derivative(v.template scale<kScale>(j, i), v.x[j + i]));
+            },
+            [&](int64_t j, int64_t i, int64_t n) {
+              DVAE_SHORT_LOOP for (; i < n; ++i) {
+                scale_sum[j + i] += weight * static_cast<double>(d[i]);
+              }
+            });
       }
       weight = 0;
       any = false;
@@ -251,33 +380,28 @@ DVAE_HD void row_gradient(const DecoderParams& p, const RowView<T>& v, accumulat
     }
     return;
   }
-  for (int64_t j = 0; j < p.size; j += kTile) {
-    const int64_t n = min64(kTile, p.size - j);
-    if constexpr (L::kHasScale) {
-      alignas(64) A d_scale[kBlock];
-      const auto element = [&](int64_t i) __attribute__((always_inline)) {
-        A d_mean;
-        L::template derivative<kScale>(v.template param<kBias>(j + i),
-                                       v.template scale<kScale>(j, i), v.x[j + i], d_mean,
-                                       d_scale[i]);
-        const auto keep = v.template keep<kMasked>(j + i);
-        store(out[j + i], keep(weight * d_mean));
-        d_scale[i] = keep(weight * d_scale[i]);
-      };
-      DVAE_FOR_BLOCK(n, element)
-      if constexpr (kScale == ScaleKind::kFull) {
-        for (int64_t i = 0; i < n; ++i) store(out_scale[j + i], d_scale[i]);
-      } else if (scale_sum != nullptr) {
-        for (int64_t i = 0; i < n; ++i) scale_sum[j + i] += static_cast<double>(d_scale[i]);
-      }
-    } else {
-#pragma GCC ivdep
-      for (int64_t i = 0; i < n; ++i) {
-        const A slope = L::derivative(v.template param<kBias>(j + i), v.x[j + i]);
-        store(out[j + i], v.template keep<kMasked>(j + i)(weight * slope));
-      }
-    }
-  }
+  alignas(64) A d_scale[kLanes];
+  for_groups<kMasked>(
+      v, 0, p.size, p.size,
+      [&](int64_t j, int64_t i, auto keep, bool fresh) __attribute__((always_inline)) {
+        const A param = v.template param<kBias>(j + i), x = v.x[j + i];
+        A d_param;
+        if constexpr (L::kHasScale) {
+          L::template derivative<kScale>(param, v.template scale<kScale>(j, i), x, d_param,
+                                         d_scale[i]);
+          d_scale[i] = keep(weight * d_scale[i]);
+        } else {
+          d_param = L::derivative(param, x);
+        }
+        store_fresh(out[j + i], keep(weight * d_param), fresh);
+      },
+      [&](int64_t j, int64_t i, int64_t n) __attribute__((always_inline)) {
+        if constexpr (kScale == ScaleKind::kFull) {
+          DVAE_SHORT_LOOP for (; i < n; ++i) store(out_scale[j + i], d_scale[i]);
+        } else if (kScale == ScaleKind::kShared && scale_sum != nullptr) {
+          DVAE_SHORT_LOOP for (; i < n; ++i) scale_sum[j + i] += static_cast<double>(d_scale[i]);
+        }
+      });
 }
 
 template <class T>

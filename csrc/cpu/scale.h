@@ -12,7 +12,7 @@ namespace dvae::cpu {
 // is, and Σ log scale where the likelihood has it.
 class ScaleTable {
  public:
-  std::vector<double> logs;  // each element's, for a mask
+  const void* logs = nullptr;  // A, laid out as the table: each element's, for a mask
 
   // Says to the rows where they are.
   ScaleTable(LikelihoodKind likelihood, DType sums, DType dtype, const void* scale, bool one,
@@ -20,10 +20,19 @@ class ScaleTable {
     sums == DType::kFloat64 ? fill(in64_, dtype, scale, one, p) : fill(in32_, dtype, scale, one, p);
     if (!has_log_scale(likelihood)) return;
     with_data(dtype, scale, [&](const auto* s) {
-      for (int64_t i = 0; i < (one ? 1 : p.size); ++i) {
-        const double log_scale = std::log(static_cast<double>(load(s[i])));
-        if (masked) logs.push_back(log_scale);
-        log_sum_ += log_scale;
+      const auto log_scale = [&](int64_t i) {
+        const double value = std::log(static_cast<double>(load(s[i])));
+        log_sum_ += value;
+        return value;
+      };
+      if (!masked) {
+        for (int64_t i = 0; i < (one ? 1 : p.size); ++i) log_scale(i);
+      } else if (sums == DType::kFloat64) {
+        logs64_.fill(one, p.size, log_scale);
+        logs = logs64_.data;
+      } else {
+        logs32_.fill(one, p.size, [&](int64_t i) { return static_cast<float>(log_scale(i)); });
+        logs = logs32_.data;
       }
     });
     if (one) log_sum_ *= static_cast<double>(p.size);
@@ -42,8 +51,8 @@ class ScaleTable {
     p.scale_stride = table.stride;
   }
 
-  BlockTable<float> in32_;
-  BlockTable<double> in64_;
+  BlockTable<float> in32_, logs32_;
+  BlockTable<double> in64_, logs64_;
   double log_sum_ = 0;
 };
 

@@ -31,7 +31,7 @@ struct FusedLayout {
 // What is held of an element: Bernoulli's derivative where that is exact, so that the second sweep
 // is one multiplication; else the params (and scale), and the derivative is made from them.
 template <class L, class T>
-constexpr bool kHoldDerivative = !L::kHasScale && sizeof(T) == sizeof(accumulate_t<T>);
+constexpr bool kHoldDerivative = L::kPushDerives && sizeof(T) == sizeof(accumulate_t<T>);
 
 // Warps of a block: as many as the registers a thread needs allow, 64 for 32 warps.
 template <class L, class T>

@@ -244,18 +244,21 @@ py::tuple turn(const py::object& v, const py::object& dtype) {
 
 // --- likelihoods ------------------------------------------------------------------------------
 
-py::tuple bernoulli(const py::object& logits, const py::object& x) {
-  return with_dtype(logits, "logits", [&](auto zero) -> py::tuple {
+// Of a likelihood without a scale, whose parameter is called `name`.
+template <class L>
+py::tuple without_scale(const py::object& params, const char* name, const py::object& x) {
+  return with_dtype(params, name, [&](auto zero) -> py::tuple {
     using A = decltype(zero);
-    const auto l = array<A>(logits, "logits");
+    const auto l = array<A>(params, name);
     const auto target = array<A>(x, "x");
-    check_same_shape(target, "x", l, "logits");
+    check_same_shape(target, "x", l, name);
     Array<A> density(shape(l)), derivative(shape(l));
     for (py::ssize_t i = 0; i < l.size(); ++i) {
       A a = 0, b = 0;
-      derivative.mutable_data()[i] =
-          Bernoulli::push_with_derivative(a, b, l.data()[i], target.data()[i]);
-      density.mutable_data()[i] = Bernoulli::finish(a, b);
+      const A xi = target.data()[i];
+      derivative.mutable_data()[i] = L::push_with_derivative(a, b, l.data()[i], xi);
+      density.mutable_data()[i] =
+          L::finish(a, b) + L::template data_term<ScaleKind::kNone>(A(1), xi);
     }
     return py::make_tuple(density, derivative);
   });
@@ -452,8 +455,18 @@ PYBIND11_MODULE(_core, m) {
       },
       py::arg("x"), "float32 to the bits of the nearest bfloat16, ties to even.");
 
-  m.def("bernoulli", &bernoulli, py::arg("logits"), py::arg("x"),
-        "(log p(x), d log p / d logit) per element, in nats.");
+  m.def(
+      "bernoulli",
+      [](const py::object& logits, const py::object& x) {
+        return without_scale<Bernoulli>(logits, "logits", x);
+      },
+      py::arg("logits"), py::arg("x"), "(log p(x), d log p / d logit) per element, in nats.");
+  m.def(
+      "poisson",
+      [](const py::object& rate, const py::object& x) {
+        return without_scale<Poisson>(rate, "rate", x);
+      },
+      py::arg("rate"), py::arg("x"), "(log p(x), d log p / d rate) per element, in nats.");
   constexpr const char* derivatives =
       "(log p(x), d log p / d mean, d log p / d scale) per element, in nats.";
   m.def("gaussian", &with_scale<Gaussian>, py::arg("mean"), py::arg("scale"), py::arg("x"),

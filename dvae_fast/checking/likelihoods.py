@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from dvae_fast.likelihoods import Bernoulli, DiscretisedLogistic, NegativeBinomial
+from dvae_fast.likelihoods import Bernoulli, DiscretisedLogistic, NegativeBinomial, Poisson
 from dvae_fast.likelihoods.discretised import logistic_bin
 
 if TYPE_CHECKING:
@@ -81,6 +81,13 @@ def _terms_negative_binomial(mean: Tensor, t: Tensor, x: Tensor) -> tuple[Tensor
     )
 
 
+def _terms_poisson(rate: Tensor, scale: None, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As of a negative binomial."""
+    value = -Poisson().log_prob((rate,), x) + 1 + torch.log1p(x)
+    slope = x / rate + 1
+    return value, slope, slope
+
+
 LIKELIHOODS: dict[str, Row] = {
     "bernoulli": Row(lambda n: 4 * n, None, lambda u: u, _terms_bernoulli, roundings=4, spread=0.5),
     "gaussian": Row(lambda n: n, lambda u: u, lambda u: u, _terms_gaussian, cheap=True),
@@ -100,6 +107,15 @@ LIKELIHOODS: dict[str, Row] = {
         lambda u: (40 * u**4).round(),
         _terms_negative_binomial,
         roundings=20,  # two terms of the deviance, three logarithms, four series
+        spread=0.05,
+        positive=True,
+    ),
+    "poisson": Row(
+        lambda n: torch.exp(1.5 * n),
+        None,
+        lambda u: (40 * u**4).round(),
+        _terms_poisson,
+        roundings=12,  # the deviance, a logarithm, a series
         spread=0.05,
         positive=True,
     ),

@@ -18,6 +18,7 @@ from dvae_fast.functional._autograd import (
     recordable,
     without_autocast,
 )
+from dvae_fast.functional._of_rows import log_weights_by_operator
 from dvae_fast.functional._rows import check_mask, check_rows
 
 if TYPE_CHECKING:
@@ -41,16 +42,27 @@ def plain_log_weights(
     # (B, D) is shared by leading dimensions.
     data = _by_example(rows, shape)
     mask = check_mask(mask, shape[:-1], shape[-1], like, "params")
+    if likelihood.discrete:
+        check_no_gradient(likelihood, data)
+
+    def by_operator() -> Tensor:
+        given = likelihood.unpack(params)
+        log_w = log_weights_by_operator(likelihood, given, whole, rows, ratio, of_rows)
+        return log_w.view(shape[:-1])
+
+    whole, of_rows = operands, mask
+    if likelihood.rows is not None and not values_are_checked():
+        return by_operator()
     if mask is not None:
         _check_mask(likelihood, mask)
         mask = _by_example(recordable(mask), shape)
         operands, data = _observed_alone(operands, data, mask)
-    if likelihood.discrete:
-        check_no_gradient(likelihood, data)
     if values_are_checked():
         likelihood.check_support(data, None if mask is None else mask.expand(data.shape))
         looked = operands if mask is None else _with_something(operands, mask)
         likelihood.check_values(tuple(looked))
+        if likelihood.rows is not None:
+            return by_operator()
     carrier = None
     before, behind = _guards()
     if needs_grad(*operands, data):

@@ -54,6 +54,9 @@ class Likelihood:
     params: ClassVar[Links] = {}
     #: its formula in ``csrc/core/likelihoods.h``; None: `log_prob` alone
     kernel: str | None = None
+    #: where it has none, an operator of all its parameters that makes log-weights of rows; None:
+    #: none such
+    rows: str | None = None
     #: whether log p has no derivative in x, data being discrete
     discrete: ClassVar[bool] = False
     #: closed interval of what data may be, and the distance between its values, counted from 0; 0
@@ -67,8 +70,9 @@ class Likelihood:
         if "params" in own and not isinstance(own["params"], property):
             _check_links(cls.__name__, own["params"])
         if "log_prob" in own:
-            if "kernel" not in own:
-                cls.kernel = None
+            for name in ("kernel", "rows"):
+                if name not in own:
+                    setattr(cls, name, None)
             for name in _OF_DENSITY:
                 if name not in own:
                     setattr(cls, name, getattr(Likelihood, name))

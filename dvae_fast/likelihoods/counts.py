@@ -93,6 +93,7 @@ class ZeroInflatedNegativeBinomial(Likelihood):
     """
 
     kind = "zero_inflated_negative_binomial"
+    rows = "zero_inflated"
     params: ClassVar[Links] = {"mean": exponential, "scale": positive, "zero_logits": identity}
     discrete = True
     interval = (0.0, math.inf)
@@ -105,6 +106,18 @@ class ZeroInflatedNegativeBinomial(Likelihood):
         kept = -torch.nn.functional.softplus(logits)
         zero = torch.logaddexp(-torch.nn.functional.softplus(-logits), kept + log_p)
         return torch.where(x == 0, zero, kept + log_p)
+
+    def derivatives(self, params: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:
+        """Those of the negative binomial, of a 0 times its share (1 − π) NB(0)/(π + (1 − π) NB(0));
+        and 1 less that share, less π."""
+        mean, scale, logits = torch.broadcast_tensors(*params)
+        # The logarithm of the odds of a zeroed 0; NaN where neither kind of 0 is possible.
+        odds = logits - _by_formula(mean, scale, torch.zeros_like(mean))
+        share = torch.where(x == 0, torch.sigmoid(-odds), 1.0)
+        each = _NEGATIVE_BINOMIAL.derivatives((mean, scale), x)
+        of_mean, of_scale = (torch.where(share == 0, 0.0, share * d) for d in each)
+        zeroed = torch.where(x == 0, torch.sigmoid(odds), 0.0)
+        return of_mean, of_scale, zeroed - torch.sigmoid(logits)
 
     def check_values(self, params: tuple[Tensor, ...]) -> None:
         _NEGATIVE_BINOMIAL.check_values(params[:2])
@@ -184,7 +197,7 @@ class Poisson(Likelihood):
     that large counts cost no digits.
     """
 
-    kind = "poisson"
+    kernel = "poisson"
     params: ClassVar[Links] = {"rate": exponential}
     discrete = True
     interval = (0.0, math.inf)

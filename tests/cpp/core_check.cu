@@ -98,6 +98,14 @@ __global__ void bernoulli(const A* logits, const A* x, A* out) {
   out[3] = Bernoulli::derivative(logits[i], x[i]);
 }
 
+template <class A>
+__global__ void poisson(const A* rate, const A* x, A* out) {
+  const int i = static_cast<int>(threadIdx.x);
+  A a = 0, b = 0;
+  out[0] = Poisson::push_with_derivative(a, b, rate[i], x[i]);
+  out[1] = Poisson::finish(a, b) + Poisson::data_term<ScaleKind::kNone>(A(1), x[i]);
+}
+
 template <class L, class A>
 __global__ void with_scale(const A* mean, const A* scale, const A* x, A* out) {
   const int i = static_cast<int>(threadIdx.x);
@@ -149,6 +157,8 @@ __global__ void mean_exp(const A* v, A* out) {
     reinterpret_cast<const void*>(&mixture<double>),
     reinterpret_cast<const void*>(&bernoulli<float>),
     reinterpret_cast<const void*>(&bernoulli<double>),
+    reinterpret_cast<const void*>(&poisson<float>),
+    reinterpret_cast<const void*>(&poisson<double>),
     reinterpret_cast<const void*>(&with_scale<Gaussian, float>),
     reinterpret_cast<const void*>(&with_scale<Gaussian, double>),
     reinterpret_cast<const void*>(&with_scale<DiscretisedLogistic, float>),

@@ -565,6 +565,10 @@ void add_mixture(int64_t components, int64_t size, Random& random, std::vector<C
 
 enum class ScaleOf { kNone, kOne, kEach, kFull };
 
+inline bool takes(LikelihoodKind likelihood, ScaleOf scale) {
+  return has_scale(likelihood) == (scale != ScaleOf::kNone);
+}
+
 template <class T>
 struct LogWeights {
   using A = accumulate_t<T>;
@@ -577,14 +581,15 @@ struct LogWeights {
   double multiplier = -0.125;
   double log_scale = 0;  // Σ log scale, of a shared one
 
-  // with_scale: the likelihood, where there is a scale; else Bernoulli.
+  // of: the likelihood, where it takes such a scale; else Bernoulli.
   LogWeights(int64_t size_in, ScaleOf scale_of_in, bool bias_in, Random& random,
-             LikelihoodKind with_scale = LikelihoodKind::kGaussian)
+             LikelihoodKind of = LikelihoodKind::kGaussian)
       : size(size_in),
         has_bias(bias_in),
         scale_of(scale_of_in),
-        likelihood_kind(scale_of == ScaleOf::kNone ? LikelihoodKind::kBernoulli : with_scale) {
-    const bool counts = likelihood_kind == LikelihoodKind::kNegativeBinomial;
+        likelihood_kind(takes(of, scale_of) ? of : LikelihoodKind::kBernoulli) {
+    const bool counts = likelihood_kind == LikelihoodKind::kNegativeBinomial ||
+                        likelihood_kind == LikelihoodKind::kPoisson;
     if (likelihood_kind == LikelihoodKind::kBernoulli) {
       params = random.array<T>(rows() * size, -12, 12);
     } else {
@@ -642,6 +647,10 @@ struct LogWeights {
       const double log1p_exp = std::max(p, 0.0) + std::log1p(std::exp(-std::abs(p)));
       const double sigmoid = 1 / (1 + std::exp(-p));
       return {v * p - log1p_exp, std::abs(v * p - log1p_exp), v - sigmoid, 0, v + sigmoid, 0};
+    }
+    if (likelihood_kind == LikelihoodKind::kPoisson) {
+      const double power = v * std::log(p), of_x = std::lgamma(v + 1);
+      return {power - p - of_x, std::abs(power) + p + of_x, v / p - 1, 0, v / p + 1, 0};
     }
     // A bias and a parameter may cancel: their sum is rounded before x is subtracted.
     const double b = has_bias ? value(bias[static_cast<size_t>(e)]) : 0;
@@ -1127,15 +1136,20 @@ std::vector<Case> make_cases() {
     add_helpers<T>(d, random, cases);
     for (const bool bias : {false, true}) {
       for (const ScaleOf s : {ScaleOf::kNone, ScaleOf::kOne, ScaleOf::kEach, ScaleOf::kFull}) {
+        if (bias && s == ScaleOf::kFull) continue;  // of an output that is held, which has none
         add_log_weights(LogWeights<T>(d, s, bias, random), cases);
         if (!bias) add_iwae(LogWeights<T>(d, s, bias, random), cases);
       }
     }
   }
-  for (const auto l : {LikelihoodKind::kDiscretisedLogistic, LikelihoodKind::kNegativeBinomial}) {
-    for (const ScaleOf s : {ScaleOf::kOne, ScaleOf::kEach, ScaleOf::kFull}) {
+  for (const auto l : {LikelihoodKind::kDiscretisedLogistic, LikelihoodKind::kNegativeBinomial,
+                       LikelihoodKind::kPoisson}) {
+    for (const ScaleOf s : {ScaleOf::kNone, ScaleOf::kOne, ScaleOf::kEach, ScaleOf::kFull}) {
+      if (!takes(l, s)) continue;
       for (const int64_t d : {65, 785}) {
-        if (d == 65) add_log_weights(LogWeights<T>(d, s, true, random, l), cases);
+        if (d == 65 && s != ScaleOf::kFull) {
+          add_log_weights(LogWeights<T>(d, s, true, random, l), cases);
+        }
         add_log_weights(LogWeights<T>(d, s, false, random, l), cases);
         add_iwae(LogWeights<T>(d, s, false, random, l), cases);
       }

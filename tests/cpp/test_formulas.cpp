@@ -118,7 +118,7 @@ TYPED_TEST(FormulaTest, GaussianAgreesWithItsDefinition) {
       }
     }
   }
-  EXPECT_DOUBLE_EQ(Gaussian::kHalfLog2Pi, 0.5 * std::log(2 * std::acos(-1.0)));
+  EXPECT_DOUBLE_EQ(Gaussian::kConstant, -0.5 * std::log(2 * std::acos(-1.0)));
 }
 
 TYPED_TEST(FormulaTest, GaussianLimits) {
@@ -266,6 +266,47 @@ TYPED_TEST(FormulaTest, NegativeBinomialOfLargeCounts) {
                     this->kError * double(std::abs(x - mean) / mean * rest));
       }
     }
+  }
+}
+
+// To counts of 1e6, and to rates that are much smaller or larger than those.
+TYPED_TEST(FormulaTest, PoissonAgreesWithItsDefinition) {
+  using A = TypeParam;
+  using R = long double;
+  for (const double r : {1e-37, 1e-15, 0.02, 1.0, 30.0, 1e6, 1e15, 1e37}) {
+    for (const double part : {0.0, 0.5, 0.74, 0.76, 0.99, 1.01, 1.3, 1.4, 3.0, 1e20}) {
+      const R x = std::round(std::min(part * r, 1e6)), rate = R(A(r));
+      const R power = x == 0 ? R(0) : x * std::log(rate);
+      const double value = double(power - rate - std::lgamma(x + 1));
+      const double allowed = this->kError * (20 - 2 * value) + 2e-11;
+      A a = 0, b = 0;
+      const A derivative = Poisson::push_with_derivative(a, b, A(r), A(x));
+      const A density = Poisson::finish(a, b) + Poisson::data_term<ScaleKind::kNone>(A(1), A(x));
+      EXPECT_NEAR(double(density), value, allowed) << r << " " << double(x);
+      EXPECT_NEAR(double(derivative), double((x - rate) / rate),
+                  this->kError * double(std::abs(x - rate) / rate));
+    }
+  }
+}
+
+TYPED_TEST(FormulaTest, PoissonLimits) {
+  using A = TypeParam;
+  const A inf = infinity<A>(), nan = quiet_nan<A>();
+  const auto of = [](A rate, A x) {
+    A a = 0, b = 0;
+    const A derivative = Poisson::push_with_derivative(a, b, rate, x);
+    const A density = Poisson::finish(a, b) + Poisson::data_term<ScaleKind::kNone>(A(1), x);
+    return std::pair(density, derivative);
+  };
+  EXPECT_EQ(of(A(0), A(0)), std::pair(A(0), A(-1)));
+  EXPECT_EQ(of(A(7), A(0)), std::pair(A(-7), A(-1)));
+  EXPECT_EQ(of(A(0), A(3)), std::pair(-inf, inf));
+  EXPECT_EQ(of(inf, A(3)), std::pair(-inf, A(-1)));
+  for (const auto& [rate, x] : {std::pair(nan, A(2)), std::pair(A(1), nan), std::pair(A(-1), A(0)),
+                                std::pair(A(-1e-9), A(2)), std::pair(-inf, A(2))}) {
+    const auto [density, derivative] = of(rate, x);
+    EXPECT_NE(density, density) << rate << " " << x;
+    EXPECT_NE(derivative, derivative) << rate << " " << x;
   }
 }
 

@@ -20,6 +20,7 @@ with warnings.catch_warnings():
 import mlp_loss_cases
 import pytest
 import torch
+import zero_inflated_cases
 from forks import Program
 from operator_cases import assert_within, oracle
 from ranks import environment
@@ -91,8 +92,14 @@ def _here(level: str) -> dict[str, Any]:
         }
         for bfloat16 in (False, True)
     )
-    masks = {} if level in PRODUCTS else _masks(torch.ops.dvae_fast.corrupt)
-    return {"tables": tables, "masks": masks, "losses": losses, "rounded": rounded}
+    if level in PRODUCTS:
+        return {"tables": tables, "losses": losses, "rounded": rounded}
+    masks = _masks(torch.ops.dvae_fast.corrupt)
+    inflated = {str(case): zero_inflated_cases.run(case) for case in zero_inflated_cases.CASES}
+    return {
+        "tables": tables, "masks": masks, "losses": losses, "rounded": rounded,
+        "inflated": inflated,
+    }  # fmt: skip
 
 
 def _process(level: str, path: Path) -> subprocess.CompletedProcess[str]:
@@ -159,6 +166,13 @@ def test_operators_are_as_accurate_on_every_level(level: str, folder: Path) -> N
             if key not in _allowed:
                 _allowed[key] = allowed_error(a.dtype, e, of[0], torch.float32, of[1])
             assert_within(f"{level}: {key}", a, e, _allowed[key])
+
+
+@pytest.mark.parametrize("level", LEVELS[:3])
+def test_zero_inflated_counts_are_as_accurate_on_every_level(level: str, folder: Path) -> None:
+    inflated = _results(level, folder)["inflated"]
+    for case in zero_inflated_cases.CASES:
+        zero_inflated_cases.assert_is(inflated[str(case)], case)
 
 
 @pytest.mark.parametrize("level", LEVELS)

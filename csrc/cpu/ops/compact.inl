@@ -154,38 +154,47 @@ void spread(const void* from_in, const uint8_t* observed, int64_t size, int64_t 
 }
 #undef DVAE_SOME
 
-inline double sum_observed(const double* values, const uint8_t* observed, int64_t size) {
-  alignas(64) double lanes[kLanes] = {};
-  for_lanes(size, [&](int64_t i, int lane) __attribute__((always_inline)) {
-    lanes[lane] = lanes[lane] + (observed[i] != 0 ? values[i] : 0.0);
-  });
-  return sum_lanes(lanes);
-}
-
-// A mask's bytes as integers of the size of T's sums, all ones or 0.
-template <class T>
-void expand(const uint8_t* observed, int64_t size, void* to_in) {
-  using M = bits_t<accumulate_t<T>>;
-  M* to = static_cast<M*>(to_in);
-  int64_t j = 0;
-#if defined(DVAE_VECTOR_BYTES) && defined(__x86_64__)
-  if constexpr (sizeof(M) == 4) {
-#if DVAE_VECTOR_BYTES == 64
-    for (; j + 16 <= size; j += 16) {
-      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(observed + j));
-      _mm512_storeu_si512(to + j, _mm512_movm_epi32(_mm_test_epi8_mask(bytes, bytes)));
+// How many bytes are not 0: sums of bytes, which 255 rounds do not overflow, and then of those.
+inline int64_t count_observed(const uint8_t* observed, int64_t size) {
+  int64_t count = 0, j = 0;
+#if defined(DVAE_VECTOR_BYTES) && defined(__x86_64__) && DVAE_VECTOR_BYTES == 64
+  while (j < size) {
+    __m512i sums = _mm512_setzero_si512();
+    const int64_t stop = min64(size, j + 255 * 64);
+    for (; j + 64 <= stop; j += 64) {
+      const __m512i bytes = _mm512_loadu_si512(observed + j);
+      sums = _mm512_add_epi8(sums, _mm512_min_epu8(bytes, _mm512_set1_epi8(1)));
     }
-#else
-    for (; j + 16 <= size; j += 16) {
-      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(observed + j));
-      const __m128i none = _mm_cmpeq_epi8(bytes, _mm_setzero_si128());
-      const __m128i seen = _mm_xor_si128(none, _mm_set1_epi8(-1));
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + j), _mm256_cvtepi8_epi32(seen));
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + j + 8),
-                          _mm256_cvtepi8_epi32(_mm_srli_si128(seen, 8)));
+    if (j < stop) {
+      const __m512i bytes =
+          _mm512_maskz_loadu_epi8(~uint64_t{0} >> (64 - (stop - j)), observed + j);
+      count += __builtin_popcountll(_mm512_test_epi8_mask(bytes, bytes));
+      j = stop;
     }
-#endif
+    count += _mm512_reduce_add_epi64(_mm512_sad_epu8(sums, _mm512_setzero_si512()));
+  }
+#elif defined(DVAE_VECTOR_BYTES) && defined(__x86_64__)
+  while (j + 16 <= size) {
+    __m128i sums = _mm_setzero_si128();
+    const int64_t stop = min64(size - 16, j + 254 * 16);
+    for (; j <= stop; j += 16) {
+      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(observed + j));
+      sums = _mm_add_epi8(sums, _mm_min_epu8(bytes, _mm_set1_epi8(1)));
+    }
+    const __m128i eights = _mm_sad_epu8(sums, _mm_setzero_si128());
+    count += _mm_cvtsi128_si64(_mm_add_epi64(eights, _mm_unpackhi_epi64(eights, eights)));
   }
 #endif
-  for (; j < size; ++j) to[j] = observed[j] != 0 ? ~M{0} : M{0};
+  for (; j < size; ++j) count += observed[j] != 0;
+  return count;
+}
+
+template <class T>
+double sum_of(const void* values, int64_t size) {
+  const T* v = static_cast<const T*>(values);
+  alignas(64) double lanes[kLanes] = {};
+  for_lanes(size, [&](int64_t i, int lane) __attribute__((always_inline)) {
+    lanes[lane] = lanes[lane] + static_cast<double>(load(v[i]));
+  });
+  return sum_lanes(lanes);
 }

@@ -4,7 +4,7 @@
 // First sweep of the fused loss: log-weights, and where the dtype can hold it exactly enough the
 // bare derivative, so that the second sweep is one multiplication instead of an exponential.
 template <class L, class T>
-constexpr bool kSweepLeavesDerivative = !L::kHasScale && sizeof(T) == sizeof(accumulate_t<T>);
+constexpr bool kSweepLeavesDerivative = L::kPushDerives && sizeof(T) == sizeof(accumulate_t<T>);
 
 template <class L, class T, ScaleKind kScale, bool kMasked>
 void iwae_sweep_as(const IwaeParams& p, int64_t begin, int64_t end) {
@@ -28,10 +28,15 @@ void iwae_scale_as(const IwaeParams& p, double* scale_sum, int64_t begin, int64_
     T* out = at<T>(p.grad_params, (row - p.first_row) * p.size);
     const RowView<T> v = row_view<T>(p, row);
     if constexpr (kSweepLeavesDerivative<L, T>) {
-#pragma GCC ivdep
-      for (int64_t j = 0; j < p.size; ++j) {
-        store(out[j], v.template keep<kMasked>(j)(weight * load(out[j])));
+      if (kMasked && !(abs(weight) <= largest<A>())) {
+        // What was left out is 0 already; of such a weight it would be NaN.
+        for (int64_t j = 0; j < p.size; ++j) {
+          store(out[j], v.seen[j] != 0 ? weight * load(out[j]) : A(0));
+        }
+        continue;
       }
+#pragma GCC ivdep
+      for (int64_t j = 0; j < p.size; ++j) store(out[j], weight * load(out[j]));
     } else {
       row_gradient<L, T, kScale, false, kMasked>(
           p, v, weight, out, at<T>(p.grad_scale, (row - p.first_row) * p.size), scale_sum);

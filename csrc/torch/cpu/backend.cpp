@@ -21,15 +21,30 @@ void run(Kernel kernel, const Params& p, int64_t rows, int64_t row_size) {
   for_rows(rows, row_size, [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
 }
 
-// null where all is observed.
+void write_sums(const std::vector<double>& sums, int64_t size, In to) {
+  cpu::write_sums(sums, size, dtype_of(to, "sums"), to.mutable_data_ptr(), to.numel() != 1);
+}
+
+// Leaves a shared scale's gradient in grad_scale.
+void write_scale_gradient(const Decoder& d, const std::vector<double>& sums, In grad_scale) {
+  if (d.scale_kind == ScaleKind::kShared) write_sums(sums, d.p.size, grad_scale);
+}
+
+}  // namespace
+
 const cpu::Mask* mask_of(const Decoder& d) {
   const auto* mask = static_cast<const cpu::Mask*>(d.mask_layout.get());
   return mask == nullptr || mask->all ? nullptr : mask;
 }
 
-void write_sums(const std::vector<double>& sums, int64_t size, In to) {
-  cpu::write_sums(sums, size, dtype_of(to, "sums"), to.mutable_data_ptr(), to.numel() != 1);
+void over_rows_with_scale(const Decoder& d, int64_t rows, int64_t row_size, In grad_scale,
+                          const std::function<void(double*, int64_t, int64_t)>& kernel) {
+  std::vector<double> sums;
+  cpu::add_scale_over(share, d.scale_kind, rows, row_size, d.p.size, sums, kernel);
+  write_scale_gradient(d, sums, grad_scale);
 }
+
+namespace {
 
 class GradientOnCpu final : public Gradient {
  public:
@@ -49,7 +64,7 @@ class GradientOnCpu final : public Gradient {
   }
   void finish(const Tensor* grad_bias, In grad_scale) override {
     if (grad_bias != nullptr) write_sums(bias_, d_.p.size, *grad_bias);
-    if (d_.scale_kind == ScaleKind::kShared) write_sums(scale_, d_.p.size, grad_scale);
+    write_scale_gradient(d_, scale_, grad_scale);
   }
 
  private:
@@ -110,7 +125,7 @@ class Cpu final : public Backend {
     const auto* scale = static_cast<const cpu::ScaleTable*>(d.scale_layout.get());
     d.mask_layout = std::make_shared<cpu::Mask>(
         static_cast<const uint8_t*>(d.mask->const_data_ptr()), d.mask->sizes()[0], d.p.size,
-        scale != nullptr ? scale->logs : std::vector<double>{});
+        scale != nullptr ? scale->logs : nullptr);
   }
   void log_weights(const Decoder& d, const LogWeightParams& p, int64_t begin,
                    int64_t end) const override {
@@ -126,7 +141,7 @@ class Cpu final : public Backend {
     std::vector<double> sums;
     cpu::iwae(mask_of(d), d.likelihood, d.dtype, p, d.scale_kind, torch::stable::get_num_threads(),
               share, sums);
-    if (d.scale_kind == ScaleKind::kShared) write_sums(sums, p.size, grad_scale);
+    write_scale_gradient(d, sums, grad_scale);
   }
 
   void multiply(In out, In a, In b) const override {

@@ -1,6 +1,7 @@
 // The CPU's kernels serve from the moment the library is loaded.
 #include "../register.h"
 #include "step_operator.h"
+#include "zero_inflated.h"
 
 STABLE_TORCH_LIBRARY_IMPL(dvae_fast, CPU, m) {
   using namespace dvae::glue;
@@ -9,5 +10,8 @@ STABLE_TORCH_LIBRARY_IMPL(dvae_fast, CPU, m) {
   m.impl("mlp_log_weights", (kWhole<&mlp_log_weights, cpu_backend>));
   m.impl("mlp_loss", TORCH_BOX((&mlp_loss)));
   m.impl("mlp_step_", TORCH_BOX((&mlp_step_inplace)));
+  // Of the CPU only: elsewhere a likelihood of three parameters is plain.
+  m.impl("zero_inflated", TORCH_BOX((&zero_inflated)));
+  m.impl("zero_inflated_backward", TORCH_BOX((&zero_inflated_backward)));
   m.impl("masked_mlp_log_weights", (kBoxed<&mlp_log_weights, cpu_backend>));
 }

@@ -26,6 +26,14 @@ inline void share(int64_t rows, int64_t row_size, const cpu::Part& body) {
 
 using cpu::round_up_to_block;
 
+// A decoder's mask; null where all is observed.
+const cpu::Mask* mask_of(const Decoder& d);
+
+// Runs kernel(scale_sum, begin, end) over rows, and leaves in grad_scale the gradient of a scale
+// that they share.
+void over_rows_with_scale(const Decoder& d, int64_t rows, int64_t row_size, In grad_scale,
+                          const std::function<void(double*, int64_t, int64_t)>& kernel);
+
 // f(data) with a tensor's data as pointer to its elements' type.
 template <class F>
 auto with_data(In t, const F& f) {

@@ -110,7 +110,8 @@ TYPED_TEST(Iwae, Discrete) {
   using T = TypeParam;
   Random random(14);
   for (const LikelihoodKind kind : kDiscrete) {
-    for (const ScaleOf scale : {ScaleOf::kEach, ScaleOf::kFull}) {
+    for (const ScaleOf scale : {ScaleOf::kNone, ScaleOf::kEach, ScaleOf::kFull}) {
+      if (!takes(kind, scale)) continue;
       for (const int64_t size : {65, 784}) {
         Likelihood<T> s(2, 5, size, scale, 0, random, kind);
         check(s, size == 65, s.shared() ? 3 : 1);

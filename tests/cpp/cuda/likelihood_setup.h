@@ -8,16 +8,21 @@ namespace dvae::test {
 // A scale: one element, one a dimension, or one an element; Bernoulli has none.
 enum class ScaleOf { kNone, kOne, kEach, kFull };
 constexpr ScaleOf kScales[] = {ScaleOf::kNone, ScaleOf::kOne, ScaleOf::kEach, ScaleOf::kFull};
-// Those of discrete data, which have a scale.
+// Those of discrete data.
 constexpr LikelihoodKind kDiscrete[] = {LikelihoodKind::kDiscretisedLogistic,
-                                        LikelihoodKind::kNegativeBinomial};
+                                        LikelihoodKind::kNegativeBinomial,
+                                        LikelihoodKind::kPoisson};
+
+inline bool takes(LikelihoodKind likelihood, ScaleOf scale) {
+  return has_scale(likelihood) == (scale != ScaleOf::kNone);
+}
 
 template <class T>
 struct Likelihood {
   using A = accumulate_t<T>;
   int64_t copies = 2, examples, samples, size;
   ScaleOf scale_of;
-  LikelihoodKind with_scale;
+  LikelihoodKind of;
   Buffer<T> params, bias, full_scale;
   Buffer<A> x, shared_scale, log_ratio, grad;
   Buffer<double> log_scale{1};
@@ -25,13 +30,12 @@ struct Likelihood {
   double log_scale_sum = 0;
 
   Likelihood(int64_t examples_in, int64_t samples_in, int64_t size_in, ScaleOf scale_in,
-             int64_t offset, Random& random,
-             LikelihoodKind with_scale_in = LikelihoodKind::kGaussian)
+             int64_t offset, Random& random, LikelihoodKind of_in = LikelihoodKind::kGaussian)
       : examples(examples_in),
         samples(samples_in),
         size(size_in),
         scale_of(scale_in),
-        with_scale(with_scale_in),
+        of(of_in),
         params(random.buffer<T>(rows() * size, counts() ? 1 : -4, counts() ? 9 : 4, offset)),
         bias(random.buffer<T>(size, counts() ? 0 : -1, 1, offset)),
         full_scale(
@@ -54,9 +58,12 @@ struct Likelihood {
 
   int64_t rows() const { return copies * examples * samples; }
   LikelihoodKind likelihood() const {
-    return scale_of == ScaleOf::kNone ? LikelihoodKind::kBernoulli : with_scale;
+    return takes(of, scale_of) ? of : LikelihoodKind::kBernoulli;
   }
-  bool counts() const { return likelihood() == LikelihoodKind::kNegativeBinomial; }
+  bool counts() const {
+    return likelihood() == LikelihoodKind::kNegativeBinomial ||
+           likelihood() == LikelihoodKind::kPoisson;
+  }
   ScaleKind kind() const {
     return scale_of == ScaleOf::kNone   ? ScaleKind::kNone
            : scale_of == ScaleOf::kFull ? ScaleKind::kFull
@@ -64,7 +71,9 @@ struct Likelihood {
   }
   bool shared() const { return kind() == ScaleKind::kShared; }
   // Bounds the absolute terms of a row: |l|, or u²/2 with u <= 12, or log 20!, and more.
-  double terms() const { return (scale_of == ScaleOf::kNone ? 6.0 : 75.0) * size + 5; }
+  double terms() const {
+    return (likelihood() == LikelihoodKind::kBernoulli ? 6.0 : 75.0) * size + 5;
+  }
 
   // What P has, of the operands, for the CPU's kernel or the device's; with where to write unset.
   template <class P>

@@ -37,7 +37,7 @@ struct Some {
   std::vector<uint8_t> bytes;
   uint8_t* seen;
   Buffer<double> constants, log_scales;
-  std::vector<double> each;  // log scale, for the CPU
+  std::vector<accumulate_t<T>> logs;  // log scale, for the CPU
 
   Some(Likelihood<T>& s, int64_t examples_in, Random& random, bool all = false)
       : examples(examples_in),
@@ -50,9 +50,7 @@ struct Some {
       // Any byte but 0 will do.
       seen[i] = all || n == 1 ? 1 : n == 0 ? 0 : random.uniform(0, 1) < 0.6 ? 0x80 : 0;
     }
-    for (int64_t i = 0; s.shared() && i < s.shared_scale.size(); ++i) {
-      each.push_back(std::log(static_cast<double>(s.shared_scale[i])));
-    }
+    for (const auto scale : s.scale_table) logs.push_back(std::log(scale));
     for (int64_t i = 0; i < s.params.size(); ++i) {
       const int64_t n = i / s.size / s.samples;
       if (sees(s, n, i % s.size)) continue;
@@ -68,8 +66,8 @@ struct Some {
     return seen[n % examples * s.size + j] != 0;
   }
   cpu::Mask host(const Likelihood<T>& s) const {
-    return cpu::Mask(seen, examples, s.size,
-                     has_log_scale(s.likelihood()) ? each : std::vector<double>());
+    const bool of_logs = s.shared() && has_log_scale(s.likelihood());
+    return {seen, examples, s.size, of_logs ? logs.data() : nullptr};
   }
   cuda::Mask device(const Likelihood<T>& s) {
     const bool shared = s.shared() && has_log_scale(s.likelihood());
@@ -199,13 +197,14 @@ void check(Likelihood<T>& s, int64_t examples, Random& random) {
   check_sums<T>("bias sums", got.bias_parts, bias, largest * s.rows() * rounding);
 }
 
-// f of each likelihood of numbers and each kind of scale that it takes, until one fails.
+// f of each likelihood and each kind of scale that it takes, until one fails.
 template <class F>
 void each_scaled(const F& f) {
-  for (const LikelihoodKind kind : {LikelihoodKind::kGaussian, LikelihoodKind::kDiscretisedLogistic,
-                                    LikelihoodKind::kNegativeBinomial}) {
+  for (const LikelihoodKind kind :
+       {LikelihoodKind::kBernoulli, LikelihoodKind::kGaussian, LikelihoodKind::kDiscretisedLogistic,
+        LikelihoodKind::kNegativeBinomial, LikelihoodKind::kPoisson}) {
     for (const ScaleOf scale : kScales) {
-      if (scale == ScaleOf::kNone && kind != LikelihoodKind::kGaussian) continue;
+      if (!takes(kind, scale)) continue;
       f(kind, scale);
       if (testing::Test::HasFatalFailure()) return;
     }

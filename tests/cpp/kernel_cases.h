@@ -17,6 +17,7 @@
 
 #include "core/corruptions.h"
 #include "core/half.h"
+#include "core/likelihoods.h"
 #include "core/noise.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"

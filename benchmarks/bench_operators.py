@@ -40,8 +40,7 @@ class FormulaCase(Case):
 class CorruptCase(FormulaCase):
     """Salt and pepper over a 100 × 784 batch, M copies; every rival draws one uniform an element.
 
-    8 bytes an element: x read, x̃ written (for M = 10 the copies read x from cache).
-    """
+    8 bytes an element: x read, x̃ written (for M = 10 the copies read x from cache)."""
 
     random = True
 
@@ -152,8 +151,7 @@ class LogMeanExpCase(GradientCase):
 class MixtureLogRatioCase(GradientCase):
     """5 samples of each of M = 10 corruptions' posteriors under all ten, and back to all inputs.
 
-    Bytes: z read, its gradient written. Arithmetic decides: a pass over z for each component.
-    """
+    Bytes: z read, its gradient written. Arithmetic decides: a pass over z for each component."""
 
     ours, plain = staticmethod(dvae_fast.mixture_log_ratio), rivals.MIXTURES
 
@@ -214,8 +212,7 @@ class IWAELossCase(FormulaCase):
     tensor that is no leaf of the graph: it has just been written, as it has in training, and
     `overwrite_params` may have it. What is timed is the loss and, unless `backward` is off, its
     gradient down to decoder output and log_ratio, by torch.autograd.grad, which adds to no
-    `.grad`. Bytes an element: 4 read, and 4 written for the gradient.
-    """
+    `.grad`. Bytes an element: 4 read, and 4 written for the gradient."""
 
     plain = rivals.by_density(rivals.iwae_loss)
 
@@ -292,8 +289,7 @@ class LinearLogWeightsCase(Case):
     """50,000 rows through the last layer, 200 → 784, to log-weights; no gradient.
 
     "addmm" is the matrix product alone, into fresh memory as torch.addmm returns it, or into a
-    buffer kept between calls; both leave the rest of the work undone.
-    """
+    buffer kept between calls; both leave the rest of the work undone."""
 
     def __init__(
         self, b: int = 10, k: int = 5000, h: int = 200, d: int = D, dtype: torch.dtype = FLOAT
@@ -349,8 +345,7 @@ class LinearLogWeightsCase(Case):
 class CopyCase(Case):
     """dst.copy_(src), counting the bytes read and written, not the reads for ownership that the
     hardware may add. "copy" is of buffers far larger than the last cache; it is what the loss's
-    "share of copy bandwidth" refers to.
-    """
+    "share of copy bandwidth" refers to."""
 
     group = "ceilings"
 

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from dvae_fast.corruptions import SaltAndPepper
 from dvae_fast.models import DIWAE
 from dvae_fast.reference import accumulation_dtype
-from dvae_fast.training import TrainingStep
 
 Call = Callable[[], Any]
 Calls = dict[str, Call]
@@ -153,31 +152,22 @@ def make_rival(model: DIWAE) -> rivals.DIWAE:
 
 class Step:
     """A training step with fused Adam, at a rate of zero: it costs what any other does, and leaves
-    the model where it started, so that every rival does the same work however often it is called.
-    """
+    the model where it started, so that every rival does the same work however often called."""
 
     def __init__(
         self, model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor] | None = None
     ) -> None:
         self.model, self.x, self.loss = model, x, loss or model.loss
         self.optimiser = rivals.adam(model, rate=0.0)
+        self.whole: Call | None = None
 
     def differentiate(self) -> Any:
         self.loss(self.x).backward()
 
     def __call__(self) -> None:
+        if self.whole is not None:
+            self.whole()
+            return
         self.optimiser.zero_grad(set_to_none=True)  # freed rather than zeroed
         self.differentiate()
         self.optimiser.step()
-
-
-class Whole(Step):
-    """The same by `TrainingStep`, after the step that makes the optimiser's state."""
-
-    def __init__(self, model: nn.Module, x: Tensor) -> None:
-        super().__init__(model, x)
-        self._step = TrainingStep(model, self.optimiser)
-        self._step(x)
-
-    def __call__(self) -> None:
-        self._step(self.x)

@@ -1,11 +1,12 @@
 // Operands of a likelihood for both backends.
 #pragma once
 
+#include "core/likelihoods.h"
 #include "support.h"
 
 namespace dvae::test {
 
-// A scale: one element, one a dimension, or one an element; Bernoulli has none.
+// A scale: one element, one a dimension, or one an element; a Bernoulli and a Poisson have none.
 enum class ScaleOf { kNone, kOne, kEach, kFull };
 constexpr ScaleOf kScales[] = {ScaleOf::kNone, ScaleOf::kOne, ScaleOf::kEach, ScaleOf::kFull};
 // Those of discrete data.

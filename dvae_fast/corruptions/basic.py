@@ -214,6 +214,11 @@ class Identity(FusedCorruption):
         return "Identity()"
 
 
+def is_identity(corruption: Any) -> bool:
+    """Whether x̃ is x: no corruption, or one that changes nothing."""
+    return corruption is None or isinstance(corruption, Identity)
+
+
 def rates_from_mean(mean_image: Tensor, rate: float) -> Tensor:
     """A rate for each pixel, proportional to the mean image, whose mean is `rate`.
 

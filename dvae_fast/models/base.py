@@ -12,11 +12,11 @@ from dvae_fast import functional, objectives
 from dvae_fast._checks import check_same, check_size
 from dvae_fast._seeds import derived_key, seed_tensor
 from dvae_fast.corruptions import (
-    Identity,
     as_corruption,
     corrupt,
     score_function_surrogate,
 )
+from dvae_fast.corruptions.basic import is_identity
 from dvae_fast.functional._autograd import autocast_dtype, recordable
 from dvae_fast.likelihoods import get_likelihood
 from dvae_fast.models.config import (
@@ -219,9 +219,9 @@ class Autoencoder(WithPrior):
         """(B, D) → x̃ of shape (copies, B, D), or of x's without copies or without corruption; 0
         where nothing was observed."""
         corruption = self.corruption
-        if corruption is None or isinstance(corruption, Identity):
+        if is_identity(corruption):
             return x  # M copies of it would be encoded M times
-        noisy = corrupt(x, corruption, copies, key, first_example=first_example)
+        noisy = corrupt(x, cast("Corruption", corruption), copies, key, first_example=first_example)
         return noisy if mask is None else noisy.masked_fill(~mask, 0)
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -22,10 +22,10 @@ from dvae_fast.corruptions import (
     Corruption,
     CorruptionFunction,
     FunctionCorruption,
-    Identity,
     corruption_from,
     describe_corruption,
 )
+from dvae_fast.corruptions.basic import is_identity
 from dvae_fast.likelihoods import NAMED, Likelihood
 from dvae_fast.models.encoders import ENCODERS
 from dvae_fast.models.layers import ACTIVATIONS
@@ -362,7 +362,7 @@ def make_model(
     check_choice("model", name, MODELS)
     corruption = options.get("corruption")
     if "corruption" not in options_of(MODELS[name]) and "corruption" in options:
-        if corruption is not None and not isinstance(corruption, Identity):
+        if not is_identity(corruption):
             raise ValueError(f"corruption must be None for {name}, got {corruption}")
         del options["corruption"]
     return MODELS[name](data_size, *sizes, **options)

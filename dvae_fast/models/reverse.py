@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dvae_fast import functional
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast._seeds import derived_key
-from dvae_fast.corruptions import AdditiveGaussian, Corruption, Identity, Learnable
+from dvae_fast.corruptions import AdditiveGaussian, Corruption, Learnable
 from dvae_fast.corruptions.basic import FusedCorruption, RateCorruption
 from dvae_fast.functional._autograd import without_autocast
 from dvae_fast.models.distributions import draw_bernoulli
@@ -89,11 +89,6 @@ def _plain(corruption: Corruption) -> RateCorruption | AdditiveGaussian:
             f"got {corruption}"
         )
     return plain
-
-
-def is_identity(corruption: Corruption | None) -> bool:
-    """Whether x̃ is x, and there is nothing to reverse."""
-    return corruption is None or isinstance(corruption, Identity)
 
 
 def draw_reversed(

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from dvae_fast import objectives
+from dvae_fast.corruptions.basic import is_identity
 from dvae_fast.models.base import Autoencoder
 from dvae_fast.models.distributions import is_distribution
 from dvae_fast.models.layers import by_rows
 from dvae_fast.models.posterior import is_full
-from dvae_fast.models.reverse import ReverseNetwork, draw_reversed, is_identity, outputs_of
+from dvae_fast.models.reverse import ReverseNetwork, draw_reversed, outputs_of
 from dvae_fast.objectives.objective import check_posterior_objective
 from dvae_fast.objectives.outer import Reversed
 

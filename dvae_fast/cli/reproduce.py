@@ -54,6 +54,7 @@ DOCUMENT = Path("docs/reproduction.md")
 
 
 _ROWS = "Rows"
+_SCALE = next(iter(SCALES))  # where none is asked for
 
 
 def reproduce_command(
@@ -65,7 +66,7 @@ def reproduce_command(
             f"{'; '.join(f'{name} is {s.about}' for name, s in SCALES.items())}.",
             choices=SCALES,
         ),
-    ] = "small",
+    ] = _SCALE,
     rows: Annotated[
         list[str] | None,
         shown(
@@ -134,6 +135,13 @@ def reproduce_command(
     with one_line_errors():
         with wrong_options():
             check_choice("scale", scale, SCALES)
+            if check is not None:
+                _check_alone(
+                    rows=rows, list=list_rows, epochs=epochs, seeds=seeds, jobs=jobs,
+                    folder=folder, so_far=so_far, table=write_table,
+                    scale=None if scale == _SCALE else scale,
+                    dtype=None if dtype == TrainConfig.dtype else dtype,
+                )  # fmt: skip
             chosen = select(rows or SCALES[scale].rows)
             jobs = _jobs(jobs, device)
             check_device("device", device)
@@ -170,6 +178,15 @@ def reproduce_command(
         )
         if failed:
             fail(f"failed: {listed(failed)}; the same command tries again", 1)
+
+
+def _check_alone(**options: Any) -> None:
+    """Raise ValueError for what a check would not heed: its run is what the intervals are of."""
+    for name, value in options.items():
+        if value:
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+            option = name.replace("_", "-")
+            raise ValueError(f"{option} must be left out with --check, got {shown}")
 
 
 def _check(console: Console, run: Run) -> None:

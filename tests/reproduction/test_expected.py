@@ -132,6 +132,19 @@ def test_a_run_that_is_not_is_told_by_figure(frey: dict[str, Any]) -> None:
 
 def test_other_rows_and_other_settings_are_refused(frey: dict[str, Any]) -> None:
     command_line.refused("check must be one of frey-vae; got 'vea'", "reproduce", "--check", "vea")
+    for option, value in (
+        ("rows", "vae-k1"), ("epochs", "3"), ("seeds", "2"), ("jobs", "2"), ("folder", "f"),
+        ("scale", "full"), ("dtype", "bfloat16"),
+    ):  # fmt: skip
+        command_line.refused(
+            f"{option} must be left out with --check, got {value}",
+            "reproduce", "--check", "frey-vae", f"--{option}", value,
+        )  # fmt: skip
+    for option in ("list", "table", "so-far"):
+        command_line.refused(
+            f"{option} must be left out with --check, got True",
+            "reproduce", "--check", "frey-vae", f"--{option}",
+        )  # fmt: skip
     frey["settings"]["samples"] = 7
     command_line.refused(
         "frey-vae must be the row that numbers are kept of: its samples is 7, not 1",

@@ -276,7 +276,9 @@ class Dataset:
 
     def train_batch(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """Training examples by index: (B,) int64 → (B, D); ``dynamic`` draws from `generator`."""
-        grey = self.train[index.to(self._place(), non_blocking=True)]
+        train, index = self.train, index.to(self._place(), non_blocking=True)
+        # Of rows on end a third of the time that indexing takes.
+        grey = train.index_select(0, index) if isinstance(train, Tensor) else train[index]
         if not BINARISATIONS[self.binarise].anew:
             return grey
         # The generator gives the seed and the kernel the noise: one number drawn, not B·D.

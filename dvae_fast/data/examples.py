@@ -50,13 +50,13 @@ class Scaling:
     def __call__(self, values: NDArray[Any]) -> Tensor:
         """(n, D) of any dtype → float32."""
         if self.scale.size == 1 and self.scale[0] == 1 and not self.shift.any():
-            return torch.from_numpy(values.astype(np.float32))
+            return torch.from_numpy(values.astype(np.float32, order="C"))
         if values.dtype == np.uint8 and self.shift.size == 1 and not self.shift.any():
             # As the named sets do: k/255 in float32 is the level's own number.
-            levels = torch.from_numpy(values.astype(np.float32))
+            levels = torch.from_numpy(values.astype(np.float32, order="C"))
             return levels.div_(float(self.scale[0]))
         scaled = (values - self.shift) / self.scale
-        return torch.from_numpy(scaled.astype(np.float32))
+        return torch.from_numpy(scaled.astype(np.float32, order="C"))
 
     def undo(self, x: Tensor) -> Tensor:
         """x, (..., D), as the values were, float64."""

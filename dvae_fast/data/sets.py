@@ -106,7 +106,8 @@ def _load(name: str, binarise: str, seed: int, folder: str | os.PathLike[str] | 
         parts, highest, values = named.grey(where, seed), named.highest, named.values
     tensors = []
     for split, part in zip(SPLITS, parts.images, strict=True):
-        images = torch.from_numpy(part.reshape(len(part), -1).astype(np.float32)).div_(highest)
+        rows = part.reshape(len(part), -1).astype(np.float32, order="C")
+        images = torch.from_numpy(rows).div_(highest)
         tensors.append(fixed_draw(images, seed, split) if way.once else images)
     mean = tensors[0].mean(0, dtype=torch.float64).float()
     train, valid, test = tensors

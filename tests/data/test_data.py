@@ -242,7 +242,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bits = np.zeros((count, 784), np.uint8)
         bits[:, i] = 1
         bits[7, 783] = 1
-        packed[split] = np.packbits(bits, axis=1)
+        packed[split] = np.asarray(np.packbits(bits, axis=1), order="F")
     np.savez_compressed(path / "binarized_mnist.npz", **packed)
     frames = np.zeros((1965, 28, 20), np.uint8)
     frames[:, 0, 0], frames[:, 27, 19] = np.arange(1965) % 256, np.arange(1965) // 256
@@ -270,7 +270,7 @@ def test_fixed_mnist_is_unpacked_row_by_row(folder: Path) -> None:
     d = load_dataset("mnist", binarise="fixed", folder=folder)
     for i, (split, count) in enumerate([("train", 50000), ("valid", 10000), ("test", 10000)]):
         images = d.evaluation(split)
-        assert images.shape == (count, 784)
+        assert images.shape == (count, 784) and images.is_contiguous()
         assert torch.equal(images[0].nonzero().flatten(), torch.tensor([i]))
         assert torch.equal(images[7].nonzero().flatten(), torch.tensor([i, 783]))
     generator = torch.Generator()

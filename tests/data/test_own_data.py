@@ -493,6 +493,16 @@ def test_a_long_slice_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.Monke
     assert most == 8
 
 
+@pytest.mark.parametrize("array", [BYTES, REAL, COUNTS.astype(np.float32), COUNTS > 4])
+def test_rows_lie_on_end(array: Any) -> None:
+    # Those of a table that Pandas or NumPy keeps by columns would be gathered number by number.
+    arrays = [np.asarray(part, order="F") for part in (array, array[:9], array[9:20])]
+    data, same = (Dataset.from_arrays(*parts) for parts in (arrays, [a.copy("C") for a in arrays]))
+    for split in SPLITS:
+        assert getattr(data, split).is_contiguous()
+        assert torch.equal(getattr(data, split), getattr(same, split))
+
+
 def test_arrays_in_memory_are_not_shared() -> None:
     array = COUNTS.astype(np.float32)
     data = Dataset.from_arrays(array, array[:5], array[5:9])

@@ -123,6 +123,8 @@ def _plain(value: Any) -> int:
 
 def check_index(name: str, value: int, count: int) -> None:
     """The first of `count` indices in the noise, each one 32-bit word of the counter."""
+    if type(value) is type(count) is int and 0 <= value <= 2**31 and count <= 2**31:
+        return  # of nearly all calls, at once
     check_count(name, value, 0)
     value, count = _plain(value), _plain(count)
     if count > 2**32:
@@ -135,7 +137,15 @@ def check_index(name: str, value: int, count: int) -> None:
 
 def check_total(name: str, *sizes: int) -> None:
     """Raise ValueError where numbers of such sizes, one of which may be 0, have no index."""
-    if not torch.compiler.is_compiling() and math.prod(max(_plain(n), 1) for n in sizes) > _MOST:
+    if torch.compiler.is_compiling():
+        return
+    for n in sizes:
+        if type(n) is not int:
+            break
+    else:
+        if 0 < math.prod(sizes) <= _MOST:
+            return  # of nearly all calls, at once
+    if math.prod(max(_plain(n), 1) for n in sizes) > _MOST:
         raise ValueError(f"{name} must hold at most 2**59 numbers, got shape {sizes}")
 
 

@@ -99,7 +99,6 @@ _SCHEMAS = {
     "softplus_backward": "(Tensor grad, Tensor out) -> Tensor",
     "rescale_": "(Tensor(a!) grad, Tensor factor) -> ()",
     "lse_update": "(Tensor state, Tensor log_w) -> Tensor",
-    "lse_merge": "(Tensor a, Tensor b) -> Tensor",
     "linear_log_weights": (
         "(Tensor hidden, Tensor weight, Tensor? bias, Tensor? scale, Tensor x, "
         "Tensor log_ratio, str likelihood) -> Tensor"
@@ -216,7 +215,6 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "softplus_backward": lambda grad, out: _like(out),
     "rescale_": lambda grad, factor: None,
     "lse_update": lambda state, log_w: _like(state),
-    "lse_merge": lambda a, b: _like(a),
     "linear_log_weights": lambda hidden, *_: _accumulated(hidden, *hidden.shape[:2]),
     "mlp_log_weights": lambda z, *_: _accumulated(z, *z.shape[:2]),
     "mlp_loss": _fake_mlp_loss,
@@ -406,7 +404,7 @@ CPU_ONLY = (
     "zero_inflated",
     "zero_inflated_backward",
 )
-_CUDA_KERNELS: bool = hasattr(torch.ops.dvae_fast, "_enable_cuda_kernels")
+_CUDA_KERNELS: bool = hasattr(torch.ops.dvae_fast, "_enable_cuda_kernel")
 
 
 def cuda_kernels() -> bool:
@@ -420,9 +418,9 @@ def cuda_architectures() -> list[str]:
 
 
 def _enable_cuda(names: Iterable[str]) -> None:
-    wanted = [name for name in names if name not in CPU_ONLY]
-    if wanted:
-        torch.ops.dvae_fast._enable_cuda_kernels(",".join(wanted))
+    for name in names:
+        if name not in CPU_ONLY:
+            torch.ops.dvae_fast._enable_cuda_kernel(name)
 
 
 def _no_kernels() -> str:

@@ -47,12 +47,6 @@ struct LogSumExp {
   DVAE_HD void write(double* v) const {
     v[0] = max, v[1] = s1, v[2] = s2, v[3] = sum, v[4] = count;
   }
-  // out[n] = a[n] and b[n] in one.
-  DVAE_HD static void merge_row(const double* a, const double* b, int64_t n, double* out) {
-    LogSumExp s = read(a + n * kSize);
-    s.merge(read(b + n * kSize));
-    s.write(out + n * kSize);
-  }
 };
 
 DVAE_END_CORE

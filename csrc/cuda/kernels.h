@@ -60,7 +60,6 @@ cudaError_t logmeanexp_backward(DType, const LogMeanExpParams&, cudaStream_t);
 // state (rows, 5), log_w (rows, K) A → out (rows, 5)
 cudaError_t lse_update(DType, const double* state, const void* log_w, int64_t rows, int64_t samples,
                        double* out, cudaStream_t);
-cudaError_t lse_merge(const double* a, const double* b, int64_t rows, double* out, cudaStream_t);
 
 // n elements: log(1 + e^x), and grad · σ(x) from out = log(1 + e^x).
 cudaError_t softplus(DType, const void* x, void* out, int64_t n, cudaStream_t);

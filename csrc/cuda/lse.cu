@@ -41,11 +41,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-__global__ void __launch_bounds__(kThreads, 1)
-    lse_merge_kernel(const double* a, const double* b, int64_t rows, double* out) {
-  for (int64_t n = first_item(); n < rows; n += item_stride()) LogSumExp::merge_row(a, b, n, out);
-}
-
 }  // namespace
 
 cudaError_t lse_update(DType dtype, const double* state, const void* log_w, int64_t rows,
@@ -56,15 +51,6 @@ cudaError_t lse_update(DType dtype, const double* state, const void* log_w, int6
     return launch(&lse_update_kernel<A, decltype(team)>, grid, kThreads, shared, stream, state,
                   static_cast<const A*>(log_w), rows, samples, out);
   });
-}
-
-cudaError_t lse_merge(const double* a, const double* b, int64_t rows, double* out,
-                      cudaStream_t stream) {
-  if (rows == 0) return cudaSuccess;
-  Device device;
-  if (const cudaError_t error = query(device)) return error;
-  return launch(&lse_merge_kernel, grid_of(blocks_for(device, rows, kThreads)), kThreads, 0, stream,
-                a, b, rows, out);
 }
 
 }  // namespace dvae::cuda

@@ -93,18 +93,14 @@ class Backend {
   virtual void softplus(In on, DType, const void* x, void* out, int64_t n) const = 0;
   virtual void softplus_backward(In on, DType, const void* grad, const void* out, void* grad_x,
                                  int64_t n) const = 0;
-  // Whether a factor is 1, if that can be known at once.
-  virtual bool known_to_be_one(const Tensor& /*factor*/) const { return false; }
   // grad (rows, …) *= factor, of one element or `rows`.
   virtual void rescale(In grad, In factor, int64_t rows) const = 0;
 
   virtual void logmeanexp(In on, DType, const LogMeanExpParams&) const = 0;
   virtual void logmeanexp_backward(In on, DType, const LogMeanExpParams&) const = 0;
-  // States as LogSumExp keeps them; log_w (rows, samples).
-  virtual void lse_update(In on, DType, const double* state, const void* log_w, int64_t rows,
-                          int64_t samples, double* out) const = 0;
-  virtual void lse_merge(In on, const double* a, const double* b, int64_t rows,
-                         double* out) const = 0;
+  // States as LogSumExp keeps them, one a row.
+  virtual void lse_update(In on, DType, const double* state, const LogMeanExpParams&,
+                          double* out) const = 0;
 
  protected:
   ~Backend() = default;

@@ -55,6 +55,5 @@ Tensor softplus_backward(const Backend&, In grad, In out);
 Tensor logmeanexp(const Backend&, In log_w);
 Tensor logmeanexp_backward(const Backend&, In grad, In log_w);
 Tensor lse_update(const Backend&, In state, In log_w);
-Tensor lse_merge(const Backend&, In a, In b);
 
 }  // namespace dvae::glue

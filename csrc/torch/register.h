@@ -60,7 +60,6 @@ constexpr Kernel kKernels[] = {
     {"logmeanexp", kBoxed<&logmeanexp, kOn>},
     {"logmeanexp_backward", kBoxed<&logmeanexp_backward, kOn>},
     {"lse_update", kBoxed<&lse_update, kOn>},
-    {"lse_merge", kBoxed<&lse_merge, kOn>},
     {"linear_log_weights", kWhole<&linear_log_weights, kOn>},
     {"linear_log_weights_backward", kWhole<&linear_log_weights_backward, kOn>},
     // Those of which a mask may leave out elements.

@@ -79,11 +79,22 @@ inline void check_dtype(In t, const char* name, ScalarType dtype) {
                   torch::headeronly::toString(t.scalar_type()));
 }
 
-inline void check_device(In t, const char* name, In like) {
-  STD_TORCH_CHECK(t.device() == like.device(), name, " must be on the device of the other tensors");
-}
-
 inline Tensor packed(In t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+// t for a kernel to read: `data` points there for as long as the result lives. Where T is not const
+// the kernel of another operator writes what this one reads.
+template <class T>
+Tensor read(In t, T*& data) {
+  const Tensor there = packed(t);
+  data = static_cast<T*>(const_cast<void*>(there.const_data_ptr()));
+  return there;
+}
+// A new tensor for a kernel to write.
+template <class T>
+Tensor written(In t, T*& data) {
+  data = static_cast<T*>(t.mutable_data_ptr());
+  return t;
+}
 
 // After work on packed(t): what was done to it, for a caller who sees t.
 inline void copy_back(In t, In worked_on) {

@@ -296,17 +296,6 @@ def _lse_update() -> Iterator[_Build]:
             yield _label(s, layout, *(["fresh"] if fresh else [])), layout, build
 
 
-def _lse_merge() -> Iterator[_Build]:
-    for s, layout in _SIZES_AND_LAYOUTS:
-        for fresh in (False, True):
-
-            def build(make: Maker, s: Sizes = s, fresh: bool = fresh) -> tuple[Any, ...]:
-                a = reference.lse_init(s.b, make.device) if fresh else _state(make, s)
-                return arrange(a, make.layout), arrange(_state(make, s), make.layout)
-
-            yield _label(s, layout, *(["fresh"] if fresh else [])), layout, build
-
-
 def _linear_log_weights(backward: bool) -> Iterator[_Build]:
     for i, (s, layout, likelihood, kind) in enumerate(_decoder_cases()):
         kind = "per-pixel" if kind == "full" else kind  # a full scale cannot be had from tiles
@@ -397,7 +386,6 @@ _BUILDERS: dict[str, Callable[[], Iterator[_Build]]] = {
     "iwae_": lambda: _iwae(in_place=True),
     "rescale_": _rescale,
     "lse_update": _lse_update,
-    "lse_merge": _lse_merge,
     "linear_log_weights": lambda: _linear_log_weights(backward=False),
     "linear_log_weights_backward": lambda: _linear_log_weights(backward=True),
     "mlp_log_weights": _mlp_log_weights,
@@ -445,7 +433,7 @@ OPERATORS = tuple(_BUILDERS)
 MUTATING = ("iwae_", "masked_iwae_", "rescale_")
 
 # What has no form in some dtypes: its inputs are sums already, or no public function calls it so.
-_SUMS = ("logmeanexp", "logmeanexp_backward", "lse_update", "lse_merge")
+_SUMS = ("logmeanexp", "logmeanexp_backward", "lse_update")
 _NOT_IN = {
     **dict.fromkeys(_SUMS, LOW_PRECISION),
     **dict.fromkeys(("mlp_log_weights", "masked_mlp_log_weights"), (torch.float16,)),

@@ -291,10 +291,6 @@ def _terms_lse_update(state: Tensor, log_w: Tensor) -> tuple[Tensor, ...]:
     return (_terms_state(state, chunk),)
 
 
-def _terms_lse_merge(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
-    return (_terms_state(a, b),)
-
-
 def _linear_terms(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     terms = hidden.abs() @ weight.abs().transpose(0, 1)
     return terms if bias is None else terms + bias.abs()
@@ -394,7 +390,6 @@ _TERMS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "iwae_": _terms_iwae_,
     "rescale_": _terms_rescale,
     "lse_update": _terms_lse_update,
-    "lse_merge": _terms_lse_merge,
     "linear_log_weights": _terms_linear_log_weights,
     "linear_log_weights_backward": _terms_linear_log_weights_backward,
     "mlp_log_weights": _terms_mlp_log_weights,

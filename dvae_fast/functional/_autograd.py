@@ -22,6 +22,7 @@ from torch.autograd import forward_ad
 
 from dvae_fast import ops as _ops  # noqa: F401  (registers the operators)
 from dvae_fast import reference
+from dvae_fast.functional._looks import readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,6 +60,7 @@ _op: Any = torch.ops.dvae_fast
 _vjp: Any = torch.func.vjp
 _transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 _functorch = torch._C._functorch
+_unwrap_if_dead = _functorch.unwrap_if_dead
 
 
 def is_wrapped(t: Tensor) -> bool:
@@ -148,15 +150,23 @@ def save(ctx: Any, *tensors: Tensor | None) -> list[Tensor | None]:
     """Save tensors for the backward pass, as `recordable` would have them; returns those."""
     saved = list(tensors)
     if not torch.compiler.is_compiling():
-        saved = [t.clone() if t is not None and t.is_inference() else t for t in saved]
+        for i, t in enumerate(tensors):
+            if t is not None and t.is_inference():
+                saved[i] = t.clone()
     ctx.save_for_backward(*saved)
     return saved
 
 
 def keep(ctx: Any, output: Any, *args: Any) -> None:
     """Save arguments, tensors as such, for `kept`; and what forward mode wants to know."""
-    tensors = save(ctx, *(a if isinstance(a, Tensor) else None for a in args))
-    ctx.others = [None if isinstance(a, Tensor) else a for a in args]
+    found: list[Tensor | None] = []
+    others: list[Any] = []
+    for a in args:
+        tensor = isinstance(a, Tensor)
+        found.append(a if tensor else None)
+        others.append(None if tensor else a)
+    tensors = save(ctx, *found)
+    ctx.others = others
     ctx.set_materialize_grads(False)
     if in_forward_mode():
         ctx.save_for_forward(*tensors)
@@ -219,8 +229,9 @@ class Operation(torch.autograd.Function):
             return cls._in_plain(*args)
         if forward_ad._current_level >= 0:
             cls = cls._moved
-        args = torch._functorch.utils.unwrap_dead_wrappers(args)
-        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
+        # A loop of torch's own `unwrap_dead_wrappers` takes longer.
+        alive = [_unwrap_if_dead(a) if isinstance(a, Tensor) else a for a in args]
+        return super(torch.autograd.Function, cls).apply(*alive)  # type: ignore[misc]
 
     @classmethod
     def _in_plain(cls, *args: Any) -> Any:
@@ -391,15 +402,16 @@ def again(
 def apply_upstream(grad: Tensor, upstream: Tensor, kept: bool) -> Tensor:
     """grad times the upstream gradient, of one element or one per row.
 
-    In place when nothing can ask for this gradient again: `rescale_` reads the factor where it
-    lies and does nothing at all when it is 1.
+    In place when nothing can ask for this gradient again. What lies on the host is looked at, for
+    1 is nearly always what it is; on a device `rescale_` reads it there.
     """
     if is_wrapped(upstream):  # many upstream gradients of one graph, by vmap
         shape = () if upstream.numel() == 1 else (-1, *[1] * (grad.dim() - 1))
         return grad * upstream.reshape(shape).to(grad.dtype)
     if kept:
         grad = grad.clone()
-    _op.rescale_(grad, upstream)
+    if not (upstream.dim() == 0 and readable(upstream) and upstream.item() == 1):
+        _op.rescale_(grad, upstream)
     return grad
 
 

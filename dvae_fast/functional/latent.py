@@ -128,6 +128,8 @@ def sample_latent(
     key = seed_tensor(seed, mean.device)
     run = _SampleLatent.apply if needs_function(mean, log_var) else _op.sample_latent
     z, log_ratio = run(mean, log_var, k, key, first_example, first_sample)
+    if len(shape) == 3:
+        return z, log_ratio
     return z.view(*shape[:-1], k, shape[-1]), log_ratio.view(*shape[:-1], k)
 
 

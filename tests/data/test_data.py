@@ -270,7 +270,8 @@ def test_fixed_mnist_is_unpacked_row_by_row(folder: Path) -> None:
     d = load_dataset("mnist", binarise="fixed", folder=folder)
     for i, (split, count) in enumerate([("train", 50000), ("valid", 10000), ("test", 10000)]):
         images = d.evaluation(split)
-        assert images.shape == (count, 784) and images.is_contiguous()
+        assert images.shape == (count, 784)
+        assert images.is_contiguous()
         assert torch.equal(images[0].nonzero().flatten(), torch.tensor([i]))
         assert torch.equal(images[7].nonzero().flatten(), torch.tensor([i, 783]))
     generator = torch.Generator()

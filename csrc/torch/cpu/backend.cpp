@@ -90,31 +90,23 @@ class Cpu final : public Backend {
     write_sums(sums, p.size, grad_std);
   }
 
+// Of most operators the kernel is all there is: over rows of `row` elements each.
+#define DVAE_OVER_ROWS(op, Params, rows, row)                   \
+  void op(In, DType t, const Params& p) const override {        \
+    run(cpu::kernels().op[at(t)], p, p.examples * (rows), row); \
+  }
   // A normal costs several times what a mask bit does, and a block of them is always drawn whole.
-  void sample_latent(In, DType t, const LatentParams& p) const override {
-    run(cpu::kernels().sample_latent[at(t)], p, p.copies * p.examples * p.samples,
-        4 * round_up_to_block(p.size));
-  }
-  void sample_latent_backward(In, DType t, const LatentParams& p) const override {
-    run(cpu::kernels().sample_latent_backward[at(t)], p, p.copies * p.examples,
-        4 * p.samples * round_up_to_block(p.size));
-  }
-  void latent_log_ratio(In, DType t, const LatentParams& p) const override {
-    run(cpu::kernels().latent_log_ratio[at(t)], p, p.examples * p.samples, p.size);
-  }
-  void latent_log_ratio_backward(In, DType t, const LatentParams& p) const override {
-    run(cpu::kernels().latent_log_ratio_backward[at(t)], p, p.examples, p.samples * p.size);
-  }
-
+  DVAE_OVER_ROWS(sample_latent, LatentParams, (p.copies * p.samples), 4 * round_up_to_block(p.size))
+  DVAE_OVER_ROWS(sample_latent_backward, LatentParams, p.copies,
+                 4 * p.samples * round_up_to_block(p.size))
+  DVAE_OVER_ROWS(latent_log_ratio, LatentParams, p.samples, p.size)
+  DVAE_OVER_ROWS(latent_log_ratio_backward, LatentParams, 1, (p.samples * p.size))
   // Few dimensions take as long as a block of them.
-  void mixture_log_ratio(In, DType t, const MixtureParams& p) const override {
-    run(cpu::kernels().mixture_log_ratio[at(t)], p, p.examples * p.samples,
-        p.components * round_up_to_block(p.size));
-  }
-  void mixture_log_ratio_backward(In, DType t, const MixtureParams& p) const override {
-    run(cpu::kernels().mixture_log_ratio_backward[at(t)], p, p.examples,
-        p.samples * p.components * round_up_to_block(p.size));
-  }
+  DVAE_OVER_ROWS(mixture_log_ratio, MixtureParams, p.samples,
+                 (p.components * round_up_to_block(p.size)))
+  DVAE_OVER_ROWS(mixture_log_ratio_backward, MixtureParams, 1,
+                 (p.samples * p.components * round_up_to_block(p.size)))
+#undef DVAE_OVER_ROWS
 
   void lay_out_scale(Decoder& d) const override {
     d.scale_layout = std::make_shared<cpu::ScaleTable>(
@@ -201,11 +193,9 @@ class Cpu final : public Backend {
     const auto kernel = cpu::kernels().softplus_backward[at(t)];
     for_rows(n, 1, [&](int64_t begin, int64_t end) { kernel(grad, out, grad_x, begin, end); });
   }
-  bool known_to_be_one(In factor) const override {
-    return factor.numel() == 1 && with_data(factor, [](const auto* f) { return load(*f) == 1; });
-  }
   void rescale(In grad, In factor, int64_t rows) const override {
     const bool one = factor.numel() == 1;
+    if (one && with_data(factor, [](const auto* f) { return load(*f) == 1; })) return;
     const int64_t items = one ? grad.numel() : rows;
     cpu::rescale(share, dtype_of(grad, "grad"), grad.mutable_data_ptr(), dtype_of(factor, "factor"),
                  factor.const_data_ptr(), one, items, items > 0 ? grad.numel() / items : 0);
@@ -217,16 +207,12 @@ class Cpu final : public Backend {
   void logmeanexp_backward(In, DType t, const LogMeanExpParams& p) const override {
     run(cpu::kernels().logmeanexp_backward[at(t)], p, p.rows, p.samples);
   }
-  void lse_update(In, DType t, const double* state, const void* log_w, int64_t rows,
-                  int64_t samples, double* out) const override {
+  void lse_update(In, DType t, const double* state, const LogMeanExpParams& p,
+                  double* out) const override {
     const auto kernel = cpu::kernels().lse_update[at(t)];
     // Exponentials in double: about ten times a float's cost.
-    for_rows(rows, 10 * samples,
-             [&](int64_t begin, int64_t end) { kernel(state, log_w, samples, out, begin, end); });
-  }
-  void lse_merge(In, const double* a, const double* b, int64_t rows, double* out) const override {
-    for_rows(rows, 100, [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) LogSumExp::merge_row(a, b, n, out);
+    for_rows(p.rows, 10 * p.samples, [&](int64_t begin, int64_t end) {
+      kernel(state, p.log_w, p.samples, out, begin, end);
     });
   }
 };

@@ -1,7 +1,6 @@
 // The CPU's kernels serve from the moment the library is loaded.
 #include "../register.h"
-#include "step_operator.h"
-#include "zero_inflated.h"
+#include "operators.h"
 
 STABLE_TORCH_LIBRARY_IMPL(dvae_fast, CPU, m) {
   using namespace dvae::glue;

@@ -3,8 +3,8 @@
 
 #include "../../core/likelihoods.h"
 #include "../ops/corruption.h"
+#include "operators.h"
 #include "rows.h"
-#include "step_operator.h"
 
 namespace dvae::glue {
 namespace {
@@ -20,14 +20,15 @@ struct Network {
                     " must be weights and biases in turn, got ", tensors.size(), " tensors");
     for (size_t i = 0; i < tensors.size(); i += 2) {
       on.check(tensors[i], name, {-1, inputs}, like.scalar_type(), like);
-      const Tensor weight = packed(tensors[i]), bias = packed(tensors[i + 1]);
-      const bool biased = bias.numel() != 0;
+      cpu::StepLayer layer{};
+      const Tensor weight = read(tensors[i], layer.weight), bias = read(tensors[i + 1], layer.bias);
       const int64_t size = weight.sizes()[0];
       STD_TORCH_CHECK(size > 0 && inputs > 0, name, " must have layers of some size");
-      if (biased) on.check(bias, name, {size}, like.scalar_type(), like);
-      cpu::StepLayer layer{};
-      layer.weight = weight.const_data_ptr();
-      layer.bias = biased ? bias.const_data_ptr() : nullptr;
+      if (bias.numel() != 0) {
+        on.check(bias, name, {size}, like.scalar_type(), like);
+      } else {
+        layer.bias = nullptr;
+      }
       layer.inputs = inputs;
       layer.outputs = size;
       layers.push_back(layer);
@@ -102,11 +103,9 @@ std::tuple<Tensor, Tensors> mlp_loss(DVAE_PASS_ARGUMENTS) {
   Tensors gradients;
   const auto place = [&](Network& network) {
     for (size_t i = 0; i < network.layers.size(); ++i) {
-      const Tensor of_weight = new_like(network.held[2 * i]);
-      const Tensor of_bias = new_like(network.held[2 * i + 1]);
-      network.layers[i].grad_weight = of_weight.mutable_data_ptr();
-      network.layers[i].grad_bias = of_bias.mutable_data_ptr();
-      for (const Tensor& t : {of_weight, of_bias}) gradients.push_back(t);
+      cpu::StepLayer& layer = network.layers[i];
+      gradients.push_back(written(new_like(network.held[2 * i]), layer.grad_weight));
+      gradients.push_back(written(new_like(network.held[2 * i + 1]), layer.grad_bias));
     }
   };
   return {std::get<0>(pass(DVAE_PASS_NAMES, nullptr, place)), gradients};

@@ -1,8 +1,7 @@
 // log_weights of a zero-inflated negative binomial, and its gradient.
-#include "zero_inflated.h"
-
 #include "../../cpu/zero_inflated.h"
-#include "../ops/decoder.h"
+
+#include "operators.h"
 #include "rows.h"
 
 namespace dvae::glue {
@@ -28,12 +27,10 @@ struct Inflated {
 
 }  // namespace
 
-Tensor zero_inflated(In mean, In scale, In logits, In x, In log_ratio_in, MaybeIn mask) {
+Tensor zero_inflated(In mean, In scale, In logits, In x, In log_ratio, MaybeIn mask) {
   Inflated of(mean, scale, logits, x, mask);
-  const Tensor log_ratio = of.d.rows(log_ratio_in, "log_ratio");
-  Tensor out = new_like(log_ratio);
-  of.p.log_ratio = log_ratio.const_data_ptr();
-  of.p.log_w = out.mutable_data_ptr();
+  const Tensor ratio = read(of.d.rows(log_ratio, "log_ratio"), of.p.log_ratio);
+  const Tensor out = written(new_like(ratio), of.p.log_w);
   for_rows(of.rows(), of.p.size, [&](int64_t begin, int64_t end) {
     cpu::zero_inflated(mask_of(of.d), of.d.dtype, of.p, of.d.scale_kind, nullptr, begin, end);
   });
@@ -42,13 +39,11 @@ Tensor zero_inflated(In mean, In scale, In logits, In x, In log_ratio_in, MaybeI
 
 Three zero_inflated_backward(In grad_in, In mean, In scale, In logits, In x, MaybeIn mask) {
   Inflated of(mean, scale, logits, x, mask);
-  const Tensor grad = of.d.rows(grad_in, "grad");
-  Tensor grad_mean = new_like(of.d.in), grad_scale = of.d.scale_gradient();
-  Tensor grad_logits = new_like(of.logits);
-  of.p.grad = grad.const_data_ptr();
-  of.p.grad_params = grad_mean.mutable_data_ptr();
+  const Tensor grad = read(of.d.rows(grad_in, "grad"), of.p.grad);
+  const Tensor grad_mean = written(new_like(mean), of.p.grad_params);
+  const Tensor grad_scale = of.d.scale_gradient();
+  const Tensor grad_logits = written(new_like(logits), of.p.grad_logits);
   of.p.grad_scale = of.d.full_only(grad_scale);
-  of.p.grad_logits = grad_logits.mutable_data_ptr();
   over_rows_with_scale(
       of.d, of.rows(), of.p.size, grad_scale, [&](double* sums, int64_t begin, int64_t end) {
         cpu::zero_inflated(mask_of(of.d), of.d.dtype, of.p, of.d.scale_kind, sums, begin, end);

@@ -239,13 +239,9 @@ class Cuda final : public Backend {
         rows > 0 ? grad.numel() / rows : 0);
   }
 
-  void lse_update(In on, DType t, const double* state, const void* log_w, int64_t rows,
-                  int64_t samples, double* out) const override {
-    run("lse_update", on, cuda::lse_update, t, state, log_w, rows, samples, out);
-  }
-  void lse_merge(In on, const double* a, const double* b, int64_t rows,
-                 double* out) const override {
-    run("lse_merge", on, cuda::lse_merge, a, b, rows, out);
+  void lse_update(In on, DType t, const double* state, const LogMeanExpParams& p,
+                  double* out) const override {
+    run("lse_update", on, cuda::lse_update, t, state, p.log_w, p.rows, p.samples, out);
   }
 };
 

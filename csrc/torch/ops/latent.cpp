@@ -4,104 +4,94 @@
 namespace dvae::glue {
 namespace {
 
-void check_posterior(const Backend& on, In mean, In log_var) {
-  check_shape(mean, "mean", {-1, -1, -1});
-  const auto sizes = mean.sizes();
-  on.check(log_var, "log_var", {sizes[0], sizes[1], sizes[2]}, mean.scalar_type(), mean);
-}
-
-LatentParams latent_params(In mean, In log_var, int64_t copies, int64_t examples, int64_t samples) {
+struct Posterior {
+  DType dtype;
   LatentParams p{};
-  p.mean = mean.const_data_ptr();
-  p.log_var = log_var.const_data_ptr();
-  p.copies = copies;
-  p.examples = examples;
-  p.samples = samples;
-  p.size = mean.sizes()[mean.dim() - 1];
-  return p;
-}
+  Tensor mean, log_var;
+  Maybe z;
 
-void check_ratio(const Backend& on, In z, In mean, In log_var) {
-  check_shape(z, "z", {-1, -1, -1});
-  on.check(mean, "mean", {z.sizes()[0], z.sizes()[2]}, z.scalar_type(), z);
-  on.check(log_var, "log_var", {z.sizes()[0], z.sizes()[2]}, z.scalar_type(), z);
-}
+  // mean and log_var (M, B, Z), to draw k samples from.
+  Posterior(const Backend& on, In mean_in, In log_var_in, int64_t k, In seed, int64_t first_example,
+            int64_t first_sample)
+      : dtype(dtype_of(mean_in, "mean")),
+        mean(read(mean_in, p.mean)),
+        log_var(read(log_var_in, p.log_var)) {
+    check_shape(mean_in, "mean", {-1, -1, -1});
+    STD_TORCH_CHECK(k >= 0, "k must be >= 0, got ", k);
+    const auto sizes = mean_in.sizes();
+    on.check(log_var_in, "log_var", {sizes[0], sizes[1], sizes[2]}, mean_in.scalar_type(), mean_in);
+    p.noise = on.noise(seed, first_example, first_sample, mean_in);
+    take(sizes[0], sizes[1], k);
+  }
+  // mean and log_var (N, Z) with z (N, K, Z): without corruptions the rows are examples.
+  Posterior(const Backend& on, In z_in, In mean_in, In log_var_in)
+      : dtype(dtype_of(z_in, "z")),
+        mean(read(mean_in, p.mean)),
+        log_var(read(log_var_in, p.log_var)) {
+    check_shape(z_in, "z", {-1, -1, -1});
+    const auto sizes = z_in.sizes();
+    on.check(mean_in, "mean", {sizes[0], sizes[2]}, z_in.scalar_type(), z_in);
+    on.check(log_var_in, "log_var", {sizes[0], sizes[2]}, z_in.scalar_type(), z_in);
+    z = read(z_in, p.z);
+    take(1, sizes[0], sizes[1]);
+  }
 
-// latent_log_ratio has no corruptions: its N rows are examples.
-LatentParams ratio_params(In z, In mean, In log_var) {
-  LatentParams p = latent_params(mean, log_var, 1, z.sizes()[0], z.sizes()[1]);
-  // z is an input here; the field is not const because sample_latent writes it.
-  p.z = const_cast<void*>(z.const_data_ptr());
-  return p;
-}
+ private:
+  void take(int64_t copies, int64_t examples, int64_t samples) {
+    p.copies = copies;
+    p.examples = examples;
+    p.samples = samples;
+    p.size = mean.sizes()[mean.dim() - 1];
+  }
+};
 
 }  // namespace
 
-Two sample_latent(const Backend& on, In mean_in, In log_var_in, int64_t k, In seed,
-                  int64_t first_example, int64_t first_sample) {
-  check_posterior(on, mean_in, log_var_in);
-  STD_TORCH_CHECK(k >= 0, "k must be >= 0, got ", k);
-  const DType dtype = dtype_of(mean_in, "mean");
-  const Tensor mean = packed(mean_in), log_var = packed(log_var_in);
-  LatentParams p = latent_params(mean, log_var, mean.sizes()[0], mean.sizes()[1], k);
-  p.noise = on.noise(seed, first_example, first_sample, mean);
-  Tensor z = empty(mean, {p.copies, p.examples, k, p.size}, mean.scalar_type());
-  Tensor log_ratio = empty(mean, {p.copies, p.examples, k}, sum_type(mean));
-  p.z = z.mutable_data_ptr();
-  p.log_ratio = log_ratio.mutable_data_ptr();
-  on.sample_latent(mean, dtype, p);
+Two sample_latent(const Backend& on, In mean, In log_var, int64_t k, In seed, int64_t first_example,
+                  int64_t first_sample) {
+  Posterior q(on, mean, log_var, k, seed, first_example, first_sample);
+  const int64_t shape[] = {q.p.copies, q.p.examples, k, q.p.size};
+  const Tensor z = written(empty(mean, shape, 4, mean.scalar_type()), q.p.z);
+  const Tensor log_ratio = written(empty(mean, shape, 3, sum_type(mean)), q.p.log_ratio);
+  on.sample_latent(mean, q.dtype, q.p);
   return {z, log_ratio};
 }
 
-Two sample_latent_backward(const Backend& on, MaybeIn grad_z_in, MaybeIn grad_log_ratio_in,
-                           In mean_in, In log_var_in, int64_t k, In seed, int64_t first_example,
+Two sample_latent_backward(const Backend& on, MaybeIn grad_z, MaybeIn grad_log_ratio, In mean,
+                           In log_var, int64_t k, In seed, int64_t first_example,
                            int64_t first_sample) {
-  check_posterior(on, mean_in, log_var_in);
-  const DType dtype = dtype_of(mean_in, "mean");
-  const Tensor mean = packed(mean_in), log_var = packed(log_var_in);
-  LatentParams p = latent_params(mean, log_var, mean.sizes()[0], mean.sizes()[1], k);
-  p.noise = on.noise(seed, first_example, first_sample, mean);
-  const Maybe grad_z = grad_z_in ? packed(*grad_z_in) : Maybe();
-  const Maybe grad_log_ratio = grad_log_ratio_in ? packed(*grad_log_ratio_in) : Maybe();
+  Posterior q(on, mean, log_var, k, seed, first_example, first_sample);
+  Maybe of_z, of_ratio;
   if (grad_z) {
-    on.check(*grad_z, "grad_z", {p.copies, p.examples, k, p.size}, mean.scalar_type(), mean);
-    p.grad_z = grad_z->const_data_ptr();
+    on.check(*grad_z, "grad_z", {q.p.copies, q.p.examples, k, q.p.size}, mean.scalar_type(), mean);
+    of_z = read(*grad_z, q.p.grad_z);
   }
   if (grad_log_ratio) {
-    on.check(*grad_log_ratio, "grad_log_ratio", {p.copies, p.examples, k}, sum_type(mean), mean);
-    p.grad_log_ratio = grad_log_ratio->const_data_ptr();
+    on.check(*grad_log_ratio, "grad_log_ratio", {q.p.copies, q.p.examples, k}, sum_type(mean),
+             mean);
+    of_ratio = read(*grad_log_ratio, q.p.grad_log_ratio);
   }
-  Tensor grad_mean = new_like(mean), grad_log_var = new_like(mean);
-  p.grad_mean = grad_mean.mutable_data_ptr();
-  p.grad_log_var = grad_log_var.mutable_data_ptr();
-  on.sample_latent_backward(mean, dtype, p);
+  const Tensor grad_mean = written(new_like(mean), q.p.grad_mean);
+  const Tensor grad_log_var = written(new_like(mean), q.p.grad_log_var);
+  on.sample_latent_backward(mean, q.dtype, q.p);
   return {grad_mean, grad_log_var};
 }
 
-Tensor latent_log_ratio(const Backend& on, In z_in, In mean_in, In log_var_in) {
-  check_ratio(on, z_in, mean_in, log_var_in);
-  const DType dtype = dtype_of(z_in, "z");
-  const Tensor z = packed(z_in), mean = packed(mean_in), log_var = packed(log_var_in);
-  LatentParams p = ratio_params(z, mean, log_var);
-  Tensor out = empty(z, {p.examples, p.samples}, sum_type(z));
-  p.log_ratio = out.mutable_data_ptr();
-  on.latent_log_ratio(z, dtype, p);
+Tensor latent_log_ratio(const Backend& on, In z, In mean, In log_var) {
+  Posterior q(on, z, mean, log_var);
+  const Tensor out = written(empty(z, {q.p.examples, q.p.samples}, sum_type(z)), q.p.log_ratio);
+  on.latent_log_ratio(z, q.dtype, q.p);
   return out;
 }
 
-Three latent_log_ratio_backward(const Backend& on, In grad_in, In z_in, In mean_in, In log_var_in) {
-  check_ratio(on, z_in, mean_in, log_var_in);
-  const DType dtype = dtype_of(z_in, "z");
-  on.check(grad_in, "grad", {z_in.sizes()[0], z_in.sizes()[1]}, sum_type(z_in), z_in);
-  const Tensor grad = packed(grad_in), z = packed(z_in);
-  const Tensor mean = packed(mean_in), log_var = packed(log_var_in);
-  LatentParams p = ratio_params(z, mean, log_var);
-  Tensor grad_z = new_like(z), grad_mean = new_like(mean), grad_log_var = new_like(mean);
-  p.grad_log_ratio = grad.const_data_ptr();
-  p.grad_z_out = grad_z.mutable_data_ptr();
-  p.grad_mean = grad_mean.mutable_data_ptr();
-  p.grad_log_var = grad_log_var.mutable_data_ptr();
-  on.latent_log_ratio_backward(z, dtype, p);
+Three latent_log_ratio_backward(const Backend& on, In grad_in, In z, In mean, In log_var) {
+  Posterior q(on, z, mean, log_var);
+  on.check(grad_in, "grad", {q.p.examples, q.p.samples}, sum_type(z), z);
+  const Tensor grad = read(grad_in, q.p.grad_log_ratio);
+  const Tensor grad_z = written(new_like(z), q.p.grad_z_out);
+  const Tensor grad_mean = written(new_like(mean), q.p.grad_mean);
+  const Tensor grad_log_var = written(new_like(mean), q.p.grad_log_var);
+  on.latent_log_ratio_backward(z, q.dtype, q.p);
   return {grad_z, grad_mean, grad_log_var};
 }
 

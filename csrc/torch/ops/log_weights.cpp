@@ -11,12 +11,11 @@ struct FusedLoss {
 // The fused loss with its gradient left in `to`, which may be the decoder output itself.
 FusedLoss fused_loss(const Decoder& d, In log_ratio_in, double multiplier, In to) {
   const Tensor log_ratio = d.rows(log_ratio_in, "log_ratio");
-  FusedLoss loss{empty(d.in, {d.p.rows}, sum_type(d.in)), new_like(log_ratio), d.scale_gradient()};
   IwaeParams p{};
   static_cast<DecoderParams&>(p) = d.p;
   p.log_ratio = log_ratio.const_data_ptr();
-  p.log_w = loss.weights.mutable_data_ptr();
-  p.bound = loss.bound.mutable_data_ptr();
+  const FusedLoss loss{written(empty(d.in, {d.p.rows}, sum_type(d.in)), p.bound),
+                       written(new_like(log_ratio), p.log_w), d.scale_gradient()};
   p.grad_params = to.mutable_data_ptr();
   p.grad_scale = d.full_only(loss.grad_scale);
   p.multiplier = multiplier;
@@ -83,7 +82,6 @@ void rescale_inplace(const Backend& on, In grad_in, In factor_in) {
                   "), got shape ", shape_of(factor_in));
   on.check_device(factor_in, "factor", grad_in);
   const Tensor factor = packed(factor_in);
-  if (on.known_to_be_one(factor)) return;
   const Tensor grad = packed(grad_in);
   on.rescale(grad, factor, rows);
   copy_back(grad_in, grad);

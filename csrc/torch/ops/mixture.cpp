@@ -4,59 +4,49 @@
 namespace dvae::glue {
 namespace {
 
-void check_mixture(const Backend& on, In z, In mean, In log_var) {
-  check_shape(z, "z", {-1, -1, -1});
-  const int64_t examples = z.sizes()[0], size = z.sizes()[2];
-  on.check(mean, "mean", {-1, examples, size}, z.scalar_type(), z);
-  STD_TORCH_CHECK(mean.sizes()[0] >= 1, "mean must hold M >= 1 components, got ", shape_of(mean));
-  on.check(log_var, "log_var", {mean.sizes()[0], examples, size}, z.scalar_type(), z);
-}
-
-MixtureParams mixture_params(In z, In mean, In log_var) {
+struct Mixture {
+  DType dtype;
   MixtureParams p{};
-  p.z = z.const_data_ptr();
-  p.mean = mean.const_data_ptr();
-  p.log_var = log_var.const_data_ptr();
-  p.components = mean.sizes()[0];
-  p.examples = z.sizes()[0];
-  p.samples = z.sizes()[1];
-  p.size = z.sizes()[2];
-  return p;
-}
+  Tensor z, mean, log_var;
+
+  Mixture(const Backend& on, In z_in, In mean_in, In log_var_in)
+      : dtype(dtype_of(z_in, "z")),
+        z(read(z_in, p.z)),
+        mean(read(mean_in, p.mean)),
+        log_var(read(log_var_in, p.log_var)) {
+    check_shape(z_in, "z", {-1, -1, -1});
+    const auto sizes = z_in.sizes();
+    on.check(mean_in, "mean", {-1, sizes[0], sizes[2]}, z_in.scalar_type(), z_in);
+    p.components = mean_in.sizes()[0];
+    STD_TORCH_CHECK(p.components >= 1, "mean must hold M >= 1 components, got ", shape_of(mean_in));
+    on.check(log_var_in, "log_var", {p.components, sizes[0], sizes[2]}, z_in.scalar_type(), z_in);
+    p.examples = sizes[0];
+    p.samples = sizes[1];
+    p.size = sizes[2];
+  }
+};
 
 }  // namespace
 
-Two mixture_log_ratio(const Backend& on, In z_in, In mean_in, In log_var_in) {
-  check_mixture(on, z_in, mean_in, log_var_in);
-  const DType dtype = dtype_of(z_in, "z");
-  const Tensor z = packed(z_in), mean = packed(mean_in), log_var = packed(log_var_in);
-  MixtureParams p = mixture_params(z, mean, log_var);
-  Tensor log_ratio = empty(z, {p.examples, p.samples}, sum_type(z));
-  Tensor weights = empty(z, {p.examples, p.samples, p.components}, sum_type(z));
-  p.log_ratio = log_ratio.mutable_data_ptr();
-  p.weights = weights.mutable_data_ptr();
-  on.mixture_log_ratio(z, dtype, p);
+Two mixture_log_ratio(const Backend& on, In z, In mean, In log_var) {
+  Mixture q(on, z, mean, log_var);
+  const int64_t shape[] = {q.p.examples, q.p.samples, q.p.components};
+  const Tensor log_ratio = written(empty(z, shape, 2, sum_type(z)), q.p.log_ratio);
+  const Tensor weights = written(empty(z, shape, 3, sum_type(z)), q.p.weights);
+  on.mixture_log_ratio(z, q.dtype, q.p);
   return {log_ratio, weights};
 }
 
-Three mixture_log_ratio_backward(const Backend& on, In grad_in, In weights_in, In z_in, In mean_in,
-                                 In log_var_in) {
-  check_mixture(on, z_in, mean_in, log_var_in);
-  const DType dtype = dtype_of(z_in, "z");
-  const int64_t examples = z_in.sizes()[0], samples = z_in.sizes()[1];
-  on.check(grad_in, "grad", {examples, samples}, sum_type(z_in), z_in);
-  on.check(weights_in, "weights", {examples, samples, mean_in.sizes()[0]}, sum_type(z_in), z_in);
-  const Tensor grad = packed(grad_in), weights = packed(weights_in);
-  const Tensor z = packed(z_in), mean = packed(mean_in), log_var = packed(log_var_in);
-  MixtureParams p = mixture_params(z, mean, log_var);
-  Tensor grad_z = new_like(z), grad_mean = new_like(mean), grad_log_var = new_like(mean);
-  p.grad = grad.const_data_ptr();
-  // weights is an input here; the field is not const because the forward writes it.
-  p.weights = const_cast<void*>(weights.const_data_ptr());
-  p.grad_z = grad_z.mutable_data_ptr();
-  p.grad_mean = grad_mean.mutable_data_ptr();
-  p.grad_log_var = grad_log_var.mutable_data_ptr();
-  on.mixture_log_ratio_backward(z, dtype, p);
+Three mixture_log_ratio_backward(const Backend& on, In grad_in, In weights_in, In z, In mean,
+                                 In log_var) {
+  Mixture q(on, z, mean, log_var);
+  on.check(grad_in, "grad", {q.p.examples, q.p.samples}, sum_type(z), z);
+  on.check(weights_in, "weights", {q.p.examples, q.p.samples, q.p.components}, sum_type(z), z);
+  const Tensor grad = read(grad_in, q.p.grad), weights = read(weights_in, q.p.weights);
+  const Tensor grad_z = written(new_like(z), q.p.grad_z);
+  const Tensor grad_mean = written(new_like(mean), q.p.grad_mean);
+  const Tensor grad_log_var = written(new_like(mean), q.p.grad_log_var);
+  on.mixture_log_ratio_backward(z, q.dtype, q.p);
   return {grad_z, grad_mean, grad_log_var};
 }
 

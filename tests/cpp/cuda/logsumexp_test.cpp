@@ -143,28 +143,6 @@ TEST(LogSumExpCases, UpdateWithNothing) {
   expect_same_bits("state", out, state);
 }
 
-TEST(LogSumExpCases, Merge) {
-  Random random(7);
-  constexpr int64_t rows = 700;
-  const auto a = random.buffer<double>(rows * 5, -2, 2), b = random.buffer<double>(rows * 5, -2, 2);
-  Buffer<double> out(rows * 5), wanted(rows * 5);
-  run_in_all_orders(
-      "merge", [&] { return cuda::lse_merge(a.data(), b.data(), rows, out.data(), nullptr); }, out);
-  for (int64_t n = 0; n < rows; ++n) {
-    const auto read = [n](const Buffer<double>& v) {
-      LogSumExp s;
-      s.max = v[5 * n], s.s1 = v[5 * n + 1], s.s2 = v[5 * n + 2], s.sum = v[5 * n + 3],
-      s.count = v[5 * n + 4];
-      return s;
-    };
-    LogSumExp s = read(a);
-    s.merge(read(b));
-    const double all[] = {s.max, s.s1, s.s2, s.sum, s.count};
-    for (int i = 0; i < 5; ++i) wanted[5 * n + i] = all[i];
-  }
-  expect_close("state", out, wanted, 10);
-}
-
 TEST(LogSumExpCases, Empty) {
   const int64_t before = emulator::counts.launches;
   LogMeanExpParams p{};
@@ -173,7 +151,6 @@ TEST(LogSumExpCases, Empty) {
   EXPECT_EQ(cuda::logmeanexp_backward(DType::kFloat32, p, nullptr), cudaSuccess);
   EXPECT_EQ(cuda::lse_update(DType::kFloat32, nullptr, nullptr, 0, 3, nullptr, nullptr),
             cudaSuccess);
-  EXPECT_EQ(cuda::lse_merge(nullptr, nullptr, 0, nullptr, nullptr), cudaSuccess);
   EXPECT_EQ(emulator::counts.launches, before);
 }
 

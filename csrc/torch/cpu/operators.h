@@ -1,11 +1,7 @@
-// Operators of the CPU alone (step.cpp).
+// Operators of the CPU alone: of autoencoders of perceptrons (step.cpp), and zero_inflated.cpp.
 #pragma once
 
-#include <string>
-#include <tuple>
-#include <vector>
-
-#include "../tensor.h"
+#include "../operators.h"
 
 namespace dvae::glue {
 
@@ -31,5 +27,8 @@ std::tuple<Tensor, Tensor> mlp_step_inplace(DVAE_PASS_ARGUMENTS, const Tensors& 
                                             const Tensors& squares, const Tensors& steps,
                                             double learning_rate, double beta1, double beta2,
                                             double epsilon, double weight_decay, bool decoupled);
+
+Tensor zero_inflated(In mean, In scale, In logits, In x, In log_ratio, MaybeIn mask);
+Three zero_inflated_backward(In grad, In mean, In scale, In logits, In x, MaybeIn mask);
 
 }  // namespace dvae::glue

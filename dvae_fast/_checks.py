@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = [
+    "check_bool",
     "check_choice",
     "check_count",
     "check_dense",
@@ -110,6 +111,11 @@ def check_count(name: str, value: int, lower: int) -> None:
         raise ValueError(f"{name} must be >= {lower}, got {value}")
 
 
+def check_bool(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+
+
 def is_number(value: Any) -> bool:
     """Whether it is a real number, one of NumPy's too."""
     kinds = (int, float, np.integer, np.floating)
@@ -158,14 +164,18 @@ def values_are_checked() -> bool:
     )
 
 
-def check_size(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+# More numbers than any memory has, and few enough that no index overflows.
+_LARGEST = 2**40
+
+
+def check_size(name: str, value: Any, least: int = 1, most: int = _LARGEST) -> int:
     """`value` if it is an int from `least` to `most`, else TypeError or ValueError naming the
     argument."""
     if isinstance(value, (bool, Tensor, np.ndarray)) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{name} must be >= {least}, got {value}")
-    if most is not None and value > most:
+    if value > most:
         raise ValueError(f"{name} must be <= {most:,}, got {value}")
     return operator.index(value)
 

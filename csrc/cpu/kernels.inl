@@ -36,6 +36,7 @@ constexpr int64_t kSumRows = 64;  // terms of one kind that a single float takes
 #include "noise.inl"
 #include "ops/corrupt.inl"
 #include "ops/latent.inl"
+#include "sixteen.inl"
 #include "rows.inl"
 #include "ops/log_weights.inl"
 #include "ops/iwae.inl"

@@ -107,10 +107,12 @@ class Observed {
 
 // An example of which a larger part is observed is passed over, any other compacted, which costs
 // less the more work an element is: of gradients, which are spread again, that pays later. Nowhere
-// where the kernels take no mask.
-double many(LikelihoodKind likelihood, DType dtype, bool gradient) {
+// where the kernels take no mask; everywhere, uncounted, where an example has few rows, for which
+// counting and compacting would be a tenth of the work and more.
+double many(LikelihoodKind likelihood, DType dtype, bool gradient, int64_t samples) {
+  constexpr int64_t kFewRows = 4;
   if (!kernels().takes_mask[static_cast<int>(dtype)]) return 1;
-  if (is_light(likelihood)) return gradient ? 0.25 : 0.45;
+  if (is_light(likelihood)) return samples < kFewRows ? 0 : gradient ? 0.25 : 0.45;
   return gradient ? 0.6 : 0.85;
 }
 
@@ -130,6 +132,7 @@ Params looked(const Mask& mask, const Params& p) {
 template <class Whole, class Many, class Few>
 void by_example(const Mask& mask, double part, int64_t samples, int64_t begin, int64_t end,
                 const Whole& whole, const Many& many, const Few& few) {
+  if (part == 0) return many(begin, end);
   const auto most_of_few = static_cast<int64_t>(part * static_cast<double>(mask.size));
   const auto next = [&](int64_t row) { return std::min(end, (row / samples + 1) * samples); };
   int64_t count = begin < end ? mask.count(begin / samples) : 0;
@@ -188,7 +191,7 @@ void with_gradients(const Mask* mask, LikelihoodKind likelihood, DType dtype, co
   Observed of(*mask, dtype, kind, p);
   const Params with_mask = looked(*mask, p);
   by_example(
-      *mask, many(likelihood, dtype, true), rows == 1 ? p.samples : 1, begin, end,
+      *mask, many(likelihood, dtype, true, p.samples), rows == 1 ? p.samples : 1, begin, end,
       [&](int64_t first, int64_t last) { kernel(p, kind, scale_sum, first, last); },
       [&](int64_t first, int64_t last) { kernel(with_mask, kind, scale_sum, first, last); },
       [&](int64_t n, int64_t count, int64_t first, int64_t last) {
@@ -228,7 +231,7 @@ void log_weights(const Mask* mask, LikelihoodKind likelihood, DType dtype, const
   const Buffer params = buffer(room), scale = buffer(kind == ScaleKind::kFull ? room : 0);
   const LogWeightParams with_mask = looked(*mask, p);
   by_example(
-      *mask, many(likelihood, dtype, false), p.samples, begin, end,
+      *mask, many(likelihood, dtype, false, p.samples), p.samples, begin, end,
       [&](int64_t first, int64_t last) { kernel(p, kind, first, last); },
       [&](int64_t first, int64_t last) { kernel(with_mask, kind, first, last); },
       [&](int64_t n, int64_t count, int64_t first, int64_t last) {

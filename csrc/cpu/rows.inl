@@ -135,19 +135,10 @@ struct RowView {
   const uint8_t* seen;
   const A* log_scale;
 
-  template <bool kBias>
-  DVAE_HD A param(int64_t j) const {
-    return kBias ? load(params[j]) + load(bias[j]) : load(params[j]);
-  }
-  // Of element j + i, i < kTile: one serves all in a block of as many.
-  template <ScaleKind kScale>
-  DVAE_HD A scale(int64_t j, int64_t i) const {
-    return kScale == ScaleKind::kFull ? load(full_scale[j + i])
-                                      : shared_scale[(scale_stride != 0 ? j : 0) + i];
-  }
-  DVAE_HD A log_of_scale(int64_t j, int64_t i) const {
-    return log_scale[(scale_stride != 0 ? j : 0) + i];
-  }
+  // Of elements j + i, i < kTile: one serves all in a block of as many. Asked for before a loop
+  // over i, in which GCC 12 would look for each element's place.
+  DVAE_HD const A* scales(int64_t j) const { return shared_scale + (scale_stride != 0 ? j : 0); }
+  DVAE_HD const A* log_scales(int64_t j) const { return log_scale + (scale_stride != 0 ? j : 0); }
 };
 
 template <class T>
@@ -165,30 +156,29 @@ DVAE_HD RowView<T> row_view(const DecoderParams& p, int64_t row) {
           static_cast<const A*>(p.log_scale_table)};
 }
 
-// In a loop that is seldom run: keeps it from being vectorised, which takes the compiler as long as
-// the loop that matters.
-#define DVAE_ONE_BY_ONE __asm__ volatile("")
+// Of a short loop over one group: GCC 12 takes it apart into elements before it can vectorise it.
+#define DVAE_SHORT_LOOP _Pragma("GCC unroll 1") _Pragma("GCC ivdep")
 
-// Calls element(j, i, keep, fresh) for the elements j + i of [begin, end) in a row of `size`, and
-// done(j, first, n) after each group of kLanes, for the i of [first, n) of it; end is the row's, or
-// whole groups behind begin.
+// Calls element(j, i, keep, fresh) for the elements j + i of [begin, end) in a row of `size`;
+// before each group of kLanes take(j, n), of n of them, and after it done(j, first, n), for the i
+// of [first, n) of it; end is the row's, or whole groups behind begin.
 //
 // A row's end that is no whole group is taken as the group that ends there, of which those elements
 // are fresh that no other group had, and the rest kept out: one after another they would take
 // longer than all before them. Of double, whose functions are libm's, they would not.
-template <bool kMasked, class T, class F, class G>
+template <bool kMasked, class T, class H, class F, class G>
 DVAE_HD void for_groups(const RowView<T>& v, int64_t begin, int64_t end, int64_t size,
-                        const F& element, const G& done) {
+                        const H& take, const F& element, const G& done) {
   using A = accumulate_t<T>;
   int64_t j = begin;
   for (; j + kLanes <= end; j += kLanes) {
+    DVAE_ONE_BY_ONE;  // GCC 12 would jam the loops of two groups into one that it can't vectorise
+    take(j, kLanes);
     if constexpr (kMasked) {
       const GroupMask<A> mask(v.seen + j);
-#pragma GCC ivdep
-      for (int i = 0; i < kLanes; ++i) element(j, i, mask.keep(i), true);
+      DVAE_SHORT_LOOP for (int i = 0; i < kLanes; ++i) element(j, i, mask.keep(i), true);
     } else {
-#pragma GCC ivdep
-      for (int i = 0; i < kLanes; ++i) element(j, i, KeepAll{}, true);
+      DVAE_SHORT_LOOP for (int i = 0; i < kLanes; ++i) element(j, i, KeepAll{}, true);
     }
     done(j, 0, kLanes);
   }
@@ -199,37 +189,72 @@ DVAE_HD void for_groups(const RowView<T>& v, int64_t begin, int64_t end, int64_t
                                                    1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
     const GroupMask<A> fresh(kFresh + left);
     j = end - kLanes;
+    take(j, kLanes);
     const GroupMask<A> mask(kFresh + left, kMasked ? v.seen + j : kFresh + left);
 #pragma GCC ivdep
     for (int i = 0; i < kLanes; ++i) element(j, i, mask.keep(i), fresh.seen[i] != 0);
     done(j, kLanes - left, kLanes);
-  } else if constexpr (kMasked) {
+    return;
+  }
+  take(j, left);
+  if constexpr (kMasked) {
     const GroupMask<A> mask(v.seen + j, left);
     for (int64_t i = 0; i < left; ++i) {
       DVAE_ONE_BY_ONE;
       element(j, i, mask.keep(i), true);
     }
-    done(j, 0, left);
   } else {
     for (int64_t i = 0; i < left; ++i) {
       DVAE_ONE_BY_ONE;
       element(j, i, KeepAll{}, true);
     }
-    done(j, 0, left);
   }
+  done(j, 0, left);
 }
-template <bool kMasked, class T, class F>
-DVAE_HD void for_groups(const RowView<T>& v, int64_t begin, int64_t end, int64_t size,
-                        const F& element) {
-  for_groups<kMasked>(v, begin, end, size, element, [](int64_t, int64_t, int64_t) {});
-}
-// Of a short loop over one group: GCC 12 takes it apart into elements before it can vectorise it.
-#define DVAE_SHORT_LOOP _Pragma("GCC unroll 1") _Pragma("GCC ivdep")
-// to = value, where that is fresh.
-template <class T, class A>
-DVAE_HD void store_fresh(T& to, A value, bool fresh) {
-  store(to, fresh ? value : load(to));
-}
+struct Nothing {
+  DVAE_HD void operator()(int64_t, int64_t) const {}
+  DVAE_HD void operator()(int64_t, int64_t, int64_t) const {}
+};
+
+// The scales of a row's elements, after take(j, n) of [j, j + n).
+template <class T, ScaleKind kScale>
+struct Scales {
+  using A = accumulate_t<T>;
+  const RowView<T>& v;
+  Read<T> full;
+  const A* shared = nullptr;
+
+  DVAE_HD explicit Scales(const RowView<T>& view) : v(view), full(view.full_scale) {}
+  DVAE_HD void take(int64_t j, int64_t n) {
+    if constexpr (kScale == ScaleKind::kFull) full.take(j, n);
+    if constexpr (kScale == ScaleKind::kShared) shared = v.scales(j);
+  }
+  DVAE_HD A of(int64_t j, int64_t i) const {
+    if constexpr (kScale == ScaleKind::kFull) return full.of(j, i);
+    return kScale == ScaleKind::kShared ? shared[i] : A(1);
+  }
+};
+
+// The same, and the params, with the bias of a layer.
+template <class T, ScaleKind kScale, bool kBias>
+struct Operands {
+  using A = accumulate_t<T>;
+  const RowView<T>& v;
+  Scales<T, kScale> scales;
+  Read<T> params, bias;
+
+  DVAE_HD explicit Operands(const RowView<T>& view)
+      : v(view), scales(view), params(view.params), bias(view.bias) {}
+  DVAE_HD void take(int64_t j, int64_t n) {
+    scales.take(j, n);
+    params.take(j, n);
+    if constexpr (kBias) bias.take(j, n);
+  }
+  DVAE_HD A param(int64_t j, int64_t i) const {
+    return kBias ? params.of(j, i) + bias.of(j, i) : params.of(j, i);
+  }
+  DVAE_HD A scale(int64_t j, int64_t i) const { return scales.of(j, i); }
+};
 
 // push(a, b, keep). AVX-512 has sums that leave out lanes: there the choice is between the sums.
 template <class A, class K, class F>
@@ -254,23 +279,26 @@ DVAE_HD accumulate_t<T> row_density(const DecoderParams& p, const RowView<T>& v,
   // With a mask what a row has besides is of each element observed: in b.
   constexpr bool kOfElement = kMasked && L::kHasLogScale;
   Lanes<L, A> lanes;
+  Operands<T, kScale, kBias> of(v);
+  Made<T> made(out);
+  [[maybe_unused]] const A* logs = nullptr;
   const int64_t between = p.size <= lanes.kShort ? lanes.kShort : lanes.kFold;
   const auto push = [&](int64_t j, int64_t i, auto keep,
                         [[maybe_unused]] bool fresh) __attribute__((always_inline)) {
-    const A param = v.template param<kBias>(j + i);
+    const A param = of.param(j, i);
     take_in(lanes.a[i], lanes.b[i], keep,
             [&](A& a, A& b, auto kept) __attribute__((always_inline)) {
               if constexpr (L::kHasScale) {
-                const A scale = v.template scale<kScale>(j, i);
+                const A scale = of.scale(j, i);
                 L::template push<kScale>(a, b, param, scale, v.x[j + i], kept);
                 if constexpr (kOfElement) {
                   A log_scale = 0;
-                  if constexpr (kScale == ScaleKind::kShared) log_scale = v.log_of_scale(j, i);
+                  if constexpr (kScale == ScaleKind::kShared) log_scale = logs[i];
                   b = b + kept(log_scale - A(L::kConstant));
                 }
               } else if constexpr (kDerivative) {
                 const A derivative = keep(L::push_with_derivative(a, b, param, v.x[j + i], kept));
-                store_fresh(out[j + i], derivative, fresh);
+                made.put(j, i, derivative, fresh);
               } else {
                 L::push(a, b, param, v.x[j + i], kept);
               }
@@ -278,7 +306,16 @@ DVAE_HD accumulate_t<T> row_density(const DecoderParams& p, const RowView<T>& v,
   };
   for (int64_t j = 0; j < p.size;) {
     const int64_t stop = min64(p.size, j + between);
-    for_groups<kMasked>(v, j, stop, p.size, push);
+    for_groups<kMasked>(
+        v, j, stop, p.size,
+        [&](int64_t at, int64_t n) __attribute__((always_inline)) {
+          of.take(at, n);
+          if constexpr (kOfElement && kScale == ScaleKind::kShared) logs = v.log_scales(at);
+        },
+        push,
+        [&](int64_t at, int64_t first, int64_t n) __attribute__((always_inline)) {
+          if constexpr (kDerivative) made.leave(at, first, n);
+        });
     j = stop;
     if (j < p.size) lanes.fold();
   }
@@ -305,17 +342,22 @@ struct DataTerm {
   }
 
  private:
+  // Where each row has scales of its own, it is made of x alone.
+  static constexpr ScaleKind kRead = kScale == ScaleKind::kFull ? ScaleKind::kNone : kScale;
+
   DVAE_HD static A sum(const DecoderParams& p, const RowView<T>& v) {
     double total = 0;
+    Scales<T, kRead> scales(v);
     for (int64_t j = 0; j < p.size;) {
       const int64_t stop = min64(p.size, j + 16 * kLanes);
       alignas(64) A lanes[kLanes] = {};
       const auto add = [&](int64_t at, int64_t i, auto keep, bool) __attribute__((always_inline)) {
-        A scale = 1;
-        if constexpr (kScale == ScaleKind::kShared) scale = v.template scale<kScale>(at, i);
-        lanes[i] = lanes[i] + keep(L::template data_term<kScale>(scale, v.x[at + i]));
+        lanes[i] = lanes[i] + keep(L::template data_term<kScale>(scales.of(at, i), v.x[at + i]));
       };
-      for_groups<kMasked>(v, j, stop, p.size, add);
+      for_groups<kMasked>(
+          v, j, stop, p.size,
+          [&](int64_t at, int64_t n) __attribute__((always_inline)) { scales.take(at, n); }, add,
+          Nothing{});
       j = stop;
       total += static_cast<double>(sum_lanes(lanes));
     }
@@ -349,11 +391,13 @@ struct DataGradient {
     if constexpr (kWanted) {
       if (scale_sum != nullptr && any) {
         const RowView<T> v = row_view<T>(p, row);
+        Scales<T, kScale> scales(v);
         alignas(64) A d[kLanes];
         for_groups<kMasked>(
             v, 0, p.size, p.size,
+            [&](int64_t j, int64_t n) __attribute__((always_inline)) { scales.take(j, n); },
             [&](int64_t j, int64_t i, auto keep, bool) __attribute__((always_inline)) {
-              d[i] = keep(L::data_derivative(v.template scale<kScale>(j, i), v.x[j + i]));
+              d[i] = keep(L::data_derivative(scales.of(j, i), v.x[j + i]));
             },
             [&](int64_t j, int64_t i, int64_t n) {
               DVAE_SHORT_LOOP for (; i < n; ++i) {
@@ -380,24 +424,28 @@ DVAE_HD void row_gradient(const DecoderParams& p, const RowView<T>& v, accumulat
     }
     return;
   }
+  Operands<T, kScale, kBias> of(v);
+  Made<T> made(out), made_scale(out_scale);
   alignas(64) A d_scale[kLanes];
   for_groups<kMasked>(
       v, 0, p.size, p.size,
+      [&](int64_t j, int64_t n) __attribute__((always_inline)) { of.take(j, n); },
       [&](int64_t j, int64_t i, auto keep, bool fresh) __attribute__((always_inline)) {
-        const A param = v.template param<kBias>(j + i), x = v.x[j + i];
+        const A param = of.param(j, i), x = v.x[j + i];
         A d_param;
         if constexpr (L::kHasScale) {
-          L::template derivative<kScale>(param, v.template scale<kScale>(j, i), x, d_param,
-                                         d_scale[i]);
+          L::template derivative<kScale>(param, of.scale(j, i), x, d_param, d_scale[i]);
           d_scale[i] = keep(weight * d_scale[i]);
+          if constexpr (kScale == ScaleKind::kFull) made_scale.put(j, i, d_scale[i], fresh);
         } else {
           d_param = L::derivative(param, x);
         }
-        store_fresh(out[j + i], keep(weight * d_param), fresh);
+        made.put(j, i, keep(weight * d_param), fresh);
       },
       [&](int64_t j, int64_t i, int64_t n) __attribute__((always_inline)) {
+        made.leave(j, i, n);
         if constexpr (kScale == ScaleKind::kFull) {
-          DVAE_SHORT_LOOP for (; i < n; ++i) store(out_scale[j + i], d_scale[i]);
+          made_scale.leave(j, i, n);
         } else if (kScale == ScaleKind::kShared && scale_sum != nullptr) {
           DVAE_SHORT_LOOP for (; i < n; ++i) scale_sum[j + i] += static_cast<double>(d_scale[i]);
         }

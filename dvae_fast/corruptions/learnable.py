@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dvae_fast._checks import check_choice, check_count, is_number
+from dvae_fast._checks import check_choice, check_size, is_number
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast._seeds import derived_key
 from dvae_fast.corruptions.base import Corruption, check_baseline
@@ -119,7 +119,7 @@ class Learnable(nn.Module, Corruption):
             raise ValueError(f"temperature must be finite and > 0, got {temperature:g}")
         level = corruption.parameter.detach().reshape(-1)
         if size is not None:
-            check_count("size", size, 1)
+            size = check_size("size", size)
             if level.numel() not in (1, size):
                 raise ValueError(
                     f"size must be the number of levels given, {level.numel()}, got {size}"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 
-from dvae_fast._checks import check_choice, check_size, check_sizes, nearest_choice
+from dvae_fast._checks import check_bool, check_choice, check_size, check_sizes, nearest_choice
 from dvae_fast.corruptions import (
     Corruption,
     CorruptionFunction,
@@ -236,8 +236,8 @@ class ModelConfig:
                 if value > _MOST:
                     raise ValueError(f"{field.name} must be <= 2**32, got {value}")
                 object.__setattr__(self, field.name, value)
-            elif kind is bool and not isinstance(value, bool):
-                raise TypeError(f"{field.name} must be a bool, got {type(value).__name__}")
+            elif kind is bool:
+                check_bool(field.name, value)
             elif isinstance(value, str) and field.metadata["choices"] is not None:
                 check_choice(field.name, value, field.metadata["choices"])
 

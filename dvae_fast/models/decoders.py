@@ -5,12 +5,12 @@ The bias of the first starts where it gives the mean of the data.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from dvae_fast._checks import check_size
+from dvae_fast._checks import check_size, check_sizes
 from dvae_fast.likelihoods import get_likelihood, identity
 from dvae_fast.models.layers import MLP, hooked, linear, of_context, through
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from dvae_fast.likelihoods import Likelihood
 
-__all__ = ["Decoder", "splits"]
+__all__ = ["Decoder", "check_data_mean", "splits"]
 
 
 class Decoder(nn.Module):
@@ -56,6 +56,9 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         likelihood = get_likelihood(likelihood)
+        check_size("latent", latent)
+        check_size("context", context, 0)
+        hidden = check_sizes("hidden", hidden)
         self.trunk = MLP((latent, *hidden), activation)
         # Without hidden layers the last one reads both, side by side.
         last = (latent + context, *hidden)[-1]
@@ -98,17 +101,21 @@ def _free_name(module: nn.Module, name: str) -> str:
     return f"{name}_" if hasattr(module, name) else name
 
 
-def _start_at_mean(layer: nn.Linear, data_mean: Tensor | None, likelihood: Likelihood) -> None:
-    if data_mean is None:
-        return
+def check_data_mean(data_mean: Any, size: int) -> None:
+    """Raise TypeError or ValueError unless it is of `size` floating-point numbers."""
     if not isinstance(data_mean, Tensor) or not data_mean.is_floating_point():
         got = data_mean.dtype if isinstance(data_mean, Tensor) else type(data_mean).__name__
         raise TypeError(f"data_mean must be a floating-point tensor or None, got {got}")
-    if data_mean.shape != layer.bias.shape:
+    if data_mean.shape != (size,):
         raise ValueError(
-            f"data_mean must have shape (D,) = {tuple(layer.bias.shape)}, "
-            f"got {tuple(data_mean.shape)}"
+            f"data_mean must have shape (D,) = ({size},), got {tuple(data_mean.shape)}"
         )
+
+
+def _start_at_mean(layer: nn.Linear, data_mean: Tensor | None, likelihood: Likelihood) -> None:
+    if data_mean is None:
+        return
+    check_data_mean(data_mean, len(layer.bias))
     start = likelihood.start(data_mean.detach())
     if start is not None:
         with torch.no_grad():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from dvae_fast._checks import check_choice, check_sizes
+from dvae_fast._checks import check_bool, check_choice, check_size, check_sizes
 from dvae_fast.models.layers import MLP, of_context, through
 from dvae_fast.models.posterior import posterior_layer, split_posterior
 from dvae_fast.models.shapes import check_image_shape
@@ -62,7 +62,11 @@ class GaussianEncoder(nn.Module):
         log1p: bool = False,
     ) -> None:
         super().__init__()
+        check_bool("log1p", log1p)
         self.log1p = log1p
+        check_size("data_size", data_size)
+        check_size("context", context, 0)
+        hidden = check_sizes("hidden", hidden)
         self.trunk = MLP((data_size, *hidden), activation)
         self.output = posterior_layer((data_size, *hidden)[-1], latent, covariance)
         self.latent, self.covariance = latent, covariance
@@ -98,6 +102,8 @@ class _ImageEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.image_shape = check_image_shape(image_shape)
+        check_size("context", context, 0)
+        hidden = check_sizes("hidden", hidden)
         self.trunk = MLP((features, *hidden), activation)
         self.output = posterior_layer((features, *hidden)[-1], latent, covariance)
         self.latent, self.covariance = latent, covariance
@@ -164,6 +170,7 @@ class GRUEncoder(_ImageEncoder):
         if units == 0:
             raise ValueError("hidden must hold the size of the recurrent layer at least, got none")
         check_choice("pooling", pooling, POOLINGS)
+        check_bool("columns", columns)
         super().__init__(
             image_shape, units * (1 + columns), rest, latent, activation, covariance, context
         )

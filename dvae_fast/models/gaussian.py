@@ -15,7 +15,7 @@ from dvae_fast.models.base import Autoencoder, groups_of
 from dvae_fast.models.config import register
 from dvae_fast.models.distributions import Sampled, is_distribution
 from dvae_fast.models.one_pass import one_pass
-from dvae_fast.models.posterior import COVARIANCES, is_full, sample_gaussian
+from dvae_fast.models.posterior import is_full, sample_gaussian
 from dvae_fast.models.priors import is_fused
 from dvae_fast.models.semi_implicit import SemiImplicit
 from dvae_fast.objectives import Latents
@@ -46,7 +46,7 @@ class LatentVariableModel(SemiImplicit):
     def check_options(cls, options: ModelConfig, objective: Objective) -> None:
         """Raise ValueError unless the model has the objective with these options."""
         super().check_options(options, objective)
-        if COVARIANCES.get(options.covariance):
+        if options.covariance == "full":
             check_posterior_objective(objective)
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dvae_fast import functional
 from dvae_fast._checks import check_size
+from dvae_fast.models.decoders import check_data_mean
 from dvae_fast.models.layers import linear
 from dvae_fast.models.posterior import gaussian_log_ratio, place
 
@@ -147,6 +148,17 @@ class GaussianMixture(nn.Module):
         return _normal(self.means[which], self.log_vars[which], generator)
 
 
+def _interval(value: Any) -> tuple[float, float]:
+    try:
+        low, high = value
+        found = float(low), float(high)
+    except (TypeError, ValueError):
+        raise TypeError(f"interval must be two numbers, got {value!r}") from None
+    if not found[0] < found[1]:
+        raise ValueError(f"interval must begin below its end, got {value!r}")
+    return found
+
+
 class VampPrior(nn.Module):
     """1/C Σ_c q(z|u_c): the mean of the posteriors of C pseudo-inputs, which are learnt.
 
@@ -174,7 +186,9 @@ class VampPrior(nn.Module):
         context_size: int = 0,
     ) -> None:
         super().__init__()
-        self.interval = interval
+        self.interval = interval = _interval(interval)
+        if data_mean is not None:
+            check_data_mean(data_mean, check_size("data_size", data_size))
         self.takes_context = check_size("context_size", context_size, 0) > 0
         noise = 0.1 * torch.randn(
             check_size("components", components), check_size("data_size", data_size)

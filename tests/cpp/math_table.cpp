@@ -1,4 +1,8 @@
 // Compiled once per ISA, with DVAE_TEST_LEVEL 0, 1 or 2.
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC's own header, of its undefined registers (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #if DVAE_TEST_LEVEL == 2
 #define DVAE_ISA isa_avx512
 #define DVAE_TEST_TABLE math_avx512
@@ -20,6 +24,8 @@
 
 namespace dvae::test {
 namespace {
+
+#include "cpu/sixteen.inl"
 
 #define DVAE_MAP(name, In, Out, call)                                          \
   void name##_array(const In* __restrict in, Out* __restrict out, int64_t n) { \
@@ -59,6 +65,27 @@ void store_array(const float* __restrict in, uint16_t* __restrict bits, int64_t 
   }
 }
 
+// As the kernels over rows have them.
+template <class T>
+void read_array(const uint16_t* bits, float* out, int64_t n) {
+  Read<T> row(reinterpret_cast<const T*>(bits));
+  for (int64_t j = 0; j < n; j += kLanes) {
+    const int64_t m = n - j < kLanes ? n - j : kLanes;
+    row.take(j, m);
+    for (int64_t i = 0; i < m; ++i) out[j + i] = row.of(j, i);
+  }
+}
+
+template <class T>
+void made_array(const float* in, uint16_t* bits, int64_t n) {
+  Made<T> row(reinterpret_cast<T*>(bits));
+  for (int64_t j = 0; j < n; j += kLanes) {
+    const int64_t m = n - j < kLanes ? n - j : kLanes;
+    for (int64_t i = 0; i < m; ++i) row.put(j, i, in[j + i], true);
+    row.leave(j, 0, m);
+  }
+}
+
 }  // namespace
 }  // namespace dvae::test
 #endif
@@ -84,6 +111,10 @@ constexpr MathTable kTable = {
     load_array<BFloat16>,
     store_array<Half>,
     store_array<BFloat16>,
+    read_array<Half>,
+    read_array<BFloat16>,
+    made_array<Half>,
+    made_array<BFloat16>,
 };
 }  // namespace
 const MathTable* DVAE_TEST_TABLE() { return &kTable; }

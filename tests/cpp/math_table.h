@@ -25,6 +25,10 @@ struct MathTable {
   void (*load_bfloat16)(const uint16_t* bits, float* out, int64_t n);
   void (*store_half)(const float* in, uint16_t* bits, int64_t n);
   void (*store_bfloat16)(const float* in, uint16_t* bits, int64_t n);
+  void (*read_half)(const uint16_t* bits, float* out, int64_t n);
+  void (*read_bfloat16)(const uint16_t* bits, float* out, int64_t n);
+  void (*made_half)(const float* in, uint16_t* bits, int64_t n);
+  void (*made_bfloat16)(const float* in, uint16_t* bits, int64_t n);
 };
 
 const MathTable* math_base();

@@ -135,6 +135,14 @@ TEST_P(HalfTest, AllHalfValues) { check_all_values(table().load_half, table().st
 TEST_P(HalfTest, AllBFloat16Values) {
   check_all_values(table().load_bfloat16, table().store_bfloat16, kBFloat16);
 }
+TEST_P(HalfTest, AllHalfValuesOfRows) {
+  check_all_values(table().read_half, table().made_half, kHalf);
+}
+TEST_P(HalfTest, AllBFloat16ValuesOfRows) {
+  check_all_values(table().read_bfloat16, table().made_bfloat16, kBFloat16);
+}
+TEST_P(HalfTest, HalfRoundingOfRows) { check_rounding(table().made_half, kHalf); }
+TEST_P(HalfTest, BFloat16RoundingOfRows) { check_rounding(table().made_bfloat16, kBFloat16); }
 TEST_P(HalfTest, HalfRounding) { check_rounding(table().store_half, kHalf); }
 TEST_P(HalfTest, BFloat16Rounding) { check_rounding(table().store_bfloat16, kBFloat16); }
 

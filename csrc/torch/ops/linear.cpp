@@ -87,7 +87,9 @@ Tensor linear_log_weights(const Backend& on, In hidden, In weight, MaybeIn bias,
   const Tensor log_ratio = d.rows(log_ratio_in, "log_ratio");
   Tensor out = new_like(log_ratio);
   LogWeightParams p{d.p, log_ratio.const_data_ptr(), out.mutable_data_ptr()};
-  if (on.log_weights_of_layers(d, {layer}, Activation::kNone, p)) return out;
+  // Products of float64 are faster by torch.
+  const bool wide = d.dtype == DType::kFloat64;
+  if (!wide && on.log_weights_of_layers(d, {layer}, Activation::kNone, p)) return out;
   Tiles(d, layer).each(
       p, [&](int64_t begin, int64_t end, In, In) { on.log_weights(d, p, begin, end); });
   return out;

@@ -275,8 +275,7 @@ TEST_P(ProductsTest, NothingToDo) {
   for (size_t i = 0; i < c.size(); ++i) EXPECT_EQ(c[i], no_depth.start[i % 3]);
 }
 
-// --- what is made of them, in fewer instructions
-// ---------------------------------------------------
+// --- what is made of them, in fewer instructions ---------------------------------------------
 
 TEST(Coarse, ExpMinusAndSoftplus) {
   for (double x = -90; x < 90; x += 0.00071) {
@@ -291,6 +290,34 @@ TEST(Coarse, ExpMinusAndSoftplus) {
   for (const float x : {kInf, -kInf, 1e30f, -100.0f}) EXPECT_EQ(coarse_exp_minus(x), 0x1p-126f);
   for (const uint32_t bits : {0x7FC00000u, 0xFFC00001u, 0x7F800001u}) {
     EXPECT_TRUE(std::isnan(coarse_softplus(bit_cast<float>(bits))));
+  }
+}
+
+TEST(Coarse, BernoulliInItsTerms) {
+  for (const float x : {0.0f, 0.3f, 1.0f}) {
+    for (double l = -85; l < 85; l += 0.173) {
+      const auto logit = static_cast<float>(l);
+      const double m = std::abs(static_cast<double>(logit)), c = logit > 0 ? 1.0 - x : x;
+      float finite[] = {0, 1}, all[] = {0, 1};
+      CoarseBernoulli::push<false>(finite[0], finite[1], logit, x);
+      CoarseBernoulli::push<true>(all[0], all[1], logit, x);
+      ASSERT_NEAR(finite[0], -c * m, 1e-6 * c * m) << logit;
+      ASSERT_NEAR(finite[1], 1 + std::exp(-m), 2e-6) << logit;
+      ASSERT_EQ(all[0], finite[0]) << logit;
+      ASSERT_EQ(all[1], finite[1]) << logit;
+      ASSERT_NEAR(CoarseBernoulli::finish(all[0], all[1]), -c * m - std::log1p(std::exp(-m)),
+                  2e-6 * (1 + c * m))
+          << logit;
+    }
+  }
+  // Of certain logits, right and wrong ones.
+  for (const float logit : {kInf, -kInf}) {
+    for (const float x : {0.0f, 1.0f}) {
+      float a = 0, b = 1;
+      CoarseBernoulli::push<true>(a, b, logit, x);
+      EXPECT_EQ(a, (logit > 0) == (x > 0) ? 0.0f : -kInf) << logit << " " << x;
+      EXPECT_EQ(b, 1.0f);
+    }
   }
 }
 

@@ -388,7 +388,8 @@ def test_the_bound_is_highest_without_corruption(estimator: str) -> None:
 # torch.compile's own doing, on meeting an autograd.Function and on loading its backend.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated. Methods on:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("estimator", ["score", pytest.param("relaxed", marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_gaussian_posterior.py has one that learns its noise
+@pytest.mark.parametrize("estimator", ["score", "relaxed"])
 def test_compiles_without_a_graph_break(estimator: str) -> None:
     model = _model("diwae", Learnable(RATES["salt"], estimator)).double()
     x, seed = torch.rand(B, D, dtype=torch.float64), torch.tensor([SEED])

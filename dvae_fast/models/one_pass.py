@@ -29,6 +29,7 @@ from dvae_fast.functional._autograd import (
     without_autocast,
 )
 from dvae_fast.functional._looks import is_doubtful, look_at_loss
+from dvae_fast.likelihoods import Likelihood
 from dvae_fast.models.base import Autoencoder
 from dvae_fast.models.decoders import splits
 from dvae_fast.models.encoders import GaussianEncoder
@@ -37,7 +38,6 @@ from dvae_fast.objectives.objective import Term
 
 if TYPE_CHECKING:
     from dvae_fast.corruptions import Corruption
-    from dvae_fast.likelihoods import Likelihood
     from dvae_fast.objectives import Objective
 
 __all__ = ["Pass", "one_pass"]
@@ -266,8 +266,11 @@ def one_pass(model: Any, x: Tensor, key: Tensor, first_example: int) -> Pass | N
     bound, kl_weight = _bound(model.objective), model.kl_weight
     corruption = model.corruption
     noise = _corruption(corruption, x.dtype)
-    kernel = model.likelihood.kernel
-    if bound is None or noise is None or kernel is None or len(model.likelihood.params) != 1:
+    likelihood = model.likelihood
+    if not isinstance(likelihood, Likelihood):  # a name, or what is none
+        return None
+    kernel = likelihood.kernel
+    if bound is None or noise is None or kernel is None or len(likelihood.params) != 1:
         return None
     if not isinstance(kl_weight, (int, float)) or (kl_weight != 1 and not bound[0]):
         return None
@@ -288,7 +291,6 @@ def one_pass(model: Any, x: Tensor, key: Tensor, first_example: int) -> Pass | N
     check_index("first_example", first_example, len(x))
     if corruption is not None:
         corruption.check(x)
-    likelihood = cast("Likelihood", model.likelihood)
     if values_are_checked():
         likelihood.check_support(x)
     kind, parameter, salt = noise

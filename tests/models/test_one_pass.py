@@ -16,6 +16,7 @@ from dvae_fast import ops
 from dvae_fast.corruptions import AdditiveGaussian, FunctionCorruption, Learnable, Masking
 from dvae_fast.models import DIWAE, DVAE, IWAE, VAE, Autoencoder
 from dvae_fast.objectives import Objective
+from dvae_fast.training import TrainingStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -440,6 +441,14 @@ def test_errors_are_those_of_the_usual_way() -> None:
     model.samples = 0
     with pytest.raises(ValueError, match="k must"):
         model.loss(x, 3)
+    model = DIWAE(D, Z, (8,))
+    model.likelihood = torch.distributions.Normal
+    with pytest.raises(TypeError, match="likelihood must be a string or a Likelihood"):
+        model.loss(x, 3)
+    with pytest.raises(TypeError, match="likelihood must be a string or a Likelihood"):
+        TrainingStep(model, torch.optim.Adam(model.parameters()))(x, 3)
+    model.likelihood = "bernoulli"  # what it is called will do
+    assert model.loss(x, 3).isfinite()
 
 
 def test_data_outside_the_likelihoods_range_are_named() -> None:

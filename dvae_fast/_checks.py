@@ -112,7 +112,7 @@ def check_count(name: str, value: int, lower: int) -> None:
 
 
 def check_bool(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
+    if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
 
 
@@ -164,8 +164,8 @@ def values_are_checked() -> bool:
     )
 
 
-# More numbers than any memory has, and few enough that no index overflows.
-_LARGEST = 2**40
+# Of 64 bits with a sign: sys.maxsize is a way to say that there is no limit.
+_LARGEST = 2**63 - 1
 
 
 def check_size(name: str, value: Any, least: int = 1, most: int = _LARGEST) -> int:

@@ -123,7 +123,7 @@ def _anneal(
 
 
 #: chains have 24 bits in the noise; of the others, more than anybody waits for
-_MOST = {"chains": 2**24, "temperatures": 10**6, "leapfrog": 10**6, "batch_size": 2**32}
+_MOST = {"chains": 2**24, "temperatures": 10**6, "leapfrog": 10**6, "batch_size": 2**63 - 1}
 
 
 @dataclass(frozen=True)

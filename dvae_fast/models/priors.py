@@ -150,6 +150,8 @@ class GaussianMixture(nn.Module):
 
 def _interval(value: Any) -> tuple[float, float]:
     try:
+        if isinstance(value, (str, bytes, dict)):
+            raise TypeError
         low, high = value
         found = float(low), float(high)
     except (TypeError, ValueError):

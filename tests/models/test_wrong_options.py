@@ -54,7 +54,8 @@ GOOD: list[tuple[Any, Mapping[str, Any]]] = [
     (Objective, {"name": "iwae"}),
 ]
 WRONG = [
-    None, -1, 0, 1.5, "x", b"x", True, (), [1, "a"], [0], (-1,), [[1]], {}, object(), 10**30, 1j,
+    None, -1, 0, 1.5, "x", b"x", True, (), "01",
+    [1, "a"], [0], (-1,), [[1]], {}, object(), 10**30, 1j,
     math.nan, math.inf, np.float32(2), np.int64(-3), torch.zeros(2),
 ]  # fmt: skip
 # Named otherwise in what is said: by what a user would have written.

@@ -111,9 +111,11 @@ def check_count(name: str, value: int, lower: int) -> None:
         raise ValueError(f"{name} must be >= {lower}, got {value}")
 
 
-def check_bool(name: str, value: Any) -> None:
+def check_bool(name: str, value: Any) -> bool:
+    """`value` as a plain bool, which can be written to JSON; NumPy's will do."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+    return bool(value)
 
 
 def is_number(value: Any) -> bool:

@@ -123,7 +123,7 @@ def _anneal(
 
 
 #: chains have 24 bits in the noise; of the others, more than anybody waits for
-_MOST = {"chains": 2**24, "temperatures": 10**6, "leapfrog": 10**6, "batch_size": 2**63 - 1}
+_MOST = {"chains": 2**24, "temperatures": 10**6, "leapfrog": 10**6}
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,11 @@ class _Settings:
     batch_size: int | None
 
     def __post_init__(self) -> None:
+        # As plain ints, whatever integers they are.
         for name, most in _MOST.items():
-            if name != "batch_size" or self.batch_size is not None:
-                # As a plain int, whatever integer it is.
-                object.__setattr__(self, name, check_size(name, getattr(self, name), most=most))
+            object.__setattr__(self, name, check_size(name, getattr(self, name), most=most))
+        if self.batch_size is not None:
+            object.__setattr__(self, "batch_size", check_size("batch_size", self.batch_size))
         for name, value, valid in (
             ("start", self.start, STARTS),
             ("schedule", self.schedule, SCHEDULES),

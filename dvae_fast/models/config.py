@@ -237,7 +237,7 @@ class ModelConfig:
                     raise ValueError(f"{field.name} must be <= 2**32, got {value}")
                 object.__setattr__(self, field.name, value)
             elif kind is bool:
-                check_bool(field.name, value)
+                object.__setattr__(self, field.name, check_bool(field.name, value))
             elif isinstance(value, str) and field.metadata["choices"] is not None:
                 check_choice(field.name, value, field.metadata["choices"])
 

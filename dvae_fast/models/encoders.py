@@ -62,8 +62,7 @@ class GaussianEncoder(nn.Module):
         log1p: bool = False,
     ) -> None:
         super().__init__()
-        check_bool("log1p", log1p)
-        self.log1p = log1p
+        self.log1p = check_bool("log1p", log1p)
         check_size("data_size", data_size)
         check_size("context", context, 0)
         hidden = check_sizes("hidden", hidden)
@@ -170,7 +169,7 @@ class GRUEncoder(_ImageEncoder):
         if units == 0:
             raise ValueError("hidden must hold the size of the recurrent layer at least, got none")
         check_choice("pooling", pooling, POOLINGS)
-        check_bool("columns", columns)
+        columns = check_bool("columns", columns)
         super().__init__(
             image_shape, units * (1 + columns), rest, latent, activation, covariance, context
         )

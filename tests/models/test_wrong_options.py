@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -78,3 +79,14 @@ def test_what_is_wrong_is_named(kind: Any, good: Mapping[str, Any]) -> None:
                 assert "\n" not in said, (name, value, said)
                 refused += 1
     assert refused
+
+
+def test_numpys_numbers_are_as_good_as_pythons() -> None:
+    given = {
+        "latent_size": np.int64(2),
+        "hidden_sizes": np.array([5, 4]),
+        "learn_prior": np.bool_(1),
+    }
+    model = MODELS["bernoulli"](data_size=np.int32(6), **given)
+    assert json.loads(json.dumps(model.config())) == model.config()
+    assert GaussianEncoder(6, (5,), 2, log1p=np.bool_(1)).log1p is True

@@ -59,6 +59,7 @@ __all__ = [
 _op: Any = torch.ops.dvae_fast
 _vjp: Any = torch.func.vjp
 _transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+_is_tracing: Callable[[], bool] = torch._C._is_tracing
 _functorch = torch._C._functorch
 _unwrap_if_dead = _functorch.unwrap_if_dead
 
@@ -94,7 +95,7 @@ def is_transformed(*tensors: Tensor | None) -> bool:
         return True
     if torch.compiler.is_compiling():
         return False
-    return torch._C._is_tracing() or _has_tangent(*tensors)
+    return _is_tracing() or (forward_ad._current_level >= 0 and _has_tangent(*tensors))
 
 
 def _has_tangent(*tensors: Tensor | None) -> bool:
@@ -111,7 +112,11 @@ def is_moved(*tensors: Tensor | None) -> bool:
 def needs_function(*tensors: Tensor | None) -> bool:
     """Whether to call an operator's autograd function rather than the operator itself, which has
     no derivatives: they would be 0 without a word."""
-    return needs_grad(*tensors) or is_transformed(*tensors)
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return is_transformed(*tensors)
 
 
 def graph_is_asked() -> bool:
@@ -225,7 +230,7 @@ class Operation(torch.autograd.Function):
             if eager_transforms.JVP_NESTING > 1:
                 return cls._in_plain(*args)
             return super(Operation, cls._moved).apply(*args)
-        if torch._C._is_tracing():
+        if _is_tracing():
             return cls._in_plain(*args)
         if forward_ad._current_level >= 0:
             cls = cls._moved
@@ -271,7 +276,7 @@ def _jvp(cls: type[Operation], ctx: Any, *tangents: Tensor | None) -> Any:
 def operator(name: str) -> Callable[..., Any]:
     """The operator `name`; under `torch.vmap`, which has no rule for it, its formula."""
     op, formula = getattr(_op, name), getattr(reference, name)
-    return lambda *args: (formula if _transforms_active() else op)(*args)
+    return lambda *args: formula(*args) if _transforms_active() else op(*args)
 
 
 def maskable(make: Callable[[str], Callable[..., Any]], name: str) -> Callable[..., Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +15,22 @@ if TYPE_CHECKING:
 
     from dvae_fast.likelihoods import Likelihood
 
-__all__ = ["is_doubtful", "look_at_loss", "look_at_params", "readable"]
+__all__ = ["is_due", "is_outside", "look_at_loss", "look_at_params", "readable"]
 
 # Numbers of a decoder of which something can be said.
 _ENOUGH = 16
 
-# What has been said and looked at from which line, as long as the filters of warnings are these.
+# The losses from one place of which all is looked at before only the 16th, 32nd, 64th, … are.
+_FIRST = 8
+
+# What has been said from which line, and how many losses were made where: in which code, by which
+# of its instructions. As long as the filters of warnings are these.
 _said: set[tuple[str, int, str]] = set()
-_looks: dict[tuple[str, int, type], int] = {}
+_losses: dict[tuple[str, int, int, type], int] = {}
 _filters: Any = None
+
+# Of modules by name, whether a caller there is to be passed over.
+_inside: dict[str, bool] = {}
 
 
 def readable(t: Tensor) -> bool:
@@ -38,10 +45,27 @@ def readable(t: Tensor) -> bool:
     )
 
 
+def is_due(loss_of: Tensor, likelihood: Likelihood) -> bool:
+    """Whether the loss being made of a tensor is one of those whose data and parameters are looked
+    at, which all together cost no more than a few: the first from where it is asked for, and later
+    ever fewer."""
+    if not readable(loss_of):
+        return False
+    _forget_of_other_filters()
+    frame = sys._getframe(2)
+    while _passed_over(frame):
+        frame = cast("FrameType", frame.f_back)
+    # Not its line, which is looked up in a table.
+    code = frame.f_code
+    place = (code.co_filename, code.co_firstlineno, frame.f_lasti, type(likelihood))
+    _losses[place] = count = _losses.get(place, 0) + 1
+    return count <= _FIRST or count & (count - 1) == 0
+
+
 def look_at_params(first: Any, likelihood: Likelihood) -> None:
     """Warn where a decoder's first parameter looks like another one: see `doubtful`.
 
-    A few numbers mostly settle it.
+    A few numbers mostly settle it. For a loss that `is_due`.
     """
     doubtful = likelihood.doubtful
     if doubtful is None or not isinstance(first, Tensor) or first.numel() < _ENOUGH:
@@ -73,15 +97,16 @@ def look_at_loss(
     likelihood: Likelihood,
     mask: Tensor | None = None,
     params: tuple[Any, ...] = (),
+    *,
+    due: bool,
 ) -> None:
     """Warn where x, as far as a mask of its shape or of (E, D) leaves it, is none that the
-    likelihood has, or without a mask its parameters are: whenever the loss is not finite, and of
-    losses that are at the 1st, 2nd, 4th, … from a line, which all together cost no more than a
-    few."""
+    likelihood has, or without a mask its parameters are: whenever the loss is not finite, and if
+    it `is_due` where it is."""
     if not readable(loss):
         return
     finite = math.isfinite(loss.item() if loss.dim() == 0 else loss.data.sum().item())
-    if (finite and not _is_due(likelihood)) or not readable(x):
+    if (finite and not due) or not readable(x):
         return
     if x.numel() == 0 or (mask is not None and mask.numel() == 0):
         return
@@ -108,11 +133,8 @@ def look_at_loss(
         )
 
 
-def is_doubtful(x: Tensor, likelihood: Likelihood) -> bool:
-    """Whether `look_at_loss` of a finite loss, called next, would look at x and not like it."""
-    place, count = _next_look(likelihood)
-    if count & (count - 1) or (*place[:2], "support") in _said or not readable(x):
-        return False
+def is_outside(x: Tensor, likelihood: Likelihood) -> bool:
+    """Whether `look_at_loss` would not like x."""
     try:
         likelihood.check_support(x.detach())
     except ValueError:
@@ -136,40 +158,30 @@ def _alike(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return x, mask
 
 
-def _outside() -> tuple[FrameType, int]:
-    """Who called, and how far above this function's caller that is."""
-    frame, level = sys._getframe(2), 2
-    while frame.f_back is not None and _is_inside(frame.f_globals.get("__name__", "")):
-        frame, level = frame.f_back, level + 1
-    global _filters
-    if warnings.filters is not _filters:
-        _said.clear()
-        _looks.clear()
-        _filters = warnings.filters
-    return frame, level
-
-
-def _next_look(likelihood: Likelihood) -> tuple[tuple[str, int, type], int]:
-    """From where the loss is, and which of those from there."""
-    frame, _ = _outside()
-    place = (frame.f_code.co_filename, frame.f_lineno, type(likelihood))
-    return place, _looks.get(place, 0) + 1
-
-
-def _is_due(likelihood: Likelihood) -> bool:
-    place, count = _next_look(likelihood)
-    _looks[place] = count
-    return count & (count - 1) == 0
-
-
 def _warn_once(kind: str, message: str) -> None:
     """Once for each line that calls, whatever the filter; again under filters that are new."""
-    frame, level = _outside()
+    _forget_of_other_filters()
+    frame, level = sys._getframe(1), 2
+    while _passed_over(frame):
+        frame, level = cast("FrameType", frame.f_back), level + 1
     place = (frame.f_code.co_filename, frame.f_lineno, kind)
     if place not in _said:
         _said.add(place)
         warnings.warn(message, RuntimeWarning, stacklevel=level)
 
 
-def _is_inside(module: str) -> bool:
-    return module.partition(".")[0] in ("dvae_fast", "torch")
+def _forget_of_other_filters() -> None:
+    global _filters
+    if warnings.filters is not _filters:
+        _said.clear()
+        _losses.clear()
+        _filters = warnings.filters
+
+
+def _passed_over(frame: FrameType) -> bool:
+    """Whether it is this package's or torch's, and not the outermost."""
+    name = frame.f_globals.get("__name__", "")
+    inside = _inside.get(name)
+    if inside is None:
+        inside = _inside[name] = name.partition(".")[0] in ("dvae_fast", "torch")
+    return inside and frame.f_back is not None

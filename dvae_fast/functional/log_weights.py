@@ -31,7 +31,7 @@ from dvae_fast.functional._autograd import (
     save,
     unary,
 )
-from dvae_fast.functional._looks import look_at_loss, look_at_params
+from dvae_fast.functional._looks import is_due, look_at_loss, look_at_params
 from dvae_fast.functional._rows import check_mask, check_rows, observed
 from dvae_fast.functional.plain import check_no_gradient, gradient_in_x, plain_log_weights
 from dvae_fast.likelihoods import Likelihood, get_likelihood
@@ -424,14 +424,18 @@ def iwae_loss_and_weights(
     if lik.kernel is None:
         log_w = plain_log_weights(params, x, log_ratio, lik, mask)
         unpacked = lik.unpack(params)
-        look_at_params(unpacked[0], lik)
+        due = is_due(log_w, lik)
+        if due:
+            look_at_params(unpacked[0], lik)
         rows = log_w.detach().reshape(-1, log_w.shape[-1])
         weights = _op.logmeanexp_backward(torch.ones_like(rows[:, 0]), rows)
         loss = _reduced(logmeanexp(log_w), reduction)
-        look_at_loss(loss, x, lik, mask, unpacked)
+        look_at_loss(loss, x, lik, mask, unpacked, due=due)
         return loss, weights
     p, scale, x, log_ratio, mask, leading = _check_params(params, x, log_ratio, lik, mask)
-    look_at_params(p, lik)
+    due = is_due(p, lik)
+    if due:
+        look_at_params(p, lik)
     per_row_scale = scale is not None and scale.dim() != 3 and reduction == "none"
     # The fused pass stores the gradient before the upstream one is known: float16 would lose what
     # a loss scale is there to keep.
@@ -445,11 +449,11 @@ def iwae_loss_and_weights(
         loss, weights = call(
             _IWAELoss, p, scale, x, log_ratio, lik.kernel, reduction, overwrite, mask
         )
-        look_at_loss(loss, x, lik, mask, () if overwrite else (p, scale))
+        look_at_loss(loss, x, lik, mask, () if overwrite else (p, scale), due=due)
         return loss.view(leading[:-1]) if reduction == "none" else loss, weights
     bound = _mean_of_rows(log_weights_of_rows(p, scale, x, log_ratio, lik.kernel, mask))
     loss = _reduced(bound.view(leading[:-1]), reduction)
-    look_at_loss(loss, x, lik, mask, (p, scale))
+    look_at_loss(loss, x, lik, mask, (p, scale), due=due)
     return loss, None
 
 

@@ -28,7 +28,7 @@ from dvae_fast.functional._autograd import (
     is_wrapped,
     without_autocast,
 )
-from dvae_fast.functional._looks import is_doubtful, look_at_loss
+from dvae_fast.functional._looks import is_due, is_outside, look_at_loss
 from dvae_fast.likelihoods import Likelihood
 from dvae_fast.models.base import Autoencoder
 from dvae_fast.models.decoders import splits
@@ -222,9 +222,12 @@ class Pass(NamedTuple):
 
     def loss(self) -> Tensor:
         """As `model.loss` gives it."""
+        return self._loss(is_due(self.x, self.model.likelihood))
+
+    def _loss(self, due: bool) -> Tensor:
         noted = _Noted.make(self.model, self.x, self.key, self.first_example)
         loss = cast("Tensor", call(_OnePass, noted, self.args, *self.layers))
-        look_at_loss(loss, self.x, self.model.likelihood)
+        look_at_loss(loss, self.x, self.model.likelihood, due=due)
         return loss
 
     def step(self, *adam: Any) -> tuple[Tensor, Tensor]:
@@ -232,11 +235,13 @@ class Pass(NamedTuple):
         `reference.adam_`."""
         count = len(self.args[1])
         head, layers, likelihood = self.args[0], self.layers, self.model.likelihood
-        if is_doubtful(self.x, likelihood):
-            self.loss()  # warns: an error, if that is asked for, is to leave everything as it was
+        due = is_due(self.x, likelihood)
+        if due and is_outside(self.x, likelihood):
+            # Warns: an error, if that is asked for, is to leave everything as it was.
+            self._loss(due)
         with torch.no_grad():
             loss, norm = _op.mlp_step_(*head, layers[:count], layers[count:], *self.args[2:], *adam)
-        look_at_loss(loss, self.x, likelihood)
+        look_at_loss(loss, self.x, likelihood, due=due)
         return loss, norm
 
 

@@ -17,7 +17,7 @@ from dvae_fast.functional._autograd import (
     keep,
     same,
 )
-from dvae_fast.functional._looks import look_at_loss, look_at_params
+from dvae_fast.functional._looks import is_due, look_at_loss, look_at_params
 from dvae_fast.functional.log_weights import iwae_loss_and_weights
 from dvae_fast.likelihoods import get_likelihood
 from dvae_fast.objectives.bound import bound, is_at, log_sums, rows_of
@@ -215,10 +215,12 @@ def loss(
     lik = get_likelihood(likelihood)
     log_w = functional.log_weights(params, x, given, lik, mask)
     unpacked = lik.unpack(params)
-    look_at_params(unpacked[0], lik)
+    due = is_due(log_w, lik)
+    if due:
+        look_at_params(unpacked[0], lik)
     values = log_w.detach()
     total = -bound(values, objective).mean()
-    look_at_loss(total, x, lik, mask, unpacked)
+    look_at_loss(total, x, lik, mask, unpacked, due=due)
     if not torch.is_grad_enabled():
         return total
     shift = (kl_weight - 1) * log_ratio.detach() if weighted else None

@@ -138,7 +138,7 @@ def test_every_likelihood_has_its_row() -> None:
 def test_data_outside_of_the_support_is_named_though_the_loss_is_finite(
     name: str, objective: str
 ) -> None:
-    """At the 1st, 2nd, 4th, … call of a line; where a mask leaves it out, it is none of x."""
+    """At the first calls of a line; where a mask leaves it out, it is none of x."""
     _, x, ratio = _operands()
     params = _params(LIKELIHOODS[name])
     bad = x.clone()
@@ -205,3 +205,18 @@ def test_transforms_and_graphs_are_left_alone() -> None:
         with torch._subclasses.FakeTensorMode() as mode:
             fake = [mode.from_tensor(t) for t in (p, x, ratio)]
             assert iwae_loss(*fake).shape == ()
+
+
+@pytest.mark.parametrize("objective", ["iwae", "elbo"])
+def test_the_turns_of_losses(objective: str) -> None:
+    """A decoder that comes to end in a sigmoid is told of by the next loss that is looked at."""
+    logits, x, ratio = _operands()
+    for first, found in ((3, 3), (8, 8), (9, 16), (17, 32)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for turn in range(1, 40):
+                params = torch.sigmoid(logits) if turn >= first else logits
+                objectives.loss(params, x, ratio, objective=objective)
+                if caught:
+                    break
+        assert turn == found

@@ -55,7 +55,7 @@ _MARGIN = 1.25
 _PIECE, _PIECE_GPU = 1 << 14, 1 << 23
 # Samples of an example that are kept before the diagnostics take them in, all together; on a GPU,
 # as many chunks of a batch.
-PENDING, PENDING_CHUNKS = 2048, 4
+PENDING, PENDING_CHUNKS = 8192, 4
 
 
 # --- the bound against k ----------------------------------------------------------------------

@@ -142,6 +142,10 @@ def reproduce_command(
                     scale=None if scale == _SCALE else scale,
                     dtype=None if dtype == TrainConfig.dtype else dtype,
                 )  # fmt: skip
+            asked = {"list": list_rows, "table": write_table, "so-far": so_far}
+            given = [option for option, wanted in asked.items() if wanted]
+            if len(given) > 1:
+                raise ValueError(f"{given[1]} must be left out with --{given[0]}")
             chosen = select(rows or SCALES[scale].rows)
             jobs = _jobs(jobs, device)
             check_device("device", device)

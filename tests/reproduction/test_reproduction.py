@@ -479,6 +479,17 @@ def test_the_table_has_what_is_unfinished(monkeypatch: pytest.MonkeyPatch) -> No
     assert "dtype must be one of bfloat16, float32; got 'float16'" in wrong.output
 
 
+@pytest.mark.parametrize(
+    "first, second", [("list", "table"), ("list", "so-far"), ("table", "so-far")]
+)
+def test_one_thing_is_done_at_a_time(first: str, second: str) -> None:
+    for given in ((first, second), (second, first)):
+        command_line.refused(
+            f"{second} must be left out with --{first}",
+            "reproduce", *(f"--{option}" for option in given),
+        )  # fmt: skip
+
+
 def test_rows_are_listed_with_what_was_published() -> None:
     output = words(ok("--list", "--scale", "full"))
     for name in ROWS:

@@ -24,6 +24,7 @@ from dvae_fast import bidirectional_monte_carlo, estimate_log_likelihood
 from dvae_fast._extras import require
 from dvae_fast.files import write_json
 from dvae_fast.models import load_model
+from dvae_fast.plots import write_figure
 from dvae_fast.reproduction.table import markdown_table, number, put_between
 from dvae_fast.training import default_config, train
 
@@ -129,12 +130,10 @@ def tables(models: Mapping[str, Any]) -> str:
 
 def plot(models: Mapping[str, Any], path: Path) -> None:
     require("matplotlib", "matplotlib", "a figure")
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for (name, model), colour in zip(models.items(), COLOURS, strict=True):
         found = summary(model)
         means, errors = zip(*(found["missing"][str(k)] for k in SIZES), strict=True)
@@ -154,9 +153,7 @@ def plot(models: Mapping[str, Any], path: Path) -> None:
         axes.axhline(0, color="grey", lw=0.8)
         axes.grid(alpha=0.3)
         axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    write_figure(figure, path)
 
 
 def main() -> None:

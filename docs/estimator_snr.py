@@ -20,6 +20,7 @@ from torch import Tensor
 from dvae_fast import objectives
 from dvae_fast._extras import require
 from dvae_fast.objectives import ESTIMATORS, Objective
+from dvae_fast.plots import write_figure
 
 SIZES = (2, 4, 8, 16, 32, 64, 128)
 D, Z = 20, 4
@@ -58,12 +59,10 @@ def signal_to_noise(estimator: str, k: int, draws: int, groups: int) -> float:
 
 def plot(curves: dict[str, list[float]], path: Path, title: str) -> None:
     require("matplotlib", "matplotlib", "a figure")
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(5.5, 4), layout="constrained")
+    figure = Figure(figsize=(5.5, 4), layout="constrained")
+    axes = figure.subplots()
     for name, values in curves.items():
         axes.loglog(
             SIZES,
@@ -77,9 +76,7 @@ def plot(curves: dict[str, list[float]], path: Path, title: str) -> None:
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    write_figure(figure, path)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import dvae_fast
 from dvae_fast.models import load_model
+from dvae_fast.plots import write_figure
 from dvae_fast.training import load_config
 
 COPIES = (1, 2, 4, 8, 16, 32, 64)
@@ -69,15 +70,12 @@ def plot(found: dict[str, Any], path: Path) -> None:
         axes.axhline(found[name][0], color=colour, linestyle=style, linewidth=1.2, label=name)
     axes.set_xscale("log", base=2)
     axes.set_xticks(m, [str(one) for one in m])
-    axes.set_xlabel("corruptions M in the mixture")
-    axes.set_ylabel("nats per example")
-    axes.set_title(
-        f"{found['model']} on {found['data']}, {found['corruption']}: test set", fontsize=11
-    )
+    title = f"{found['model']} on {found['data']}, {found['corruption']}: test set"
+    axes.set(xlabel="corruptions M in the mixture", ylabel="nats per example", title=title)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
-    figure.savefig(path, dpi=150)
+    write_figure(figure, path)
 
 
 def main() -> None:

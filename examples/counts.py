@@ -10,6 +10,7 @@ import typer
 from torch import Tensor
 
 from dvae_fast import DIWAE, Masking, estimate_log_likelihood
+from dvae_fast.training import TrainingStep
 
 GENES = 40
 
@@ -34,11 +35,9 @@ def main(steps: int = 800, k: int = 500) -> dict[str, float]:
             GENES, 5, (64,), encoder="mlp_log1p", likelihood=likelihood, corruption=Masking(0.1),
             data_mean=x_train.mean(0),
         )  # fmt: skip
-        optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+        step = TrainingStep(model, torch.optim.Adam(model.parameters(), 2e-3))
         for _ in range(steps):
-            optimizer.zero_grad()
-            model.loss(x_train[torch.randint(len(x_train), (100,))]).backward()
-            optimizer.step()
+            step(x_train[torch.randint(len(x_train), (100,))])
         estimate = estimate_log_likelihood(model, x_test, k, seed=0)
         found[likelihood] = estimate.mean
         print(

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import torch
 import typer
+from torch.utils.data import DataLoader, TensorDataset
 
 from dvae_fast import IWAE, estimate_log_likelihood, impute
 from dvae_fast.data import load_dataset
 from dvae_fast.plots import plot_rows
+from dvae_fast.training import TrainingStep
 
 
 def main(epochs: int = 40, k: int = 500, picture: Path | None = None) -> tuple[float, float]:
@@ -20,12 +22,11 @@ def main(epochs: int = 40, k: int = 500, picture: Path | None = None) -> tuple[f
     seen_test = torch.rand(x_test.shape) < 0.5
 
     model = IWAE(64, 10, (100,), samples=5)
-    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    step = TrainingStep(model, torch.optim.Adam(model.parameters(), 2e-3))
+    batches = DataLoader(TensorDataset(x_train, seen_train), batch_size=100, shuffle=True)
     for _ in range(epochs):
-        for index in torch.randperm(len(x_train)).split(100):
-            optimizer.zero_grad()
-            model.loss(x_train[index], mask=seen_train[index]).backward()
-            optimizer.step()
+        for x, seen in batches:
+            step(x, mask=seen)
 
     estimate = estimate_log_likelihood(model, x_test, k, mask=seen_test, seed=0)
     print(f"log p(x observed) = {estimate.mean:.2f} ± {estimate.mean_standard_error:.2f} nats")

@@ -134,6 +134,35 @@ void unary(py::module_& m, const char* name, const char* doc, F f) {
       py::arg("x"), doc);
 }
 
+// Registers name(words): uint32 in.
+template <class R, class F>
+void of_words(py::module_& m, const char* name, const char* doc, F f) {
+  m.def(
+      name,
+      [f](const py::object& words) { return map<uint32_t, R>(array<uint32_t>(words, "words"), f); },
+      py::arg("words"), doc);
+}
+
+// Registers <name>_to_float(bits) and float_to_<name>(x) of a type of 16 bits.
+template <class T>
+void sixteen_bits(py::module_& m, const std::string& name, const std::string& full) {
+  m.def((name + "_to_float").c_str(),
+        [](const py::object& bits) {
+          return map<uint16_t, float>(array<uint16_t>(bits, "bits"),
+                                      [](uint16_t b) { return load(T{b}); });
+        },
+        py::arg("bits"), (full + ", as uint16 bits, to float32.").c_str());
+  m.def(("float_to_" + name).c_str(),
+        [](const py::object& x) {
+          return map<float, uint16_t>(array<float>(x, "x"), [](float v) {
+            T to;
+            store(to, v);
+            return to.bits;
+          });
+        },
+        py::arg("x"), ("float32 to the bits of the nearest " + full + ", ties to even.").c_str());
+}
+
 // --- noise ------------------------------------------------------------------------------------
 
 Array<uint32_t> philox(const py::object& counter, const py::object& seed) {
@@ -383,13 +412,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("standard_normal", &standard_normal, py::arg("stream"), py::arg("copy"), py::arg("example"),
         py::arg("sample"), py::arg("size"), py::arg("seed"), py::arg("dtype") = "float32",
         "The N(0, 1) draw of each of `size` elements.");
-  m.def(
-      "uniform24",
-      [](const py::object& words) {
-        return map<uint32_t, int32_t>(array<uint32_t>(words, "words"),
-                                      [](uint32_t w) { return uniform24(w); });
-      },
-      py::arg("words"), "The 24 bits of a word that thresholds are compared with.");
+  of_words<int32_t>(m, "uniform24", "The 24 bits of a word that thresholds are compared with.",
+                    [](uint32_t w) { return uniform24(w); });
   m.def(
       "threshold",
       [](const py::object& p) {
@@ -412,48 +436,11 @@ PYBIND11_MODULE(_core, m) {
   unary(m, "sigmoid", "1/(1 + e^−x).", [](auto x) { return dvae::sigmoid(x); });
   m.def("sincos_turn", &turn, py::arg("v"), py::arg("dtype") = "float32",
         "(sin, cos) of the angle v · 2π/2³², v uint32.");
-  m.def(
-      "log_uniform",
-      [](const py::object& words) {
-        return map<uint32_t, float>(array<uint32_t>(words, "words"),
-                                    [](uint32_t w) { return log_uniform(w); });
-      },
-      py::arg("words"), "ln((w + ½)/2³²) in float32, w uint32.");
+  of_words<float>(m, "log_uniform", "ln((w + ½)/2³²) in float32, w uint32.",
+                  [](uint32_t w) { return log_uniform(w); });
 
-  m.def(
-      "half_to_float",
-      [](const py::object& bits) {
-        return map<uint16_t, float>(array<uint16_t>(bits, "bits"),
-                                    [](uint16_t b) { return load(Half{b}); });
-      },
-      py::arg("bits"), "float16, as uint16 bits, to float32.");
-  m.def(
-      "bfloat16_to_float",
-      [](const py::object& bits) {
-        return map<uint16_t, float>(array<uint16_t>(bits, "bits"),
-                                    [](uint16_t b) { return load(BFloat16{b}); });
-      },
-      py::arg("bits"), "bfloat16, as uint16 bits, to float32.");
-  m.def(
-      "float_to_half",
-      [](const py::object& x) {
-        return map<float, uint16_t>(array<float>(x, "x"), [](float v) {
-          Half to;
-          store(to, v);
-          return to.bits;
-        });
-      },
-      py::arg("x"), "float32 to the bits of the nearest float16, ties to even.");
-  m.def(
-      "float_to_bfloat16",
-      [](const py::object& x) {
-        return map<float, uint16_t>(array<float>(x, "x"), [](float v) {
-          BFloat16 to;
-          store(to, v);
-          return to.bits;
-        });
-      },
-      py::arg("x"), "float32 to the bits of the nearest bfloat16, ties to even.");
+  sixteen_bits<Half>(m, "half", "float16");
+  sixteen_bits<BFloat16>(m, "bfloat16", "bfloat16");
 
   m.def(
       "bernoulli",

@@ -366,28 +366,28 @@ def _mlp_log_weights() -> Iterator[_Build]:
         yield _label(s, layout, likelihood, kind, activation, f"{i}"), layout, build
 
 
+def _both(
+    name: str, build: Callable[[bool], Iterator[_Build]]
+) -> dict[str, Callable[[], Iterator[_Build]]]:
+    """Of an operator and of its backward pass."""
+    return {name: partial(build, False), f"{name}_backward": partial(build, True)}
+
+
 _BUILDERS: dict[str, Callable[[], Iterator[_Build]]] = {
-    "corrupt": lambda: _corrupt(backward=False),
-    "corrupt_backward": lambda: _corrupt(backward=True),
+    **_both("corrupt", _corrupt),
     "corrupt_backward_std": _corrupt_backward_std,
     "sample_latent": _sample_latent,
     "sample_latent_backward": _sample_latent_backward,
-    "latent_log_ratio": lambda: _latent_log_ratio(backward=False),
-    "latent_log_ratio_backward": lambda: _latent_log_ratio(backward=True),
-    "mixture_log_ratio": lambda: _mixture_log_ratio(backward=False),
-    "mixture_log_ratio_backward": lambda: _mixture_log_ratio(backward=True),
-    "log_weights": lambda: _log_weights(backward=False),
-    "log_weights_backward": lambda: _log_weights(backward=True),
-    "softplus": lambda: _softplus(backward=False),
-    "softplus_backward": lambda: _softplus(backward=True),
-    "logmeanexp": lambda: _logmeanexp(backward=False),
-    "logmeanexp_backward": lambda: _logmeanexp(backward=True),
-    "iwae": lambda: _iwae(in_place=False),
-    "iwae_": lambda: _iwae(in_place=True),
+    **_both("latent_log_ratio", _latent_log_ratio),
+    **_both("mixture_log_ratio", _mixture_log_ratio),
+    **_both("log_weights", _log_weights),
+    **_both("softplus", _softplus),
+    **_both("logmeanexp", _logmeanexp),
+    "iwae": partial(_iwae, in_place=False),
+    "iwae_": partial(_iwae, in_place=True),
     "rescale_": _rescale,
     "lse_update": _lse_update,
-    "linear_log_weights": lambda: _linear_log_weights(backward=False),
-    "linear_log_weights_backward": lambda: _linear_log_weights(backward=True),
+    **_both("linear_log_weights", _linear_log_weights),
     "mlp_log_weights": _mlp_log_weights,
 }
 

@@ -10,7 +10,7 @@ The network starts where it moves nothing. Source: Sobolev and Vetrov, arXiv 190
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -131,39 +131,45 @@ def draw_reversed(
         parts = [part.to(dtype) for part in moves.chunk(size, -1)]
         if mask is not None:  # nothing moves, and so counts, what was not observed
             parts = [part.masked_fill(~mask, 0) for part in parts]
-        first = {"first_example": first_example}
+        asked = _Asked(x, own, each, count, key, first_example)
         if isinstance(plain, AdditiveGaussian):
-            drawn = _noise(plain, parts, x, len(own), each, count, key, first)
-            return *drawn, False
+            return *_noise(plain, parts, asked), False
         changes = plain.change_probability(x)
         if mask is not None:
             changes = changes.masked_fill(~mask, 0)
-        drawn = _hits(plain, changes, parts, x, own, each, count, key, first)
-        return *drawn, True
+        return *_hits(plain, changes, parts, asked), True
 
 
-def _noise(
-    plain: AdditiveGaussian,
-    parts: list[Tensor],
-    x: Tensor,
-    groups: int,
-    each: int,
-    count: int,
-    key: Tensor,
-    first: dict[str, Any],
-) -> tuple[Tensor, Tensor]:
+class _Asked(NamedTuple):
+    """What is to be drawn, see `draw_reversed`; `each`: how many samples in a row one x̃ made."""
+
+    x: Tensor
+    own: Tensor
+    each: int
+    draws: int
+    key: Tensor
+    first_example: int
+
+    def bernoulli(self, logits: Tensor, index: int) -> Tensor:
+        """`draws` of them, by another key."""
+        first = self.first_example
+        return draw_bernoulli(logits, self.draws, derived_key(self.key, index), first_example=first)
+
+
+def _noise(plain: AdditiveGaussian, parts: list[Tensor], asked: _Asked) -> tuple[Tensor, Tensor]:
+    x, own, each, count, key, first_example = asked
     mean, log_deviation = parts
     log_var = 2 * log_deviation
     # x̃ of the seed is x + std · n with this n, whatever the deviation, 0 too.
     zero = torch.zeros(x.shape, dtype=mean.dtype, device=x.device)
     unit = AdditiveGaussian.at(zero.new_ones(()))
-    n = unit.draw(zero, groups, key, first["first_example"], 0)
+    n = unit.draw(zero, len(own), key, first_example, 0)
     n = n.repeat_interleave(each, 0).unsqueeze(-2)
     log_weight = functional.latent_log_ratio(n, mean, log_var)
     if count == 0:
         return x.new_empty(*mean.shape[:-1], 0, x.shape[-1]), log_weight
     noise, others = functional.sample_latent(
-        mean, log_var, count, derived_key(key, _REVERSE_KEY), **first
+        mean, log_var, count, derived_key(key, _REVERSE_KEY), first_example=first_example
     )
     std = plain.std.to(x.device).to(noise.dtype).reshape(-1)
     noisy = (x.unsqueeze(1) + std * noise).to(x.dtype)
@@ -171,31 +177,22 @@ def _noise(
 
 
 def _hits(
-    plain: RateCorruption,
-    changes: Tensor,
-    parts: list[Tensor],
-    x: Tensor,
-    own: Tensor,
-    each: int,
-    count: int,
-    key: Tensor,
-    first: dict[str, Any],
+    plain: RateCorruption, changes: Tensor, parts: list[Tensor], asked: _Asked
 ) -> tuple[Tensor, Tensor]:
-    own = own.repeat_interleave(each, 0).unsqueeze(-2)  # (S, B, 1, D)
+    x, count = asked.x, asked.draws
+    own = asked.own.repeat_interleave(asked.each, 0).unsqueeze(-2)  # (S, B, 1, D)
     x_rows = x.unsqueeze(1)
     dtype = changes.dtype
     logits, move = torch.logit(changes), parts[0]
     hits = (own != x_rows).to(dtype)
     if count > 0:
-        drawn = draw_bernoulli(logits + move, count, derived_key(key, _REVERSE_KEY), **first)
-        hits = torch.cat((hits, drawn), -2)
+        hits = torch.cat((hits, asked.bernoulli(logits + move, _REVERSE_KEY)), -2)
     log_weight = _log_ratio(hits, None, logits, move)
     if plain.salted:
         logits = torch.logit(plain.salt_probability(x))
         ones = (own == 1).to(dtype)
         if count > 0:
-            salt = derived_key(key, _SALT_KEY)
-            ones = torch.cat((ones, draw_bernoulli(logits + parts[1], count, salt, **first)), -2)
+            ones = torch.cat((ones, asked.bernoulli(logits + parts[1], _SALT_KEY)), -2)
         log_weight = log_weight + _log_ratio(ones, hits, logits, parts[1])
         changed = ones
     else:

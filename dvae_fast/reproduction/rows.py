@@ -355,6 +355,9 @@ _ALL = (_mnist_rows, _burda_rows, _burda_exact_rows, _frey_rows, _omniglot_rows)
 #: every row by its name, in the order of the tables
 ROWS = {row.name: row for rows in _ALL for row in rows()}
 
+# The steps would be at a tenth of the rate for two thirds of them.
+_FEW_UPDATES = {"learning_rate": 1e-3, "lr_schedule": "constant"}
+
 SCALES = {
     "small": Scale(
         "some half an hour on two cores (estimated)",
@@ -365,12 +368,8 @@ SCALES = {
         seeds=3,
         k=1000,
         examples=1000,
-        # Most rows are past their best epoch by then. The steps would be at a tenth of the rate
-        # for two thirds of so few updates.
-        training={
-            "epochs": 250, "train_examples": 2000, "valid_examples": 1000,
-            "learning_rate": 1e-3, "lr_schedule": "constant",
-        },
+        # Most rows are past their best epoch by then.
+        training={"epochs": 250, "train_examples": 2000, "valid_examples": 1000, **_FEW_UPDATES},
     ),
     "check": Scale(
         "what --check runs, seconds of training",
@@ -378,10 +377,7 @@ SCALES = {
         seeds=1,
         k=100,
         examples=500,
-        training={
-            "epochs": 40, "train_examples": 1000, "valid_examples": 500,
-            "learning_rate": 1e-3, "lr_schedule": "constant",
-        },
+        training={"epochs": 40, "train_examples": 1000, "valid_examples": 500, **_FEW_UPDATES},
     ),
     "full": Scale("the sources' protocol", rows=("*",), seeds=3, k=5000, examples=None),
 }  # fmt: skip

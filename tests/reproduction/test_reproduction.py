@@ -25,16 +25,7 @@ from dvae_fast.files import CheckpointError
 from dvae_fast.models import load_model
 from dvae_fast.reproduction import processes, rows, runs
 from dvae_fast.reproduction.rows import ROWS, SCALES, select
-from dvae_fast.reproduction.runs import (
-    Run,
-    _commit,
-    _curve,
-    evaluate_so_far,
-    plan,
-    read_results,
-    run_one,
-    unfinished,
-)
+from dvae_fast.reproduction.runs import Run, evaluate_so_far, plan, run_one, unfinished
 from dvae_fast.training import TrainConfig, default_config, load_config, stopping
 
 if TYPE_CHECKING:
@@ -210,7 +201,7 @@ def test_a_run_keeps_what_it_measures(finished: tuple[Path, dict[str, Any]]) -> 
     folder, result = finished
     one = tiny()
     assert json.loads((folder / f"{one.name}.json").read_text()) == result
-    assert read_results(folder) == [result]
+    assert runs.read_results(folder) == [result]
     assert result["settings"] == one.settings()
     assert "threads" not in result["settings"]
     assert result["versions"]["torch"] == torch.__version__
@@ -243,7 +234,7 @@ def test_a_run_keeps_what_it_measures(finished: tuple[Path, dict[str, Any]]) -> 
 
 def test_a_long_curve_is_thinned_from_its_end() -> None:
     history = [{"epoch": i, "train_bound": -i, "valid_bound": math.nan} for i in range(1, 131)]
-    curve = _curve(history)
+    curve = runs._curve(history)
     assert [line["epoch"] for line in curve] == list(range(1, 131, 3))
     assert curve[-1] == {"epoch": 130, "train_bound": -130, "valid_bound": None}
 
@@ -290,7 +281,7 @@ def test_what_an_unfinished_run_has_come_to_is_kept_until_it_is_finished(
         run_one(tiny(), tmp_path, StopAfter(6 + 3))
     early = evaluate_so_far(tiny(), tmp_path)
     assert early is not None
-    assert read_results(tmp_path) == [early]
+    assert runs.read_results(tmp_path) == [early]
     assert (early["epochs_done"], early["settings"]["epochs"]) == (2, 3)
     assert early["curve"] == finished[1]["curve"][:2]
     metrics = json.loads((tmp_path / tiny().name / "metrics.json").read_text())
@@ -303,7 +294,7 @@ def test_what_an_unfinished_run_has_come_to_is_kept_until_it_is_finished(
     with pytest.raises(ValueError, match="its samples is 3, not 4"):
         unfinished([tiny(samples=4)], tmp_path)
     run_one(tiny(), tmp_path)
-    (last,) = read_results(tmp_path)
+    (last,) = runs.read_results(tmp_path)
     assert last | {"training_seconds": 0} == finished[1] | {"training_seconds": 0}
     assert unfinished([tiny()], tmp_path) == []
 
@@ -365,10 +356,10 @@ def test_a_run_begun_with_other_settings_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_without_numbers_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"holds no numbers of a run: there is no \*-seed"):
-        read_results(tmp_path)
+        runs.read_results(tmp_path)
     (tmp_path / f"{tiny().name}.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"seed0\.json does not hold the numbers of a run"):
-        read_results(tmp_path)
+        runs.read_results(tmp_path)
     with pytest.raises(CheckpointError, match="does not hold the numbers"):
         unfinished([tiny()], tmp_path)
 
@@ -548,7 +539,7 @@ def test_a_commit_is_told_where_the_package_is_tracked() -> None:
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    commit = _commit()
+    commit = runs._commit()
     assert commit is not None
     assert commit.removesuffix("-dirty") == head.stdout.strip()
 

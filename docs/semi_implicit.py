@@ -1,12 +1,12 @@
 """The mixture over corruptions, trained: which bound gives the best log p(x)?
 
-    python docs/semi_implicit.py [--train FOLDER] [--results FILE] [--output FOLDER]
+    python docs/semi_implicit.py [--train FOLDER] [--results FILE] [--output FOLDER] [--page FILE]
 
 DVAEs with the same networks, noise and epochs, trained with the denoising bound, the mixture's,
 SIVI's and IWHVI's; and a VAE without noise. With --train FOLDER the runs that FILE
 (docs/semi_implicit.json) has no numbers of are made there, a quarter of an hour of one core in all,
-and those that were interrupted go on. Prints a table and draws a
-figure of those that are there. Needs matplotlib and scipy.
+and those that were interrupted go on. Writes a table into a page and draws a figure of those that
+are there. Needs matplotlib and scipy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from dvae_fast import estimate_log_likelihood
 from dvae_fast.data import evenly_spaced
 from dvae_fast.files import CHECKPOINT, read_json, write_json
 from dvae_fast.models import load_model
-from dvae_fast.reproduction.table import Difference, paired_difference
+from dvae_fast.plots import write_figure
+from dvae_fast.reproduction import table as tables
 from dvae_fast.training import TrainConfig, default_config, load_config, train
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     Result = Mapping[str, Any]
 
 HERE = Path(__file__).parent
+PAGE = "bounds_and_estimators.md"
+BEGIN, END = (
+    f"<!-- {w} of what is written by `python docs/semi_implicit.py`. -->" for w in ("Begin", "End")
+)
 COLOURS = "#1f5fa8", "#d9730d", "#3a8f4d"
 SEEDS = (0, 1, 2)
 COPIES, K = 64, 1000
@@ -146,13 +151,13 @@ def by_row(results: Sequence[Result], data: str) -> dict[str, dict[int, Result]]
 
 def difference(
     runs: Mapping[str, Mapping[int, Result]], name: str, figure: str
-) -> Difference | None:
+) -> tables.Difference | None:
     """From the model trained with the denoising bound, paired by seed; None if they share none."""
     ours, theirs = ({s: float(r[figure]) for s, r in runs[n].items()} for n in (name, BASE))
-    return paired_difference(ours, theirs)
+    return tables.paired_difference(ours, theirs)
 
 
-def interval(found: Difference | None) -> str:
+def interval(found: tables.Difference | None) -> str:
     """Mean and 95 % interval."""
     if found is None or found.half_width is None:
         return "" if found is None else f"{found.mean:+.2f} (one seed)"
@@ -170,8 +175,7 @@ def table(results: Sequence[Result]) -> str:
         runs = by_row(results, data)
         if not any(runs.values()):
             continue
-        lines += ["", f"{label}, {limit} test images:", "", f"| {' | '.join(head)} |"]
-        lines.append("|---" + "|---:" * (len(head) - 1) + "|")
+        rows = []
         for name, seeds in runs.items():
             if not seeds:
                 continue
@@ -182,7 +186,13 @@ def table(results: Sequence[Result]) -> str:
             seconds = statistics.fmean(r["seconds"] for r in seeds.values())
             more = None if name == BASE else difference(runs, name, "log_p")
             cells += [interval(more), f"{seconds:.0f}"]
-            lines.append(f"| {' | '.join(cells)} |".replace("-", "−"))
+            rows.append([cell.replace("-", "−") for cell in cells])
+        lines += [
+            "",
+            f"{label}, {limit} test images:",
+            "",
+            *tables.markdown_table(head, rows, (0,)),
+        ]
     return "\n".join(lines[1:])
 
 
@@ -212,7 +222,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=150)
+    write_figure(figure, path)
 
 
 def main() -> None:
@@ -220,7 +230,8 @@ def main() -> None:
     parser.add_argument("--train", type=Path, metavar="FOLDER", help="make the runs that are left")
     parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA), help="of these")
     parser.add_argument("--results", type=Path, default=HERE / "semi_implicit.json")
-    parser.add_argument("--output", type=Path, default=HERE / "figures")
+    parser.add_argument("--output", type=Path, default=HERE / "figures", help="of the figure")
+    parser.add_argument("--page", type=Path, default=HERE / PAGE, help="of the table")
     a = parser.parse_args()
     if a.train is not None:
         run_all(a.train, a.results, a.data)
@@ -229,7 +240,7 @@ def main() -> None:
     if not a.output.is_dir():
         raise SystemExit(f"semi_implicit: --output must be a folder, got {a.output}")
     results = read_json(a.results)
-    print(table(results))
+    tables.put_between(a.page, table(results) + "\n", BEGIN, END)
     draw(results, a.output / "semi_implicit.png")
 
 

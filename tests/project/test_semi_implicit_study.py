@@ -26,20 +26,15 @@ def _result(row: str, seed: int, log_p: float) -> dict[str, Any]:
     return {"data": "digits", "row": row, "seed": seed, "seconds": 7.4, **figures}
 
 
-def test_the_table_has_paired_differences(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_table_has_paired_differences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 3 seeds: 2, 3 and 4 on average, whose t interval is 4.303 · 1/√3; of one, none."""
     found = [_result("dvae", seed, -25.0 - seed) for seed in range(3)]
     found += [_result("sivi", seed, -23.0) for seed in range(3)]
     found += [_result("iwhvi", 1, -25.5), _result("vae", 4, -24.0)]
-    path = tmp_path / "results.json"
-    write_json(path, found)
-    monkeypatch.setattr(
-        sys, "argv", ["semi_implicit.py", "--results", str(path), "--output", str(tmp_path)]
-    )
-    study.main()
-    title, _, head, rule, *rows = capsys.readouterr().out.splitlines()
+    write_json(tmp_path / "results.json", found)
+    _main(tmp_path, monkeypatch, tmp_path / "results.json")
+    begin, _, title, _, head, rule, *rows, _, end = (tmp_path / "page.md").read_text().splitlines()
+    assert (begin, end) == (study.BEGIN, study.END)
     assert title == "digits, 180 test images:"
     assert head.startswith("| trained with | seeds | log p(x) | ELBO, q(z\\|x) | mixture bound")
     assert rule.count("|") == head.replace("\\|", "").count("|")
@@ -50,6 +45,12 @@ def test_the_table_has_paired_differences(
         "| IWHVI, J = 7 | 1 of 3 | −25.50 | −30.00 | −31.00 | −32.50 | +0.50 (one seed) | 7 |",
     ]
     assert (tmp_path / "semi_implicit.png").stat().st_size > 1000
+
+
+def _main(folder: Path, monkeypatch: pytest.MonkeyPatch, results: Path) -> None:
+    options = ("--results", results, "--output", folder, "--page", folder / "page.md")
+    monkeypatch.setattr(sys, "argv", ["semi_implicit.py", *map(str, options)])
+    study.main()
 
 
 @pytest.mark.parametrize("data", study.DATA)

@@ -483,12 +483,13 @@ inline bool has_scale(LikelihoodKind kind) {
 inline bool has_log_scale(LikelihoodKind kind) {
   return with_likelihood(kind, [](auto l) { return decltype(l)::type::kHasLogScale; });
 }
+inline double row_constant(LikelihoodKind kind, int64_t size, double log_scale) {
+  return with_likelihood(kind,
+                         [&](auto l) { return decltype(l)::type::row_constant(size, log_scale); });
+}
 // Whether log p of a row has something besides the sum over its elements.
 inline bool has_row_constant(LikelihoodKind kind) {
-  return with_likelihood(kind, [](auto l) {
-    using L = typename decltype(l)::type;
-    return L::kHasLogScale || L::row_constant(1, 0.0) != 0;
-  });
+  return has_log_scale(kind) || row_constant(kind, 1, 0.0) != 0;
 }
 inline bool is_light(LikelihoodKind kind) {
   return with_likelihood(kind, [](auto l) { return decltype(l)::type::kLight; });

@@ -101,7 +101,7 @@ struct DecoderParams {
   const void* x;            // A
   const uint8_t* seen;      // null, or (seen_examples, D), not 0 where x is known
   int64_t seen_examples;
-  const void* log_scale_table;  // A, with those, laid out as scale: its logarithms, for their sum
+  const void* row_constants;  // A, with those, laid out as scale: −row_constant of each element
   int64_t first_row;  // row n lies at n − first_row in params (tiles), not in the others
   int64_t rows, examples, samples, size;
 };

@@ -44,3 +44,38 @@ DVAE_HD A sum_lanes(A* v) {
   if constexpr (kWidth > 1) return sum_lanes<kWidth / 2>(v);
   return v[0];
 }
+
+// How many bytes are not 0: sums of bytes, which 255 rounds do not overflow, and then of those.
+inline int64_t count_observed(const uint8_t* observed, int64_t size) {
+  int64_t count = 0, j = 0;
+#if defined(DVAE_VECTOR_BYTES) && defined(__x86_64__) && DVAE_VECTOR_BYTES == 64
+  while (j < size) {
+    __m512i sums = _mm512_setzero_si512();
+    const int64_t stop = min64(size, j + 255 * 64);
+    for (; j + 64 <= stop; j += 64) {
+      const __m512i bytes = _mm512_loadu_si512(observed + j);
+      sums = _mm512_add_epi8(sums, _mm512_min_epu8(bytes, _mm512_set1_epi8(1)));
+    }
+    if (j < stop) {
+      const __m512i bytes =
+          _mm512_maskz_loadu_epi8(~uint64_t{0} >> (64 - (stop - j)), observed + j);
+      count += __builtin_popcountll(_mm512_test_epi8_mask(bytes, bytes));
+      j = stop;
+    }
+    count += _mm512_reduce_add_epi64(_mm512_sad_epu8(sums, _mm512_setzero_si512()));
+  }
+#elif defined(DVAE_VECTOR_BYTES) && defined(__x86_64__)
+  while (j + 16 <= size) {
+    __m128i sums = _mm_setzero_si128();
+    const int64_t stop = min64(size - 16, j + 254 * 16);
+    for (; j <= stop; j += 16) {
+      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(observed + j));
+      sums = _mm_add_epi8(sums, _mm_min_epu8(bytes, _mm_set1_epi8(1)));
+    }
+    const __m128i eights = _mm_sad_epu8(sums, _mm_setzero_si128());
+    count += _mm_cvtsi128_si64(_mm_add_epi64(eights, _mm_unpackhi_epi64(eights, eights)));
+  }
+#endif
+  for (; j < size; ++j) count += observed[j] != 0;
+  return count;
+}

@@ -18,8 +18,10 @@ DType sums_of(DType dtype) { return dtype == DType::kFloat64 ? dtype : DType::kF
 // The operands of one example at a time, of its observed dimensions alone.
 class Observed {
  public:
-  Observed(const Mask& mask, DType dtype, ScaleKind kind, const DecoderParams& p)
+  Observed(const Mask& mask, LikelihoodKind likelihood, DType dtype, ScaleKind kind,
+           const DecoderParams& p)
       : mask_(mask),
+        likelihood_(likelihood),
         kernels_(kernels()),
         dtype_(static_cast<int>(dtype)),
         sums_(static_cast<int>(sums_of(dtype))),
@@ -30,7 +32,7 @@ class Observed {
         x_(buffer(mask.size * sum_size_)),
         bias_(buffer(p.bias != nullptr ? mask.size * element_ : 0)),
         scale_(buffer(shared_ ? mask.size * sum_size_ : 0)),
-        logs_(buffer(mask.log_scale != nullptr ? mask.size * sum_size_ : 0)),
+        constants_(buffer(mask.constants != nullptr ? mask.size * sum_size_ : 0)),
         row_(buffer(mask.size * static_cast<int64_t>(sizeof(double)))) {}
 
   // What the rows of example n share, compacted.
@@ -46,7 +48,7 @@ class Observed {
     }
     if (!shared_) return;
     if (p_.scale_stride != 0) to.scale = sums(bytes(p_.scale), scale_);
-    if (mask_.log_scale != nullptr) add_logs(to);
+    if (mask_.constants != nullptr) add_constants(to);
   }
 
   // `rows` rows of params or of a scale, one after another; `to` may be `from`, has room for one
@@ -78,14 +80,15 @@ class Observed {
 
  private:
   static const char* bytes(const void* p) { return static_cast<const char*>(p); }
-  // Σ log scale over what is observed.
-  void add_logs(DecoderParams& to) {
+  // Σ log scale over what is observed: what row_constant takes.
+  void add_constants(DecoderParams& to) {
     if (p_.scale_stride != 0) {
-      log_scale_ = kernels_.sum[sums_](sums(mask_.log_scale, logs_), count_);
+      log_scale_ = kernels_.sum[sums_](sums(mask_.constants, constants_), count_);
     } else {  // of none 0, of a scale of 0, inf or NaN too
-      const double one = kernels_.sum[sums_](mask_.log_scale, 1);
+      const double one = kernels_.sum[sums_](mask_.constants, 1);
       log_scale_ = count_ == 0 ? 0 : one * static_cast<double>(count_);
     }
+    log_scale_ += row_constant(likelihood_, count_, 0.0);
     to.log_scale = &log_scale_;
   }
   const void* sums(const void* from, const Buffer& to) const {
@@ -94,12 +97,13 @@ class Observed {
   }
 
   const Mask& mask_;
+  const LikelihoodKind likelihood_;
   const Kernels& kernels_;
   const int dtype_, sums_;
   const int64_t element_, sum_size_;
   const DecoderParams& p_;
   const bool shared_;
-  const Buffer x_, bias_, scale_, logs_, row_;
+  const Buffer x_, bias_, scale_, constants_, row_;
   const uint8_t* observed_ = nullptr;
   int64_t count_ = 0;
   double log_scale_ = 0;
@@ -108,11 +112,15 @@ class Observed {
 // An example of which a larger part is observed is passed over, any other compacted, which costs
 // less the more work an element is: of gradients, which are spread again, that pays later. Nowhere
 // where the kernels take no mask; everywhere, uncounted, where an example has few rows, for which
-// counting and compacting would be a tenth of the work and more.
-double many(LikelihoodKind likelihood, DType dtype, bool gradient, int64_t samples) {
+// counting and compacting would be a tenth of the work and more, and where that is the rule: of a
+// scale that rows share, compacted beside x, if no gradient is made.
+double many(LikelihoodKind likelihood, DType dtype, ScaleKind kind, bool gradient,
+            const DecoderParams& p) {
   constexpr int64_t kFewRows = 4;
-  if (!kernels().takes_mask[static_cast<int>(dtype)]) return 1;
-  if (is_light(likelihood)) return samples < kFewRows ? 0 : gradient ? 0.25 : 0.45;
+  const bool light = is_light(likelihood);
+  if (!kernels().takes_mask[static_cast<int>(dtype)] || (p.bias != nullptr && !light)) return 1;
+  const bool little_won = p.samples < kFewRows || (kind == ScaleKind::kShared && !gradient);
+  if (light) return little_won ? 0 : gradient ? 0.25 : 0.45;
   return gradient ? 0.6 : 0.85;
 }
 
@@ -122,17 +130,16 @@ Params looked(const Mask& mask, const Params& p) {
   Params to = p;
   to.seen = mask.observed;
   to.seen_examples = mask.examples;
-  to.log_scale_table = mask.log_scale;
+  to.row_constants = mask.constants;
   return to;
 }
 
 // whole(first, last) for rows all of whose elements are observed; many(first, last) for others of
 // which more than that part is; few(n, count, first, last) for the rows of each example n of which
-// only `count` elements are.
+// only `count` elements are. part > 0.
 template <class Whole, class Many, class Few>
 void by_example(const Mask& mask, double part, int64_t samples, int64_t begin, int64_t end,
                 const Whole& whole, const Many& many, const Few& few) {
-  if (part == 0) return many(begin, end);
   const auto most_of_few = static_cast<int64_t>(part * static_cast<double>(mask.size));
   const auto next = [&](int64_t row) { return std::min(end, (row / samples + 1) * samples); };
   int64_t count = begin < end ? mask.count(begin / samples) : 0;
@@ -188,10 +195,12 @@ void with_gradients(const Mask* mask, LikelihoodKind likelihood, DType dtype, co
                     int64_t end) {
   const auto kernel = table[static_cast<int>(likelihood)][static_cast<int>(dtype)];
   if (mask == nullptr) return kernel(p, kind, scale_sum, begin, end);
-  Observed of(*mask, dtype, kind, p);
   const Params with_mask = looked(*mask, p);
+  const double part = many(likelihood, dtype, kind, true, p);
+  if (part == 0) return kernel(with_mask, kind, scale_sum, begin, end);
+  Observed of(*mask, likelihood, dtype, kind, p);
   by_example(
-      *mask, many(likelihood, dtype, true, p.samples), rows == 1 ? p.samples : 1, begin, end,
+      *mask, part, rows == 1 ? p.samples : 1, begin, end,
       [&](int64_t first, int64_t last) { kernel(p, kind, scale_sum, first, last); },
       [&](int64_t first, int64_t last) { kernel(with_mask, kind, scale_sum, first, last); },
       [&](int64_t n, int64_t count, int64_t first, int64_t last) {
@@ -204,11 +213,11 @@ void with_gradients(const Mask* mask, LikelihoodKind likelihood, DType dtype, co
 }  // namespace
 
 Mask::Mask(const uint8_t* observed_in, int64_t examples_in, int64_t size_in,
-           const void* log_scale_in)
+           const void* constants_in)
     : observed(observed_in),
       examples(examples_in),
       size(size_in),
-      log_scale(log_scale_in),
+      constants(constants_in),
       all(true) {
   // A look that ends where it is not so.
   const int64_t total = examples * size;
@@ -223,15 +232,17 @@ void log_weights(const Mask* mask, LikelihoodKind likelihood, DType dtype, const
                  ScaleKind kind, int64_t begin, int64_t end) {
   const auto kernel = kernels().log_weights[static_cast<int>(likelihood)][static_cast<int>(dtype)];
   if (mask == nullptr) return kernel(p, kind, begin, end);
-  Observed of(*mask, dtype, kind, p);
+  const LogWeightParams with_mask = looked(*mask, p);
+  const double part = many(likelihood, dtype, kind, false, p);
+  if (part == 0) return kernel(with_mask, kind, begin, end);
+  Observed of(*mask, likelihood, dtype, kind, p);
   const int64_t at_once = has_data_term(likelihood) ? kDataBytes : kRowBytes;
   const int64_t most = std::clamp<int64_t>(at_once / std::max<int64_t>(1, of.row_bytes()), 1,
                                            std::max<int64_t>(1, p.samples));
   const int64_t room = (most + 1) * of.row_bytes();
   const Buffer params = buffer(room), scale = buffer(kind == ScaleKind::kFull ? room : 0);
-  const LogWeightParams with_mask = looked(*mask, p);
   by_example(
-      *mask, many(likelihood, dtype, false, p.samples), p.samples, begin, end,
+      *mask, part, p.samples, begin, end,
       [&](int64_t first, int64_t last) { kernel(p, kind, first, last); },
       [&](int64_t first, int64_t last) { kernel(with_mask, kind, first, last); },
       [&](int64_t n, int64_t count, int64_t first, int64_t last) {

@@ -21,11 +21,12 @@ constexpr int64_t size_of(DType dtype) {
 struct Mask {
   const uint8_t* observed;
   int64_t examples, size;
-  // A, laid out as a scale that rows share; null where there is none, or no logarithm of it.
-  const void* log_scale;
+  // A, laid out as a scale that rows share: −row_constant of each element; null where there is no
+  // such scale, or no logarithm of it.
+  const void* constants;
   bool all;  // of all examples
 
-  Mask(const uint8_t* observed_in, int64_t examples_in, int64_t size_in, const void* log_scale_in);
+  Mask(const uint8_t* observed_in, int64_t examples_in, int64_t size_in, const void* constants_in);
   const uint8_t* row(int64_t n) const { return observed + n % examples * size; }
   // How many of example n's are observed.
   int64_t count(int64_t n) const;

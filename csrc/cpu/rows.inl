@@ -78,7 +78,12 @@ struct GroupMask {
   DVAE_HD explicit GroupMask(const uint8_t* bytes) {
 #if defined(DVAE_VECTOR_BYTES) && defined(__x86_64__)
     if constexpr (sizeof(A) == 4) {
+#if DVAE_VECTOR_BYTES == 64
       take(load_16(bytes));
+#else
+      put(0, _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes)));
+      put(8, _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes + 8)));
+#endif
       return;
     }
 #endif
@@ -111,14 +116,16 @@ struct GroupMask {
 #if DVAE_VECTOR_BYTES == 64
     _mm512_store_si512(seen, _mm512_cvtepu8_epi32(bytes));
 #else
-    const auto put = [&](int at, __m128i eight) __attribute__((always_inline)) {
-      const __m256i all = _mm256_cmpgt_epi32(_mm256_cvtepu8_epi32(eight), _mm256_setzero_si256());
-      _mm256_store_si256(reinterpret_cast<__m256i*>(seen + at), all);
-    };
     put(0, bytes);
     put(8, _mm_srli_si128(bytes, 8));
 #endif
   }
+#if DVAE_VECTOR_BYTES != 64
+  DVAE_HD void put(int at, __m128i eight) {
+    const __m256i all = _mm256_cmpgt_epi32(_mm256_cvtepu8_epi32(eight), _mm256_setzero_si256());
+    _mm256_store_si256(reinterpret_cast<__m256i*>(seen + at), all);
+  }
+#endif
 #endif
 };
 
@@ -133,12 +140,14 @@ struct RowView {
   int64_t scale_stride;
   const T* full_scale;
   const uint8_t* seen;
-  const A* log_scale;
+  const A* row_constants;
 
   // Of elements j + i, i < kTile: one serves all in a block of as many. Asked for before a loop
   // over i, in which GCC 12 would look for each element's place.
   DVAE_HD const A* scales(int64_t j) const { return shared_scale + (scale_stride != 0 ? j : 0); }
-  DVAE_HD const A* log_scales(int64_t j) const { return log_scale + (scale_stride != 0 ? j : 0); }
+  DVAE_HD const A* constants(int64_t j) const {
+    return row_constants + (scale_stride != 0 ? j : 0);
+  }
 };
 
 template <class T>
@@ -153,7 +162,7 @@ DVAE_HD RowView<T> row_view(const DecoderParams& p, int64_t row) {
           p.scale_stride,
           at<T>(p.scale, at_params),
           p.seen != nullptr ? p.seen + n % p.seen_examples * p.size : nullptr,
-          static_cast<const A*>(p.log_scale_table)};
+          static_cast<const A*>(p.row_constants)};
 }
 
 // Of a short loop over one group: GCC 12 takes it apart into elements before it can vectorise it.
@@ -163,12 +172,15 @@ DVAE_HD RowView<T> row_view(const DecoderParams& p, int64_t row) {
 // before each group of kLanes take(j, n), of n of them, and after it done(j, first, n), for the i
 // of [first, n) of it; end is the row's, or whole groups behind begin.
 //
+// noexcept, for to GCC an intrinsic is a call that may throw, and a loop that may end so keeps its
+// sums in memory.
+//
 // A row's end that is no whole group is taken as the group that ends there, of which those elements
 // are fresh that no other group had, and the rest kept out: one after another they would take
 // longer than all before them. Of double, whose functions are libm's, they would not.
 template <bool kMasked, class T, class H, class F, class G>
 DVAE_HD void for_groups(const RowView<T>& v, int64_t begin, int64_t end, int64_t size,
-                        const H& take, const F& element, const G& done) {
+                        const H& take, const F& element, const G& done) noexcept {
   using A = accumulate_t<T>;
   int64_t j = begin;
   for (; j + kLanes <= end; j += kLanes) {
@@ -276,12 +288,13 @@ DVAE_HD void take_in(A& a, A& b, K keep, const F& push) {
 template <class L, class T, ScaleKind kScale, bool kBias, bool kMasked, bool kDerivative>
 DVAE_HD accumulate_t<T> row_density(const DecoderParams& p, const RowView<T>& v, T* out) {
   using A = accumulate_t<T>;
-  // With a mask what a row has besides is of each element observed: in b.
-  constexpr bool kOfElement = kMasked && L::kHasLogScale;
+  // With a mask row_constant is of what was observed: of a scale that rows share in b, of one an
+  // element DataTerm's.
+  constexpr bool kOfElement = kMasked && L::kHasLogScale && kScale == ScaleKind::kShared;
   Lanes<L, A> lanes;
   Operands<T, kScale, kBias> of(v);
   Made<T> made(out);
-  [[maybe_unused]] const A* logs = nullptr;
+  [[maybe_unused]] const A* constants = nullptr;
   const int64_t between = p.size <= lanes.kShort ? lanes.kShort : lanes.kFold;
   const auto push = [&](int64_t j, int64_t i, auto keep,
                         [[maybe_unused]] bool fresh) __attribute__((always_inline)) {
@@ -291,11 +304,7 @@ DVAE_HD accumulate_t<T> row_density(const DecoderParams& p, const RowView<T>& v,
               if constexpr (L::kHasScale) {
                 const A scale = of.scale(j, i);
                 L::template push<kScale>(a, b, param, scale, v.x[j + i], kept);
-                if constexpr (kOfElement) {
-                  A log_scale = 0;
-                  if constexpr (kScale == ScaleKind::kShared) log_scale = logs[i];
-                  b = b + kept(log_scale - A(L::kConstant));
-                }
+                if constexpr (kOfElement) b = b + kept(constants[i]);
               } else if constexpr (kDerivative) {
                 const A derivative = keep(L::push_with_derivative(a, b, param, v.x[j + i], kept));
                 made.put(j, i, derivative, fresh);
@@ -310,7 +319,7 @@ DVAE_HD accumulate_t<T> row_density(const DecoderParams& p, const RowView<T>& v,
         v, j, stop, p.size,
         [&](int64_t at, int64_t n) __attribute__((always_inline)) {
           of.take(at, n);
-          if constexpr (kOfElement && kScale == ScaleKind::kShared) logs = v.log_scales(at);
+          if constexpr (kOfElement) constants = v.constants(at);
         },
         push,
         [&](int64_t at, int64_t first, int64_t n) __attribute__((always_inline)) {
@@ -319,7 +328,7 @@ DVAE_HD accumulate_t<T> row_density(const DecoderParams& p, const RowView<T>& v,
     j = stop;
     if (j < p.size) lanes.fold();
   }
-  if constexpr (kOfElement) return static_cast<A>(lanes.finish());
+  if constexpr (kMasked && L::kHasLogScale) return static_cast<A>(lanes.finish());
   const double log_scale = L::kHasLogScale && kScale == ScaleKind::kShared ? *p.log_scale : 0.0;
   return static_cast<A>(lanes.finish() + L::row_constant(p.size, log_scale));
 }
@@ -332,7 +341,7 @@ struct DataTerm {
   A value = 0;
 
   DVAE_HD A of(const DecoderParams& p, const RowView<T>& v, int64_t row) {
-    if constexpr (L::kHasDataTerm) {
+    if constexpr (kWanted) {
       if (row / p.samples != n) {
         n = row / p.samples;
         value = sum(p, v);
@@ -342,10 +351,16 @@ struct DataTerm {
   }
 
  private:
+  // Whether it is what row_constant is of the elements observed.
+  static constexpr bool kCounts = kMasked && L::kHasLogScale && kScale == ScaleKind::kFull;
+  static constexpr bool kWanted = L::kHasDataTerm || kCounts;
   // Where each row has scales of its own, it is made of x alone.
   static constexpr ScaleKind kRead = kScale == ScaleKind::kFull ? ScaleKind::kNone : kScale;
 
   DVAE_HD static A sum(const DecoderParams& p, const RowView<T>& v) {
+    if constexpr (kCounts) {
+      return static_cast<A>(L::row_constant(count_observed(v.seen, p.size), 0.0));
+    }
     double total = 0;
     Scales<T, kRead> scales(v);
     for (int64_t j = 0; j < p.size;) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "../core/likelihoods.h"
 #include "rows.h"
@@ -12,7 +13,8 @@ namespace dvae::cpu {
 // is, and Σ log scale where the likelihood has it.
 class ScaleTable {
  public:
-  const void* logs = nullptr;  // A, laid out as the table: each element's, for a mask
+  // A, laid out as the table: −row_constant of each element, for a mask.
+  const void* constants = nullptr;
 
   // Says to the rows where they are.
   ScaleTable(LikelihoodKind likelihood, DType sums, DType dtype, const void* scale, bool one,
@@ -27,13 +29,15 @@ class ScaleTable {
       };
       if (!masked) {
         for (int64_t i = 0; i < (one ? 1 : p.size); ++i) log_scale(i);
-      } else if (sums == DType::kFloat64) {
-        logs64_.fill(one, p.size, log_scale);
-        logs = logs64_.data;
-      } else {
-        logs32_.fill(one, p.size, [&](int64_t i) { return static_cast<float>(log_scale(i)); });
-        logs = logs32_.data;
+        return;
       }
+      const double each = row_constant(likelihood, 1, 0.0);
+      const auto fill_constants = [&](auto& table) {
+        using A = std::decay_t<decltype(*table.data)>;
+        table.fill(one, p.size, [&](int64_t i) { return static_cast<A>(log_scale(i) - each); });
+        constants = table.data;
+      };
+      sums == DType::kFloat64 ? fill_constants(constants64_) : fill_constants(constants32_);
     });
     if (one) log_sum_ *= static_cast<double>(p.size);
     p.log_scale = &log_sum_;
@@ -51,8 +55,8 @@ class ScaleTable {
     p.scale_stride = table.stride;
   }
 
-  BlockTable<float> in32_, logs32_;
-  BlockTable<double> in64_, logs64_;
+  BlockTable<float> in32_, constants32_;
+  BlockTable<double> in64_, constants64_;
   double log_sum_ = 0;
 };
 

@@ -117,7 +117,7 @@ class Cpu final : public Backend {
     const auto* scale = static_cast<const cpu::ScaleTable*>(d.scale_layout.get());
     d.mask_layout = std::make_shared<cpu::Mask>(
         static_cast<const uint8_t*>(d.mask->const_data_ptr()), d.mask->sizes()[0], d.p.size,
-        scale != nullptr ? scale->logs : nullptr);
+        scale != nullptr ? scale->constants : nullptr);
   }
   void log_weights(const Decoder& d, const LogWeightParams& p, int64_t begin,
                    int64_t end) const override {

@@ -18,6 +18,7 @@ from dvae_fast.functional._autograd import (
     recordable,
     without_autocast,
 )
+from dvae_fast.functional._looks import readable
 from dvae_fast.functional._of_rows import log_weights_by_operator
 from dvae_fast.functional._rows import check_mask, check_rows
 
@@ -222,7 +223,18 @@ class _Operands(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         *of_operands, of_carrier = grads
-        unused = (of_carrier != 0).unsqueeze(-1)
+        unused = of_carrier != 0
+        seen = readable(of_carrier) and not is_wrapped(of_carrier)
+        if seen and not torch.is_grad_enabled():
+            # A look at (B, K) mostly saves several passes over each operand.
+            if not bool(unused.any()):
+                return tuple(of_operands)
+            unused = unused.unsqueeze(-1)
+            return tuple(
+                g.masked_fill(unused, 0.0) if need else None
+                for g, need in zip(of_operands, ctx.needs_input_grad, strict=True)
+            )
+        unused = unused.unsqueeze(-1)
         # What is finite is 0 too, but may not be constant.
         return tuple(
             g.masked_fill(unused & ~g.isfinite(), 0.0) if need else None

@@ -42,7 +42,7 @@ COMPILERS: dict[str, dict[str, Any]] = {
     "max-autotune": {"mode": "max-autotune-no-cudagraphs"},
 }
 #: what eager gains nothing from, and a compiler; and all that one gets where it takes minutes
-FOR_COMPILERS, FOR_EAGER = ("explicit",), ("bce", "softplus+bmm")
+FOR_COMPILERS, FOR_EAGER = ("explicit",), ("bce", "softplus+bmm", "bmm")
 FUSED = ("select", "sum", "broadcast", "explicit")
 fused_alone = False
 
@@ -271,6 +271,96 @@ def loss_of(log_w: Tensor) -> Tensor:
     if log_w.shape[1] == 1:
         return -log_w.mean()
     return math.log(log_w.shape[1]) - torch.logsumexp(log_w, 1).mean()
+
+
+# --- log p(x|z) (B, K) of other likelihoods, from params (B, K, D) and x (B, D) -------------------
+
+
+def poisson(rate: Tensor, x: Tensor) -> Tensor:
+    of_x = torch.lgamma(x + 1).sum(-1, keepdim=True)
+    return (x.unsqueeze(1) * torch.log(rate) - rate).sum(-1) - of_x
+
+
+def poisson_bmm(rate: Tensor, x: Tensor) -> Tensor:
+    of_x = torch.lgamma(x + 1).sum(-1, keepdim=True)
+    return torch.bmm(torch.log(rate), x.unsqueeze(2)).squeeze(2) - rate.sum(-1) - of_x
+
+
+def zero_inflated(mean: Tensor, scale: Tensor, zero_logits: Tensor, x: Tensor) -> Tensor:
+    """log(π + (1 − π) NB(0)) of a 0 is softplus(log NB(0) − l) − softplus(−l)."""
+    x = x.unsqueeze(1)
+    log_total = torch.log(mean + scale)
+    of_zero = scale * (torch.log(scale) - log_total) - zero_logits
+    gammas = torch.lgamma(x + scale) - torch.lgamma(scale) - torch.lgamma(x + 1)
+    of_count = of_zero + x * (torch.log(mean) - log_total) + gammas
+    each = torch.where(x == 0, F.softplus(of_zero), of_count) - F.softplus(-zero_logits)
+    return each.sum(-1)
+
+
+def laplace(mean: Tensor, scale: Tensor, x: Tensor) -> Tensor:
+    return -((x.unsqueeze(1) - mean).abs() / scale + torch.log(2 * scale)).sum(-1)
+
+
+def continuous_bernoulli(logits: Tensor, x: Tensor) -> Tensor:
+    """log C(l) = log (l/tanh (l/2)), of small l by its series."""
+    size, square = logits.abs(), logits.square()
+    small = size < 0.3
+    safe = torch.where(small, 1.0, size)
+    series = math.log(2) + square * (1 / 12 - square * (7 / 1440 - square * (31 / 90720)))
+    log_c = torch.where(small, series, torch.log(safe) - torch.log(torch.tanh(safe / 2)))
+    return (x.unsqueeze(1) * logits - F.softplus(logits) + log_c).sum(-1)
+
+
+def masked_gaussian(
+    mean: Tensor, scale: Tensor, x: Tensor, log_ratio: Tensor, mask: Tensor | None
+) -> Tensor:
+    """Log-weights (B, K) of a scale (D,)."""
+    each = -0.5 * ((x.unsqueeze(1) - mean) / scale).square() - torch.log(scale)
+    each = each - 0.5 * math.log(2 * math.pi)
+    return log_ratio + (each if mask is None else each.where(mask.unsqueeze(1), 0.0)).sum(-1)
+
+
+CLASSES = 4
+
+
+def categorical(logits: Tensor, x: Tensor) -> Tensor:
+    log_p = torch.log_softmax(logits.unflatten(-1, (-1, CLASSES)), -1).flatten(-2)
+    return (x.unsqueeze(1) * log_p).sum(-1)
+
+
+def categorical_bmm(logits: Tensor, x: Tensor) -> Tensor:
+    normaliser = torch.logsumexp(logits.unflatten(-1, (-1, CLASSES)), -1).sum(-1)
+    return torch.bmm(logits, x.unsqueeze(2)).squeeze(2) - normaliser
+
+
+def categorical_explicit(logits: Tensor, x: Tensor) -> Tensor:
+    """Class by class, which compilers make one loop of."""
+    each = logits.unflatten(-1, (-1, CLASSES)).unbind(-1)
+    most = each[0]
+    for other in each[1:]:
+        most = torch.maximum(most, other)
+    total = sum(torch.exp(one - most) for one in each)
+    chosen = x.unflatten(-1, (-1, CLASSES)).unsqueeze(1).unbind(-1)
+    of_class = sum(a * b for a, b in zip(chosen, each, strict=True))
+    return (of_class - most - torch.log(total)).sum(-1)
+
+
+#: by the likelihood's name; the first formula is the one that results are held to
+LIKELIHOODS: dict[str, Calls] = {
+    "poisson": {"": poisson, "bmm": poisson_bmm},
+    "zero_inflated_negative_binomial": {"": zero_inflated},
+    "laplace": {"": laplace},
+    "continuous_bernoulli": {"": continuous_bernoulli},
+    "categorical": {
+        "": categorical, "bmm": categorical_bmm, "explicit": categorical_explicit,
+    },
+}  # fmt: skip
+
+
+def likelihood_loss(*operands: Tensor, x: Tensor, density: Callable[..., Tensor]) -> Tensor:
+    """The loss of params and log_ratio, in this order."""
+    *params, log_ratio = operands
+    return loss_of(density(*params, x) + log_ratio)
 
 
 def tiled(

@@ -33,7 +33,8 @@ docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/docs/doctrees docs build/docs/html
 	@echo "build/docs/html/index.html"
 
-# Every benchmark, and benchmarks/report/RESULTS.md from it, in some 10 minutes on two cores.
+# Every benchmark but bench_likelihoods.py, and benchmarks/report/RESULTS.md from it, in some 10 minutes on
+# two cores.
 # pythae and Pyro are measured too where they are installed: .venv/bin/python -m pip install -e ".[bench]"
 bench: build
 	$(BIN)/python benchmarks/run.py

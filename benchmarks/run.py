@@ -1,4 +1,5 @@
-"""Run every benchmark and write report/: some 10 minutes on two cores that do nothing else.
+"""Run every benchmark but the likelihoods' and write report/: some 10 minutes on two cores that do
+nothing else. Those: python -m pytest benchmarks/bench_likelihoods.py
 
 python benchmarks/run.py [--quick] [--output FOLDER]
 """
@@ -27,7 +28,9 @@ FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 RAW = ROOT / "build" / "benchmarks"
 STUDY = FOLDER / "bench_growth.py"
-OTHERS = (str(FOLDER), f"--ignore={STUDY}")
+# The likelihoods', of which half is compiled with long formulas, would take as long as all others.
+LIKELIHOODS = FOLDER / "bench_likelihoods.py"
+OTHERS = (str(FOLDER), f"--ignore={STUDY}", f"--ignore={LIKELIHOODS}")
 
 # Large blocks from the heap too, and no memory back to the system: see results.md.
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from docs_script import load_script
+from docs_script import DOCS, load_script
 
-from dvae_fast.files import write_json
+from dvae_fast.files import read_json, write_json
+from dvae_fast.reproduction import table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,3 +77,35 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     gone = tmp_path / "gone"
     wrong = said("--results", str(none), "--output", str(gone))
     assert wrong == f"semi_implicit: --output must be a folder, got {gone}"
+
+
+def test_what_is_said_of_the_study_is_its_runs(tmp_path: Path) -> None:
+    """All of it is there, the page has its table, and the text its differences."""
+    results = read_json(DOCS / "semi_implicit.json")
+    wanted = {
+        (data, row, seed) for data in study.DATA for row in study.ROWS for seed in study.SEEDS
+    }
+    assert {(r["data"], r["row"], r["seed"]) for r in results} == wanted
+    page = tmp_path / study.PAGE
+    text = (DOCS / study.PAGE).read_text(encoding="utf-8")
+    page.write_text(text, encoding="utf-8")
+    table.put_between(page, study.table(results) + "\n", study.BEGIN, study.END)
+    assert page.read_text(encoding="utf-8") == text
+
+    said = " ".join(text.split())
+    for data in study.DATA:
+        log_p = {
+            name: {seed: r["log_p"] for seed, r in runs.items()}
+            for name, runs in study.by_row(results, data).items()
+        }
+        mean = {name: statistics.fmean(values.values()) for name, values in log_p.items()}
+        assert max(mean, key=lambda name: mean[name]) == "mixture"
+        assert mean["dvae"] < mean["iwhvi"] < mean["dvae-m8"]
+        assert mean["dvae"] < mean["sivi"] < mean["dvae-m8"]
+        for other in ("dvae", "dvae-m8"):
+            found = study.interval(table.paired_difference(log_p["mixture"], log_p[other]))
+            assert found.replace("-", "−") in said, other
+        over = table.paired_difference(log_p["iwhvi"], log_p["sivi"])
+        assert over is not None
+        assert over.half_width is not None
+        assert over.mean - over.half_width < 0

@@ -42,7 +42,8 @@ def check_size_text(size: Any) -> tuple[int, int]:
         numbers = []
     if len(numbers) not in (1, 2) or min(numbers) < 1:
         raise ValueError(
-            f"size must be one number or HEIGHTxWIDTH, such as 32 or 48x64; got {size!r}"
+            "size must be one number or HEIGHTxWIDTH, of 1 or more, such as 32 or 48x64; "
+            f"got {size!r}"
         )
     return numbers[0], numbers[-1]
 

@@ -483,9 +483,8 @@ inline bool has_scale(LikelihoodKind kind) {
 inline bool has_log_scale(LikelihoodKind kind) {
   return with_likelihood(kind, [](auto l) { return decltype(l)::type::kHasLogScale; });
 }
-inline double row_constant(LikelihoodKind kind, int64_t size, double log_scale) {
-  return with_likelihood(kind,
-                         [&](auto l) { return decltype(l)::type::row_constant(size, log_scale); });
+inline double row_constant(LikelihoodKind kind, int64_t size, double sum) {
+  return with_likelihood(kind, [&](auto l) { return decltype(l)::type::row_constant(size, sum); });
 }
 // Whether log p of a row has something besides the sum over its elements.
 inline bool has_row_constant(LikelihoodKind kind) {

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["First", "derived_key", "generator_seed", "seed_tensor"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["First", "derived_key", "generator_seed", "seed_tensor", "torch_seeded"]
 
 _SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
 _UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
@@ -71,3 +75,15 @@ def generator_seed(key: Tensor, example: int, copy: int) -> int:
     seed = (seed ^ seed >> 32) * _GOLDEN % 2**64
     seed ^= seed >> 32
     return (seed + example * 0x9E3779B9 + copy * 0x85EBCA77C2B2AE63) % 2**63
+
+
+@contextmanager
+def torch_seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's own generators start at the seed, and go on afterwards where they were, those of the
+    CPU and of `device`."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        if torch.accelerator.is_available():
+            torch.manual_seed(seed)
+        else:  # torch.manual_seed would keep three stacks of who asked, for devices yet to come
+            torch.default_generator.manual_seed(seed)
+        yield

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dvae_fast import functional
 from dvae_fast._dtypes import accumulation_dtype
+from dvae_fast._seeds import torch_seeded
 
 if TYPE_CHECKING:
     from dvae_fast.evaluation.target import Evaluated
@@ -78,8 +79,7 @@ def _draw(evaluated: Evaluated, z: Tensor, key: Tensor, context: Tensor | None) 
     full = tuple(
         p.expand(whole) if isinstance(p, Tensor) else like.new_full(whole, p) for p in params
     )
-    with torch.random.fork_rng([z.device] if z.is_cuda else []):
-        torch.manual_seed(int(key))
+    with torch_seeded(int(key), z.device):
         x = evaluated.likelihood.sample(full).squeeze(1)
     shape = evaluated.shape
     return x.reshape(len(x), *shape) if math.prod(shape) == x[0].numel() else x

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dvae_fast import functional, objectives
 from dvae_fast._checks import check_same, check_size
-from dvae_fast._seeds import derived_key, seed_tensor
+from dvae_fast._seeds import derived_key, seed_tensor, torch_seeded
 from dvae_fast.corruptions import (
     as_corruption,
     corrupt,
@@ -450,8 +450,7 @@ class Autoencoder(WithPrior):
         params = self.decode(self._draw_latents(n, key, like, *told), *told)
         if not draw:
             return self._as_built(self.likelihood.mean(params))
-        with torch.random.fork_rng([like.device] if like.is_cuda else []):
-            torch.manual_seed(int(key))
+        with torch_seeded(int(key), like.device):
             return self._as_built(self.likelihood.sample(params))
 
     @torch.no_grad()

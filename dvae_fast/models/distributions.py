@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dvae_fast import functional
 from dvae_fast._dtypes import accumulation_dtype
-from dvae_fast._seeds import generator_seed, seed_tensor
+from dvae_fast._seeds import generator_seed, seed_tensor, torch_seeded
 from dvae_fast.functional._autograd import without_autocast
 from dvae_fast.models.priors import standard_normal_log_prob
 
@@ -37,8 +37,7 @@ def torch_seed(key: Tensor, example: int = 0, copy: int = 0) -> Iterator[int]:
     """Torch's own generators start at a number made of these, which is given; and go on where they
     were afterwards. It is below 2**32, so that NumPy, and who seeds it too, takes it."""
     seed = generator_seed(key, example, copy) % 2**32
-    with torch.random.fork_rng([key.device] if key.is_cuda else []):
-        torch.manual_seed(seed)
+    with torch_seeded(seed, key.device):
         yield seed
 
 

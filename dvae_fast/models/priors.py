@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dvae_fast import functional
 from dvae_fast._checks import check_size
+from dvae_fast._seeds import torch_seeded
 from dvae_fast.models.decoders import check_data_mean
 from dvae_fast.models.layers import linear
 from dvae_fast.models.posterior import gaussian_log_ratio, place
@@ -250,8 +251,7 @@ class VampPrior(nn.Module):
         posteriors = self._posteriors(context, which)
         if not isinstance(posteriors, (tuple, list)):
             seed = int(torch.randint(0, 2**31, (1,), generator=generator, device=device))
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                torch.manual_seed(seed)
+            with torch_seeded(seed, device):
                 return cast("Tensor", posteriors.sample())
         mean, spread = posteriors
         if spread.dim() == mean.dim():

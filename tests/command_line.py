@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import pytest
+from typer import testing
 from typer.testing import CliRunner
 
 from dvae_fast import cli, plots
@@ -13,6 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from typer.testing import Result
+
+# Made anew of every option of every command for each call, it takes longest of most.
+testing._get_command = functools.cache(testing._get_command)
 
 
 def run(*arguments: str | Path) -> Result:

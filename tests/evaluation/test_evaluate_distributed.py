@@ -10,10 +10,9 @@ import evaluate_worker as worker
 import numpy as np
 import pytest
 import torch.distributed as dist
+from command_line import no_pictures, ok
 from ranks import torchrun
-from typer.testing import CliRunner
 
-from dvae_fast import cli
 from dvae_fast.evaluation import LikelihoodEstimate, estimate_log_likelihood
 from dvae_fast.evaluation.partial import PartialResults
 from dvae_fast.evaluation.sharing import divide
@@ -33,9 +32,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = str(path / "a run")
     train = ["train", "--epochs", "1", "--hidden-sizes", "8", "--latent-size", "2", "-q",
              "--no-tensorboard", "--evaluate-k", "0", "--run-dir", run]  # fmt: skip
-    for arguments in (train, ["evaluate", run, "--k", "30", "--limit", "31"]):
-        done = CliRunner().invoke(cli.app, arguments)
-        assert done.exit_code == 0, done.output
+    with pytest.MonkeyPatch.context() as patch:
+        no_pictures(patch)
+        ok(*train)
+        ok("evaluate", run, "--k", "30", "--limit", "31")
     (path / "a run" / "evaluation.json").rename(path / "alone.json")
     code, output, errors = torchrun(WORKER, str(path), run, parts=4)
     (path / "launcher.json").write_text(json.dumps([code, output, errors]))

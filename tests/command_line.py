@@ -6,6 +6,7 @@ import functools
 from typing import TYPE_CHECKING
 
 import pytest
+from sklearn import datasets
 from typer import testing
 from typer.testing import CliRunner
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from typer.testing import Result
 
+# Unpacked for each data set that is made of them.
+datasets.load_digits = functools.cache(datasets.load_digits)
 # Made anew of every option of every command for each call, it takes longest of most.
 testing._get_command = functools.cache(testing._get_command)
 

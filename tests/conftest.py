@@ -37,6 +37,10 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 import forks  # noqa: E402
 import torch  # noqa: E402
 
+if not torch.accelerator.is_available():
+    # Else it keeps three stacks of who asked, as deep as pytest's, for devices yet to come.
+    torch.manual_seed = torch.default_generator.manual_seed
+
 if TYPE_CHECKING:
     from collections.abc import Generator
 

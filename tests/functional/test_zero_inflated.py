@@ -39,7 +39,8 @@ def test_derivatives_are_those_of_the_density(scale: str) -> None:
     def of(mean: Tensor, t: Tensor, logits: Tensor, ratio: Tensor) -> Tensor:
         return dvae_fast.log_weights((mean, t, logits), x, ratio, NAME)
 
-    torch.autograd.gradcheck(of, leaves, check_forward_ad=True, atol=1e-6)
+    fast = scale == "full"  # each element by itself where one more of them is shared
+    torch.autograd.gradcheck(of, leaves, check_forward_ad=True, atol=1e-6, fast_mode=fast)
     if scale == "each":
         torch.autograd.gradgradcheck(of, leaves, atol=1e-5)
     stacked = [torch.stack([p, 0.7 * p]) for p in leaves]

@@ -112,7 +112,7 @@ def test_latent_log_ratio(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("leading", [(), (M, 6)])
+@pytest.mark.parametrize("leading", [(), (M, 4)])
 @pytest.mark.parametrize("m", [1, 7])
 def test_mixture_log_ratio(m: int, leading: tuple[int, ...], device: str) -> None:
     inputs = Inputs(device)
@@ -121,9 +121,10 @@ def test_mixture_log_ratio(m: int, leading: tuple[int, ...], device: str) -> Non
     f = dvae_fast.mixture_log_ratio
     assert gradcheck(f, (z, mean, log_var))
     if not leading:
-        assert gradcheck(lambda z: f(z, mean.detach(), log_var.detach()), (z,))
-        assert gradcheck(lambda mean: f(z.detach(), mean, log_var.detach()), (mean,))
-        assert gradcheck(lambda log_var: f(z.detach(), mean.detach(), log_var), (log_var,))
+        fast: Any = {"fast_mode": True}
+        assert gradcheck(lambda z: f(z, mean.detach(), log_var.detach()), (z,), **fast)
+        assert gradcheck(lambda mean: f(z.detach(), mean, log_var.detach()), (mean,), **fast)
+        assert gradcheck(lambda log_var: f(z.detach(), mean.detach(), log_var), (log_var,), **fast)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -208,8 +209,10 @@ def test_iwae_loss_bernoulli(d: int, reduction: str, overwrite: bool, device: st
         )
 
     assert gradcheck(call, (logits, log_ratio))
-    assert gradcheck(lambda logits: call(logits, log_ratio.detach()), (logits,))
-    assert gradcheck(lambda log_ratio: call(logits.detach(), log_ratio), (log_ratio,))
+    # Only one of the inputs wants a gradient.
+    fast: Any = {"fast_mode": True}
+    assert gradcheck(lambda logits: call(logits, log_ratio.detach()), (logits,), **fast)
+    assert gradcheck(lambda log_ratio: call(logits.detach(), log_ratio), (log_ratio,), **fast)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -57,7 +57,14 @@ def _samples() -> list[Sample]:
         for sample in sample_inputs(op, dtype, "cpu")
         if sample.layout == "contiguous"
         and sample.label.startswith(_PARTS[: count - op.startswith("masked_")])
+        and (dtype == torch.float32 or _needs_narrow(sample))
     ]
+
+
+def _needs_narrow(sample: Sample) -> bool:
+    """Products of long rows take longest, and are the same for every likelihood."""
+    product = "linear" in sample.op or "mlp" in sample.op
+    return not (product and sample.label.startswith(_PARTS[1])) or "bernoulli" in sample.label
 
 
 def _masks(corrupt: Callable[..., Tensor]) -> dict[str, Tensor]:

@@ -219,7 +219,13 @@ def test_number_of_threads_does_not_change_the_numbers(name: str, device: str) -
         pytest.skip("threads are the CPU's")
     threads = torch.get_num_threads()
     every = sample_inputs(name, torch.float32, device)
-    chosen = [s for s in every if s.label.startswith(SHARED_SIZES)]
+    # How rows are shared out is no matter of the formula: scales are those of a Gaussian.
+    alike = ("discretised_logistic", "negative_binomial")
+    chosen = [
+        s
+        for s in every
+        if s.label.startswith(SHARED_SIZES) and not any(a in s.label for a in alike)
+    ]
     results = {}
     try:
         for n in (1, 3):

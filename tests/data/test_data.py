@@ -236,7 +236,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train, test = np.zeros((60000, 28, 28), np.uint8), np.zeros((10000, 28, 28), np.uint8)
     train[:, 0, 0], train[:, 27, 5] = np.arange(60000) % 256, np.arange(60000) // 256
     test[:, 3, 4] = 255
-    np.savez_compressed(path / "mnist.npz", train_images=train, test_images=test)
+    np.savez(path / "mnist.npz", train_images=train, test_images=test)
     packed = {}
     for i, (split, count) in enumerate([("train", 50000), ("valid", 10000), ("test", 10000)]):
         bits = np.zeros((count, 784), np.uint8)

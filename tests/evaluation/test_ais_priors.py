@@ -119,8 +119,8 @@ def test_the_exact_answer_lies_between_the_bounds(prior: Any, start: str) -> Non
         assert float(error.mean()) > -0.3
     # What leaves out log p(z) − log N(z; 0, I) is off by more.
     plain = linear_gaussian("iwae", widen=3.0, noise=model.decoder.noise)
-    without = annealed_importance_sampling(plain, estimate.x, **SHORT).log_likelihood
-    assert float((without - exact).abs().mean()) > 0.3
+    without = annealed_importance_sampling(plain, estimate.x[:20], **SHORT).log_likelihood
+    assert float((without - exact[:20]).abs().mean()) > 0.3
 
 
 @pytest.mark.parametrize("start", ["posterior", "prior"])
@@ -168,7 +168,10 @@ def test_a_prior_that_is_told_the_context(start: str) -> None:
     assert float((exact - _exact(model, estimate.x, context.flip(1))).abs().mean()) > 0.5
 
 
-@each_prior
+@pytest.mark.parametrize(
+    ("prior", "start"), [("mixture", "prior"), ("vamp", "posterior"), (Own(), "posterior")],
+    ids=["mixture", "vamp", "own"],
+)  # fmt: skip
 def test_any_batch_size_gives_the_same_numbers(prior: Any, start: str) -> None:
     model = _model(prior, start)
     x = torch.randn(7, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import torch.distributed as dist
+from command_line import run as invoke
 from ranks import meet_elsewhere, program
-from typer.testing import CliRunner
 
-from dvae_fast import cli, distributed
+from dvae_fast import distributed
 from dvae_fast.data import Dataset
 from dvae_fast.files import CHECKPOINT, CheckpointError, load_tensors
 from dvae_fast.training import NonFiniteError, TrainConfig, default_config, stopping, train
@@ -311,7 +311,7 @@ def command_line(world: distributed.World, folder: Path) -> None:
     def ends(code: int, message: str, *options: str) -> None:
         command = ["train", "--latent-size", "4", "--hidden-sizes", "9,7", "--batch-size", "237",
                    "--no-tensorboard", "--evaluate-k", "0", "-q", *options]  # fmt: skip
-        result = CliRunner().invoke(cli.app, command)
+        result = invoke(*command)
         assert result.exit_code == code, result.output
         assert (message in result.output) is world.is_main
         assert result.output.count("\n") == world.is_main

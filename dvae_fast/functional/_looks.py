@@ -52,7 +52,7 @@ def is_due(loss_of: Tensor, likelihood: Likelihood) -> bool:
     if not readable(loss_of):
         return False
     _forget_of_other_filters()
-    frame = sys._getframe(2)
+    frame = sys._getframe(1)
     while _passed_over(frame):
         frame = cast("FrameType", frame.f_back)
     # Not its line, which is looked up in a table.
@@ -74,7 +74,7 @@ def look_at_params(first: Any, likelihood: Likelihood) -> None:
         return
     lower, upper = doubtful
     first = first.data
-    if first.dtype in (torch.float32, torch.float64):
+    if first.dtype in (torch.float32, torch.float64) and not first.is_neg():
         # NumPy's way to one number takes a third of torch's time.
         item, last = first.numpy().item, first.numel() - 1
         for i in (0, last, last // 2, last // 3, last // 5, last // 7):
@@ -180,7 +180,7 @@ def _forget_of_other_filters() -> None:
 
 def _passed_over(frame: FrameType) -> bool:
     """Whether it is this package's or torch's, and not the outermost."""
-    name = frame.f_globals.get("__name__", "")
+    name = frame.f_globals.get("__name__") or ""
     inside = _inside.get(name)
     if inside is None:
         inside = _inside[name] = name.partition(".")[0] in ("dvae_fast", "torch")

@@ -136,7 +136,7 @@ def check_scale(
 def _has_low(scale: Tensor) -> bool:
     """Whether any of it is not > 0 (NaN passes)."""
     scale = scale.detach()
-    if scale.dtype in (torch.float32, torch.float64) and readable(scale):
+    if scale.dtype in (torch.float32, torch.float64) and not scale.is_neg() and readable(scale):
         # NumPy's way takes a third of torch's time.
         value = scale.numpy()
         return bool(value <= 0) if value.ndim == 0 else bool((value <= 0).any())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import math
+import time
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -220,3 +223,32 @@ def test_the_turns_of_losses(objective: str) -> None:
                 if caught:
                     break
         assert turn == found
+
+
+def test_views_of_other_signs_are_looked_at_too() -> None:
+    """Of a conjugate's imaginary part, whose sign is a bit of the tensor's."""
+    logits, x, ratio = _operands()
+    p = torch.sigmoid(logits)
+    turned = torch.complex(torch.zeros_like(p), -p).conj().imag
+    assert turned.is_neg()
+    (said,) = _said(lambda: iwae_loss(turned, x, ratio))
+    assert "probabilities=True" in said
+    scale = turned[0, 0]
+    assert scale.is_neg()
+    expected = dvae_fast.log_weights((logits, p[0, 0]), x, ratio, "gaussian")
+    actual = dvae_fast.log_weights((logits, scale), x, ratio, "gaussian")
+    torch.testing.assert_close(actual, expected)
+    with pytest.raises(ValueError, match="scale must be > 0, got a minimum of -"):
+        dvae_fast.log_weights((logits, -scale), x, ratio, "gaussian")
+
+
+@pytest.mark.parametrize("loss", [iwae_loss, partial(objectives.loss, objective="vr")])
+def test_a_loss_may_have_no_python_code_below_it(loss: Callable[..., Tensor]) -> None:
+    logits, x, ratio = _operands()
+    found: list[Tensor] = []
+    _thread.start_new_thread(found.extend, (map(partial(loss, logits, x), [ratio]),))
+    for _ in range(3000):
+        if found:
+            break
+        time.sleep(0.01)
+    torch.testing.assert_close(found, [loss(logits, x, ratio)])

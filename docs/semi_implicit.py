@@ -4,7 +4,7 @@
 
 DVAEs with the same networks, noise and epochs, trained with the denoising bound, the mixture's,
 SIVI's and IWHVI's; and a VAE without noise. With --train FOLDER the runs that FILE
-(docs/semi_implicit.json) has no numbers of are made there, a quarter of an hour of one core in all,
+(docs/semi_implicit.json) has no numbers of are made there, some half an hour of one core in all,
 and those that were interrupted go on. Writes a table into a page and draws a figure of those that
 are there. Needs matplotlib and scipy.
 """

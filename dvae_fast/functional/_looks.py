@@ -119,7 +119,7 @@ def look_at_loss(
             _look_at_values(params, likelihood)
     except ValueError as error:
         what = "the loss is finite, but" if finite else "the loss is not finite, and"
-        _warn_once("support", f"{what} {error}")
+        _warn_once("outside" if finite else "support", f"{what} {error}")
         return
     if finite:
         return

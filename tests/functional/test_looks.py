@@ -169,6 +169,19 @@ def test_data_outside_of_the_support_is_named_though_the_loss_is_finite(
     assert len(_said(lambda: loss(next(turns)), times=5)) == 1
 
 
+def test_what_is_said_of_a_finite_loss_does_not_hide_what_is_to_be_said_of_another() -> None:
+    logits, x, ratio = _operands()
+    outside = x.clone()
+    outside[1, 2] = 2.0
+    turns = iter([outside, outside * math.nan, 255 * outside / 0.0, outside])
+    said = _said(lambda: iwae_loss(logits, next(turns), ratio), times=4)
+    assert [one.partition(", ")[0] for one in said] == [
+        "the loss is finite", "the loss is not finite", "the loss is not finite"
+    ]  # fmt: skip
+    assert "NaN" in said[1]
+    assert "support" in said[2]
+
+
 @pytest.mark.parametrize("name", _OUTSIDE)
 def test_missing_data_is_named_when_the_loss_is_not_finite(name: str) -> None:
     _, x, ratio = _operands()

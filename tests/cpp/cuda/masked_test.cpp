@@ -37,7 +37,7 @@ struct Some {
   std::vector<uint8_t> bytes;
   uint8_t* seen;
   Buffer<double> constants, log_scales;
-  std::vector<accumulate_t<T>> logs;  // log scale, for the CPU
+  std::vector<accumulate_t<T>> each;  // −row_constant of each element, for the CPU
 
   Some(Likelihood<T>& s, int64_t examples_in, Random& random, bool all = false)
       : examples(examples_in),
@@ -50,7 +50,10 @@ struct Some {
       // Any byte but 0 will do.
       seen[i] = all || n == 1 ? 1 : n == 0 ? 0 : random.uniform(0, 1) < 0.6 ? 0x80 : 0;
     }
-    for (const auto scale : s.scale_table) logs.push_back(std::log(scale));
+    for (const auto scale : s.scale_table) {
+      each.push_back(
+          static_cast<accumulate_t<T>>(-row_constant(s.likelihood(), 1, std::log(scale))));
+    }
     for (int64_t i = 0; i < s.params.size(); ++i) {
       const int64_t n = i / s.size / s.samples;
       if (sees(s, n, i % s.size)) continue;
@@ -67,7 +70,7 @@ struct Some {
   }
   cpu::Mask host(const Likelihood<T>& s) const {
     const bool of_logs = s.shared() && has_log_scale(s.likelihood());
-    return {seen, examples, s.size, of_logs ? logs.data() : nullptr};
+    return {seen, examples, s.size, of_logs ? each.data() : nullptr};
   }
   cuda::Mask device(const Likelihood<T>& s) {
     const bool shared = s.shared() && has_log_scale(s.likelihood());

@@ -117,7 +117,7 @@ MUTANTS = (
     ),
     Mutant(
         "bernoulli-product",
-        "csrc/core/likelihoods.h",
+        "csrc/core/bernoulli.h",
         "b = b + e * (A(1) + b);",
         "b = b + e;",
         cases("log_weights and bernoulli"),

@@ -1,173 +1,27 @@
-// One struct per likelihood p(x|z): log-density and derivative, per element. A new one also has a
-// line in params.h's list, and for CUDA three files that instantiate its kernels.
-//
-// A log-density is summed over elements in two accumulators (a, b): `push` takes in an element,
-// `merge` another pair, `finish` gives the sum. After kMaxPush pushes into one pair, and after
-// merging no more than four such pairs, `finish` must be called.
+// One struct per likelihood p(x|z): log-density and derivative, per element (likelihood.h). A new
+// one also has a line in params.h's list, and for CUDA three files that instantiate its kernels.
 #pragma once
 
 #include <type_traits>
 
+#include "bernoulli.h"
 #include "gamma.h"
+#include "likelihood.h"
 #include "math.h"
 #include "params.h"
 
 DVAE_BEGIN_CORE
 
-// What `push` is told of an element of which x may not be known: what it adds is keep(it), and 0
-// then, whatever the element is.
-struct KeepAll {
-  template <class A>
-  DVAE_HD A operator()(A value) const {
-    return value;
-  }
-};
-
-// What a likelihood is unless it says otherwise.
-struct LikelihoodDefaults {
-  // Whether its parameters are a pair (mean, scale), or one tensor.
-  static constexpr bool kHasScale = false;
-  // Whether row_constant is of Σ log scale where rows share their scale.
-  static constexpr bool kHasLogScale = false;
-  // What row_constant has of each element.
-  static constexpr double kConstant = 0;
-  // Whether log p has a part of x (and of a scale that rows share) alone: data_term, and its
-  // derivative in that scale, data_derivative. Of one element; made once for all rows of an
-  // example, as far as a kernel can, and left out of push and derivative.
-  static constexpr bool kHasDataTerm = false;
-  // Whether an element takes many registers: more than 128 of a CUDA thread in double.
-  static constexpr bool kHeavy = false;
-  static constexpr int kMaxPush = 32;  // a longer sum in one float would lose what it adds
-  // Whether b is a product, whose logarithm `finish` takes, and finish_sum that of b = 0.
-  static constexpr bool kProduct = false;
-  // Whether push_with_derivative takes little more than push, whose bits its sums must be.
-  static constexpr bool kPushDerives = false;
-  // Whether an element is so little work that to leave it out by a choice soon costs less than to
-  // move the others.
-  static constexpr bool kLight = false;
-
-  template <ScaleKind kScale, class A>
-  DVAE_HD static A data_term(A, A) {
-    return A(0);
-  }
-  // What log p of a row has besides that, given Σ log scale if kHasLogScale and the rows share
-  // their scale, else 0.
-  DVAE_HD static double row_constant(int64_t, double) { return 0; }
-  template <class A>
-  DVAE_HD static void merge(A& a, A& b, A a2, A b2) {
-    a = a + a2;
-    b = b + b2;
-  }
-};
-
-// For sums of which b is 0, or below where a parameter was that may not be: one instruction an
-// element, where a choice takes two and keeps some loops scalar.
-struct Least {
-  template <class A, class K>
-  DVAE_HD static void push(A& b, A parameter, K keep) {
-    const A kept = keep(parameter);
-    b = kept < b ? kept : b;
-  }
-  template <class A>
-  DVAE_HD static A finish(A sum, A b) {
-    return b < A(0) ? quiet_nan<A>() : sum;
-  }
-};
-
-// log p = x l − log(1 + e^l) = −(c |l| + log1p(e)), e = e^−|l|, c = 1 − x if l > 0 else x.
-// a = Σ c |l|. b = Π (1 + e) − 1, so that one logarithm serves many elements; kept without its
-// leading 1, so that tiny e are not lost: (1 + b)(1 + e) − 1 = b + e (1 + b).
-struct Bernoulli : LikelihoodDefaults {
-  // 1 + e <= 2: four merged pairs stay below 2¹²⁰.
-  static constexpr int kMaxPush = 30;
-  static constexpr bool kProduct = true;
-  static constexpr bool kPushDerives = true;
+// Of x = mean + scale · noise.
+struct LocationScale : LikelihoodDefaults {
+  static constexpr bool kHasScale = true;
   static constexpr bool kLight = true;
-
-  // kCoarse: of a 16-bit logit, for which device code takes the coarse e.
-  template <bool kCoarse = false, class A, class K = KeepAll>
-  DVAE_HD static A push(A& a, A& b, A logit, A x, K keep = {}) {
-#if defined(__CUDA_ARCH__)
-    if constexpr (sizeof(A) == 4) {
-      return ChipTerms<SpecialFunctions, kCoarse>(logit, x).push(a, b);
-    }
-#endif
-    const A magnitude = abs(logit);
-    const A e = keep(exp_nonpositive(-magnitude));
-    const A c = keep(logit > A(0) ? A(1) - x : x);
-    // At l = ±inf a term with c = 0 is 0, not 0 · inf. The choice is of a factor, not of the
-    // product: then every compiler fuses product and sum everywhere, and equal sums are equal bits.
-    const A factor = c == A(0) ? A(0) : magnitude;
-    a = a + c * factor;
-    b = b + e * (A(1) + b);
-    return e;
-  }
-  // The same, and d log p / d l = x − σ(l).
-  template <bool kCoarse = false, class A, class K = KeepAll>
-  DVAE_HD static A push_with_derivative(A& a, A& b, A logit, A x, K keep = {}) {
-#if defined(__CUDA_ARCH__)
-    if constexpr (sizeof(A) == 4) {
-      const ChipTerms<SpecialFunctions, kCoarse> terms(logit, x);
-      terms.push(a, b);
-      return terms.derivative();
-    }
-#endif
-    const A e = push(a, b, logit, x, keep);
-    return x - sigmoid_from(logit, e);
-  }
-  template <bool kCoarse = false, class A>
-  DVAE_HD static A derivative(A logit, A x) {
-#if defined(__CUDA_ARCH__)
-    if constexpr (sizeof(A) == 4) {
-      return ChipTerms<SpecialFunctions, kCoarse>(logit, x).derivative();
-    }
-#endif
-    return x - sigmoid(logit);
-  }
-  // The same without a choice to make, for device_math.h's chip. With s = 1 if l > 0 else 0 and
-  // d = x − s, c |l| is −d l, and x − σ(l) is d ± σ(−|l|): + for l > 0.
-  template <class Chip, bool kCoarse>
-  struct ChipTerms {
-    float logit, x, step, d, e;
-
-    DVAE_HD ChipTerms(float logit_in, float x_in)
-        : logit(logit_in),
-          x(x_in),
-          step(Chip::is_positive(logit_in)),
-          d(x - step),
-          e(exp_minus_magnitude<Chip, kCoarse>(logit_in)) {}
-    DVAE_HD float push(float& a, float& b) const {
-      a = Chip::add_product(a, d, -logit);
-      b = ::fmaf(e, 1.0f + b, b);
-      return e;
-    }
-    DVAE_HD float derivative() const {
-      if constexpr (kCoarse) return x - coarse_sigmoid<Chip>(logit);
-      const float sign = ::fmaf(step, 2.0f, -1.0f);
-      return ::fmaf(e * Chip::reciprocal(1.0f + e), sign, d);
-    }
-  };
-  template <class A>
-  DVAE_HD static void merge(A& a, A& b, A a2, A b2) {
-    a = a + a2;
-    b = b + b2 * (A(1) + b);
-  }
-  template <class A>
-  DVAE_HD static A finish(A a, A b) {
-    return -(a + log1p(b));
-  }
-  template <class A>
-  DVAE_HD static A finish_sum(A a) {
-    return -a;
-  }
+  static constexpr bool kHasLogScale = true;
 };
 
 // log p = −½ u² − log s − ½ log 2π, u = (x − mean)/s. a = Σ u², b = Σ log s.
 // The constant, and log s where s is shared by all rows, are added once a row.
-struct Gaussian : LikelihoodDefaults {
-  static constexpr bool kHasScale = true;
-  static constexpr bool kLight = true;
-  static constexpr bool kHasLogScale = true;
+struct Gaussian : LocationScale {
   static constexpr double kConstant = -0.91893853320467274178;  // −½ log 2π
 
   template <ScaleKind kScale, class A, class K = KeepAll>
@@ -189,6 +43,32 @@ struct Gaussian : LikelihoodDefaults {
   template <class A>
   DVAE_HD static A finish(A a, A b) {
     return A(-0.5) * a - b;
+  }
+};
+
+// log p = −|u| − log 2 s, u = (x − mean)/s, otherwise as a Gaussian. a = Σ |u|, b = Σ log s.
+struct Laplace : LocationScale {
+  static constexpr double kConstant = -0.69314718055994530942;  // −log 2
+
+  template <ScaleKind kScale, class A, class K = KeepAll>
+  DVAE_HD static void push(A& a, A& b, A mean, A scale, A x, K keep = {}) {
+    a = a + keep(abs((x - mean) / scale));
+    if constexpr (kScale == ScaleKind::kFull) b = b + keep(log(scale));
+  }
+  DVAE_HD static double row_constant(int64_t size, double log_scale_sum) {
+    return kConstant * static_cast<double>(size) - log_scale_sum;
+  }
+  // (sign(u)/s, (|u| − 1)/s), of which the first is 0 at x = mean.
+  template <ScaleKind, class A>
+  DVAE_HD static void derivative(A mean, A scale, A x, A& d_mean, A& d_scale) {
+    const A d = x - mean;
+    const A sign = one_if<A>(d > A(0)) - one_if<A>(d < A(0)) + nan_if<A>(d != d);
+    d_mean = sign / scale;
+    d_scale = (abs(d / scale) - A(1)) / scale;
+  }
+  template <class A>
+  DVAE_HD static A finish(A a, A b) {
+    return -(a + b);
   }
 };
 
@@ -427,36 +307,6 @@ struct Poisson : LikelihoodDefaults {
   template <class A>
   DVAE_HD static A finish(A a, A) {
     return a;
-  }
-};
-
-// Counts of a likelihood with log p(x) = `value`, of which each is zeroed with probability π =
-// σ(l): log (1 − π) p(x), and log (π + (1 − π) p(0)) of a 0.
-template <class A>
-struct ZeroInflated {
-  A e, log_sum, zeroed, kept;  // e^−|l|, log (1 + e); log π and log (1 − π) p(x), each + log_sum
-
-  DVAE_HD ZeroInflated(A value, A logit)
-      : e(exp_nonpositive(-abs(logit))),
-        log_sum(log1p_unit(e)),
-        zeroed(logit < A(0) ? logit : A(0)),
-        kept((logit > A(0) ? -logit : A(0)) + value) {}
-  // How much more likely a 0 is that was zeroed; 0 where neither may be.
-  DVAE_HD A odds() const {
-    const A d = zeroed - kept;
-    return zeroed == kept ? A(0) : d;
-  }
-  DVAE_HD A log_prob(A x) const {
-    const A larger = zeroed > kept ? zeroed : kept;
-    const A either = larger + log1p_unit(exp_nonpositive(-abs(odds())));
-    // A NaN of the value is in `kept` alone, and one of the logit in the sum.
-    return (x == A(0) ? either : kept) - log_sum;
-  }
-  // What part of a 0's probability is the likelihood's: its derivative counts for as much.
-  DVAE_HD A share(A x) const { return x == A(0) ? sigmoid(-odds()) : A(1); }
-  // d log p / d l
-  DVAE_HD A derivative(A logit, A x) const {
-    return (x == A(0) ? sigmoid(odds()) : A(0)) - sigmoid_from(logit, e);
   }
 };
 

@@ -21,7 +21,9 @@ enum class CorruptionKind : int;  // corruptions.h
   X(Gaussian, "gaussian", more)                        \
   X(DiscretisedLogistic, "discretised_logistic", more) \
   X(NegativeBinomial, "negative_binomial", more)       \
-  X(Poisson, "poisson", more)
+  X(Poisson, "poisson", more)                          \
+  X(Laplace, "laplace", more)                          \
+  X(ContinuousBernoulli, "continuous_bernoulli", more)
 
 #define DVAE_KIND(L, name, more) k##L,
 enum class LikelihoodKind : int { DVAE_LIKELIHOOD_LIST(DVAE_KIND, ) };
@@ -94,7 +96,7 @@ struct MixtureParams {
 // A decoder's outputs, params (N, K, D), and the x (B, D) they are for.
 struct DecoderParams {
   const void* params;       // T
-  const void* bias;         // T, D elements, or null: added to params
+  const void* bias;         // T, D elements, or null: added to params, of light likelihoods
   const void* scale;        // kShared: A, as the backend lays it out; kFull: T, (N, K, D)
   int64_t scale_stride;     // of kShared, between elements or blocks; 0: one serves all
   const double* log_scale;  // Σ_d log scale, for kShared where the likelihood has it

@@ -14,8 +14,7 @@
     __VA_ARGS__;                                \
   }
 
-// Whether the kernels over rows take a mask (masked.cpp), with a bias where an element is little
-// work: each makes as much code again, so where it pays alone.
+// Whether the kernels over rows take a mask (masked.cpp): it makes as much code again.
 #ifdef DVAE_VECTOR_BYTES
 template <class T>
 constexpr bool kTakesMask = std::is_same_v<T, float>;
@@ -33,9 +32,9 @@ DVAE_HD void with_mask(const DecoderParams& p, const F& body) {
   body(std::false_type{});
 }
 // Only a linear layer's tiles have a bias, and they have no scale an element.
-template <class L, ScaleKind kScale, bool kMasked, class F>
+template <class L, ScaleKind kScale, class F>
 DVAE_HD void with_bias(const DecoderParams& p, const F& body) {
-  if constexpr (kScale != ScaleKind::kFull && (L::kLight || !kMasked)) {
+  if constexpr (L::kLight && kScale != ScaleKind::kFull) {
     if (p.bias != nullptr) return body(std::true_type{});
   }
   body(std::false_type{});
@@ -44,7 +43,7 @@ DVAE_HD void with_bias(const DecoderParams& p, const F& body) {
 template <class L, class T>
 void log_weights(const LogWeightParams& p, ScaleKind kind, int64_t begin, int64_t end) {
   DVAE_WITH_SCALE(L, kind, K, with_mask<T>(p, [&](auto m) {
-                    with_bias<L, K, m()>(
+                    with_bias<L, K>(
                         p, [&](auto b) { log_weights_as<L, T, K, b(), m()>(p, begin, end); });
                   }))
 }
@@ -53,7 +52,7 @@ template <class L, class T>
 void log_weights_backward(const LogWeightGradParams& p, ScaleKind kind, double* scale_sum,
                           int64_t begin, int64_t end) {
   DVAE_WITH_SCALE(L, kind, K, with_mask<T>(p, [&](auto m) {
-                    with_bias<L, K, m()>(p, [&](auto b) {
+                    with_bias<L, K>(p, [&](auto b) {
                       log_weights_backward_as<L, T, K, b(), m()>(p, scale_sum, begin, end);
                     });
                   }))

@@ -12,6 +12,7 @@
 #include "../core/math.h"
 #include "../core/mean_exp.h"
 #include "../core/noise.h"
+#include "../core/zero_inflated.h"
 #include "dense.h"
 #include "kernels.h"
 #ifdef DVAE_VECTOR_BYTES

@@ -118,7 +118,7 @@ double many(LikelihoodKind likelihood, DType dtype, ScaleKind kind, bool gradien
             const DecoderParams& p) {
   constexpr int64_t kFewRows = 4;
   const bool light = is_light(likelihood);
-  if (!kernels().takes_mask[static_cast<int>(dtype)] || (p.bias != nullptr && !light)) return 1;
+  if (!kernels().takes_mask[static_cast<int>(dtype)]) return 1;
   const bool little_won = p.samples < kFewRows || (kind == ScaleKind::kShared && !gradient);
   if (light) return little_won ? 0 : gradient ? 0.25 : 0.45;
   return gradient ? 0.6 : 0.85;

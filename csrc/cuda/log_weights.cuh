@@ -115,7 +115,7 @@ cudaError_t log_weights_scaled(DType dtype, const LogWeights& p, cudaStream_t st
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     // Only a linear layer's tiles have a bias, and they have no scale an element.
-    constexpr bool kMayHaveBias = kScale != ScaleKind::kFull;
+    constexpr bool kMayHaveBias = L::kLight && kScale != ScaleKind::kFull;
     if constexpr (kMayHaveBias && !kMask) {
       if (p.bias != nullptr) return launch_log_weights<L, T, kScale, true, false>(p, stream);
     }

@@ -449,6 +449,12 @@ PYBIND11_MODULE(_core, m) {
       },
       py::arg("logits"), py::arg("x"), "(log p(x), d log p / d logit) per element, in nats.");
   m.def(
+      "continuous_bernoulli",
+      [](const py::object& logits, const py::object& x) {
+        return without_scale<ContinuousBernoulli>(logits, "logits", x);
+      },
+      py::arg("logits"), py::arg("x"), "(log p(x), d log p / d logit) per element, in nats.");
+  m.def(
       "poisson",
       [](const py::object& rate, const py::object& x) {
         return without_scale<Poisson>(rate, "rate", x);
@@ -457,6 +463,8 @@ PYBIND11_MODULE(_core, m) {
   constexpr const char* derivatives =
       "(log p(x), d log p / d mean, d log p / d scale) per element, in nats.";
   m.def("gaussian", &with_scale<Gaussian>, py::arg("mean"), py::arg("scale"), py::arg("x"),
+        derivatives);
+  m.def("laplace", &with_scale<Laplace>, py::arg("mean"), py::arg("scale"), py::arg("x"),
         derivatives);
   m.def("discretised_logistic", &with_scale<DiscretisedLogistic>, py::arg("mean"), py::arg("scale"),
         py::arg("x"), derivatives);

@@ -76,9 +76,9 @@ class Backend {
   // grad_scale: of a shared scale, as Gradient's.
   virtual void iwae(const Decoder&, const IwaeParams&, In grad_scale) const = 0;
 
-  // Matrix products: out = a b, and out += a b.
+  // Matrix products: out = a b, and out = to + a b, where to is broadcast.
   virtual void multiply(In out, In a, In b) const = 0;
-  virtual void add_product(In out, In a, In b) const = 0;
+  virtual void add_product(In out, In to, In a, In b) const = 0;
   // total (float32) += part (16 bits).
   virtual void add_to(In total, In part) const = 0;
   // Rows of a last layer's output, of `size` elements, to be held at a time.

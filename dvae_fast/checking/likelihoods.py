@@ -57,6 +57,21 @@ def _terms_gaussian(mean: Tensor, s: Tensor, x: Tensor) -> tuple[Tensor, Tensor,
     return value, (u / s).abs(), (u.square() + 1) / s
 
 
+def _terms_continuous_bernoulli(
+    logits: Tensor, scale: None, x: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The logarithm is of a number that may be near 1."""
+    m, c = logits.abs(), torch.where(logits > 0, 1 - x, x)
+    h = 1 / m - 1 / torch.expm1(m)
+    value = c * m + torch.log(m) - torch.log(-torch.expm1(-m)) + 1
+    return value, h + c, h
+
+
+def _terms_laplace(mean: Tensor, s: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    u = ((x - mean) / s).abs()
+    return u + s.log().abs() + math.log(2), 1 / s, (u + 1) / s
+
+
 def _terms_discretised_logistic(
     mean: Tensor, s: Tensor, x: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,6 +133,18 @@ LIKELIHOODS: dict[str, Row] = {
         roundings=12,  # the deviance, a logarithm, a series
         spread=0.05,
         positive=True,
+    ),
+    # No mean so near to x that rounding decides on which side it lies.
+    "laplace": Row(
+        lambda n: 0.25 * n,
+        lambda u: u,
+        lambda u: torch.where(u < 0.5, u - 3, u + 2),
+        _terms_laplace,
+        layer=0.25,
+        cheap=True,
+    ),
+    "continuous_bernoulli": Row(
+        lambda n: 4 * n, None, lambda u: u, _terms_continuous_bernoulli, roundings=12, spread=0.5
     ),
 }
 

@@ -18,10 +18,16 @@ if TYPE_CHECKING:
 __all__ = ["ContinuousBernoulli"]
 
 # Below this |l| the series in l² is exact in float64, and the quotients would lose digits.
-_SMALL = 0.1
+_SMALL = 0.25
 # log (y/tanh y), y = l/2, and the mean less ½ over l, by powers of l².
-_LOG_NORMALISER = (1 / 12, -7 / 1440, 31 / 90720, -127 / 4838400)
-_MEAN = (1 / 12, -1 / 720, 1 / 30240, -1 / 1209600)
+_LOG_NORMALISER = (
+    1 / 12, -7 / 1440, 31 / 90720, -127 / 4838400, 73 / 34214400, -1414477 / 7846046208000,
+    8191 / 523069747200,
+)  # fmt: skip
+_MEAN = (
+    1 / 12, -1 / 720, 1 / 30240, -1 / 1209600, 1 / 47900160, -691 / 1307674368000,
+    1 / 74724249600,
+)  # fmt: skip
 
 
 class ContinuousBernoulli(OfLogits):
@@ -31,7 +37,7 @@ class ContinuousBernoulli(OfLogits):
     Source: Loaiza-Ganem and Cunningham (arXiv 1907.06845), equations 3 and 7.
     """
 
-    kind = "continuous_bernoulli"
+    kernel = "continuous_bernoulli"
     params: ClassVar[Links] = {"logits": identity}
     interval = (0.0, 1.0)
     of_probabilities = "leave the sigmoid out: it is part of the likelihood."
@@ -50,6 +56,20 @@ class ContinuousBernoulli(OfLogits):
         near = torch.where(small, logits, 0.0)
         normaliser = math.log(2) + near.square() * _series(_LOG_NORMALISER, near)
         return torch.where(small, x * near - F.softplus(near) + normaliser, far)
+
+    def derivatives(self, params: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:
+        """±(h − c), + for l > 0, h = 1/|l| − e^−|l|/(1 − e^−|l|)."""
+        (logits,) = params
+        small, safe = _apart(logits)
+        magnitude = safe.abs()
+        far = 1 / magnitude + torch.exp(-magnitude) / torch.expm1(-magnitude)
+        near = torch.where(small, logits, 0.0)
+        h = torch.where(small, 0.5 - near.abs() * _series(_MEAN, near), far)
+        return (torch.where(logits > 0, h - (1 - x), x - h),)
+
+    def derivative_in_x(self, params: tuple[Tensor, ...], x: Tensor) -> Tensor:
+        """The logits."""
+        return params[0].expand(torch.broadcast_shapes(params[0].shape, x.shape))
 
     def start(self, data_mean: Tensor) -> Tensor:
         """The logits of that mean, by bisection: within 1e-9 of it, but at most 100 in size."""

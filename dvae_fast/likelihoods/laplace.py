@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -22,13 +23,23 @@ class Laplace(MeanAndScale):
     The median of x is mean, and its standard deviation √2 scale.
     """
 
-    kind = "laplace"
+    kernel = "laplace"
     params: ClassVar[Links] = {"mean": identity, "scale": positive}
 
     def log_prob(self, params: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
-        """−|x − mean|/scale − log 2 scale; at x = mean the derivative in either is 0."""
+        """−|x − mean|/scale − log scale − log 2; at x = mean the derivative in either is 0."""
         mean, scale = params
-        return -(x - mean).abs() / scale - torch.log(2 * scale)
+        return -((x - mean) / scale).abs() - torch.log(scale) - math.log(2)
+
+    def derivatives(self, params: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:
+        """sign(u)/scale and (|u| − 1)/scale, u = (x − mean)/scale."""
+        mean, scale = params
+        return _sign(x - mean) / scale, (((x - mean) / scale).abs() - 1) / scale
+
+    def derivative_in_x(self, params: tuple[Tensor, ...], x: Tensor) -> Tensor:
+        """−sign(u)/scale."""
+        mean, scale = params
+        return _sign(mean - x) / scale
 
     def sample(
         self, params: tuple[Tensor, Tensor], generator: torch.Generator | None = None
@@ -37,3 +48,8 @@ class Laplace(MeanAndScale):
         # The difference of two exponentials, which no u of 0 makes infinite.
         first, second = (torch.empty_like(mean).exponential_(generator=generator) for _ in "ab")
         return mean + scale * (first - second)
+
+
+def _sign(value: Tensor) -> Tensor:
+    """Of NaN NaN, where `torch.sign` has 0."""
+    return torch.where(value.isnan(), value, value.sign())

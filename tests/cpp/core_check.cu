@@ -98,12 +98,12 @@ __global__ void bernoulli(const A* logits, const A* x, A* out) {
   out[3] = Bernoulli::derivative(logits[i], x[i]);
 }
 
-template <class A>
-__global__ void poisson(const A* rate, const A* x, A* out) {
+template <class L, class A>
+__global__ void without_scale(const A* param, const A* x, A* out) {
   const int i = static_cast<int>(threadIdx.x);
   A a = 0, b = 0;
-  out[0] = Poisson::push_with_derivative(a, b, rate[i], x[i]);
-  out[1] = Poisson::finish(a, b) + Poisson::data_term<ScaleKind::kNone>(A(1), x[i]);
+  out[0] = L::push_with_derivative(a, b, param[i], x[i]);
+  out[1] = L::finish(a, b) + L::template data_term<ScaleKind::kNone>(A(1), x[i]);
 }
 
 template <class L, class A>
@@ -157,10 +157,14 @@ __global__ void mean_exp(const A* v, A* out) {
     reinterpret_cast<const void*>(&mixture<double>),
     reinterpret_cast<const void*>(&bernoulli<float>),
     reinterpret_cast<const void*>(&bernoulli<double>),
-    reinterpret_cast<const void*>(&poisson<float>),
-    reinterpret_cast<const void*>(&poisson<double>),
+    reinterpret_cast<const void*>(&without_scale<Poisson, float>),
+    reinterpret_cast<const void*>(&without_scale<Poisson, double>),
+    reinterpret_cast<const void*>(&without_scale<ContinuousBernoulli, float>),
+    reinterpret_cast<const void*>(&without_scale<ContinuousBernoulli, double>),
     reinterpret_cast<const void*>(&with_scale<Gaussian, float>),
     reinterpret_cast<const void*>(&with_scale<Gaussian, double>),
+    reinterpret_cast<const void*>(&with_scale<Laplace, float>),
+    reinterpret_cast<const void*>(&with_scale<Laplace, double>),
     reinterpret_cast<const void*>(&with_scale<DiscretisedLogistic, float>),
     reinterpret_cast<const void*>(&with_scale<DiscretisedLogistic, double>),
     reinterpret_cast<const void*>(&with_scale<NegativeBinomial, float>),

@@ -649,6 +649,14 @@ struct LogWeights {
       const double sigmoid = 1 / (1 + std::exp(-p));
       return {v * p - log1p_exp, std::abs(v * p - log1p_exp), v - sigmoid, 0, v + sigmoid, 0};
     }
+    if (likelihood_kind == LikelihoodKind::kContinuousBernoulli) {
+      // What cancels leaves long double digits enough.
+      const long double m = std::abs(static_cast<long double>(p));
+      const double h = static_cast<double>(1 / m - 1 / std::expm1(m));
+      const double log_f = static_cast<double>(std::log(-std::expm1(-m) / m));
+      const double c = p > 0 ? 1 - v : v, linear = c * std::abs(p);
+      return {-linear - log_f, linear - log_f + 1, p > 0 ? h - c : c - h, 0, h + c, 0};
+    }
     if (likelihood_kind == LikelihoodKind::kPoisson) {
       const double power = v * std::log(p), of_x = std::lgamma(v + 1);
       return {power - p - of_x, std::abs(power) + p + of_x, v / p - 1, 0, v / p + 1, 0};
@@ -663,6 +671,15 @@ struct LogWeights {
     if (likelihood_kind == LikelihoodKind::kNegativeBinomial) return negative_binomial(p, s, v);
     const double u = (v - p) / s, half_log_2pi = 0.91893853320467274178;
     const double u_terms = std::abs(u) + p_terms / s;
+    if (likelihood_kind == LikelihoodKind::kLaplace) {
+      const double sign = (u > 0) - (u < 0);
+      return {-std::abs(u) - std::log(2 * s),
+              u_terms + std::abs(std::log(s)) + 1,
+              sign / s,
+              (std::abs(u) - 1) / s,
+              1 / s,
+              (u_terms + 1) / s};
+    }
     return {-0.5 * u * u - std::log(s) - half_log_2pi,
             std::abs(u) * u_terms + std::abs(std::log(s)) + half_log_2pi,
             u / s,
@@ -1143,12 +1160,13 @@ std::vector<Case> make_cases() {
       }
     }
   }
-  for (const auto l : {LikelihoodKind::kDiscretisedLogistic, LikelihoodKind::kNegativeBinomial,
-                       LikelihoodKind::kPoisson}) {
+  for (const auto l :
+       {LikelihoodKind::kDiscretisedLogistic, LikelihoodKind::kNegativeBinomial,
+        LikelihoodKind::kPoisson, LikelihoodKind::kLaplace, LikelihoodKind::kContinuousBernoulli}) {
     for (const ScaleOf s : {ScaleOf::kNone, ScaleOf::kOne, ScaleOf::kEach, ScaleOf::kFull}) {
       if (!takes(l, s)) continue;
       for (const int64_t d : {65, 785}) {
-        if (d == 65 && s != ScaleOf::kFull) {
+        if (d == 65 && is_light(l) && s != ScaleOf::kFull) {
           add_log_weights(LogWeights<T>(d, s, true, random, l), cases);
         }
         add_log_weights(LogWeights<T>(d, s, false, random, l), cases);

@@ -2,6 +2,7 @@
 // streaming logsumexp, at ordinary values and at their limits.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <tuple>
 #include <vector>
@@ -135,6 +136,97 @@ TYPED_TEST(FormulaTest, GaussianLimits) {
   EXPECT_TRUE(std::isnan(density(nan, A(1), A(0))));
   EXPECT_TRUE(std::isnan(density(A(0), nan, A(0))));
   EXPECT_TRUE(std::isnan(density(A(0), A(1), nan)));
+}
+
+// --- Laplace ----------------------------------------------------------------------------------
+
+TYPED_TEST(FormulaTest, LaplaceAgreesWithItsDefinition) {
+  using A = TypeParam;
+  for (const double m : {-2.0, 0.1, 0.9}) {
+    for (const double s : {0.01, 0.7, 3.0}) {
+      for (const double x : {0.0, 0.4, 1.0}) {
+        A a = 0, b = 0, d_mean, d_scale;
+        Laplace::push<ScaleKind::kFull>(a, b, A(m), A(s), A(x));
+        Laplace::derivative<ScaleKind::kFull>(A(m), A(s), A(x), d_mean, d_scale);
+        const double scale = double(A(s)), d = double(A(x)) - double(A(m)), u = std::abs(d) / scale;
+        EXPECT_NEAR(double(Laplace::finish(a, b)), -u - std::log(scale),
+                    this->kError * (u + std::abs(std::log(scale))));
+        EXPECT_NEAR(double(d_mean), (d > 0 ? 1 : -1) / scale, this->kError / scale);
+        EXPECT_NEAR(double(d_scale), (u - 1) / scale, this->kError * (u + 1) / scale);
+      }
+    }
+  }
+  EXPECT_DOUBLE_EQ(Laplace::kConstant, -std::log(2.0));
+}
+
+TYPED_TEST(FormulaTest, LaplaceLimits) {
+  using A = TypeParam;
+  const A inf = infinity<A>(), nan = quiet_nan<A>();
+  const auto of = [](A mean, A scale, A x) {
+    A a = 0, b = 0, d_mean, d_scale;
+    Laplace::push<ScaleKind::kFull>(a, b, mean, scale, x);
+    Laplace::derivative<ScaleKind::kFull>(mean, scale, x, d_mean, d_scale);
+    return std::array<A, 3>{Laplace::finish(a, b), d_mean, d_scale};
+  };
+  EXPECT_EQ(of(A(0.5), A(1), A(0.5)), (std::array<A, 3>{A(0), A(0), A(-1)}));
+  EXPECT_EQ(of(inf, A(1), A(0)), (std::array<A, 3>{-inf, A(-1), inf}));
+  EXPECT_EQ(of(-inf, A(1), A(0)), (std::array<A, 3>{-inf, A(1), inf}));
+  EXPECT_EQ(of(A(0), inf, A(1)), (std::array<A, 3>{-inf, A(0), A(0)}));
+  for (const auto& [mean, scale, x] : {std::array{nan, A(1), A(0)}, std::array{A(0), nan, A(0)},
+                                       std::array{A(0), A(1), nan}, std::array{inf, A(1), inf}}) {
+    for (const A value : of(mean, scale, x)) EXPECT_NE(value, value) << mean << scale << x;
+  }
+  // Of a scale that is none.
+  for (const A scale : {A(-1), -A(0)}) EXPECT_TRUE(std::isnan(of(A(1), scale, A(0))[0])) << scale;
+}
+
+// --- continuous Bernoulli ---------------------------------------------------------------------
+
+template <class A>
+std::pair<A, A> continuous_bernoulli(A logit, A x) {
+  A a = 0, b = 0;
+  const A derivative = ContinuousBernoulli::push_with_derivative(a, b, logit, x);
+  return {ContinuousBernoulli::finish(a, b), derivative};
+}
+
+// By y/tanh y in long double, of which logits of 1e-6 leave 13 digits.
+TYPED_TEST(FormulaTest, ContinuousBernoulliAgreesWithItsDefinition) {
+  using A = TypeParam;
+  using R = long double;
+  for (const double size : {1e-6, 0.01, 0.2, 0.24, 0.26, 0.7, 0.99, 1.01, 3.0, 30.0, 1e4}) {
+    for (const double x : {0.0, 0.3, 0.5, 1.0}) {
+      for (const int sign : {-1, 1}) {
+        const A logit = A(sign * size);
+        const R m = std::abs(R(logit)), c = sign > 0 ? 1 - R(A(x)) : R(A(x));
+        const R log_f = std::log(-std::expm1(-m) / m), h = 1 / m - 1 / std::expm1(m);
+        const auto [density, derivative] = continuous_bernoulli(logit, A(x));
+        EXPECT_NEAR(double(density), double(-(c * m + log_f)),
+                    this->kError * double(c * m - log_f + 1))
+            << logit << " " << x;
+        EXPECT_NEAR(double(derivative), double(sign * (h - c)),
+                    4 * this->kError * double(h + c) + 1e-13)
+            << logit << " " << x;
+      }
+    }
+  }
+}
+
+TYPED_TEST(FormulaTest, ContinuousBernoulliLimits) {
+  using A = TypeParam;
+  const A inf = infinity<A>(), nan = quiet_nan<A>();
+  for (const A zero : {A(0), -A(0)}) {  // uniform
+    EXPECT_EQ(continuous_bernoulli(zero, A(0.25)), std::pair(A(0), A(-0.25)));
+  }
+  EXPECT_EQ(continuous_bernoulli(inf, A(1)), std::pair(inf, A(0)));
+  EXPECT_EQ(continuous_bernoulli(-inf, A(0)), std::pair(inf, A(0)));
+  EXPECT_EQ(continuous_bernoulli(inf, A(0.75)), std::pair(-inf, A(-0.25)));
+  EXPECT_EQ(continuous_bernoulli(-inf, A(0.25)), std::pair(-inf, A(0.25)));
+  for (const auto& [logit, x] :
+       {std::pair(nan, A(0.5)), std::pair(A(1), nan), std::pair(inf, nan)}) {
+    const auto [density, derivative] = continuous_bernoulli(logit, x);
+    EXPECT_TRUE(std::isnan(density)) << logit << " " << x;
+    EXPECT_TRUE(std::isnan(derivative)) << logit << " " << x;
+  }
 }
 
 // --- discretised logistic and negative binomial -----------------------------------------------

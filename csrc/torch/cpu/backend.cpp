@@ -139,9 +139,9 @@ class Cpu final : public Backend {
   void multiply(In out, In a, In b) const override {
     TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
   }
-  void add_product(In out, In a, In b) const override {
+  void add_product(In out, In to, In a, In b) const override {
     TORCH_ERROR_CODE_CHECK(
-        aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));
+        aoti_torch_cpu_addmm_out(out.get(), to.get(), a.get(), b.get(), 1.0, 1.0));
   }
   void add_to(In total, In part) const override {
     float* to = static_cast<float*>(total.mutable_data_ptr());

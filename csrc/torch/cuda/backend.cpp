@@ -206,10 +206,10 @@ class Cuda final : public Backend {
     const OnDevice device(out);
     TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_mm_out(out.get(), a.get(), b.get()));
   }
-  void add_product(In out, In a, In b) const override {
+  void add_product(In out, In to, In a, In b) const override {
     const OnDevice device(out);
     TORCH_ERROR_CODE_CHECK(
-        aoti_torch_cuda_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));
+        aoti_torch_cuda_addmm_out(out.get(), to.get(), a.get(), b.get(), 1.0, 1.0));
   }
   void add_to(In total, In part) const override {
     run("linear_log_weights_backward", total, cuda::add_to, dtype_of(part, "part"),

@@ -59,19 +59,20 @@ struct Tiles {
     return matrix(t, data, end - begin, inputs, inputs, 1);
   }
 
-  // Calls body(begin, end, input's rows, output) for each tile, with input · Wᵀ in output, where
-  // p finds it.
+  // Calls body(begin, end, input's rows, output) for each tile. In output, where p finds it, is
+  // input · Wᵀ, with the bias where p has none.
   template <class F>
   void each(DecoderParams& p, const F& body) const {
     if (tile == 0) return;
     const Tensor buffer = empty(d.in, {tile, p.size}, d.in.scalar_type());
     p.params = buffer.const_data_ptr();
-    p.bias = layer.bias ? layer.bias->const_data_ptr() : nullptr;
+    p.bias = layer.bias && is_light(d.likelihood) ? layer.bias->const_data_ptr() : nullptr;
     for (int64_t begin = 0; begin < rows; begin += tile) {
       const int64_t end = std::min(rows, begin + tile);
       const Tensor in = rows_of(d.in, begin, end);
       const Tensor out = matrix(buffer, p.params, end - begin, p.size, p.size, 1);
-      d.on.multiply(out, in, transposed);
+      (layer.bias && !p.bias) ? d.on.add_product(out, *layer.bias, in, transposed)
+                              : d.on.multiply(out, in, transposed);
       p.first_row = begin;
       body(begin, end, in, out);
     }
@@ -101,7 +102,6 @@ Tensor mlp_log_weights(const Backend& on, In z, const std::vector<Tensor>& weigh
   STD_TORCH_CHECK(!weights.empty() && biases.size() == weights.size(),
                   "weights and biases must be of the same layers, one or more, got ",
                   weights.size(), " and ", biases.size());
-  const Activation between = activation_of(activation);
   STD_TORCH_CHECK(z.scalar_type() != ScalarType::Half,
                   "hidden must be float32, float64 or bfloat16");
   const Decoder d = decoder_of(on, z, weights.back(), scale, x, likelihood, mask);
@@ -115,7 +115,7 @@ Tensor mlp_log_weights(const Backend& on, In z, const std::vector<Tensor>& weigh
   const Tensor log_ratio = d.rows(log_ratio_in, "log_ratio");
   Tensor out = new_like(log_ratio);
   const LogWeightParams p{d.p, log_ratio.const_data_ptr(), out.mutable_data_ptr()};
-  STD_TORCH_CHECK(on.log_weights_of_layers(d, layers, between, p),
+  STD_TORCH_CHECK(on.log_weights_of_layers(d, layers, activation_of(activation), p),
                   "mlp_log_weights has no kernel for this device");
   return out;
 }
@@ -145,7 +145,7 @@ Four linear_log_weights_backward(const Backend& on, In grad_in, In hidden, In we
       on.multiply(part, transposed, in);
       on.add_to(grad_weight, part);
     } else {
-      on.add_product(grad_weight, transposed, in);
+      on.add_product(grad_weight, grad_weight, transposed, in);
     }
   });
   gradient->finish(&grad_bias, grad_scale);

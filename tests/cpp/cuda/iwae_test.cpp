@@ -106,10 +106,10 @@ TYPED_TEST(Iwae, InOneKernel) {
   }
 }
 
-TYPED_TEST(Iwae, Discrete) {
+TYPED_TEST(Iwae, Others) {
   using T = TypeParam;
   Random random(14);
-  for (const LikelihoodKind kind : kDiscrete) {
+  for (const LikelihoodKind kind : kOthers) {
     for (const ScaleOf scale : {ScaleOf::kNone, ScaleOf::kEach, ScaleOf::kFull}) {
       if (!takes(kind, scale)) continue;
       for (const int64_t size : {65, 784}) {

@@ -9,10 +9,10 @@ namespace dvae::test {
 // A scale: one element, one a dimension, or one an element; a Bernoulli and a Poisson have none.
 enum class ScaleOf { kNone, kOne, kEach, kFull };
 constexpr ScaleOf kScales[] = {ScaleOf::kNone, ScaleOf::kOne, ScaleOf::kEach, ScaleOf::kFull};
-// Those of discrete data.
-constexpr LikelihoodKind kDiscrete[] = {LikelihoodKind::kDiscretisedLogistic,
-                                        LikelihoodKind::kNegativeBinomial,
-                                        LikelihoodKind::kPoisson};
+// Those that are neither Bernoulli nor Gaussian.
+constexpr LikelihoodKind kOthers[] = {
+    LikelihoodKind::kDiscretisedLogistic, LikelihoodKind::kNegativeBinomial,
+    LikelihoodKind::kPoisson, LikelihoodKind::kLaplace, LikelihoodKind::kContinuousBernoulli};
 
 inline bool takes(LikelihoodKind likelihood, ScaleOf scale) {
   return has_scale(likelihood) == (scale != ScaleOf::kNone);
@@ -71,6 +71,8 @@ struct Likelihood {
                                         : ScaleKind::kShared;
   }
   bool shared() const { return kind() == ScaleKind::kShared; }
+  // A layer's, of a likelihood whose kernels add it.
+  const T* bias_of_layer() const { return is_light(likelihood()) ? bias.data() : nullptr; }
   // Bounds the absolute terms of a row: |l|, or u²/2 with u <= 12, or log 20!, and more.
   double terms() const {
     return (likelihood() == LikelihoodKind::kBernoulli ? 6.0 : 75.0) * size + 5;

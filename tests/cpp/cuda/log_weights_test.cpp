@@ -29,7 +29,7 @@ void check_forward(Likelihood<T>& s, bool bias) {
   auto host = s.template host<LogWeightParams>();
   p.log_w = got.data();
   host.log_w = wanted.data();
-  if (bias) host.bias = p.bias = s.bias.data();
+  if (bias) host.bias = p.bias = s.bias_of_layer();
   run_in_all_orders(
       s.name() + (bias ? " bias" : ""),
       [&] { return cuda::log_weights(s.likelihood(), TypeOf<T>::dtype, s.kind(), p, nullptr); },
@@ -47,10 +47,10 @@ TYPED_TEST(LogWeights, Forward) {
 }
 
 // One case of every kernel: by element and in packs, a row a warp and four rows at once.
-TYPED_TEST(LogWeights, DiscreteForward) {
+TYPED_TEST(LogWeights, ForwardOfOthers) {
   using T = TypeParam;
   Random random(13);
-  for (const LikelihoodKind kind : kDiscrete) {
+  for (const LikelihoodKind kind : kOthers) {
     for (const ScaleOf scale : kScales) {
       if (!takes(kind, scale)) continue;
       for (const auto& [samples, size] : {std::pair{3, 65}, std::pair{3, 784}, std::pair{4, 48}}) {
@@ -58,7 +58,7 @@ TYPED_TEST(LogWeights, DiscreteForward) {
         device->multiprocessors = samples == 4 ? 1 : 3;
         Likelihood<T> s(samples == 4 ? 33 : 3, samples, size, scale, 0, random, kind);
         check_forward(s, false);
-        if (scale != ScaleOf::kOne && scale != ScaleOf::kFull) check_forward(s, true);
+        if (is_light(kind) && scale == ScaleOf::kEach) check_forward(s, true);
         if (testing::Test::HasFatalFailure()) return;
       }
     }
@@ -194,7 +194,7 @@ void check_backward(Likelihood<T>& s, bool sums, int64_t parts, bool in_place) {
   p.parts = parts;
   if (sums) p.bias_parts = bias_sums.parts.data();
   if (scale_sum) p.scale_parts = scale_sums.parts.data();
-  if (sums) host.bias = p.bias = s.bias.data();
+  if (sums) host.bias = p.bias = s.bias_of_layer();
   if (in_place) p.params = d_params.data();
   run_with_fixed_grid(
       s.name() + (sums ? " sums" : "") + (in_place ? " in place" : "") + " parts " +
@@ -250,10 +250,10 @@ TYPED_TEST(LogWeights, Backward) {
   });
 }
 
-TYPED_TEST(LogWeights, DiscreteBackward) {
+TYPED_TEST(LogWeights, BackwardOfOthers) {
   using T = TypeParam;
   Random random(14);
-  for (const LikelihoodKind kind : kDiscrete) {
+  for (const LikelihoodKind kind : kOthers) {
     for (const ScaleOf scale : kScales) {
       if (!takes(kind, scale)) continue;
       for (const int64_t size : {65, 256}) {

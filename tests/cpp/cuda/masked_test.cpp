@@ -96,7 +96,7 @@ cudaError_t run_on_device(Likelihood<T>& s, const cuda::Mask& mask, bool bias, R
   cuda::LogWeights p = s.forward();
   p.mask = mask;
   p.log_w = to.log_w.data();
-  if (bias) p.bias = s.bias.data();
+  if (bias) p.bias = s.bias_of_layer();
   if (const cudaError_t error = cuda::log_weights(s.likelihood(), dtype, s.kind(), p, nullptr)) {
     return error;
   }
@@ -121,7 +121,7 @@ cudaError_t run_backward(Likelihood<T>& s, const cuda::Mask& mask, Results<T>& t
   p.grad_scale = to.d_scale.data();
   p.parts = 2;
   if (s.kind() != ScaleKind::kFull) {
-    p.bias = s.bias.data();
+    p.bias = s.bias_of_layer();
     p.bias_parts = to.bias_parts.data();
   }
   p.scale_parts = s.shared() ? to.scale_parts.data() : nullptr;
@@ -151,11 +151,11 @@ void check(Likelihood<T>& s, int64_t examples, Random& random) {
   double* to_sums = s.shared() ? sums.data() : nullptr;
 
   for (const bool bias : {false, true}) {
-    if (bias && s.kind() == ScaleKind::kFull) continue;
+    if (bias && (s.kind() == ScaleKind::kFull || s.bias_of_layer() == nullptr)) continue;
     ASSERT_EQ(run_on_device(s, mask, bias, got), cudaSuccess);
     auto host = s.template host<LogWeightParams>();
     host.log_w = wanted.log_w.data();
-    if (bias) host.bias = s.bias.data();
+    if (bias) host.bias = s.bias_of_layer();
     cpu::log_weights(&host_mask, s.likelihood(), TypeOf<T>::dtype, host, s.kind(), 0, s.rows());
     expect_close("log_w", got.log_w, wanted.log_w, s.terms());
   }
@@ -178,7 +178,7 @@ void check(Likelihood<T>& s, int64_t examples, Random& random) {
   auto host_grad = s.template host<LogWeightGradParams>();
   host_grad.grad_params = wanted.d_params.data();
   host_grad.grad_scale = wanted.d_scale.data();
-  if (s.kind() != ScaleKind::kFull) host_grad.bias = s.bias.data();
+  if (s.kind() != ScaleKind::kFull) host_grad.bias = s.bias_of_layer();
   sums.assign(static_cast<size_t>(whole_blocks(s.size)), 0);
   cpu::log_weights_backward(&host_mask, s.likelihood(), TypeOf<T>::dtype, host_grad, s.kind(),
                             to_sums, 0, s.rows());
@@ -205,7 +205,8 @@ template <class F>
 void each_scaled(const F& f) {
   for (const LikelihoodKind kind :
        {LikelihoodKind::kBernoulli, LikelihoodKind::kGaussian, LikelihoodKind::kDiscretisedLogistic,
-        LikelihoodKind::kNegativeBinomial, LikelihoodKind::kPoisson}) {
+        LikelihoodKind::kNegativeBinomial, LikelihoodKind::kPoisson, LikelihoodKind::kLaplace,
+        LikelihoodKind::kContinuousBernoulli}) {
     for (const ScaleOf scale : kScales) {
       if (!takes(kind, scale)) continue;
       f(kind, scale);

@@ -221,6 +221,9 @@ def test_transforms_and_graphs_are_left_alone() -> None:
         with torch._subclasses.FakeTensorMode() as mode:
             fake = [mode.from_tensor(t) for t in (p, x, ratio)]
             assert iwae_loss(*fake).shape == ()
+            for scale in (torch.tensor(0.5), torch.ones(D), torch.ones(B, K, D)):
+                params = (fake[0], mode.from_tensor(scale))
+                assert iwae_loss(params, *fake[1:], "gaussian").shape == ()
 
 
 @pytest.mark.parametrize("objective", ["iwae", "elbo"])

@@ -1,6 +1,6 @@
 """Other likelihoods than a Bernoulli's: ours, eager PyTorch, torch.compile; and with a mask.
 
-Where ours is plain PyTorch too, which a compiler's beats, it is compiled as well, by whoever calls it.
+Where ours is plain PyTorch too, which a compiler's beats, it is compiled as well, by its caller.
 """
 
 from __future__ import annotations

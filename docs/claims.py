@@ -2,8 +2,9 @@
 
     python docs/claims.py [FOLDER] [--output FOLDER]
 
-FOLDER holds the runs' JSON files (docs/reproduction/small). Prints the numbers that docs/claims.md
-quotes and draws its figures. Needs matplotlib and scipy.
+FOLDER holds the runs' JSON files (docs/reproduction/small); those of the paper's length are in
+docs/reproduction/full. Prints the numbers that docs/claims.md quotes and draws its figures. Needs
+matplotlib and scipy.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ HELPS = ("dvae-k1-5", "dvae-k1-10", "dvae-k1-15", "diwae-k5-5", "diwae-k5-10", "
 CONTRAST = ("vae-augmented-k1", "iwae-augmented-k5")
 PIXEL, LEARNT, COPIES = "dvae-pixel-k1-5", "dvae-learnt-k1-5", "dvae-copies-k1-5"
 CURVES = {"perceptron": ("vae-k1", "dvae-k1-5"), "GRU": ("vae-gru-k1", "dvae-gru-k1-5")}
+AT_LENGTH = "dvae-k1-5"
 TIGHT = ("vae-k1", "dvae-k1-5", "dvae-k1-10", "dvae-k1-15", "vae-augmented-k1")
 
 
@@ -211,6 +213,11 @@ def main() -> None:
     print("Does denoising help?")
     draw_differences(runs, (*HELPS, *CONTRAST), "Noise, and fresh draws of the images instead",
                      a.output / "claim_denoising.png")  # fmt: skip
+    print("And at the paper's length?")
+    whole, baseline = by_row(read_results(HERE / "reproduction" / "full")), ROWS[AT_LENGTH].baseline
+    for name, title in FIGURES.items():
+        found = differences(whole, AT_LENGTH, str(baseline), figure_of(name))
+        print(f"  {AT_LENGTH}, {title}: {shown(found)}")
     print("Is its bound tighter?")
     draw_gaps(runs, a.output / "claim_tightness.png")
     print("Do GRU encoders overfit without it?")

@@ -35,6 +35,7 @@ __all__ = [
     "paired_difference",
     "put_between",
     "put_into",
+    "shown_difference",
     "shown_published",
 ]
 
@@ -200,7 +201,8 @@ def _epochs(row: Row, seeds: Mapping[int, Result]) -> str:
     return ", ".join(parts + [dtype] * (dtype != TrainConfig.dtype))
 
 
-def _shown_difference(difference: Difference | None) -> str:
+def shown_difference(difference: Difference | None) -> str:
+    """Its mean and, in brackets, its interval; of one pair the mean, of none a dash."""
     if difference is None:
         return "–"
     mean, half = difference.mean, difference.half_width
@@ -222,7 +224,7 @@ def _difference(row: Row, ours: Mapping[int, Result], theirs: Mapping[int, Resul
     alike = all(epochs_done(ours[seed]) == epochs_done(theirs[seed]) for seed in shared)
     pairs, mark = len(shared), "†" * (len(shared) < _FEW) + "‡" * (not alike)
     return [f"`{row.name}` − `{row.baseline}`", f"{pairs}{mark}",
-            *map(_shown_difference, differences)]  # fmt: skip
+            *map(shown_difference, differences)]  # fmt: skip
 
 
 def markdown(results: Iterable[Result]) -> str:

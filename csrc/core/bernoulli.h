@@ -95,7 +95,7 @@ struct Bernoulli : LikelihoodDefaults {
 
 // On [0, 1], a density: log p = log C + x l − log(1 + e^l), C = l/tanh(l/2) (arXiv 1907.06845). In
 // terms of m = |l| it is −(c m + log f), c as a Bernoulli's, f = (1 − e^−m)/m. a = Σ of that.
-struct ContinuousBernoulli : LikelihoodDefaults {
+struct ContinuousBernoulli : DerivedApart<ContinuousBernoulli> {
   // m, so much above 0 that f is 1 there.
   template <class A>
   DVAE_HD static A above_zero(A m) {
@@ -110,11 +110,6 @@ struct ContinuousBernoulli : LikelihoodDefaults {
     const A s = above_zero(most + only_if(c == A(0), beyond));
     const A linear = c * most + only_if(c != A(0), beyond);
     a = a + keep(linear + log(one_minus_exp(s) / s));
-  }
-  template <bool kCoarse = false, class A, class K = KeepAll>
-  DVAE_HD static A push_with_derivative(A& a, A& b, A logit, A x, K keep = {}) {
-    push(a, b, logit, x, keep);
-    return derivative(logit, x);
   }
   // ±(h − c), + for l > 0, h = 1/m − 1/(e^m − 1), of which a small m leaves no digits: the series.
   template <bool kCoarse = false, class A>

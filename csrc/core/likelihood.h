@@ -56,6 +56,16 @@ struct LikelihoodDefaults {
   }
 };
 
+// Of L, with one parameter, whose derivative shares nothing with its density.
+template <class L>
+struct DerivedApart : LikelihoodDefaults {
+  template <bool kCoarse = false, class A, class K = KeepAll>
+  DVAE_HD static A push_with_derivative(A& a, A& b, A param, A x, K keep = {}) {
+    L::push(a, b, param, x, keep);
+    return L::derivative(param, x);
+  }
+};
+
 // For sums of which b is 0, or below where a parameter was that may not be: one instruction an
 // element, where a choice takes two and keeps some loops scalar.
 struct Least {

@@ -263,7 +263,7 @@ struct NegativeBinomial : LikelihoodDefaults {
 //   log p = −(log x! − x log x + x) − x g(r/x − 1),  g(y) = y − log(1 + y),
 // of which the first is of x alone, in data_term, and −r at x = 0. NaN of a negative rate, as is
 // what is made of it. a = Σ of the rest.
-struct Poisson : LikelihoodDefaults {
+struct Poisson : DerivedApart<Poisson> {
   static constexpr bool kHasDataTerm = true;
   static constexpr double kNear = 0.25;
 
@@ -287,11 +287,6 @@ struct Poisson : LikelihoodDefaults {
   template <bool kCoarse = false, class A, class K = KeepAll>
   DVAE_HD static void push(A& a, A&, A rate, A x, K keep = {}) {
     a = a + keep(minus_deviance(rate, x));
-  }
-  template <bool kCoarse = false, class A, class K = KeepAll>
-  DVAE_HD static A push_with_derivative(A& a, A& b, A rate, A x, K keep = {}) {
-    push(a, b, rate, x, keep);
-    return derivative(rate, x);
   }
   // x/r − 1, −1 at x = 0 of r = 0 too.
   template <bool kCoarse = false, class A>

@@ -138,48 +138,6 @@ TYPED_TEST(FormulaTest, GaussianLimits) {
   EXPECT_TRUE(std::isnan(density(A(0), A(1), nan)));
 }
 
-// --- Laplace ----------------------------------------------------------------------------------
-
-TYPED_TEST(FormulaTest, LaplaceAgreesWithItsDefinition) {
-  using A = TypeParam;
-  for (const double m : {-2.0, 0.1, 0.9}) {
-    for (const double s : {0.01, 0.7, 3.0}) {
-      for (const double x : {0.0, 0.4, 1.0}) {
-        A a = 0, b = 0, d_mean, d_scale;
-        Laplace::push<ScaleKind::kFull>(a, b, A(m), A(s), A(x));
-        Laplace::derivative<ScaleKind::kFull>(A(m), A(s), A(x), d_mean, d_scale);
-        const double scale = double(A(s)), d = double(A(x)) - double(A(m)), u = std::abs(d) / scale;
-        EXPECT_NEAR(double(Laplace::finish(a, b)), -u - std::log(scale),
-                    this->kError * (u + std::abs(std::log(scale))));
-        EXPECT_NEAR(double(d_mean), (d > 0 ? 1 : -1) / scale, this->kError / scale);
-        EXPECT_NEAR(double(d_scale), (u - 1) / scale, this->kError * (u + 1) / scale);
-      }
-    }
-  }
-  EXPECT_DOUBLE_EQ(Laplace::kConstant, -std::log(2.0));
-}
-
-TYPED_TEST(FormulaTest, LaplaceLimits) {
-  using A = TypeParam;
-  const A inf = infinity<A>(), nan = quiet_nan<A>();
-  const auto of = [](A mean, A scale, A x) {
-    A a = 0, b = 0, d_mean, d_scale;
-    Laplace::push<ScaleKind::kFull>(a, b, mean, scale, x);
-    Laplace::derivative<ScaleKind::kFull>(mean, scale, x, d_mean, d_scale);
-    return std::array<A, 3>{Laplace::finish(a, b), d_mean, d_scale};
-  };
-  EXPECT_EQ(of(A(0.5), A(1), A(0.5)), (std::array<A, 3>{A(0), A(0), A(-1)}));
-  EXPECT_EQ(of(inf, A(1), A(0)), (std::array<A, 3>{-inf, A(-1), inf}));
-  EXPECT_EQ(of(-inf, A(1), A(0)), (std::array<A, 3>{-inf, A(1), inf}));
-  EXPECT_EQ(of(A(0), inf, A(1)), (std::array<A, 3>{-inf, A(0), A(0)}));
-  for (const auto& [mean, scale, x] : {std::array{nan, A(1), A(0)}, std::array{A(0), nan, A(0)},
-                                       std::array{A(0), A(1), nan}, std::array{inf, A(1), inf}}) {
-    for (const A value : of(mean, scale, x)) EXPECT_NE(value, value) << mean << scale << x;
-  }
-  // Of a scale that is none.
-  for (const A scale : {A(-1), -A(0)}) EXPECT_TRUE(std::isnan(of(A(1), scale, A(0))[0])) << scale;
-}
-
 // --- continuous Bernoulli ---------------------------------------------------------------------
 
 template <class A>
@@ -229,7 +187,7 @@ TYPED_TEST(FormulaTest, ContinuousBernoulliLimits) {
   }
 }
 
-// --- discretised logistic and negative binomial -----------------------------------------------
+// --- of a mean and a scale --------------------------------------------------------------------
 
 template <class L, class A>
 struct Element {
@@ -242,6 +200,42 @@ struct Element {
     L::template derivative<ScaleKind::kFull>(mean, scale, x, d_mean, d_scale);
   }
 };
+
+TYPED_TEST(FormulaTest, LaplaceAgreesWithItsDefinition) {
+  using A = TypeParam;
+  for (const double m : {-2.0, 0.1, 0.9}) {
+    for (const double s : {0.01, 0.7, 3.0}) {
+      for (const double x : {0.0, 0.4, 1.0}) {
+        const Element<Laplace, A> e{A(m), A(s), A(x)};
+        const double scale = double(A(s)), d = double(A(x)) - double(A(m)), u = std::abs(d) / scale;
+        EXPECT_NEAR(double(e.density), -u - std::log(scale),
+                    this->kError * (u + std::abs(std::log(scale))));
+        EXPECT_NEAR(double(e.d_mean), (d > 0 ? 1 : -1) / scale, this->kError / scale);
+        EXPECT_NEAR(double(e.d_scale), (u - 1) / scale, this->kError * (u + 1) / scale);
+      }
+    }
+  }
+  EXPECT_DOUBLE_EQ(Laplace::kConstant, -std::log(2.0));
+}
+
+TYPED_TEST(FormulaTest, LaplaceLimits) {
+  using A = TypeParam;
+  const A inf = infinity<A>(), nan = quiet_nan<A>();
+  const auto of = [](A mean, A scale, A x) {
+    const Element<Laplace, A> e{mean, scale, x};
+    return std::array<A, 3>{e.density, e.d_mean, e.d_scale};
+  };
+  EXPECT_EQ(of(A(0.5), A(1), A(0.5)), (std::array<A, 3>{A(0), A(0), A(-1)}));
+  EXPECT_EQ(of(inf, A(1), A(0)), (std::array<A, 3>{-inf, A(-1), inf}));
+  EXPECT_EQ(of(-inf, A(1), A(0)), (std::array<A, 3>{-inf, A(1), inf}));
+  EXPECT_EQ(of(A(0), inf, A(1)), (std::array<A, 3>{-inf, A(0), A(0)}));
+  for (const auto& [mean, scale, x] : {std::array{nan, A(1), A(0)}, std::array{A(0), nan, A(0)},
+                                       std::array{A(0), A(1), nan}, std::array{inf, A(1), inf}}) {
+    for (const A value : of(mean, scale, x)) EXPECT_NE(value, value) << mean << scale << x;
+  }
+  // Of a scale that is none.
+  for (const A scale : {A(-1), -A(0)}) EXPECT_TRUE(std::isnan(of(A(1), scale, A(0))[0])) << scale;
+}
 
 TYPED_TEST(FormulaTest, DiscretisedLogisticAgreesWithItsDefinition) {
   using A = TypeParam;

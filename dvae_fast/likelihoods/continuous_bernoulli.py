@@ -64,8 +64,9 @@ class ContinuousBernoulli(OfLogits):
         magnitude = safe.abs()
         far = 1 / magnitude + torch.exp(-magnitude) / torch.expm1(-magnitude)
         near = torch.where(small, logits, 0.0)
-        h = torch.where(small, 0.5 - near.abs() * _series(_MEAN, near), far)
-        return (torch.where(logits > 0, h - (1 - x), x - h),)
+        apart = torch.where(logits > 0, far - (1 - x), x - far)
+        # Without |l|, whose own derivative at 0 is no part of it.
+        return (torch.where(small, x - 0.5 - near * _series(_MEAN, near), apart),)
 
     def derivative_in_x(self, params: tuple[Tensor, ...], x: Tensor) -> Tensor:
         """The logits."""

@@ -220,6 +220,19 @@ def test_the_continuous_bernoulli_near_zero_and_far(logit: float) -> None:
     assert float(slope) == pytest.approx(0.3 - mean, abs=1e-8)
 
 
+@pytest.mark.parametrize("logit", [0.0, -1e-9, 0.2, -0.24, 0.26])
+def test_second_derivatives_of_a_continuous_bernoulli(logit: float) -> None:
+    """Minus the variance, 1/12 at 0."""
+    at = torch.full((1, 1, 1), logit, dtype=torch.float64, requires_grad=True)
+    zero = torch.zeros(1, 1, dtype=torch.float64)
+    log_w = dvae_fast.log_weights(at, zero + 0.3, zero, "continuous_bernoulli")
+    (slope,) = torch.autograd.grad(log_w.sum(), at, create_graph=True)
+    (second,) = torch.autograd.grad(slope.sum(), at)
+    wide = abs(logit)
+    variance = 1 / wide**2 - 1 / (2 * math.cosh(wide) - 2) if wide > 1e-3 else 1 / 12
+    assert float(second) == pytest.approx(-variance, abs=1e-10)
+
+
 def test_infinite_logits_of_a_continuous_bernoulli() -> None:
     """All of x at one end: a density of +inf there, and of 0 elsewhere."""
     logits = torch.tensor([math.inf, math.inf, -math.inf, -math.inf, math.nan])

@@ -1,7 +1,7 @@
 // The operators over rows with the kind of scale and bias chosen at run time.
 // Part of kernels.inl.
 
-// Calls body with ScaleKind and "has bias" as compile-time constants, as far as L has them.
+// The body with K, the kind of scale, as a compile-time constant, as far as L has it.
 #define DVAE_WITH_SCALE(L, kind, K, ...)        \
   if constexpr (!L::kHasScale) {                \
     constexpr ScaleKind K = ScaleKind::kNone;   \
@@ -31,7 +31,7 @@ DVAE_HD void with_mask(const DecoderParams& p, const F& body) {
   }
   body(std::false_type{});
 }
-// Only a linear layer's tiles have a bias, and they have no scale an element.
+// Only tiles of a linear layer have a bias, of a light likelihood, and no scale an element.
 template <class L, ScaleKind kScale, class F>
 DVAE_HD void with_bias(const DecoderParams& p, const F& body) {
   if constexpr (L::kLight && kScale != ScaleKind::kFull) {

@@ -114,7 +114,7 @@ template <class L, ScaleKind kScale, bool kMask>
 cudaError_t log_weights_scaled(DType dtype, const LogWeights& p, cudaStream_t stream) {
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    // Only a linear layer's tiles have a bias, and they have no scale an element.
+    // Only tiles of a linear layer have a bias, of a light likelihood, and no scale an element.
     constexpr bool kMayHaveBias = L::kLight && kScale != ScaleKind::kFull;
     if constexpr (kMayHaveBias && !kMask) {
       if (p.bias != nullptr) return launch_log_weights<L, T, kScale, true, false>(p, stream);

@@ -40,8 +40,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int64_t row = thread.begin, added = 0; row < thread.end;) {
     const SharedElements<T, kScale, false, C, kMask> shared(example_at<T, kMask>(p, n, example),
                                                             base, p.size);
+    constexpr bool kBias = kSums && L::kLight;
     Held bias{};
-    if (kSums && p.bias != nullptr) bias = C::load(static_cast<const T*>(p.bias), base, p.size);
+    if (kBias && p.bias != nullptr) bias = C::load(static_cast<const T*>(p.bias), base, p.size);
     // What the scale's derivative has in common in all of the example's rows.
     constexpr bool kData = L::kHasDataTerm && kSums && kShared;
     [[maybe_unused]] A data[kData ? V : 1];
@@ -70,7 +71,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         DVAE_UNROLL
         for (int i = 0; i < V; ++i) {
           const A raw_param = load(raw[r].get(i));
-          const A param = kSums ? raw_param + load(bias.get(i)) : raw_param;
+          const A param = kBias ? raw_param + load(bias.get(i)) : raw_param;
           const A scale = L::kHasScale ? shared.scale_of(full[kFull ? r : 0].get(i), i) : A(1);
           d_param[i] = weighted_derivative<L, T, kScale>(weight[r], param, scale, shared.x.get(i),
                                                          d_scale[i]);

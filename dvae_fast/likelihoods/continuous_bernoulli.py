@@ -58,15 +58,12 @@ class ContinuousBernoulli(OfLogits):
         return torch.where(small, x * near - F.softplus(near) + normaliser, far)
 
     def derivatives(self, params: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:
-        """±(h − c), + for l > 0, h = 1/|l| − e^−|l|/(1 − e^−|l|)."""
+        """x − E[x|l]; of a large l without the 1 that would cancel."""
         (logits,) = params
         small, safe = _apart(logits)
-        magnitude = safe.abs()
-        far = 1 / magnitude + torch.exp(-magnitude) / torch.expm1(-magnitude)
-        near = torch.where(small, logits, 0.0)
-        apart = torch.where(logits > 0, far - (1 - x), x - far)
-        # Without |l|, whose own derivative at 0 is no part of it.
-        return (torch.where(small, x - 0.5 - near * _series(_MEAN, near), apart),)
+        near = x - _mean_near(logits, small)
+        far = _mean_from_end(safe)
+        return (torch.where(small, near, torch.where(logits > 0, far - (1 - x), x - far)),)
 
     def derivative_in_x(self, params: tuple[Tensor, ...], x: Tensor) -> Tensor:
         """The logits."""
@@ -87,11 +84,8 @@ class ContinuousBernoulli(OfLogits):
         """1/(1 − e^−l) − 1/l."""
         (logits,) = params
         small, safe = _apart(logits)
-        near = torch.where(small, logits, 0.0)
-        magnitude = safe.abs()
-        far = -1 / torch.expm1(-magnitude) - 1 / magnitude
-        far = torch.where(safe > 0, far, 1 - far)
-        return torch.where(small, 0.5 + near * _series(_MEAN, near), far)
+        far = _mean_from_end(safe)
+        return torch.where(small, _mean_near(logits, small), torch.where(logits > 0, 1 - far, far))
 
     @in_wide
     def sample(self, params: tuple[Tensor], generator: torch.Generator | None = None) -> Tensor:
@@ -111,6 +105,19 @@ def _apart(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Where logits are small; and them, 1 in the place of small ones."""
     small = logits.abs() < _SMALL
     return small, torch.where(small, 1.0, logits)
+
+
+def _mean_near(logits: Tensor, small: Tensor) -> Tensor:
+    """The mean of small logits: without |l|, whose derivative at 0 would be taken for its own."""
+    near = torch.where(small, logits, 0.0)
+    return 0.5 + near * _series(_MEAN, near)
+
+
+def _mean_from_end(logits: Tensor) -> Tensor:
+    """How far the mean of other logits lies from the end that they draw to, 1/|l| − 1/(e^|l| − 1):
+    as it is written here its derivative is a number too where e^|l| is none."""
+    magnitude = logits.abs()
+    return 1 / magnitude + torch.exp(-magnitude) / torch.expm1(-magnitude)
 
 
 def _series(coefficients: tuple[float, ...], logits: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dvae_fast._dtypes import accumulation_dtype
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -21,6 +23,8 @@ MIN_SCALE = 1e-4
 # Where a pixel is constant over the data its logit would be infinite (and the logarithm of a gene
 # never seen); the start of the bias alone keeps away from that, never the likelihood.
 _MARGIN = 1e-3
+# Counts to this one have a derivative in their rate, wherever that lies.
+_COUNT = 1e9
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,11 @@ def _sigmoid(output: Tensor) -> Tensor:
 
 
 def _exp(output: Tensor) -> Tensor:
-    return torch.exp(output)
+    # Neither inf, whose sample has no weight, but 0 · inf for a derivative, nor so near to 0 that a
+    # count over it is inf.
+    sums = torch.finfo(accumulation_dtype(output.dtype))
+    least, most = math.log(_COUNT / sums.max), math.log(torch.finfo(output.dtype).max) - 0.05
+    return torch.exp(output.clamp(least, most))
 
 
 def _softplus(output: Tensor) -> Tensor:

@@ -223,14 +223,40 @@ def test_the_continuous_bernoulli_near_zero_and_far(logit: float) -> None:
 @pytest.mark.parametrize("logit", [0.0, -1e-9, 0.2, -0.24, 0.26])
 def test_second_derivatives_of_a_continuous_bernoulli(logit: float) -> None:
     """Minus the variance, 1/12 at 0."""
-    at = torch.full((1, 1, 1), logit, dtype=torch.float64, requires_grad=True)
-    zero = torch.zeros(1, 1, dtype=torch.float64)
-    log_w = dvae_fast.log_weights(at, zero + 0.3, zero, "continuous_bernoulli")
+    at = torch.full((B, K, D), logit, dtype=torch.float64, requires_grad=True)
+    x = torch.linspace(0, 1, B * D, dtype=torch.float64).view(B, D)
+    ratio = torch.zeros(B, K, dtype=torch.float64)
+    log_w = dvae_fast.log_weights(at, x, ratio, "continuous_bernoulli")
     (slope,) = torch.autograd.grad(log_w.sum(), at, create_graph=True)
     (second,) = torch.autograd.grad(slope.sum(), at)
     wide = abs(logit)
     variance = 1 / wide**2 - 1 / (2 * math.cosh(wide) - 2) if wide > 1e-3 else 1 / 12
-    assert float(second) == pytest.approx(-variance, abs=1e-10)
+    torch.testing.assert_close(second, torch.full_like(second, -variance), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "name", ["poisson", "negative_binomial", "zero_inflated_negative_binomial"]
+)
+def test_a_head_of_counts_has_a_gradient_wherever_its_outputs_are(
+    name: str, dtype: torch.dtype
+) -> None:
+    """Rates that exp would make inf, of a sample without weight; and of one alone, those that a
+    count is divided by to give inf."""
+    likelihood, far = LIKELIHOODS[name], 0.6 * math.log(torch.finfo(dtype).max)
+    g = torch.Generator().manual_seed(1)
+    x = torch.poisson(5 * torch.rand(B, D, generator=g, dtype=dtype), generator=g)
+    outputs = [torch.randn(B, K, D, generator=g, dtype=dtype) for _ in likelihood.params]
+    for sample, value in enumerate((2 * far, -1.9 * far, -far)):
+        outputs[0][:, sample, sample] = value
+    for samples in (slice(None), slice(1, 2), slice(2, 3)):
+        leaves = [t[:, samples].clone().requires_grad_() for t in outputs]
+        params = [link(t) for link, t in zip(likelihood.params.values(), leaves, strict=True)]
+        ratio = torch.zeros(params[0].shape[:2], dtype=dtype)
+        loss = dvae_fast.iwae_loss(given(tuple(params)), x, ratio, name)
+        assert bool(loss.isfinite())
+        for grad in torch.autograd.grad(loss, leaves):
+            assert bool(grad.isfinite().all())
 
 
 def test_infinite_logits_of_a_continuous_bernoulli() -> None:

@@ -165,6 +165,18 @@ struct LogWeights {
             digamma + odds + (mean + x) / (t + mean)};
   }
 
+  // A row's log-weight, and the sum of its absolute terms.
+  std::pair<double, double> log_weight(int64_t row) const {
+    const double ratio = static_cast<double>(log_ratio[static_cast<size_t>(row)]);
+    double sum = ratio, terms = std::abs(ratio);
+    for (int64_t e = 0; e < size; ++e) {
+      const auto v = element(row, e);
+      sum += v.density;
+      terms += v.terms;
+    }
+    return {sum, terms};
+  }
+
   // Of each kernel, all but where to write.
   LogWeightParams forward() const {
     auto p = operands<LogWeightParams>();
@@ -255,13 +267,7 @@ void add_log_weights(const LogWeights<T>& c, std::vector<Case>& cases) {
   constexpr int t = TypeOf<T>::index;
   Expected log_w;
   for (int64_t row = 0; row < c.rows(); ++row) {
-    const double ratio = static_cast<double>(c.log_ratio[static_cast<size_t>(row)]);
-    double sum = ratio, terms = std::abs(ratio);
-    for (int64_t e = 0; e < c.size; ++e) {
-      const auto v = c.element(row, e);
-      sum += v.density;
-      terms += v.terms;
-    }
+    const auto [sum, terms] = c.log_weight(row);
     log_w.add<A>(sum, terms);
   }
   cases.push_back({"log_weights" + c.name(),
@@ -365,13 +371,7 @@ void add_iwae(const LogWeights<T>& c, std::vector<Case>& cases) {
     double max = -HUGE_VAL, total = 0, largest = 0;
     for (int64_t k = 0; k < c.samples; ++k) {
       const int64_t row = n * c.samples + k;
-      const double ratio = static_cast<double>(c.log_ratio[static_cast<size_t>(row)]);
-      double sum = ratio, terms = std::abs(ratio);
-      for (int64_t e = 0; e < c.size; ++e) {
-        const auto v = c.element(row, e);
-        sum += v.density;
-        terms += v.terms;
-      }
+      const auto [sum, terms] = c.log_weight(row);
       w[static_cast<size_t>(row)] = sum;
       max = std::max(max, sum);
       largest = std::max(largest, terms);

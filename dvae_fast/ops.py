@@ -125,6 +125,12 @@ _SCHEMAS = {
         "(Tensor grad, Tensor mean, Tensor scale, Tensor zero_logits, Tensor x, Tensor? mask) "
         "-> (Tensor, Tensor, Tensor)"
     ),
+    "categorical": (
+        "(Tensor logits, Tensor x, Tensor log_ratio, int classes, Tensor? mask) -> Tensor"
+    ),
+    "categorical_backward": (
+        "(Tensor grad, Tensor logits, Tensor x, int classes, Tensor? mask) -> Tensor"
+    ),
     "linear_log_weights_backward": (
         "(Tensor grad, Tensor hidden, Tensor weight, Tensor? bias, Tensor? scale, Tensor x, "
         "str likelihood) -> (Tensor, Tensor, Tensor, Tensor)"
@@ -225,6 +231,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
         _like(scale),
         _like(zero_logits),
     ),
+    "categorical": lambda logits, *_: _accumulated(logits, *logits.shape[:2]),
+    "categorical_backward": lambda grad, logits, *_: _like(logits),
     "linear_log_weights_backward": lambda grad, hidden, weight, bias, scale, *_: (
         _like(hidden),
         _like(weight),
@@ -403,6 +411,8 @@ CPU_ONLY = (
     "mlp_step_",
     "zero_inflated",
     "zero_inflated_backward",
+    "categorical",
+    "categorical_backward",
 )
 _CUDA_KERNELS: bool = hasattr(torch.ops.dvae_fast, "_enable_cuda_kernel")
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dvae_fast._dtypes import accumulation_dtype
-from dvae_fast.likelihoods import get_likelihood
+from dvae_fast.likelihoods import Categorical, get_likelihood
 from dvae_fast.noise import corruption_index, latent_noise, standard_normal, threshold, uniform_bits
 
 if TYPE_CHECKING:
@@ -370,6 +370,25 @@ def _inflated(
 ) -> tuple[Tensor, ...]:
     mean, scale, data = _operands(mean, scale, x, mask)
     return mean, scale, _observed(zero_logits, mean, mask, 0.5), data
+
+
+def categorical(
+    logits: Tensor, x: Tensor, log_ratio: Tensor, classes: int, mask: Tensor | None = None
+) -> Tensor:
+    """`log_weights` of one-hot variables of so many classes, (N, K): logits (N, K, D), x and mask
+    (B, D), log_ratio (N, K)."""
+    wide, data = _operands(logits, None, x, mask)
+    density = Categorical(classes).log_prob((wide,), data)
+    return _observed(density, logits, mask, 0.0).sum(-1) + log_ratio
+
+
+def categorical_backward(
+    grad: Tensor, logits: Tensor, x: Tensor, classes: int, mask: Tensor | None = None
+) -> Tensor:
+    """grad (N, K) times the derivatives in the logits, (N, K, D)."""
+    wide, data = _operands(logits, None, x, mask)
+    (derivative,) = Categorical(classes).derivatives((wide,), data)
+    return _observed(weighted(grad.unsqueeze(-1), derivative), logits, mask, 0.0)
 
 
 # --- activation -------------------------------------------------------------------------------

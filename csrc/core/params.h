@@ -121,14 +121,23 @@ struct LogWeightGradParams : DecoderParams {
   void* grad_scale;  // T, kFull
 };
 
-// A zero-inflated negative binomial, whose params are the mean: logits (N, K, D) of a count's being
-// zeroed. For log_ratio → log_w, or for grad → the gradients.
-struct ZeroInflatedParams : LogWeightGradParams {
-  const void* logits;  // T
+// For log_ratio → log_w, or for grad → the gradients.
+struct EitherWayParams : LogWeightGradParams {
   const void* log_ratio;  // A
   void* log_w;  // A
+  void* data;  // A, a thread's own
+};
+
+// A zero-inflated negative binomial, whose params are the mean: logits (N, K, D) of a count's being
+// zeroed. data: 2 D elements.
+struct ZeroInflatedParams : EitherWayParams {
+  const void* logits;  // T
   void* grad_logits;  // T
-  void* data;  // A, 2 D elements of a thread's own
+};
+
+// D / classes variables of so many classes, whose logits are the params.
+struct CategoricalParams : EitherWayParams {
+  int64_t classes;
 };
 
 // The fused loss: log_w becomes the normalised weights, which times multiplier are what the

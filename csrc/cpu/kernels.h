@@ -16,6 +16,18 @@ struct CorruptTables : CorruptParams {
   int64_t table_stride;
 };
 
+// Of so many classes a vector is of them, of fewer of variables: what is the faster way.
+constexpr int64_t kManyClasses = 48;
+
+// Elements of an example's one-hot variables in vectors, and of one group of logits.
+inline int64_t categorical_room(int64_t size, int64_t classes) {
+  constexpr int64_t kWhole = 16;
+  const auto rounded = [](int64_t n) { return (n + kWhole - 1) / kWhole * kWhole; };
+  const int64_t variables = size / classes;
+  if (classes >= kManyClasses) return (variables + 1) * rounded(classes);
+  return (rounded(variables) + kWhole) * classes;
+}
+
 struct Kernels {
   // Rows (copy, example); examples; and blocks of 64 elements.
   void (*corrupt[kDTypes])(const CorruptTables&, int64_t begin, int64_t end);
@@ -55,6 +67,10 @@ struct Kernels {
   void (*zero_inflated[kDTypes])(const ZeroInflatedParams&, ScaleKind, int64_t begin, int64_t end);
   void (*zero_inflated_backward[kDTypes])(const ZeroInflatedParams&, ScaleKind, double* scale_sum,
                                           int64_t begin, int64_t end);
+  // Of one-hot variables, float32 and float64: rows (n, k), with a mask or without; the data of
+  // p are of `categorical_room` elements.
+  void (*categorical[kDTypes])(const CategoricalParams&, int64_t begin, int64_t end);
+  void (*categorical_backward[kDTypes])(const CategoricalParams&, int64_t begin, int64_t end);
 
   // Rows n.
   void (*logmeanexp[kDTypes])(const LogMeanExpParams&, int64_t begin, int64_t end);

@@ -45,6 +45,7 @@ constexpr int64_t kSumRows = 64;  // terms of one kind that a single float takes
 #include "ops/mixture.inl"
 #include "by_scale.inl"
 #include "ops/zero_inflated.inl"
+#include "ops/categorical.inl"
 #include "ops/softplus.inl"
 #include "ops/dense.inl"
 #include "ops/sums.inl"
@@ -74,6 +75,8 @@ constexpr Kernels kTable = {
     DVAE_LIKELIHOODS(iwae_scale),
     {zero_inflated<float>, zero_inflated<double>, nullptr, nullptr},
     {zero_inflated_backward<float>, zero_inflated_backward<double>, nullptr, nullptr},
+    {categorical<float>, categorical<double>, nullptr, nullptr},
+    {categorical_backward<float>, categorical_backward<double>, nullptr, nullptr},
     DVAE_DTYPES(logmeanexp),
     DVAE_DTYPES(logmeanexp_backward),
     DVAE_DTYPES(lse_update),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dvae_fast import reference
 from dvae_fast.functional._autograd import Operation, differentiable, keep, needs_function, operator
+from dvae_fast.likelihoods import Categorical
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +21,8 @@ __all__ = ["log_weights_by_operator"]
 
 _zero_inflated = operator("zero_inflated")
 _zero_inflated_backward = differentiable("zero_inflated_backward")
+_categorical = operator("categorical")
+_categorical_backward = differentiable("categorical_backward")
 
 
 class _ZeroInflated(Operation):
@@ -41,7 +44,22 @@ class _ZeroInflated(Operation):
         return (*each, None, grad, None)
 
 
-_OPERATIONS = {"zero_inflated": (_ZeroInflated, _zero_inflated)}
+class _Categorical(Operation):
+    formula = staticmethod(reference.categorical)
+
+    @staticmethod
+    def forward(*args: Any) -> Tensor:
+        return cast("Tensor", _categorical(*args))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        logits, x, _, classes, mask = inputs
+        keep(ctx, output, logits, x, classes, mask)
+
+    @staticmethod
+    def pull(grads: Sequence[Tensor | None], need: Sequence[bool], *args: Any) -> tuple[Any, ...]:
+        grad = cast("Tensor", grads[0])
+        return (_categorical_backward(grad, *args) if need[0] else None, None, grad, None, None)
 
 
 def log_weights_by_operator(
@@ -54,17 +72,22 @@ def log_weights_by_operator(
 ) -> Tensor:
     """(N, K): params as they were given, and as (*L, B, K, D); x and mask (B, D) or (N, D),
     log_ratio (N, K)."""
-    function, run = _OPERATIONS[cast("str", likelihood.rows)]
     shape = operands[0].shape
     rows = (math.prod(shape[:-2]), *shape[-2:])
-    mean, scale, *rest = operands
+    first, *others = operands
+    if isinstance(likelihood, Categorical):
+        likelihood.variables(shape[-1])
+        tensors = (first.reshape(rows), x, log_ratio)
+        apply = _Categorical.apply if needs_function(*tensors) else _categorical
+        return cast("Tensor", apply(*tensors, likelihood.classes, mask))
+    scale, logits = others
     given = params[1]
     if not isinstance(given, Tensor):
-        scale = torch.full((), given, dtype=mean.dtype, device=mean.device)
+        scale = torch.full((), given, dtype=first.dtype, device=first.device)
     elif given.numel() == 1 or given.shape == shape[-1:]:  # one, or one a dimension
-        scale = given.reshape(() if given.numel() == 1 else shape[-1:]).to(mean.dtype)
+        scale = given.reshape(() if given.numel() == 1 else shape[-1:]).to(first.dtype)
     else:
         scale = scale.reshape(rows)
-    args = (mean.reshape(rows), scale, *(t.reshape(rows) for t in rest), x, log_ratio)
-    apply = function.apply if needs_function(*args) else run
-    return cast("Tensor", apply(*args, mask))
+    inflated = (first.reshape(rows), scale, logits.reshape(rows), x, log_ratio)
+    apply = _ZeroInflated.apply if needs_function(*inflated) else _zero_inflated
+    return cast("Tensor", apply(*inflated, mask))

@@ -53,10 +53,11 @@ def plain_log_weights(
         return log_w.view(shape[:-1])
 
     whole, of_rows = operands, mask
+    if mask is not None:
+        _check_mask(likelihood, mask)
     if likelihood.rows is not None and not values_are_checked():
         return by_operator()
     if mask is not None:
-        _check_mask(likelihood, mask)
         mask = _by_example(recordable(mask), shape)
         operands, data = _observed_alone(operands, data, mask)
     if values_are_checked():

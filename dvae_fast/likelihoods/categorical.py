@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Categorical"]
 
-# From so many classes on torch's own softmax is the faster one on a CPU, by vectors of them.
-_MANY = 16
-
 
 class Categorical(OfLogits):
     """p(x|z) = Π_i softmax(l_i)_{x_i}, of variables that are each one of C classes.
@@ -33,6 +30,7 @@ class Categorical(OfLogits):
         classes: C >= 2.
     """
 
+    rows = "categorical"
     params: ClassVar[Links] = {"logits": identity}
     discrete = True
     interval = (0.0, 1.0)
@@ -40,6 +38,18 @@ class Categorical(OfLogits):
 
     def __init__(self, classes: int) -> None:
         self.classes = check_size("classes", classes, 2)
+
+    def variables(self, size: int) -> int:
+        """How many `size` dimensions of logits are.
+
+        Raises:
+            ValueError: if C does not divide it.
+        """
+        if size % self.classes:
+            raise ValueError(
+                f"logits must have C = {self.classes} dimensions for each variable, got {size}"
+            )
+        return size // self.classes
 
     def one_hot(self, indices: Tensor) -> Tensor:
         """(N, variables) integers of 0, …, C − 1 → (N, variables · C) float32.
@@ -58,10 +68,13 @@ class Categorical(OfLogits):
 
     def log_prob(self, params: tuple[Tensor], x: Tensor) -> Tensor:
         """log softmax(l) of the class that is 1, and 0 for the others."""
-        (logits,) = params
-        few = logits.is_cpu and self.classes < _MANY
-        log_p = self._of_each(logits, _log_softmax_of_few if few else torch.log_softmax)
+        log_p = self._of_each(params[0], torch.log_softmax)
         return torch.where(x == 0, 0.0, x * log_p)
+
+    def derivatives(self, params: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:
+        """x − softmax(l) Σ x, of the x of a variable."""
+        total = self._of_each(x, lambda each, dim: each.sum(dim, keepdim=True).expand_as(each))
+        return (x - self._of_each(params[0], torch.softmax) * total,)
 
     def support(self, x: Tensor) -> Tensor:
         """0 or 1, one 1 among the C of each variable."""
@@ -101,16 +114,6 @@ class Categorical(OfLogits):
         return torch.nn.functional.one_hot(drawn, self.classes).flatten(-2).to(logits.dtype)
 
     def _of_each(self, logits: Tensor, function: Callable[[Tensor, int], Tensor]) -> Tensor:
-        if logits.shape[-1] % self.classes:
-            raise ValueError(
-                f"logits must have C = {self.classes} dimensions for each variable, "
-                f"got {logits.shape[-1]}"
-            )
+        self.variables(logits.shape[-1])
         each: Tensor = logits.unflatten(-1, (-1, self.classes))
         return function(each, -1).flatten(-2)
-
-
-def _log_softmax_of_few(logits: Tensor, dim: int) -> Tensor:
-    """`torch.log_softmax`, which takes one class after another where they fill no vector."""
-    shifted = logits - logits.detach().amax(dim, keepdim=True)
-    return shifted - torch.log(torch.exp(shifted).sum(dim, keepdim=True))

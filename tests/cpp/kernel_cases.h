@@ -1,6 +1,7 @@
 // Every kernel of the table as a list of cases.
 #pragma once
 
+#include "categorical_cases.h"
 #include "corruption_cases.h"
 #include "latent_cases.h"
 #include "log_weights_cases.h"
@@ -193,6 +194,18 @@ std::vector<Case> make_cases() {
   add_mixture<T>(1, 7, random, cases);
   add_mixture<T>(130, 2, random, cases);  // more components than a float sums
   for (const int64_t k : {1, 2, 15, 16, 17, 785}) add_logsumexp<T>(k, random, cases);
+  if constexpr (std::is_same_v<T, accumulate_t<T>>) {
+    // Of less than a vector, of one and a bit, of vectors of classes, and of more than one sum.
+    for (const auto& [classes, variables] : {std::pair<int64_t, int64_t>{2, 3},
+                                             {3, 35},
+                                             {17, 16},
+                                             {48, 2},
+                                             {67, 3},
+                                             {2, 300},
+                                             {5, 0}}) {
+      add_categorical<T>(classes, variables, random, cases);
+    }
+  }
   return cases;
 }
 

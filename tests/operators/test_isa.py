@@ -17,6 +17,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", RuntimeWarning)
     import dvae_fast.ops
 
+import categorical_cases
 import mlp_loss_cases
 import pytest
 import torch
@@ -107,9 +108,10 @@ def _here(level: str) -> dict[str, Any]:
         return {"tables": tables, "losses": losses, "rounded": rounded}
     masks = _masks(torch.ops.dvae_fast.corrupt)
     inflated = {str(case): zero_inflated_cases.run(case) for case in zero_inflated_cases.CASES}
+    categorical = {str(case): categorical_cases.run(case) for case in categorical_cases.CASES}
     return {
         "tables": tables, "masks": masks, "losses": losses, "rounded": rounded,
-        "inflated": inflated,
+        "inflated": inflated, "categorical": categorical,
     }  # fmt: skip
 
 
@@ -180,10 +182,12 @@ def test_operators_are_as_accurate_on_every_level(level: str, folder: Path) -> N
 
 
 @pytest.mark.parametrize("level", LEVELS[:3])
-def test_zero_inflated_counts_are_as_accurate_on_every_level(level: str, folder: Path) -> None:
-    inflated = _results(level, folder)["inflated"]
+def test_likelihoods_of_rows_are_as_accurate_on_every_level(level: str, folder: Path) -> None:
+    results = _results(level, folder)
     for case in zero_inflated_cases.CASES:
-        zero_inflated_cases.assert_is(inflated[str(case)], case)
+        zero_inflated_cases.assert_is(results["inflated"][str(case)], case)
+    for one in categorical_cases.CASES:
+        categorical_cases.assert_is(results["categorical"][str(one)], one)
 
 
 @pytest.mark.parametrize("level", LEVELS)

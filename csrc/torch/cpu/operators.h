@@ -1,4 +1,4 @@
-// Operators of the CPU alone: of autoencoders of perceptrons (step.cpp), and zero_inflated.cpp.
+// Operators of the CPU alone: of autoencoders of perceptrons (step.cpp), and of_rows.cpp.
 #pragma once
 
 #include "../operators.h"
@@ -30,5 +30,7 @@ std::tuple<Tensor, Tensor> mlp_step_inplace(DVAE_PASS_ARGUMENTS, const Tensors& 
 
 Tensor zero_inflated(In mean, In scale, In logits, In x, In log_ratio, MaybeIn mask);
 Three zero_inflated_backward(In grad, In mean, In scale, In logits, In x, MaybeIn mask);
+Tensor categorical(In logits, In x, In log_ratio, int64_t classes, MaybeIn mask);
+Tensor categorical_backward(In grad, In logits, In x, int64_t classes, MaybeIn mask);
 
 }  // namespace dvae::glue

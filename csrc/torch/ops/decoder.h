@@ -95,4 +95,24 @@ struct Decoder {
   }
 };
 
+// Of its output itself, called `name`.
+inline Decoder decoder_of_output(const Backend& on, In params, const char* name, MaybeIn scale,
+                                 In x, Name likelihood, MaybeIn mask) {
+  const int64_t size = params.dim() > 0 ? params.sizes()[params.dim() - 1] : 0;
+  Decoder d(on, params, name, size, true, scale, x, likelihood, mask);
+  d.p.params = d.in.const_data_ptr();
+  return d;
+}
+
+// What makes log-weights of rows: a row's log_ratio, and where they go.
+struct LogWeights {
+  Tensor log_ratio, out;
+  LogWeightParams p;
+
+  LogWeights(const Decoder& d, In log_ratio_in)
+      : log_ratio(d.rows(log_ratio_in, "log_ratio")),
+        out(new_like(log_ratio)),
+        p{d.p, log_ratio.const_data_ptr(), out.mutable_data_ptr()} {}
+};
+
 }  // namespace dvae::glue

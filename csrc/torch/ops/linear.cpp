@@ -82,23 +82,21 @@ struct Tiles {
 }  // namespace
 
 Tensor linear_log_weights(const Backend& on, In hidden, In weight, MaybeIn bias, MaybeIn scale,
-                          In x, In log_ratio_in, Name likelihood, MaybeIn mask) {
+                          In x, In log_ratio, Name likelihood, MaybeIn mask) {
   const Decoder d = decoder_of(on, hidden, weight, scale, x, likelihood, mask);
   const Layer layer = layer_of(on, weight, bias ? &*bias : nullptr, d.in.sizes()[2], d.in);
-  const Tensor log_ratio = d.rows(log_ratio_in, "log_ratio");
-  Tensor out = new_like(log_ratio);
-  LogWeightParams p{d.p, log_ratio.const_data_ptr(), out.mutable_data_ptr()};
+  LogWeights made(d, log_ratio);
   // Products of float64 are faster by torch.
   const bool wide = d.dtype == DType::kFloat64;
-  if (!wide && on.log_weights_of_layers(d, {layer}, Activation::kNone, p)) return out;
+  if (!wide && on.log_weights_of_layers(d, {layer}, Activation::kNone, made.p)) return made.out;
   Tiles(d, layer).each(
-      p, [&](int64_t begin, int64_t end, In, In) { on.log_weights(d, p, begin, end); });
-  return out;
+      made.p, [&](int64_t begin, int64_t end, In, In) { on.log_weights(d, made.p, begin, end); });
+  return made.out;
 }
 
 Tensor mlp_log_weights(const Backend& on, In z, const std::vector<Tensor>& weights,
                        const std::vector<Tensor>& biases, Name activation, MaybeIn scale, In x,
-                       In log_ratio_in, Name likelihood, MaybeIn mask) {
+                       In log_ratio, Name likelihood, MaybeIn mask) {
   STD_TORCH_CHECK(!weights.empty() && biases.size() == weights.size(),
                   "weights and biases must be of the same layers, one or more, got ",
                   weights.size(), " and ", biases.size());
@@ -112,12 +110,10 @@ Tensor mlp_log_weights(const Backend& on, In z, const std::vector<Tensor>& weigh
     layers.push_back(layer_of(on, weights[i], bias, width, d.in));
     width = weights[i].sizes()[0];
   }
-  const Tensor log_ratio = d.rows(log_ratio_in, "log_ratio");
-  Tensor out = new_like(log_ratio);
-  const LogWeightParams p{d.p, log_ratio.const_data_ptr(), out.mutable_data_ptr()};
-  STD_TORCH_CHECK(on.log_weights_of_layers(d, layers, activation_of(activation), p),
+  const LogWeights made(d, log_ratio);
+  STD_TORCH_CHECK(on.log_weights_of_layers(d, layers, activation_of(activation), made.p),
                   "mlp_log_weights has no kernel for this device");
-  return out;
+  return made.out;
 }
 
 Four linear_log_weights_backward(const Backend& on, In grad_in, In hidden, In weight, MaybeIn bias,

@@ -23,29 +23,19 @@ FusedLoss fused_loss(const Decoder& d, In log_ratio_in, double multiplier, In to
   return loss;
 }
 
-Decoder decoder_of(const Backend& on, In params, MaybeIn scale, In x, Name likelihood,
-                   MaybeIn mask) {
-  const int64_t size = params.dim() > 0 ? params.sizes()[params.dim() - 1] : 0;
-  Decoder d(on, params, "params", size, true, scale, x, likelihood, mask);
-  d.p.params = d.in.const_data_ptr();
-  return d;
-}
-
 }  // namespace
 
-Tensor log_weights(const Backend& on, In params, MaybeIn scale, In x, In log_ratio_in,
-                   Name likelihood, MaybeIn mask) {
-  const Decoder d = decoder_of(on, params, scale, x, likelihood, mask);
-  const Tensor log_ratio = d.rows(log_ratio_in, "log_ratio");
-  Tensor out = new_like(log_ratio);
-  const LogWeightParams p{d.p, log_ratio.const_data_ptr(), out.mutable_data_ptr()};
-  on.log_weights(d, p, 0, p.rows * p.samples);
-  return out;
+Tensor log_weights(const Backend& on, In params, MaybeIn scale, In x, In log_ratio, Name likelihood,
+                   MaybeIn mask) {
+  const Decoder d = decoder_of_output(on, params, "params", scale, x, likelihood, mask);
+  const LogWeights made(d, log_ratio);
+  on.log_weights(d, made.p, 0, d.p.rows * d.p.samples);
+  return made.out;
 }
 
 Two log_weights_backward(const Backend& on, In grad_in, In params, MaybeIn scale, In x,
                          Name likelihood, MaybeIn mask) {
-  const Decoder d = decoder_of(on, params, scale, x, likelihood, mask);
+  const Decoder d = decoder_of_output(on, params, "params", scale, x, likelihood, mask);
   const Tensor grad = d.rows(grad_in, "grad");
   Tensor grad_params = new_like(d.in), grad_scale = d.scale_gradient();
   const int64_t rows = d.p.rows * d.p.samples;
@@ -59,7 +49,7 @@ Two log_weights_backward(const Backend& on, In grad_in, In params, MaybeIn scale
 
 Four iwae(const Backend& on, In params, MaybeIn scale, In x, In log_ratio, Name likelihood,
           double multiplier, MaybeIn mask) {
-  const Decoder d = decoder_of(on, params, scale, x, likelihood, mask);
+  const Decoder d = decoder_of_output(on, params, "params", scale, x, likelihood, mask);
   const Tensor grad = new_like(d.in);
   const FusedLoss loss = fused_loss(d, log_ratio, multiplier, grad);
   return {loss.bound, loss.weights, grad, loss.grad_scale};
@@ -67,7 +57,7 @@ Four iwae(const Backend& on, In params, MaybeIn scale, In x, In log_ratio, Name 
 
 Three iwae_inplace(const Backend& on, In params, MaybeIn scale, In x, In log_ratio, Name likelihood,
                    double multiplier, MaybeIn mask) {
-  const Decoder d = decoder_of(on, params, scale, x, likelihood, mask);
+  const Decoder d = decoder_of_output(on, params, "params", scale, x, likelihood, mask);
   const FusedLoss loss = fused_loss(d, log_ratio, multiplier, d.in);
   copy_back(params, d.in);
   return {loss.bound, loss.weights, loss.grad_scale};

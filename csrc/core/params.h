@@ -119,6 +119,7 @@ struct LogWeightGradParams : DecoderParams {
   const void* grad;  // A
   void* grad_params;  // T; may be params itself
   void* grad_scale;  // T, kFull
+  double multiplier = 1;  // of grad
 };
 
 // For log_ratio → log_w, or for grad → the gradients.

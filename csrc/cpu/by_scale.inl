@@ -60,25 +60,35 @@ void log_weights_backward(const LogWeightGradParams& p, ScaleKind kind, double* 
 
 template <class L, class T>
 void iwae_sweep(const IwaeParams& p, ScaleKind kind, int64_t begin, int64_t end) {
-  DVAE_WITH_SCALE(L, kind, K,
-                  with_mask<T>(p, [&](auto m) { iwae_sweep_as<L, T, K, m()>(p, begin, end); }))
+  if constexpr (kSweepLeavesDerivative<L, T>) {
+    with_mask<T>(p, [&](auto m) { iwae_sweep_as<L, T, m()>(p, begin, end); });
+  } else {
+    log_weights<L, T>(p, kind, begin, end);
+  }
 }
 
 template <class L, class T>
 void iwae_scale(const IwaeParams& p, ScaleKind kind, double* scale_sum, int64_t begin,
                 int64_t end) {
-  DVAE_WITH_SCALE(L, kind, K, with_mask<T>(p, [&](auto m) {
-                    iwae_scale_as<L, T, K, m()>(p, scale_sum, begin, end);
-                  }))
+  if constexpr (kSweepLeavesDerivative<L, T>) {
+    with_mask<T>(p, [&](auto m) { iwae_scale_as<T, m()>(p, begin, end); });
+  } else {
+    const LogWeightGradParams of{p, p.log_w, p.grad_params, p.grad_scale, p.multiplier};
+    log_weights_backward<L, T>(of, kind, scale_sum, begin, end);
+  }
 }
 
-// An example's K rows are read twice while they lie in L2.
+// An example's K rows are read twice while they lie in L2; of short ones several examples', so that
+// calls do not count.
 template <class L, class T>
 void iwae(const IwaeParams& p, ScaleKind kind, double* scale_sum, int64_t begin, int64_t end) {
-  for (int64_t n = begin; n < end; ++n) {
-    const int64_t row = n * p.samples;
-    iwae_sweep<L, T>(p, kind, row, row + p.samples);
-    iwae_normalise<T>(p, n, n + 1);
-    iwae_scale<L, T>(p, kind, scale_sum, row, row + p.samples);
+  constexpr int64_t kElements = 8192;
+  const int64_t example = p.samples * p.size;
+  const int64_t step = example < kElements ? kElements / (example > 0 ? example : 1) : 1;
+  for (int64_t n = begin; n < end; n += step) {
+    const int64_t stop = min64(end, n + step), row = n * p.samples;
+    iwae_sweep<L, T>(p, kind, row, stop * p.samples);
+    iwae_normalise<T>(p, n, stop);
+    iwae_scale<L, T>(p, kind, scale_sum, row, stop * p.samples);
   }
 }

@@ -22,7 +22,6 @@ struct LogWeights : LogWeightParams {
 
 struct LogWeightGrads : LogWeightGradParams {
   int64_t begin, end;  // the rows (n, k) to work on
-  double multiplier;  // of grad
   // Sums over rows per dimension, (parts, D) each, of the gradients of params (a bias' gradient)
   // and of a shared scale; or null. finish_sums adds up the parts.
   double* bias_parts;

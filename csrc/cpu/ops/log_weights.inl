@@ -20,7 +20,7 @@ void log_weights_backward_as(const LogWeightGradParams& p, double* scale_sum, in
   DataGradient<L, T, kScale, kMasked> data{p, scale_sum};
   for (int64_t row = begin; row < end; ++row) {
     const int64_t to = (row - p.first_row) * p.size;
-    const A weight = *at<A>(p.grad, row);
+    const A weight = *at<A>(p.grad, row) * static_cast<A>(p.multiplier);
     row_gradient<L, T, kScale, kBias, kMasked>(p, row_view<T>(p, row), weight,
                                                at<T>(p.grad_params, to), at<T>(p.grad_scale, to),
                                                scale_sum);

@@ -32,7 +32,7 @@ struct Inflated : OfRows<ZeroInflatedParams> {
 
   Inflated(In mean, In scale, In logits_in, In x, MaybeIn mask)
       : OfRows(mean, "mean", scale, x, "negative_binomial", mask),
-        logits(read(packed(logits_in), p.logits)) {
+        logits(read(logits_in, p.logits)) {
     d.on.check(logits, "zero_logits", {d.p.rows, d.p.samples, d.p.size}, d.in.scalar_type(), d.in);
   }
   void run(double* sums, int64_t begin, int64_t end) const {

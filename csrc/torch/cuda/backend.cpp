@@ -119,7 +119,6 @@ struct PartialSums {
 class GradientOnCuda final : public Gradient {
  public:
   GradientOnCuda(const Decoder& d, int64_t rows, bool of_bias) : d_(d) {
-    p_.multiplier = 1;
     p_.mask = mask_of(d);
     if (of_bias) bias_.emplace(d.in, rows, d.p.size, p_.bias_parts, p_.parts);
     if (d.scale_kind == ScaleKind::kShared) {

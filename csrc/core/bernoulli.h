@@ -1,4 +1,4 @@
-// Likelihoods of data in [0, 1], by logits: of a probability, and of a density.
+// Likelihoods of data in [0, 1]: of a probability, by its logit or itself, and of a density.
 #pragma once
 
 #include "likelihood.h"
@@ -90,6 +90,30 @@ struct Bernoulli : LikelihoodDefaults {
   template <class A>
   DVAE_HD static A finish_sum(A a) {
     return -a;
+  }
+};
+
+// By the probability itself: log P = x log p + (1 − x) log (1 − p), of which a factor of 0 leaves
+// out its term, whatever that is. NaN, and so is what is made of it, of a p outside [0, 1]. a = Σ.
+struct BernoulliProbabilities : DerivedApart<BernoulliProbabilities> {
+  template <class A>
+  DVAE_HD static A nan_outside(A p) {
+    return nan_if<A>(p < A(0)) + nan_if<A>(p > A(1));
+  }
+
+  template <bool kCoarse = false, class A, class K = KeepAll>
+  DVAE_HD static void push(A& a, A&, A p, A x, K keep = {}) {
+    const A one = only_if(x != A(0), x * log(p)), zero = only_if(x != A(1), (A(1) - x) * log1p(-p));
+    a = a + keep(one + zero + nan_outside(p));
+  }
+  template <bool kCoarse = false, class A>
+  DVAE_HD static A derivative(A p, A x) {
+    const A one = only_if(x != A(0), x / p), zero = only_if(x != A(1), (A(1) - x) / (A(1) - p));
+    return one - zero + nan_outside(p);
+  }
+  template <class A>
+  DVAE_HD static A finish(A a, A) {
+    return a;
   }
 };
 

@@ -23,7 +23,8 @@ enum class CorruptionKind : int;  // corruptions.h
   X(NegativeBinomial, "negative_binomial", more)       \
   X(Poisson, "poisson", more)                          \
   X(Laplace, "laplace", more)                          \
-  X(ContinuousBernoulli, "continuous_bernoulli", more)
+  X(ContinuousBernoulli, "continuous_bernoulli", more) \
+  X(BernoulliProbabilities, "bernoulli_probabilities", more)
 
 #define DVAE_KIND(L, name, more) k##L,
 enum class LikelihoodKind : int { DVAE_LIKELIHOOD_LIST(DVAE_KIND, ) };

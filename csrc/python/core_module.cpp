@@ -449,6 +449,12 @@ PYBIND11_MODULE(_core, m) {
       },
       py::arg("logits"), py::arg("x"), "(log p(x), d log p / d logit) per element, in nats.");
   m.def(
+      "bernoulli_probabilities",
+      [](const py::object& p, const py::object& x) {
+        return without_scale<BernoulliProbabilities>(p, "p", x);
+      },
+      py::arg("p"), py::arg("x"), "(log P(x), d log P / dp) per element, in nats.");
+  m.def(
       "continuous_bernoulli",
       [](const py::object& logits, const py::object& x) {
         return without_scale<ContinuousBernoulli>(logits, "logits", x);

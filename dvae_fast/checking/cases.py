@@ -311,8 +311,8 @@ def _linear_log_weights(backward: bool) -> Iterator[_Build]:
             n, h = s.m * s.b, s.z
             row = LIKELIHOODS[likelihood]
             layer = [make.raw(n, s.k, h), make.raw(s.d, h) * h**-0.5, make.raw(s.d)]
-            if row.positive:
-                layer = [t.abs() for t in layer]
+            if row.positive:  # and none near 0, of which a derivative leaves 16 bits
+                layer = [t.abs() + 0.3 * h**p for t, p in zip(layer, (0, -0.5, 0), strict=True)]
             layer[1:] = [row.layer * t for t in layer[1:]]
             hidden, weight, bias = (make.put(t) for t in layer)
             rest = (_scale(make, s, likelihood, kind), _target(make, s, likelihood))

@@ -51,6 +51,13 @@ def _terms_bernoulli(logits: Tensor, scale: None, x: Tensor) -> tuple[Tensor, Te
     return -Bernoulli().log_prob((logits,), x), x + s, s
 
 
+def _terms_bernoulli_probabilities(
+    p: Tensor, scale: None, x: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    slope = x / p + (1 - x) / (1 - p)
+    return -Bernoulli(probabilities=True).log_prob((p,), x), slope, slope
+
+
 def _terms_gaussian(mean: Tensor, s: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     u = (x - mean) / s
     value = 0.5 * u.square() + s.log().abs() + 0.5 * math.log(2 * math.pi)
@@ -145,6 +152,15 @@ LIKELIHOODS: dict[str, Row] = {
     ),
     "continuous_bernoulli": Row(
         lambda n: 4 * n, None, lambda u: u, _terms_continuous_bernoulli, roundings=12, spread=0.5
+    ),
+    "bernoulli_probabilities": Row(
+        lambda n: 0.5 + 0.45 * torch.tanh(n),
+        None,
+        lambda u: u,
+        _terms_bernoulli_probabilities,
+        spread=0.05,
+        layer=0.002,  # of several layers, of hundreds of inputs, all positive
+        positive=True,
     ),
 }
 

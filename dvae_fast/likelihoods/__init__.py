@@ -59,6 +59,7 @@ LIKELIHOODS: dict[str, Likelihood] = {
         ZeroInflatedNegativeBinomial(),
         Laplace(),
         ContinuousBernoulli(),
+        Bernoulli(probabilities=True),
     )
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -36,7 +37,8 @@ class Bernoulli(OfLogits):
             raise TypeError(f"probabilities must be a bool, got {type(probabilities).__name__}")
         self.probabilities = probabilities
         if probabilities:
-            self.kernel = None
+            if self.kernel is not None:  # as of a subclass with a density of its own
+                self.kernel = "bernoulli_probabilities"
             self.params = {"probabilities": sigmoid}  # type: ignore[misc]
 
     def log_prob(self, params: tuple[Tensor], x: Tensor) -> Tensor:
@@ -56,9 +58,9 @@ class Bernoulli(OfLogits):
         return -(linear + torch.log1p(torch.exp(-magnitude)))
 
     def derivatives(self, params: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:
-        """x − σ(l), or (x − p)/(p (1 − p))."""
+        """x − σ(l), or x/p − (1 − x)/(1 − p)."""
         if self.probabilities:
-            return super().derivatives(params, x)
+            return (_derivative_of_probabilities(params[0], x),)
         return (x - torch.sigmoid(params[0]),)
 
     def derivative_in_x(self, params: tuple[Tensor, ...], x: Tensor) -> Tensor:
@@ -104,9 +106,22 @@ class Bernoulli(OfLogits):
         return f"Bernoulli({'probabilities=True' if self.probabilities else ''})"
 
 
-def _of_probabilities(p: Tensor, x: Tensor) -> Tensor:
-    """x log p + (1 − x) log (1 − p), 0 · log 0 being 0 and its derivative in p too."""
+# 0 · log 0 is 0, and its derivative in p too; NaN of a p outside [0, 1].
+
+
+def _inside(p: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """p where it has a logarithm that counts, that of 1 − p has, and 0, or NaN outside."""
     never, always = (x == 0) & (p == 0), (x == 1) & (p == 1)
-    return x * torch.log(p.masked_fill(never, 1.0)) + (1 - x) * torch.log1p(
-        -p.masked_fill(always, 0.0)
-    )
+    outside = torch.where((p < 0) | (p > 1), math.nan, 0.0)
+    return p.masked_fill(never, 1.0), p.masked_fill(always, 0.0), outside
+
+
+def _of_probabilities(p: Tensor, x: Tensor) -> Tensor:
+    """x log p + (1 − x) log (1 − p)."""
+    one, zero, outside = _inside(p, x)
+    return x * torch.log(one) + (1 - x) * torch.log1p(-zero) + outside
+
+
+def _derivative_of_probabilities(p: Tensor, x: Tensor) -> Tensor:
+    one, zero, outside = _inside(p, x)
+    return x / one - (1 - x) / (1 - zero) + outside

@@ -220,7 +220,7 @@ def test_an_objective_is_one_option_away() -> None:
         (["--activation", "x"], "activation must be one of softplus, tanh"),
         (
             ["--likelihood", "x"],
-            "continuous_bernoulli, gaussian_real; got 'x'",
+            "bernoulli_probabilities, gaussian_real; got 'x'",
         ),
         (
             ["--likelihood", "negative_binomial"],

@@ -159,6 +159,8 @@ __global__ void mean_exp(const A* v, A* out) {
     reinterpret_cast<const void*>(&bernoulli<double>),
     reinterpret_cast<const void*>(&without_scale<Poisson, float>),
     reinterpret_cast<const void*>(&without_scale<Poisson, double>),
+    reinterpret_cast<const void*>(&without_scale<BernoulliProbabilities, float>),
+    reinterpret_cast<const void*>(&without_scale<BernoulliProbabilities, double>),
     reinterpret_cast<const void*>(&without_scale<ContinuousBernoulli, float>),
     reinterpret_cast<const void*>(&without_scale<ContinuousBernoulli, double>),
     reinterpret_cast<const void*>(&with_scale<Gaussian, float>),

@@ -177,7 +177,8 @@ std::vector<Case> make_cases() {
   }
   for (const auto l :
        {LikelihoodKind::kDiscretisedLogistic, LikelihoodKind::kNegativeBinomial,
-        LikelihoodKind::kPoisson, LikelihoodKind::kLaplace, LikelihoodKind::kContinuousBernoulli}) {
+        LikelihoodKind::kPoisson, LikelihoodKind::kLaplace, LikelihoodKind::kContinuousBernoulli,
+        LikelihoodKind::kBernoulliProbabilities}) {
     for (const ScaleOf s : {ScaleOf::kNone, ScaleOf::kOne, ScaleOf::kEach, ScaleOf::kFull}) {
       if (!takes(l, s)) continue;
       for (const int64_t d : {65, 785}) {

@@ -36,6 +36,8 @@ struct LogWeights {
                         likelihood_kind == LikelihoodKind::kPoisson;
     if (likelihood_kind == LikelihoodKind::kBernoulli) {
       params = random.array<T>(rows() * size, -12, 12);
+    } else if (likelihood_kind == LikelihoodKind::kBernoulliProbabilities) {
+      params = random.array<T>(rows() * size, 0.01, 0.99);
     } else {
       params = random.array<T>(rows() * size, counts ? 0.1 : -1, counts ? 9 : 2);
     }
@@ -91,6 +93,11 @@ struct LogWeights {
       const double log1p_exp = std::max(p, 0.0) + std::log1p(std::exp(-std::abs(p)));
       const double sigmoid = 1 / (1 + std::exp(-p));
       return {v * p - log1p_exp, std::abs(v * p - log1p_exp), v - sigmoid, 0, v + sigmoid, 0};
+    }
+    if (likelihood_kind == LikelihoodKind::kBernoulliProbabilities) {
+      const double log_p = v * std::log(p) + (1 - v) * std::log1p(-p);
+      const double one = v / p, zero = (1 - v) / (1 - p);
+      return {log_p, -log_p, one - zero, 0, one + zero, 0};
     }
     if (likelihood_kind == LikelihoodKind::kContinuousBernoulli) {
       // What cancels leaves long double digits enough.

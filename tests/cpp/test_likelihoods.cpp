@@ -177,6 +177,49 @@ TYPED_TEST(FormulaTest, ContinuousBernoulliLimits) {
   }
 }
 
+// --- Bernoulli, by probabilities --------------------------------------------------------------
+
+template <class A>
+std::pair<A, A> of_probability(A p, A x) {
+  A a = 0, b = 0;
+  const A derivative = BernoulliProbabilities::push_with_derivative(a, b, p, x);
+  return {BernoulliProbabilities::finish(a, b), derivative};
+}
+
+TYPED_TEST(FormulaTest, BernoulliProbabilitiesAgreeWithTheirDefinition) {
+  using A = TypeParam;
+  for (const double given : {1e-30, 1e-7, 0.1, 0.5, 0.7, 1 - 1e-6}) {
+    for (const double x : {0.0, 0.3, 0.5, 1.0}) {
+      const double p = A(given), v = A(x);
+      const double one = v * std::log(p), zero = (1 - v) * std::log1p(-p);
+      const auto [density, derivative] = of_probability(A(p), A(v));
+      EXPECT_NEAR(double(density), one + zero, this->kError * -(one + zero)) << p << " " << x;
+      const double up = v / p, down = (1 - v) / (1 - p);
+      EXPECT_NEAR(double(derivative), up - down, this->kError * (up + down)) << p << " " << x;
+    }
+  }
+}
+
+TYPED_TEST(FormulaTest, BernoulliProbabilitiesLimits) {
+  using A = TypeParam;
+  const A inf = infinity<A>(), nan = quiet_nan<A>(), half = A(0.5);
+  for (const A zero : {A(0), -A(0)}) {
+    EXPECT_EQ(of_probability(zero, A(0)), std::pair(A(0), A(-1)));
+    EXPECT_EQ(of_probability(zero, A(1)).first, -inf);
+    EXPECT_EQ(of_probability(zero, half).first, -inf);
+  }
+  EXPECT_EQ(of_probability(A(1), A(1)), std::pair(A(0), A(1)));
+  EXPECT_EQ(of_probability(A(1), A(0)), std::pair(-inf, -inf));
+  for (const A outside : {nan, -half, A(1.5), inf, -inf}) {
+    for (const A x : {A(0), half, A(1)}) {
+      const auto [density, derivative] = of_probability(outside, x);
+      EXPECT_TRUE(std::isnan(density)) << outside << " " << x;
+      EXPECT_TRUE(std::isnan(derivative)) << outside << " " << x;
+    }
+  }
+  EXPECT_TRUE(std::isnan(of_probability(half, nan).first));
+}
+
 // --- of a mean and a scale --------------------------------------------------------------------
 
 template <class L, class A>

@@ -467,6 +467,8 @@ def test_likelihood_objects_are_what_their_names_stand_for(device: str) -> None:
             params = (params[0].abs(), params[1])
         elif name == "poisson":
             params = params.abs()
+        elif name == "bernoulli_probabilities":
+            params = torch.sigmoid(params)
         assert likelihoods.get_likelihood(name) is likelihood
         a = dvae_fast.log_weights(params, x, log_ratio, likelihood)
         assert torch.equal(a, dvae_fast.log_weights(params, x, log_ratio, name))

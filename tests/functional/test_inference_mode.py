@@ -76,6 +76,8 @@ def _of(function: Callable[..., Tensor], name: str, masked: bool) -> None:
 
     def run(x: Tensor, log_ratio: Tensor, mask: Tensor | None = None, **params: Tensor) -> Tensor:
         given = tuple(params.values())
+        if name == "bernoulli_probabilities":
+            given = (torch.sigmoid(given[0]),)
         return function(given if count > 1 else given[0], x, log_ratio, name, mask)
 
     tensors = {f"p{i}": _uniform(B, K, D) for i in range(count)}

@@ -124,6 +124,7 @@ _OUTSIDE: dict[str, float | None] = {
     "zero_inflated_negative_binomial": 2.5,
     "laplace": None,
     "continuous_bernoulli": -1.0,
+    "bernoulli_probabilities": 255.0,
 }
 
 

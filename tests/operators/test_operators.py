@@ -339,7 +339,7 @@ def test_mutating_operator_writes_through_a_transposed_tensor_or_refuses(
     except RuntimeError as error:
         refusal = str(error)
     else:
-        torch.testing.assert_close(args[0].double(), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(args[0].double(), expected, rtol=1e-3, atol=1e-5)
         return
     assert "contiguous" in refusal
 

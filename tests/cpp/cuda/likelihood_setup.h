@@ -10,9 +10,12 @@ namespace dvae::test {
 enum class ScaleOf { kNone, kOne, kEach, kFull };
 constexpr ScaleOf kScales[] = {ScaleOf::kNone, ScaleOf::kOne, ScaleOf::kEach, ScaleOf::kFull};
 // Those that are neither Bernoulli nor Gaussian.
-constexpr LikelihoodKind kOthers[] = {
-    LikelihoodKind::kDiscretisedLogistic, LikelihoodKind::kNegativeBinomial,
-    LikelihoodKind::kPoisson, LikelihoodKind::kLaplace, LikelihoodKind::kContinuousBernoulli};
+constexpr LikelihoodKind kOthers[] = {LikelihoodKind::kDiscretisedLogistic,
+                                      LikelihoodKind::kNegativeBinomial,
+                                      LikelihoodKind::kPoisson,
+                                      LikelihoodKind::kLaplace,
+                                      LikelihoodKind::kContinuousBernoulli,
+                                      LikelihoodKind::kBernoulliProbabilities};
 
 inline bool takes(LikelihoodKind likelihood, ScaleOf scale) {
   return has_scale(likelihood) == (scale != ScaleOf::kNone);
@@ -37,7 +40,7 @@ struct Likelihood {
         size(size_in),
         scale_of(scale_in),
         of(of_in),
-        params(random.buffer<T>(rows() * size, counts() ? 1 : -4, counts() ? 9 : 4, offset)),
+        params(random.buffer<T>(rows() * size, least(), most(), offset)),
         bias(random.buffer<T>(size, counts() ? 0 : -1, 1, offset)),
         full_scale(
             random.buffer<T>(scale_in == ScaleOf::kFull ? rows() * size : 0, 0.5, 2, offset)),
@@ -61,6 +64,9 @@ struct Likelihood {
   LikelihoodKind likelihood() const {
     return takes(of, scale_of) ? of : LikelihoodKind::kBernoulli;
   }
+  bool probabilities() const { return likelihood() == LikelihoodKind::kBernoulliProbabilities; }
+  double least() const { return probabilities() ? 0.05 : counts() ? 1 : -4; }
+  double most() const { return probabilities() ? 0.95 : counts() ? 9 : 4; }
   bool counts() const {
     return likelihood() == LikelihoodKind::kNegativeBinomial ||
            likelihood() == LikelihoodKind::kPoisson;

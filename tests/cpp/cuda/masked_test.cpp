@@ -206,7 +206,7 @@ void each_scaled(const F& f) {
   for (const LikelihoodKind kind :
        {LikelihoodKind::kBernoulli, LikelihoodKind::kGaussian, LikelihoodKind::kDiscretisedLogistic,
         LikelihoodKind::kNegativeBinomial, LikelihoodKind::kPoisson, LikelihoodKind::kLaplace,
-        LikelihoodKind::kContinuousBernoulli}) {
+        LikelihoodKind::kContinuousBernoulli, LikelihoodKind::kBernoulliProbabilities}) {
     for (const ScaleOf scale : kScales) {
       if (!takes(kind, scale)) continue;
       f(kind, scale);

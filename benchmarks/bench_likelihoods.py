@@ -27,6 +27,10 @@ def positive(*shape: int) -> Tensor:
     return torch.rand(*shape) + 0.5
 
 
+def probability(*shape: int) -> Tensor:
+    return 0.1 + 0.6 * torch.rand(*shape)
+
+
 def counts(b: int, d: int) -> Tensor:
     """Many of which are 0, as of genes in a cell."""
     return torch.poisson(3 * torch.rand(b, d).square())
@@ -44,6 +48,7 @@ MADE: dict[str, tuple[tuple[Callable[..., Tensor], ...], Callable[[int, int], Te
     "zero_inflated_negative_binomial": ((positive, positive, torch.randn), counts),
     "laplace": ((torch.randn, positive), torch.randn),
     "continuous_bernoulli": ((torch.randn,), torch.rand),
+    "bernoulli_probabilities": ((probability,), torch.rand),
     "categorical": ((torch.randn,), one_hot),
 }
 
@@ -75,11 +80,6 @@ class LikelihoodLossCase(GradientCase):
             formula: partial(rivals.likelihood_loss, x=x, density=density)
             for formula, density in rivals.LIKELIHOODS[name].items()
         }
-
-    def ways(self, rival: str) -> Calls:
-        if rival == "ours, compile":
-            return {"": self.bound(rivals.compiled(self.ours))}
-        return super().ways(rival)
 
 
 class MaskedGaussianCase(FormulaCase):
@@ -116,11 +116,7 @@ MASKED = {
 }
 
 
-COMPILED = (*cases.PLAIN, "ours, compile")
-RIVALS = {case: COMPILED if case.startswith("categorical") else cases.PLAIN for case in LOSSES}
-
-
-@cases.rivals_of(RIVALS)
+@cases.rivals_of(dict.fromkeys(LOSSES, cases.PLAIN))
 def bench_likelihood(measure: cases.Measure, case: str) -> None:
     measure(LOSSES, case)
 

@@ -320,6 +320,16 @@ def masked_gaussian(
     return log_ratio + (each if mask is None else each.where(mask.unsqueeze(1), 0.0)).sum(-1)
 
 
+def bernoulli_probabilities(p: Tensor, x: Tensor) -> Tensor:
+    rows = x.unsqueeze(1).expand_as(p).to(p.dtype)
+    return -F.binary_cross_entropy(p, rows, reduction="none").sum(-1)
+
+
+def bernoulli_probabilities_explicit(p: Tensor, x: Tensor) -> Tensor:
+    x = x.unsqueeze(1)
+    return (x * torch.log(p) + (1 - x) * torch.log1p(-p)).sum(-1)
+
+
 CLASSES = 4
 
 
@@ -351,6 +361,9 @@ LIKELIHOODS: dict[str, Calls] = {
     "zero_inflated_negative_binomial": {"": zero_inflated},
     "laplace": {"": laplace},
     "continuous_bernoulli": {"": continuous_bernoulli},
+    "bernoulli_probabilities": {
+        "": bernoulli_probabilities, "explicit": bernoulli_probabilities_explicit,
+    },
     "categorical": {
         "": categorical, "bmm": categorical_bmm, "explicit": categorical_explicit,
     },

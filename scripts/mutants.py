@@ -142,6 +142,20 @@ MUTANTS = (
         cases("log_weights_backward and continuous"),
     ),
     Mutant(
+        "probabilities-other-class",
+        "csrc/core/bernoulli.h",
+        "(A(1) - x) * log1p(-p)",
+        "(A(1) - x) * log1p(p)",
+        cases("log_weights and probabilities"),
+    ),
+    Mutant(
+        "categorical-normaliser",
+        "csrc/cpu/ops/categorical.inl",
+        "log(sums.sum[i])",
+        "log(sums.sum[i] + T(1e-4))",
+        "tests/functional/test_categorical.py -k formula",
+    ),
+    Mutant(
         "logistic-bin",
         "csrc/core/likelihoods.h",
         "kHalfBin = 0.5 / 255;",
@@ -308,7 +322,7 @@ def verdict(mutant: Mutant) -> tuple[str, str]:
     if (count := before.count(mutant.old)) != 1:
         sys.exit(f"{mutant.name}: {mutant.old!r} must be in {mutant.file} once, is {count} times")
     path.write_text(before.replace(mutant.old, mutant.new))
-    compiled = path.suffix == ".h"
+    compiled = path.suffix in (".h", ".inl")
     if compiled:  # `build` says what is built anew; Python looks at times, and at sizes
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     try:

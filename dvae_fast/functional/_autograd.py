@@ -32,6 +32,7 @@ __all__ = [
     "FirstOrder",
     "Operation",
     "again",
+    "apply",
     "apply_upstream",
     "autocast_dtype",
     "call",
@@ -144,6 +145,19 @@ def call(function: type[torch.autograd.Function], *args: Any) -> Any:
     return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
+def _apply_untransformed(function: type[torch.autograd.Function], *args: Any) -> Any:
+    # A loop of torch's own `unwrap_dead_wrappers` takes longer.
+    alive = [_unwrap_if_dead(a) if isinstance(a, Tensor) else a for a in args]
+    return super(torch.autograd.Function, function).apply(*alive)  # type: ignore[misc]
+
+
+def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """``function.apply`` for all transforms, and where there are none as fast as `call`."""
+    if torch.compiler.is_compiling() or _transforms_active():
+        return function.apply(*args)
+    return _apply_untransformed(function, *args)
+
+
 def recordable(t: Tensor) -> Tensor:
     """t, or where it was made in inference mode, which autograd refuses to save, a copy."""
     if torch.compiler.is_compiling() or not (t.is_inference() and torch.is_grad_enabled()):
@@ -234,9 +248,7 @@ class Operation(torch.autograd.Function):
             return cls._in_plain(*args)
         if forward_ad._current_level >= 0:
             cls = cls._moved
-        # A loop of torch's own `unwrap_dead_wrappers` takes longer.
-        alive = [_unwrap_if_dead(a) if isinstance(a, Tensor) else a for a in args]
-        return super(torch.autograd.Function, cls).apply(*alive)  # type: ignore[misc]
+        return _apply_untransformed(cls, *args)
 
     @classmethod
     def _in_plain(cls, *args: Any) -> Any:

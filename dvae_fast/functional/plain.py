@@ -11,6 +11,7 @@ from dvae_fast import reference
 from dvae_fast._checks import check_float, check_same, is_number, values_are_checked
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast.functional._autograd import (
+    apply,
     graph_is_asked,
     in_forward_mode,
     is_moved,
@@ -72,7 +73,7 @@ def plain_log_weights(
         operands, data = [recordable(t) for t in operands], recordable(data)
         if needs_grad(data):
             data = data.expand(shape)
-        *operands, data, carrier = before.apply(*operands, data)
+        *operands, data, carrier = apply(before, *operands, data)
     with without_autocast(like):
         log_p = likelihood.log_prob(tuple(operands), data)
         _check_density(log_p, likelihood, shape)
@@ -80,7 +81,7 @@ def plain_log_weights(
             log_p = torch.where(mask, log_p, 0.0)
         total = log_p.to(like.dtype).sum(-1)
     if carrier is not None:
-        total = cast("Tensor", behind.apply(total, carrier))
+        total = cast("Tensor", apply(behind, total, carrier))
     return total + ratio.view(shape[:-1])
 
 
@@ -176,8 +177,10 @@ def _operands(likelihood: Likelihood, params: Any) -> list[Tensor]:
         check_same(name, t, first, like)
         dtype = torch.promote_types(dtype, t.dtype)
     dtype = accumulation_dtype(dtype)
+    shape = like.shape
     try:
-        shape = torch.broadcast_shapes(*(t.shape for t in tensors.values()))
+        if any(t.shape != shape for t in tensors.values()):
+            shape = torch.broadcast_shapes(*(t.shape for t in tensors.values()))
     except RuntimeError:
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
         raise ValueError(
@@ -214,8 +217,7 @@ class _Operands(torch.autograd.Function):
 
     @staticmethod
     def forward(*operands: Tensor) -> tuple[Tensor, ...]:
-        shape = torch.broadcast_shapes(*(t.shape for t in operands))
-        carrier = operands[0].new_zeros(shape[:-1])
+        carrier = operands[0].new_zeros(operands[0].shape[:-1])
         return (*(t.view_as(t) for t in operands), carrier)
 
     @staticmethod

@@ -163,6 +163,7 @@ class Evaluated:
             fused
             and (len(self.likelihood.params) == 1 or scale is not None)
             and _ends_in_linear(self.decode)
+            and not self.likelihood.restricts_params  # whose output is looked at
         ):
             self._trunk, self._output = self.decode[:-1], self.decode[-1]
         if self._trunk is not None:

@@ -93,6 +93,11 @@ class _LinearLogWeights(torch.autograd.Function):
         )
 
 
+def _must_be_seen(lik: Likelihood) -> bool:
+    """Whether the layer's output is to be looked at, whose values may be no parameters."""
+    return values_are_checked() and lik.restricts_params
+
+
 def linear_log_weights(
     hidden: Tensor,
     weight: Tensor,
@@ -139,7 +144,7 @@ def linear_log_weights(
     _check_layer("weight", weight, "bias", bias, hidden, "hidden", hidden.shape[-1], "(D, H)")
     lik = get_likelihood(likelihood)
     _check_has_scale(lik, scale)
-    if lik.kernel is None:
+    if lik.kernel is None or _must_be_seen(lik):
         first = torch.nn.functional.linear(hidden, weight, bias)
         return log_weights(with_scale(first, scale), x, log_ratio, lik, mask)
     x, log_ratio, scale, mask = _check_output(
@@ -319,6 +324,7 @@ def mlp_log_weights(
     lik = get_likelihood(likelihood)
     _check_has_scale(lik, scale)
     whole = takes_layers_whole(z.device, z.dtype) and lik.kernel is not None
+    whole = whole and not _must_be_seen(lik)
     if not whole or needs_function(z, log_ratio, *tensors):
         if shift is not None and len(layers) == 1:
             params = torch.nn.functional.linear(z, layers[0][0]) + shift.unsqueeze(-2)

@@ -229,7 +229,10 @@ class _Operands(torch.autograd.Function):
         *of_operands, of_carrier = grads
         unused = of_carrier != 0
         seen = readable(of_carrier) and not is_wrapped(of_carrier)
-        if seen and not graph_is_asked():
+        # Of a pass that may be differentiated the derivatives come here too, and they have no
+        # part of a weight that is 0.
+        ctx.again = getattr(ctx, "again", False) or graph_is_asked()
+        if seen and not ctx.again:
             # A look at (B, K) mostly saves several passes over each operand.
             if not bool(unused.any()):
                 return tuple(of_operands)

@@ -69,16 +69,18 @@ class Likelihood:
         own = cls.__dict__
         if "params" in own and not isinstance(own["params"], property):
             _check_links(cls.__name__, own["params"])
-        if "log_prob" in own:
-            for name in ("kernel", "rows"):
-                if name not in own:
-                    setattr(cls, name, None)
-            for name in _OF_DENSITY:
-                if name not in own:
-                    setattr(cls, name, getattr(Likelihood, name))
+        # Also where it comes of a class beside: what is further up is of another density.
+        density = _place(cls, "log_prob")
+        for name in ("kernel", "rows"):
+            if _place(cls, name) > density:
+                setattr(cls, name, None)
+        for name in _OF_DENSITY:
+            if _place(cls, name) > density:
+                setattr(cls, name, getattr(Likelihood, name))
         for name in _OF_PARAMS:
-            if name in own:
-                setattr(cls, name, _of_tuple(own[name]))
+            found = cls.__mro__[_place(cls, name)]
+            if found is cls or not issubclass(found, Likelihood):
+                setattr(cls, name, _of_tuple(found.__dict__[name]))
 
     @property
     def kind(self) -> str:
@@ -225,6 +227,16 @@ class Likelihood:
             return None
         return link.inverse(checked_mean(data_mean, link.interval))
 
+    @property
+    def restricts_params(self) -> bool:
+        """Whether there are numbers that `check_values` refuses as the first parameter."""
+        others = (torch.ones(2),) * (len(self.params) - 1)
+        try:
+            self.check_values((torch.tensor([-1e3, 1e3]), *others))
+        except ValueError:
+            return True
+        return False
+
     # --- pictures and simulation --------------------------------------------------------------
 
     def mean(self, params: Any) -> Tensor:
@@ -239,6 +251,11 @@ class Likelihood:
         # `training` is of those that are modules too.
         own = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "training"}
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in own.items())})"
+
+
+def _place(cls: type, name: str) -> int:
+    """Which of its classes, nearest first, a class has an attribute from."""
+    return next(i for i, one in enumerate(cls.__mro__) if name in one.__dict__)
 
 
 def _missing(likelihood: Likelihood, what: str, why: str) -> str:

@@ -64,9 +64,11 @@ class Bernoulli(OfLogits):
         return (x - torch.sigmoid(params[0]),)
 
     def derivative_in_x(self, params: tuple[Tensor, ...], x: Tensor) -> Tensor:
-        """l, whatever x."""
-        (parameter,) = params
-        logits = torch.logit(parameter) if self.probabilities else parameter
+        """l, whatever x; or log p − log (1 − p)."""
+        (logits,) = params
+        if self.probabilities:
+            one, zero, outside = _inside(logits, x)
+            return torch.log(one) - torch.log1p(-zero) + outside
         return logits.expand(torch.broadcast_shapes(logits.shape, x.shape))
 
     def doubt_data(self, x: Tensor) -> str | None:

@@ -168,7 +168,7 @@ class TrainConfig(ModelConfig):
     corruption: str = option(  # type: ignore[assignment]
         _BINARY_CORRUPTION,
         f"For the models that corrupt. Default: {_BINARY_CORRUPTION} for dvae and diwae, masking "
-        "for counts, gaussian for any other likelihood but bernoulli; identity for the others.",
+        "for counts, gaussian for any other likelihood but a Bernoulli; identity for the others.",
         choices=CORRUPTIONS,
     )
     level: float = option(

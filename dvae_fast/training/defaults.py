@@ -41,8 +41,8 @@ def default_config(model: str = "diwae", data: Any = "digits", **given: Any) -> 
             ``binarise``, ``epochs`` and ``learning_rate``; ``likelihood`` is gaussian for grey
             values, else bernoulli; of one's own data what suits their kind, see
             `dvae_fast.data.KINDS`. A denoising model's ``corruption`` is of salt and pepper,
-            masking for counts, gaussian for any other likelihood but bernoulli, at ``level`` 0.05;
-            any other model has none.
+            masking for counts, gaussian for any other likelihood but a Bernoulli, at ``level``
+            0.05; any other model has none.
 
     Raises:
         ValueError: naming the field, the rule and the value.

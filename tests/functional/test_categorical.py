@@ -11,6 +11,7 @@ from categorical_cases import CASES, B, Case, K, M, assert_is, masked, operands,
 from torch import Tensor
 
 import dvae_fast
+from dvae_fast import reference
 from dvae_fast.likelihoods import Categorical
 
 # torch's own doing, at the first jvp.
@@ -84,6 +85,15 @@ def test_shares_of_classes() -> None:
     x = torch.rand(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
     each = torch.log_softmax(logits.unflatten(-1, (V, C)), -1).flatten(-2)
     expected = (x.repeat(M, 1).unsqueeze(1) * each).sum(-1) + ratio
+    torch.testing.assert_close(_op.categorical(logits, x, ratio, C, None), expected)
+
+
+def test_no_class_has_no_part() -> None:
+    """As in the formula, whatever the logits."""
+    logits, x, ratio = operands(torch.float32, C, V)
+    logits[..., :C], x[:, :C] = torch.tensor([NAN, INF, 0.0]), 0
+    expected = reference.categorical(logits, x, ratio, C)
+    assert bool(expected.isfinite().all())
     torch.testing.assert_close(_op.categorical(logits, x, ratio, C, None), expected)
 
 

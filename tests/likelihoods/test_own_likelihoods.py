@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 import dvae_fast
 from dvae_fast import objectives
-from dvae_fast.likelihoods import Gaussian, Likelihood, identity
+from dvae_fast.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood, identity
 from dvae_fast.models import DIWAE, DVAE, BernoulliLatentModel, TwoLayerModel
 
 B, K, D, Z = 3, 4, 5, 2
@@ -59,6 +59,28 @@ def plain_log_weights(
 def assert_same(got: Tensor, expected: Tensor, operands: tuple[Tensor, ...]) -> None:
     """Value, and the gradient in each operand under a cotangent that differs everywhere."""
     assert_same_gradients(got, expected, operands, ratio_of(*got.shape) + 0.3)
+
+
+@each_own
+@pytest.mark.parametrize("k, dead", [(1, False), (K, False), (K, True)])
+def test_second_derivatives(likelihood: Likelihood, k: int, dead: bool) -> None:
+    """Of a loss too whose weights do not change, of one sample, and beside one without weight."""
+    *params, x = drawn(likelihood, B, k, D)
+    ratio = ratio_of(B, k).clone()
+    if dead:
+        ratio[0, 0] = -math.inf
+    got, expected = [], []
+    for found in (got, expected):
+        operands = leaves(*params)
+        if found is got:
+            loss = dvae_fast.iwae_loss(given(operands), x, ratio, likelihood, reduction="none")
+        else:
+            log_w = plain_log_weights(likelihood, operands, x, ratio)
+            loss = math.log(k) - torch.logsumexp(log_w, -1)
+        first = torch.autograd.grad(loss.sum(), operands, create_graph=True)
+        found += [*first, *torch.autograd.grad(sum(g.sin().sum() for g in first), operands)]
+    for mine, its in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, its)
 
 
 # --- log-weights and the loss -----------------------------------------------------------------
@@ -551,8 +573,27 @@ def test_another_density_has_no_kernel() -> None:
         def mean(self, params: Any) -> Tensor:
             return params[0] + 1
 
+    class Seven:
+        def log_prob(self, params: Any, x: Tensor) -> Tensor:
+            return 0 * params[0] + 7
+
+    class OfOneBeside(Seven, Gaussian):
+        pass
+
+    class OfOneBesideTwo(Seven, Categorical):
+        pass
+
     assert Doubled.kernel is None
     assert Shown.kernel == Gaussian.kernel
+    assert OfOneBeside.kernel is None
+    assert OfOneBesideTwo.rows is None
+    assert OfOneBeside.derivatives is Likelihood.derivatives
+    zeros = torch.zeros(2, 1, 4)
+    for one in (OfOneBesideTwo(2), type("P", (Seven, Bernoulli), {})(probabilities=True)):
+        seven = dvae_fast.log_weights(
+            {next(iter(one.params)): zeros}, zeros[:, 0], zeros[:, :, 0], one
+        )
+        assert torch.equal(seven, zeros[:, :, 0] + 28)
     mean, scale, x = drawn(Laplace(), B, K, D)
     zero = torch.zeros(B, K).double()
     got = dvae_fast.log_weights((mean, scale), x, zero, Doubled())

@@ -109,6 +109,29 @@ def test_probabilities_are_named_too() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["bernoulli_probabilities", "poisson"])
+def test_a_last_layer_that_makes_none_is_looked_at(name: str) -> None:
+    """By the operators where values are checked, and by the evaluator."""
+    layer = torch.nn.Linear(5, D)
+    layer.bias.data -= 50
+    wrong = r"(probabilities|rate) must (lie in|be >= 0)"
+    before = dvae_fast.set_validation(True)
+    try:
+        for f in (dvae_fast.functional.linear_log_weights, _of_one_layer):
+            with pytest.raises(ValueError, match=wrong):
+                f(torch.ones(B, K, 5), layer.weight, layer.bias, _x(), torch.zeros(B, K), name)
+    finally:
+        dvae_fast.set_validation(before)
+    decode = torch.nn.Sequential(torch.nn.Linear(2, 5), layer)
+    encode = lambda x: (torch.zeros(len(x), 2), torch.zeros(len(x), 2))
+    estimate = dvae_fast.estimate_log_likelihood((encode, decode), _x(), 20, likelihood=name)
+    assert any("The decoder gives no parameters" in said for said in estimate.warnings())
+
+
+def _of_one_layer(h: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:
+    return dvae_fast.functional.mlp_log_weights(h, [(weight, bias)], *rest)
+
+
 def test_nothing_is_said_of_what_a_gradient_has_overwritten() -> None:
     logits = torch.full((B, K, D), 3.0)
     logits[0, 0, 0] = math.nan

@@ -156,7 +156,9 @@ void categorical_as(const CategoricalParams& p, int64_t begin, int64_t end) {
       for (; g < stop; ++g) {
         of.take(row, g);
         DVAE_SHORT_LOOP for (int i = 0; i < kOwn; ++i) {
-          lanes[i] = lanes[i] + (sums.inner[i] - sums.observed[i] * log(sums.sum[i]));
+          const T normaliser = sums.observed[i] * log(sums.sum[i]);
+          // Of no class nothing follows, whatever the logits.
+          lanes[i] = lanes[i] + (sums.observed[i] == T(0) ? T(0) : sums.inner[i] - normaliser);
         }
       }
       total += static_cast<double>(sum_lanes(lanes));

@@ -52,6 +52,20 @@ def test_the_one_figure_typed_into_numbers_is_its_files() -> None:
     assert float(quoted) == pytest.approx(-metrics["evaluation"]["log_likelihood"], abs=0.005)
 
 
+def test_what_is_said_of_bfloat16_is_its_runs() -> None:
+    runs = [
+        json.loads((DOCS.parent / "benchmarks/iwae_k50_mnist" / f"{dtype}.json").read_text())
+        for dtype in ("float32", "bfloat16")
+    ]
+    for run, dtype in zip(runs, ("float32", "bfloat16"), strict=True):
+        assert (run["config"]["dtype"], run["config"]["samples"]) == (dtype, 50)
+        assert run["epochs_done"] == run["config"]["epochs"] == 100
+    one, two = (-run["evaluation"]["log_likelihood"] for run in runs)
+    assert f"{one:.2f}" == f"{two:.2f}"
+    said = f"the test NLL is {one:.2f} both ways, {abs(one - two):.3f} nats apart"
+    assert said in _words("reproduction.md")
+
+
 def _words(page: str) -> str:
     return " ".join((DOCS / page).read_text(encoding="utf-8").split())
 

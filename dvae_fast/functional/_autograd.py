@@ -147,8 +147,7 @@ def call(function: type[torch.autograd.Function], *args: Any) -> Any:
 
 def _apply_untransformed(function: type[torch.autograd.Function], *args: Any) -> Any:
     # A loop of torch's own `unwrap_dead_wrappers` takes longer.
-    alive = [_unwrap_if_dead(a) if isinstance(a, Tensor) else a for a in args]
-    return super(torch.autograd.Function, function).apply(*alive)  # type: ignore[misc]
+    return call(function, *(_unwrap_if_dead(a) if isinstance(a, Tensor) else a for a in args))
 
 
 def apply(function: type[torch.autograd.Function], *args: Any) -> Any:

@@ -10,56 +10,72 @@ from torch import Tensor
 
 from dvae_fast import reference
 from dvae_fast.functional._autograd import Operation, differentiable, keep, needs_function, operator
-from dvae_fast.likelihoods import Categorical
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from dvae_fast.likelihoods import Likelihood
+    from dvae_fast.likelihoods import Categorical, Likelihood
 
 __all__ = ["log_weights_by_operator"]
 
-_zero_inflated = operator("zero_inflated")
-_zero_inflated_backward = differentiable("zero_inflated_backward")
-_categorical = operator("categorical")
-_categorical_backward = differentiable("categorical_backward")
+
+def _function(name: str, count: int) -> type[Operation]:
+    """Of the operator of so many parameters, x, log_ratio and what else it takes, whose gradient's
+    takes all but log_ratio."""
+    pulled = differentiable(f"{name}_backward")
+
+    class OfRows(Operation):
+        formula = staticmethod(getattr(reference, name))
+        run = staticmethod(operator(name))
+
+        @staticmethod
+        def forward(*args: Any) -> Tensor:
+            return cast("Tensor", OfRows.run(*args))
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+            keep(ctx, output, *inputs[: count + 1], *inputs[count + 2 :])
+
+        @staticmethod
+        def pull(
+            grads: Sequence[Tensor | None], need: Sequence[bool], *args: Any
+        ) -> tuple[Any, ...]:
+            grad = cast("Tensor", grads[0])
+            found = pulled(grad, *args) if any(need[:count]) else (None,) * count
+            each = (found,) if isinstance(found, Tensor) else found
+            return (*each, None, grad, *(None for _ in args[count + 1 :]))
+
+    return OfRows
 
 
-class _ZeroInflated(Operation):
-    formula = staticmethod(reference.zero_inflated)
-
-    @staticmethod
-    def forward(*args: Any) -> Tensor:
-        return cast("Tensor", _zero_inflated(*args))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        mean, scale, logits, x, _, mask = inputs
-        keep(ctx, output, mean, scale, logits, x, mask)
-
-    @staticmethod
-    def pull(grads: Sequence[Tensor | None], need: Sequence[bool], *args: Any) -> tuple[Any, ...]:
-        grad = cast("Tensor", grads[0])
-        each = _zero_inflated_backward(grad, *args) if any(need[:3]) else (None, None, None)
-        return (*each, None, grad, None)
+def _zero_inflated(
+    likelihood: Likelihood, given: Sequence[Any], operands: Sequence[Tensor], rows: tuple[int, ...]
+) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+    mean, scale, logits = operands
+    size, of_all = rows[-1:], given[1]
+    if not isinstance(of_all, Tensor):
+        scale = torch.full((), of_all, dtype=mean.dtype, device=mean.device)
+    elif of_all.numel() == 1 or of_all.shape == size:  # one, or one a dimension
+        scale = of_all.reshape(() if of_all.numel() == 1 else size).to(mean.dtype)
+    else:
+        scale = scale.reshape(rows)
+    return (mean.reshape(rows), scale, logits.reshape(rows)), ()
 
 
-class _Categorical(Operation):
-    formula = staticmethod(reference.categorical)
+def _categorical(
+    likelihood: Likelihood, given: Sequence[Any], operands: Sequence[Tensor], rows: tuple[int, ...]
+) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+    of_classes = cast("Categorical", likelihood)
+    of_classes.variables(rows[-1])
+    return (operands[0].reshape(rows),), (of_classes.classes,)
 
-    @staticmethod
-    def forward(*args: Any) -> Tensor:
-        return cast("Tensor", _categorical(*args))
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        logits, x, _, classes, mask = inputs
-        keep(ctx, output, logits, x, classes, mask)
-
-    @staticmethod
-    def pull(grads: Sequence[Tensor | None], need: Sequence[bool], *args: Any) -> tuple[Any, ...]:
-        grad = cast("Tensor", grads[0])
-        return (_categorical_backward(grad, *args) if need[0] else None, None, grad, None, None)
+#: By `Likelihood.rows`: the operator, and what makes its parameters, and what it takes after
+#: log_ratio, of a likelihood and its parameters, as they were given and as (*L, B, K, D)
+_OPERATORS: dict[str, tuple[type[Operation], Callable[..., Any]]] = {
+    "zero_inflated": (_function("zero_inflated", 3), _zero_inflated),
+    "categorical": (_function("categorical", 1), _categorical),
+}
 
 
 def log_weights_by_operator(
@@ -72,22 +88,10 @@ def log_weights_by_operator(
 ) -> Tensor:
     """(N, K): params as they were given, and as (*L, B, K, D); x and mask (B, D) or (N, D),
     log_ratio (N, K)."""
+    function, arguments = _OPERATORS[cast("str", likelihood.rows)]
     shape = operands[0].shape
     rows = (math.prod(shape[:-2]), *shape[-2:])
-    first, *others = operands
-    if isinstance(likelihood, Categorical):
-        likelihood.variables(shape[-1])
-        tensors = (first.reshape(rows), x, log_ratio)
-        apply = _Categorical.apply if needs_function(*tensors) else _categorical
-        return cast("Tensor", apply(*tensors, likelihood.classes, mask))
-    scale, logits = others
-    given = params[1]
-    if not isinstance(given, Tensor):
-        scale = torch.full((), given, dtype=first.dtype, device=first.device)
-    elif given.numel() == 1 or given.shape == shape[-1:]:  # one, or one a dimension
-        scale = given.reshape(() if given.numel() == 1 else shape[-1:]).to(first.dtype)
-    else:
-        scale = scale.reshape(rows)
-    inflated = (first.reshape(rows), scale, logits.reshape(rows), x, log_ratio)
-    apply = _ZeroInflated.apply if needs_function(*inflated) else _zero_inflated
-    return cast("Tensor", apply(*inflated, mask))
+    first, more = arguments(likelihood, params, operands, rows)
+    tensors = (*first, x, log_ratio)
+    run = function.apply if needs_function(*tensors) else function.forward
+    return cast("Tensor", run(*tensors, *more, mask))

@@ -114,6 +114,5 @@ class Categorical(OfLogits):
         return torch.nn.functional.one_hot(drawn, self.classes).flatten(-2).to(logits.dtype)
 
     def _of_each(self, logits: Tensor, function: Callable[[Tensor, int], Tensor]) -> Tensor:
-        self.variables(logits.shape[-1])
-        each: Tensor = logits.unflatten(-1, (-1, self.classes))
+        each: Tensor = logits.unflatten(-1, (self.variables(logits.shape[-1]), self.classes))
         return function(each, -1).flatten(-2)

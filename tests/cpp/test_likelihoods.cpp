@@ -130,11 +130,17 @@ TYPED_TEST(FormulaTest, GaussianLimits) {
 
 // --- continuous Bernoulli ---------------------------------------------------------------------
 
+// log p and its derivative, of a likelihood of one parameter.
+template <class L, class A>
+std::pair<A, A> of_one(A param, A x) {
+  A a = 0, b = 0;
+  const A derivative = L::push_with_derivative(a, b, param, x);
+  return {L::finish(a, b), derivative};
+}
+
 template <class A>
 std::pair<A, A> continuous_bernoulli(A logit, A x) {
-  A a = 0, b = 0;
-  const A derivative = ContinuousBernoulli::push_with_derivative(a, b, logit, x);
-  return {ContinuousBernoulli::finish(a, b), derivative};
+  return of_one<ContinuousBernoulli>(logit, x);
 }
 
 // By y/tanh y in long double, of which logits of 1e-6 leave 13 digits.
@@ -181,9 +187,7 @@ TYPED_TEST(FormulaTest, ContinuousBernoulliLimits) {
 
 template <class A>
 std::pair<A, A> of_probability(A p, A x) {
-  A a = 0, b = 0;
-  const A derivative = BernoulliProbabilities::push_with_derivative(a, b, p, x);
-  return {BernoulliProbabilities::finish(a, b), derivative};
+  return of_one<BernoulliProbabilities>(p, x);
 }
 
 TYPED_TEST(FormulaTest, BernoulliProbabilitiesAgreeWithTheirDefinition) {

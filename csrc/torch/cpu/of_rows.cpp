@@ -20,10 +20,11 @@ struct OfRows {
   // run(begin, end) over rows, each of which it gives its log-weight.
   template <class F>
   Tensor log_weights(In log_ratio, const F& run) {
-    const Tensor ratio = read(d.rows(log_ratio, "log_ratio"), p.log_ratio);
-    const Tensor out = written(new_like(ratio), p.log_w);
+    const LogWeights made(d, log_ratio);
+    p.log_ratio = made.p.log_ratio;
+    p.log_w = made.p.log_w;
     for_rows(p.rows * p.samples, p.size, run);
-    return out;
+    return made.out;
   }
 };
 

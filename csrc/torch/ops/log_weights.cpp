@@ -9,13 +9,12 @@ struct FusedLoss {
 };
 
 // The fused loss with its gradient left in `to`, which may be the decoder output itself.
-FusedLoss fused_loss(const Decoder& d, In log_ratio_in, double multiplier, In to) {
-  const Tensor log_ratio = d.rows(log_ratio_in, "log_ratio");
+FusedLoss fused_loss(const Decoder& d, In log_ratio, double multiplier, In to) {
+  const LogWeights made(d, log_ratio);
   IwaeParams p{};
-  static_cast<DecoderParams&>(p) = d.p;
-  p.log_ratio = log_ratio.const_data_ptr();
-  const FusedLoss loss{written(empty(d.in, {d.p.rows}, sum_type(d.in)), p.bound),
-                       written(new_like(log_ratio), p.log_w), d.scale_gradient()};
+  static_cast<LogWeightParams&>(p) = made.p;
+  const FusedLoss loss{written(empty(d.in, {d.p.rows}, sum_type(d.in)), p.bound), made.out,
+                       d.scale_gradient()};
   p.grad_params = to.mutable_data_ptr();
   p.grad_scale = d.full_only(loss.grad_scale);
   p.multiplier = multiplier;

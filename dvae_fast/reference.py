@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast.likelihoods import Categorical, get_likelihood
+from dvae_fast.likelihoods.base import weighted
 from dvae_fast.noise import corruption_index, latent_noise, standard_normal, threshold, uniform_bits
 
 if TYPE_CHECKING:
@@ -322,12 +323,6 @@ def _summed(grad: Tensor, scale: Tensor) -> Tensor:
     elif scale.dim() != 3:
         grad = grad.sum((0, 1))
     return grad.reshape(scale.shape).to(scale.dtype)
-
-
-def weighted(weight: Tensor, value: Tensor) -> Tensor:
-    """weight · value, in which a weight of 0 stops a value that is not finite; differentiable."""
-    stopped = (weight == 0) & ~value.isfinite()
-    return weight * value.masked_fill(stopped, 0.0)
 
 
 def zero_inflated(

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from dvae_fast import reference
 from dvae_fast._checks import check_float, check_same, is_number, values_are_checked
 from dvae_fast._dtypes import accumulation_dtype
 from dvae_fast.functional._autograd import (
@@ -23,6 +22,7 @@ from dvae_fast.functional._autograd import (
 from dvae_fast.functional._looks import readable
 from dvae_fast.functional._of_rows import log_weights_by_operator
 from dvae_fast.functional._rows import check_mask, check_rows
+from dvae_fast.likelihoods.base import weighted
 
 if TYPE_CHECKING:
     from dvae_fast.likelihoods import Likelihood
@@ -156,7 +156,7 @@ def gradient_in_x(
     derivative = likelihood.derivative_in_x(tuple(operands), data)
     if mask is not None:
         derivative = torch.where(rows, derivative, 0.0)
-    each = reference.weighted(grad.to(x.dtype).unsqueeze(-1), derivative)
+    each = weighted(grad.to(x.dtype).unsqueeze(-1), derivative)
     return each.sum(1).view(copies, *x.shape).sum(0)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Links = Mapping[str, Callable[[Tensor], Tensor]]
 
-__all__ = ["Likelihood", "check_positive", "checked_mean", "in_wide", "not_negative"]
+__all__ = ["Likelihood", "check_positive", "checked_mean", "in_wide", "not_negative", "weighted"]
 
 # Methods whose first argument is the parameters, which they get as a tuple.
 _OF_PARAMS = ("log_prob", "mean", "sample")
@@ -230,9 +230,9 @@ class Likelihood:
     @property
     def restricts_params(self) -> bool:
         """Whether there are numbers that `check_values` refuses as the first parameter."""
-        others = (torch.ones(2),) * (len(self.params) - 1)
+        others = (torch.ones(2, device="cpu"),) * (len(self.params) - 1)
         try:
-            self.check_values((torch.tensor([-1e3, 1e3]), *others))
+            self.check_values((torch.tensor([-1e3, 1e3], device="cpu"), *others))
         except ValueError:
             return True
         return False
@@ -310,6 +310,12 @@ def not_negative(value: Tensor) -> Tensor:
     """A parameter that may not be negative: NaN where it is, as its logarithm would be, and so is
     what is made of it, derivatives too."""
     return value + torch.where(value < 0, math.nan, 0.0)
+
+
+def weighted(weight: Tensor, value: Tensor) -> Tensor:
+    """weight · value, in which a weight of 0 stops a value that is not finite; differentiable."""
+    stopped = (weight == 0) & ~value.isfinite()
+    return weight * value.masked_fill(stopped, 0.0)
 
 
 def check_positive(name: str, value: Tensor) -> None:

@@ -16,6 +16,7 @@ from dvae_fast.likelihoods.base import (
     checked_mean,
     in_wide,
     not_negative,
+    weighted,
 )
 from dvae_fast.likelihoods.links import exponential, identity, positive
 
@@ -161,8 +162,7 @@ class _ByFormula(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         mean, scale, x = ctx.saved_tensors
         each = _NEGATIVE_BINOMIAL.derivatives((mean, scale), x)
-        # Of a weight of 0, whatever the derivative.
-        return (*(torch.where(grad == 0, 0.0, grad * d) for d in each), None)
+        return (*(weighted(grad, d) for d in each), None)
 
 
 class _ByFormulaMoved(_ByFormula):

@@ -85,6 +85,25 @@ def test_is_that_of_torch_with_its_gradients(
 
 
 @each
+@pytest.mark.parametrize("by_operator", [True, False])
+def test_a_weight_of_0_may_change(likelihood: Likelihood, by_operator: bool) -> None:
+    """The gradient of c log w has a derivative in c where c is 0 too."""
+    *params, x = drawn(likelihood, B)
+    leaves = [p.clone().requires_grad_() for p in params]
+    zero = torch.zeros(B, K, dtype=torch.float64)
+    c = zero.clone().requires_grad_()
+    if by_operator:
+        log_w = dvae_fast.log_weights(given(tuple(leaves)), x, zero, likelihood)
+    else:
+        log_w = likelihood.log_prob(tuple(leaves), x.unsqueeze(1)).sum(-1)
+    slopes = torch.autograd.grad((c * log_w).sum(), leaves, create_graph=True)
+    (got,) = torch.autograd.grad(sum(t.sum() for t in slopes), c)
+    again = dvae_fast.log_weights(given(tuple(leaves)), x, zero, likelihood)
+    expected = sum(t.sum(-1) for t in torch.autograd.grad(again.sum(), leaves))
+    torch.testing.assert_close(got, expected)
+
+
+@each
 def test_draws_have_the_mean(likelihood: Likelihood) -> None:
     """Of 20,000 draws of each, within 5 standard errors: a false alarm in 10⁵ in all, were they
     drawn anew. And by a generator they are the same again."""

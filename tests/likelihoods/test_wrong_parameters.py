@@ -128,6 +128,17 @@ def test_a_last_layer_that_makes_none_is_looked_at(name: str) -> None:
     assert any("The decoder gives no parameters" in said for said in estimate.warnings())
 
 
+def test_which_likelihoods_take_any_number_first() -> None:
+    """Whatever tensors' default device."""
+    restricted = {
+        "negative_binomial", "poisson", "zero_inflated_negative_binomial",
+        "bernoulli_probabilities",
+    }  # fmt: skip
+    with torch.device("meta"):
+        found = {name for name, likelihood in LIKELIHOODS.items() if likelihood.restricts_params}
+    assert found == restricted
+
+
 def _of_one_layer(h: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:
     return dvae_fast.functional.mlp_log_weights(h, [(weight, bias)], *rest)
 

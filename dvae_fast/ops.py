@@ -57,6 +57,11 @@ _BOUND = (
     "float kl_weight"
 )
 
+_ADAM = (
+    "Tensor(c!)[] means, Tensor(d!)[] squares, Tensor(e!)[] steps, float learning_rate, "
+    "float beta1, float beta2, float epsilon, float weight_decay, str rule, float factor"
+)
+
 _SCHEMAS = {
     "corrupt": (
         "(Tensor x, str kind, Tensor rate, Tensor? salt, Tensor seed, int copies, "
@@ -113,10 +118,9 @@ _SCHEMAS = {
     ),
     "mlp_step_": (
         f"({_PASS}, Tensor(a!)[] encoder, Tensor(b!)[] decoder, {_BOUND}, bool bfloat16, "
-        "Tensor(c!)[] means, Tensor(d!)[] squares, Tensor(e!)[] steps, float learning_rate, "
-        "float beta1, float beta2, float epsilon, float weight_decay, bool decoupled) "
-        "-> (Tensor, Tensor)"
+        f"{_ADAM}) -> (Tensor, Tensor)"
     ),
+    "adam_": f"(Tensor(a!)[] parameters, Tensor[] grads, {_ADAM}) -> ()",
     "zero_inflated": (
         "(Tensor mean, Tensor scale, Tensor zero_logits, Tensor x, Tensor log_ratio, "
         "Tensor? mask) -> Tensor"
@@ -225,6 +229,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "mlp_log_weights": lambda z, *_: _accumulated(z, *z.shape[:2]),
     "mlp_loss": _fake_mlp_loss,
     "mlp_step_": lambda x, *_: (x.new_empty(()), x.new_empty(())),
+    "adam_": lambda *_: None,
     "zero_inflated": lambda mean, *_: _accumulated(mean, *mean.shape[:2]),
     "zero_inflated_backward": lambda grad, mean, scale, zero_logits, *_: (
         _like(mean),
@@ -409,6 +414,7 @@ CPU_ONLY = (
     "masked_mlp_log_weights",
     "mlp_loss",
     "mlp_step_",
+    "adam_",
     "zero_inflated",
     "zero_inflated_backward",
     "categorical",

@@ -731,22 +731,33 @@ def adam_(
     beta2: float,
     epsilon: float,
     weight_decay: float,
-    decoupled: bool,
+    rule: str,
+    factor: float,
 ) -> None:
-    """A step of Adam (Kingma and Ba, arXiv 1412.6980, algorithm 1), or with a `decoupled` decay of
-    AdamW (Loshchilov and Hutter, arXiv 1711.05101); in place.
+    """A step of Adam (Kingma and Ba, arXiv 1412.6980, algorithm 1) by `factor` times the gradients;
+    in place.
 
-    `steps` are how many there were, float32 of one element each, alike for all parameters.
+    Args:
+        steps: how many there were, float32 of one element each, alike for all parameters.
+        rule: "adam"; "decoupled", whose decay is AdamW's (Loshchilov and Hutter, arXiv 1711.05101);
+            or "burda", which steps by the means from before these gradients and has ε outside the
+            correction of the bias: see `dvae_fast.training.optimizers.BurdaAdam`.
     """
     step = int(steps[0]) + 1
+    of_means, of_squares = 1 - beta1**step, 1 - beta2**step
     for count in steps:
         count.add_(1)
     for parameter, grad, mean, square in zip(parameters, grads, means, squares, strict=True):
-        if decoupled:
+        grad = factor * grad
+        if rule == "decoupled":
             parameter.mul_(1 - learning_rate * weight_decay)
         else:
             grad = grad + weight_decay * parameter
+        if rule == "burda":
+            rate = learning_rate * of_squares**0.5 / of_means
+            parameter.addcdiv_(mean, square.sqrt() + epsilon, value=-rate)
         mean.mul_(beta1).add_(grad, alpha=1 - beta1)
         square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        root = (square / (1 - beta2**step)).sqrt() + epsilon
-        parameter.addcdiv_(mean, root, value=-learning_rate / (1 - beta1**step))
+        if rule != "burda":
+            root = (square / of_squares).sqrt() + epsilon
+            parameter.addcdiv_(mean, root, value=-learning_rate / of_means)

@@ -172,14 +172,16 @@ struct OuterParams {
   bool first;
 };
 
-// A step of Adam (Kingma and Ba, arXiv 1412.6980), its t-th.
+// A step of Adam (Kingma and Ba, arXiv 1412.6980), its t-th; or of Burda's.
 struct AdamParams {
   double rate;  // over 1 − β₁ᵗ
   double beta1, beta2;  // of the running means of gradients and of their squares
   double root_scale;  // 1 / √(1 − β₂ᵗ)
   double epsilon;
+  double factor;  // of the gradient
   double decay;  // times the parameter, added to its gradient
   double kept;  // of the parameter, before the step: less than 1 of a decoupled decay
+  bool behind;  // by the means from before this gradient
 };
 // What it changes, T (n).
 struct AdamState {

@@ -32,6 +32,11 @@ int64_t outputs_of_block(int64_t inputs, int64_t outputs) {
   return even_share(outputs, std::max<int64_t>(1, kOfBlock / inputs));
 }
 
+AdamState from_byte(const AdamState& whole, int64_t first) {
+  const auto from = [&](void* t) { return static_cast<char*>(t) + first; };
+  return {from(whole.parameter), from(whole.mean), from(whole.square)};
+}
+
 Buffer take(int64_t bytes, int64_t& size) {
   if (const std::unique_lock lock(kept_mutex, std::try_to_lock); lock && kept_size >= bytes) {
     size = kept_size;
@@ -263,9 +268,7 @@ double Step::update_by_block(int64_t begin, int64_t end, int64_t worker) {
 }
 
 double Step::update(const AdamState& whole, int64_t first, const char* grad, int64_t n) const {
-  const auto from = [&](void* t) { return static_cast<char*>(t) + first * element_; };
-  const AdamState part{from(whole.parameter), from(whole.mean), from(whole.square)};
-  return kernels_.adam[dtype_](*p_.update, grad, part, n);
+  return kernels_.adam[dtype_](*p_.update, grad, from_byte(whole, first * element_), n);
 }
 
 double Step::finish() {
@@ -292,17 +295,32 @@ double Step::finish() {
   return -sum / static_cast<double>(encodings(p_) * any.outer());
 }
 
-AdamParams adam_step(double step, double rate, double beta1, double beta2, double epsilon,
-                     double decay, bool decoupled) {
+AdamParams adam_step(double step, const AdamOptions& o) {
+  const bool decoupled = o.rule == AdamRule::kDecoupled;
+  const double root = std::sqrt(1 - std::pow(o.beta2, step));
   AdamParams p{};
-  p.rate = rate / (1 - std::pow(beta1, step));
-  p.beta1 = beta1;
-  p.beta2 = beta2;
-  p.root_scale = 1 / std::sqrt(1 - std::pow(beta2, step));
-  p.epsilon = epsilon;
-  p.decay = decoupled ? 0 : decay;
-  p.kept = decoupled ? 1 - rate * decay : 1;
+  p.rate = o.rate / (1 - std::pow(o.beta1, step));
+  p.beta1 = o.beta1;
+  p.beta2 = o.beta2;
+  p.root_scale = 1 / root;
+  p.epsilon = o.epsilon;
+  p.factor = o.factor;
+  p.decay = decoupled ? 0 : o.decay;
+  p.kept = decoupled ? 1 - o.rate * o.decay : 1;
+  p.behind = o.rule == AdamRule::kBurda;
+  if (p.behind) {  // whose ε is outside the correction
+    p.rate *= root;
+    p.root_scale = 1;
+  }
   return p;
+}
+
+void update(const AdamParams& p, DType dtype, const AdamState& state, const void* grad,
+            int64_t begin, int64_t end) {
+  [[maybe_unused]] const WithoutDenormals in_this_thread{};
+  const int64_t first = begin * (dtype == DType::kFloat64 ? 8 : 4);
+  kernels().adam[static_cast<int>(dtype)](p, static_cast<const char*>(grad) + first,
+                                          from_byte(state, first), end - begin);
 }
 
 StepResult run_step(const StepParams& p, int64_t threads,

@@ -113,9 +113,18 @@ class Step {
   double squares_ = 0;
 };
 
-// What `step`, the first being 1, makes of its options: see reference.adam_.
-AdamParams adam_step(double step, double rate, double beta1, double beta2, double epsilon,
-                     double decay, bool decoupled);
+// How an optimizer steps, and what it is told: see reference.adam_.
+enum class AdamRule { kAdam, kDecoupled, kBurda };
+struct AdamOptions {
+  double rate, beta1, beta2, epsilon, decay;
+  AdamRule rule;
+  double factor;
+};
+// What `step`, the first being 1, makes of them.
+AdamParams adam_step(double step, const AdamOptions&);
+// A step of elements [begin, end), by a gradient that is there.
+void update(const AdamParams&, DType, const AdamState&, const void* grad, int64_t begin,
+            int64_t end);
 
 struct StepResult {
   double loss;

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.optim import Adam, AdamW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["OPTIMIZERS", "BurdaAdam", "make_optimizer"]
+__all__ = ["FUSED", "OPTIMIZERS", "BurdaAdam", "make_optimizer", "told_of"]
+
+_op: Any = torch.ops.dvae_fast
+
+
+def told_of(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> tuple[Any, ...]:
+    """What `reference.adam_` is told from ``learning_rate`` on, of one of `FUSED` and a group of
+    its parameters."""
+    rule = "burda" if isinstance(optimizer, BurdaAdam) else "adam"
+    if group.get("decoupled_weight_decay", isinstance(optimizer, AdamW)):
+        rule = "decoupled"
+    numbers = (group["lr"], *group["betas"], group["eps"], group["weight_decay"])
+    return *map(float, numbers), rule, float(group.get("examples", 1))
 
 
 class BurdaAdam(torch.optim.Optimizer):
@@ -34,7 +48,7 @@ class BurdaAdam(torch.optim.Optimizer):
     Source: optimizers.py, iwae.py and train.py of github.com/yburda/iwae (arXiv 1509.00519).
     """
 
-    BETA_1, BETA_2, EPS = 0.99, 0.999, 1e-4
+    BETAS, EPS = (0.99, 0.999), 1e-4
 
     def __init__(
         self,
@@ -45,22 +59,29 @@ class BurdaAdam(torch.optim.Optimizer):
         on_device: bool = False,
     ) -> None:
         # By "capturable" torch knows on which device to put a "step" that is loaded.
-        super().__init__(params, {"lr": lr, "capturable": on_device})
-        self._examples = examples
+        defaults = {"lr": lr, "betas": self.BETAS, "eps": self.EPS, "weight_decay": 0.0}
+        super().__init__(params, {**defaults, "examples": examples, "capturable": on_device})
         # From the start, so that what undoes steps finds them, and a checkpoint always has them.
         for p in self._parameters():
             self.state[p] = {
-                "step": torch.ones((), device=p.device if on_device else "cpu"),
+                "step": torch.zeros(
+                    (), dtype=torch.float32, device=p.device if on_device else "cpu"
+                ),
                 "exp_avg": torch.zeros_like(p),
                 "exp_avg_sq": torch.ones_like(p),
             }
 
-    def _rate(self, group: dict[str, Any], step: Tensor) -> float | Tensor:
-        """lr with the correction of the bias; a number where it may be one: that costs less."""
-        t = step.double() if group["capturable"] else step.item()
-        return cast(
-            "float | Tensor", group["lr"] * (1 - self.BETA_2**t) ** 0.5 / (1 - self.BETA_1**t)
-        )
+    def _rates(self, group: dict[str, Any], steps: list[Tensor]) -> Any:
+        """lr with the correction of the bias: for each parameter its number, which costs less; in a
+        CUDA graph a tensor, of the first one's steps."""
+        beta_1, beta_2 = group["betas"]
+
+        def corrected(lr: Any, t: Any) -> Any:
+            return lr * (1 - beta_2**t) ** 0.5 / (1 - beta_1**t)
+
+        if group["capturable"]:
+            return corrected(group["lr"], steps[0].double() + 1)
+        return [corrected(float(group["lr"]), t.item() + 1) for t in steps]
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -74,19 +95,39 @@ class BurdaAdam(torch.optim.Optimizer):
             if not moving:
                 continue
             states = [self.state[p] for p in moving]
-            rate = self._rate(group, states[0]["step"])
-            first, second = ([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq"))
+            first, second, steps = (
+                [s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step")
+            )
+            gradients = [p.grad for p in moving]
+            if not group["capturable"] and _are_plain((*moving, *first, *second), steps):
+                _op.adam_(moving, gradients, first, second, steps, *told_of(self, group))
+                increment_version([*moving, *first, *second, *steps])
+                continue
+            beta_1, beta_2 = group["betas"]
             scale = torch._foreach_sqrt(second)
-            torch._foreach_add_(scale, self.EPS)
+            torch._foreach_add_(scale, group["eps"])
             change = torch._foreach_div(first, scale)
-            torch._foreach_mul_(change, rate)
+            torch._foreach_mul_(change, self._rates(group, steps))
             torch._foreach_sub_(moving, change)
-            gradients = torch._foreach_mul([p.grad for p in moving], self._examples)
-            torch._foreach_lerp_(first, gradients, 1 - self.BETA_1)
-            torch._foreach_mul_(second, self.BETA_2)
-            torch._foreach_addcmul_(second, gradients, gradients, 1 - self.BETA_2)
-            for state in states:
-                state["step"] += 1
+            of_sum = torch._foreach_mul(gradients, group["examples"])
+            torch._foreach_lerp_(first, of_sum, 1 - beta_1)
+            torch._foreach_mul_(second, beta_2)
+            torch._foreach_addcmul_(second, of_sum, of_sum, 1 - beta_2)
+            torch._foreach_add_(steps, 1)
+
+
+#: whose step is a compiled operator's on a CPU, if nothing was derived from them
+FUSED = (Adam, AdamW, BurdaAdam)
+
+
+def _are_plain(tensors: Iterable[Tensor], steps: list[Tensor]) -> bool:
+    """Whether `adam_` takes them: all on a CPU, and of as many steps."""
+    kinds = (torch.float32, torch.float64)
+    return (
+        all(t.is_cpu and t.dtype == torch.float32 for t in steps)
+        and len({float(t) for t in steps}) == 1
+        and all(t.is_cpu and t.dtype in kinds and t.is_contiguous() for t in tensors)
+    )
 
 
 def _adam(

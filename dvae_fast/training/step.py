@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
-from torch.optim import Adam, AdamW
 from torch.optim import optimizer as _optimizers
 
 from dvae_fast.functional._autograd import without_autocast
 from dvae_fast.models import LatentVariableModel
+from dvae_fast.training.optimizers import FUSED, told_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,8 +35,9 @@ class TrainingStep:
         optimizer.step()
 
     On a CPU, where the model is one of plain perceptrons with a Gaussian posterior and the
-    optimizer is torch's Adam or AdamW, a compiled operator does it all: a gradient goes into the
-    update of its weights while it is in cache, and the parameters' ``grad`` is None afterwards.
+    optimizer is torch's Adam or AdamW, or `BurdaAdam`, a compiled operator does it all: a gradient
+    goes into the update of its weights while it is in cache, and the parameters' ``grad`` is None
+    afterwards.
     Whatever else it finds, hooks, several groups of parameters or ``amsgrad`` among it, those four
     lines run. The first step is always theirs: it makes the optimizer's state, which stays the
     optimizer's own, to be saved and loaded as ever.
@@ -106,10 +107,7 @@ class TrainingStep:
         return None if torch.is_anomaly_enabled() else _group_of(self.optimizer)
 
     def _update(self, found: Pass, state: _State, group: dict[str, Any]) -> Tensor:
-        beta1, beta2 = group["betas"]
-        rates = [float(v) for v in (group["lr"], beta1, beta2, group["eps"], group["weight_decay"])]
-        decoupled = group.get("decoupled_weight_decay", isinstance(self.optimizer, AdamW))
-        loss, self._norm = found.step(*state, *rates, decoupled)
+        loss, self._norm = found.step(*state, *told_of(self.optimizer, group))
         increment_version([*found.layers, *state.means, *state.squares, *state.steps])
         for p in group["params"]:
             p.grad = None
@@ -187,7 +185,7 @@ def _counts(step: Any) -> bool:
 
 def _group_of(optimizer: Optimizer) -> dict[str, Any] | None:
     """Its one group of parameters, if its step is Adam's and nothing else."""
-    if type(optimizer) not in (Adam, AdamW) or len(optimizer.param_groups) != 1:
+    if type(optimizer) not in FUSED or len(optimizer.param_groups) != 1:
         return None
     own = optimizer.__dict__
     if "zero_grad" in own or ("step" in own and not _is_schedulers(own["step"], optimizer)):

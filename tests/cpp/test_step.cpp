@@ -142,7 +142,7 @@ TEST(Step, FloatIsDouble) {
 // Of all gradients by the mean, at β₁ = 0, whether made for all rows at the end (one sample, few
 // rows a worker) or added up.
 TEST(Step, UpdateIsAdamOfTheGradients) {
-  const AdamParams adam{0.1, 0, 0.5, 2, 1e-3, 0, 1};
+  const AdamParams adam{0.1, 0, 0.5, 2, 1e-3, 1, 0, 1, false};
   const Sizes wide{70, 1, 1, 300, 9, {120, 90}};
   std::vector<Sizes> all(std::begin(kSizes), std::end(kSizes));
   all.push_back(wide);

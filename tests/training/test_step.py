@@ -16,6 +16,7 @@ from dvae_fast import ops
 from dvae_fast.corruptions import Masking
 from dvae_fast.models import DIWAE, DVAE, IWAE, VAE, TwoLayerModel
 from dvae_fast.training import TrainingStep
+from dvae_fast.training.optimizers import BurdaAdam
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +37,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam of a decay": lambda ps: torch.optim.Adam(ps, lr=0.02, weight_decay=0.1, foreach=True),
     "adamw": lambda ps: torch.optim.AdamW(ps, lr=0.03, betas=(0.7, 0.9), eps=1e-4, foreach=False),
     "adam of a tensor": lambda ps: torch.optim.Adam(ps, lr=torch.tensor(0.01)),
+    "burda": lambda ps: BurdaAdam(ps, 0.01, 7),
 }
 
 
@@ -84,7 +86,7 @@ def test_is_the_four_lines(name: str, kind: str, monkeypatch: pytest.MonkeyPatch
         torch.testing.assert_close(loss, expected)
         torch.testing.assert_close(step.gradient_norm, norm)
         assert not loss.requires_grad
-    assert len(counted) == 3  # the first makes the optimizer's state
+    assert len(counted) == (4 if kind == "burda" else 3)  # torch's first makes its state
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(p, q)
         assert p.grad is None

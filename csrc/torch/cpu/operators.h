@@ -18,15 +18,21 @@ using Tensors = std::vector<Tensor>;
   x_in, corruption, rate, salt, seed, copies, samples, first_example, encoder, decoder, \
       activation, likelihood, outside, analytic, drops_score, doubly, kl_weight, bfloat16
 
+// Of an optimizer: see reference.adam_.
+#define DVAE_ADAM_ARGUMENTS                                                                 \
+  const Tensors &means, const Tensors &squares, const Tensors &steps, double learning_rate, \
+      double beta1, double beta2, double epsilon, double decay, Name rule, double factor
+
 // x (B, D) → the loss and the gradients of all layers, in the order of the layers.
 std::tuple<Tensor, Tensors> mlp_loss(DVAE_PASS_ARGUMENTS);
 
 // x (B, D) → the loss and the norm of the gradients, by which the layers and Adam's state of them
 // are updated; see reference.mlp_step_.
-std::tuple<Tensor, Tensor> mlp_step_inplace(DVAE_PASS_ARGUMENTS, const Tensors& means,
-                                            const Tensors& squares, const Tensors& steps,
-                                            double learning_rate, double beta1, double beta2,
-                                            double epsilon, double weight_decay, bool decoupled);
+std::tuple<Tensor, Tensor> mlp_step_inplace(DVAE_PASS_ARGUMENTS, DVAE_ADAM_ARGUMENTS);
+
+// parameters, grads → nothing; parameters and Adam's state of them are updated; see
+// reference.adam_.
+void adam_inplace(const Tensors& parameters, const Tensors& grads, DVAE_ADAM_ARGUMENTS);
 
 Tensor zero_inflated(In mean, In scale, In logits, In x, In log_ratio, MaybeIn mask);
 Three zero_inflated_backward(In grad, In mean, In scale, In logits, In x, MaybeIn mask);

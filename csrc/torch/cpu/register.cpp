@@ -9,6 +9,7 @@ STABLE_TORCH_LIBRARY_IMPL(dvae_fast, CPU, m) {
   m.impl("mlp_log_weights", (kWhole<&mlp_log_weights, cpu_backend>));
   m.impl("mlp_loss", TORCH_BOX((&mlp_loss)));
   m.impl("mlp_step_", TORCH_BOX((&mlp_step_inplace)));
+  m.impl("adam_", TORCH_BOX((&adam_inplace)));
   m.impl("zero_inflated", TORCH_BOX((&zero_inflated)));
   m.impl("zero_inflated_backward", TORCH_BOX((&zero_inflated_backward)));
   m.impl("categorical", TORCH_BOX((&categorical)));

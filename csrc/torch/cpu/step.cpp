@@ -9,6 +9,9 @@
 namespace dvae::glue {
 namespace {
 
+// Elements that are worth a thread.
+constexpr int64_t kElementsOfThread = 32768;
+
 // Weights and biases in turn, a bias of no elements for none.
 struct Network {
   Tensors held;
@@ -57,6 +60,36 @@ double steps_done(const Tensors& steps) {
   }
   return count(steps[0]);
 }
+
+cpu::AdamRule rule_of(Name name) {
+  static constexpr const char* kNames[] = {"adam", "decoupled", "burda"};
+  return kind_of<cpu::AdamRule>(name, kNames, "rule must be");
+}
+
+// An optimizer's next step of parameters, contiguous all and float32 or float64.
+struct Update {
+  AdamParams adam;
+  std::vector<AdamState> states;
+
+  Update(const Tensors& parameters, const Tensors& means, const Tensors& squares,
+         const Tensors& steps, const cpu::AdamOptions& options) {
+    const size_t count = parameters.size();
+    STD_TORCH_CHECK(means.size() == count && squares.size() == count,
+                    "means and squares must be as many as the parameters, ", count, ", got ",
+                    means.size(), " and ", squares.size());
+    for (size_t i = 0; i < count; ++i) {
+      const Tensor* const own[] = {&parameters[i], &means[i], &squares[i]};
+      for (const Tensor* t : own) {
+        STD_TORCH_CHECK(t->scalar_type() == own[0]->scalar_type() &&
+                            t->numel() == own[0]->numel() && t->is_contiguous(),
+                        "means and squares must be as the parameters, and all contiguous");
+      }
+      states.push_back(
+          {own[0]->mutable_data_ptr(), own[1]->mutable_data_ptr(), own[2]->mutable_data_ptr()});
+    }
+    adam = cpu::adam_step(steps_done(steps) + 1, options);
+  }
+};
 
 // The loss, and the norm of what gradients an update had; `place` says where a network's go.
 template <class F>
@@ -111,39 +144,44 @@ std::tuple<Tensor, Tensors> mlp_loss(DVAE_PASS_ARGUMENTS) {
   return {std::get<0>(pass(DVAE_PASS_NAMES, nullptr, place)), gradients};
 }
 
-std::tuple<Tensor, Tensor> mlp_step_inplace(DVAE_PASS_ARGUMENTS, const Tensors& means,
-                                            const Tensors& squares, const Tensors& steps,
-                                            double learning_rate, double beta1, double beta2,
-                                            double epsilon, double weight_decay, bool decoupled) {
-  const size_t count = encoder.size() + decoder.size();
-  STD_TORCH_CHECK(means.size() == count && squares.size() == count,
-                  "means and squares must be as many as the layers' tensors, ", count, ", got ",
-                  means.size(), " and ", squares.size());
-  const AdamParams adam = cpu::adam_step(steps_done(steps) + 1, learning_rate, beta1, beta2,
-                                         epsilon, weight_decay, decoupled);
+std::tuple<Tensor, Tensor> mlp_step_inplace(DVAE_PASS_ARGUMENTS, DVAE_ADAM_ARGUMENTS) {
   Tensors layers = encoder;
   layers.insert(layers.end(), decoder.begin(), decoder.end());
-  size_t next = 0;
-  const auto state = [&] {
-    const Tensor* const own[] = {&layers[next], &means[next], &squares[next]};
-    ++next;
-    for (const Tensor* t : own) {
-      STD_TORCH_CHECK(t->scalar_type() == own[0]->scalar_type() && t->numel() == own[0]->numel() &&
-                          t->is_contiguous(),
-                      "means and squares must be as the layers' tensors, and all contiguous");
-    }
-    return AdamState{own[0]->mutable_data_ptr(), own[1]->mutable_data_ptr(),
-                     own[2]->mutable_data_ptr()};
-  };
+  const Update update(layers, means, squares, steps,
+                      {learning_rate, beta1, beta2, epsilon, decay, rule_of(rule), factor});
+  auto next = update.states.begin();
   const auto place = [&](Network& network) {
     for (cpu::StepLayer& layer : network.layers) {
-      layer.of_weight = state();
-      layer.of_bias = state();
+      layer.of_weight = *next++;
+      layer.of_bias = *next++;
     }
   };
-  const auto results = pass(DVAE_PASS_NAMES, &adam, place);
+  const auto results = pass(DVAE_PASS_NAMES, &update.adam, place);
   for (const Tensor& t : steps) *static_cast<float*>(t.mutable_data_ptr()) += 1;
   return results;
+}
+
+void adam_inplace(const Tensors& parameters, const Tensors& grads, DVAE_ADAM_ARGUMENTS) {
+  const Update update(parameters, means, squares, steps,
+                      {learning_rate, beta1, beta2, epsilon, decay, rule_of(rule), factor});
+  STD_TORCH_CHECK(grads.size() == parameters.size(), "grads must be as many as parameters, ",
+                  parameters.size(), ", got ", grads.size());
+  Tensors held;
+  for (size_t i = 0; i < grads.size(); ++i) {
+    const Tensor &p = parameters[i], &g = grads[i];
+    STD_TORCH_CHECK(g.scalar_type() == p.scalar_type() && g.numel() == p.numel(),
+                    "grads must be as parameters are, got shape ", shape_of(g));
+    held.push_back(packed(g));
+  }
+  for (size_t i = 0; i < held.size(); ++i) {
+    const AdamState& state = update.states[i];
+    const void* const grad = held[i].const_data_ptr();
+    const DType dtype = dtype_of(held[i], "grads");
+    torch::stable::parallel_for(0, held[i].numel(), kElementsOfThread, [&](int64_t begin, int64_t end) {
+      cpu::update(update.adam, dtype, state, grad, begin, end);
+    });
+  }
+  for (const Tensor& t : steps) *static_cast<float*>(t.mutable_data_ptr()) += 1;
 }
 
 }  // namespace dvae::glue

@@ -65,15 +65,18 @@ inline int64_t count_observed(const uint8_t* observed, int64_t size) {
     count += _mm512_reduce_add_epi64(_mm512_sad_epu8(sums, _mm512_setzero_si512()));
   }
 #elif defined(DVAE_VECTOR_BYTES) && defined(__x86_64__)
-  while (j + 16 <= size) {
-    __m128i sums = _mm_setzero_si128();
-    const int64_t stop = min64(size - 16, j + 254 * 16);
-    for (; j <= stop; j += 16) {
-      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(observed + j));
-      sums = _mm_add_epi8(sums, _mm_min_epu8(bytes, _mm_set1_epi8(1)));
+  const __m256i none = _mm256_setzero_si256();
+  while (j + 32 <= size) {
+    const int64_t begin = j, stop = min64(size - 32, j + 254 * 32);
+    __m256i missing = none;
+    for (; j <= stop; j += 32) {
+      const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(observed + j));
+      missing = _mm256_sub_epi8(missing, _mm256_cmpeq_epi8(bytes, none));
     }
-    const __m128i eights = _mm_sad_epu8(sums, _mm_setzero_si128());
-    count += _mm_cvtsi128_si64(_mm_add_epi64(eights, _mm_unpackhi_epi64(eights, eights)));
+    const __m256i eights = _mm256_sad_epu8(missing, none);
+    const __m128i two =
+        _mm_add_epi64(_mm256_castsi256_si128(eights), _mm256_extracti128_si256(eights, 1));
+    count += j - begin - _mm_cvtsi128_si64(_mm_add_epi64(two, _mm_unpackhi_epi64(two, two)));
   }
 #endif
   for (; j < size; ++j) count += observed[j] != 0;

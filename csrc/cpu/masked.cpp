@@ -1,6 +1,7 @@
 #include "masked.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "../core/likelihoods.h"
 #include "buffer.h"
@@ -76,7 +77,6 @@ class Observed {
   const char* whole_row(const void* base, int64_t row) const {
     return bytes(base) + row * mask_.size * element_;
   }
-  int64_t row_bytes() const { return mask_.size * element_; }
 
  private:
   static const char* bytes(const void* p) { return static_cast<const char*>(p); }
@@ -198,14 +198,15 @@ void with_gradients(const Mask* mask, LikelihoodKind likelihood, DType dtype, co
   const Params with_mask = looked(*mask, p);
   const double part = many(likelihood, dtype, kind, true, p);
   if (part == 0) return kernel(with_mask, kind, scale_sum, begin, end);
-  Observed of(*mask, likelihood, dtype, kind, p);
+  std::optional<Observed> made;  // where an example needs it
   by_example(
       *mask, part, rows == 1 ? p.samples : 1, begin, end,
       [&](int64_t first, int64_t last) { kernel(p, kind, scale_sum, first, last); },
       [&](int64_t first, int64_t last) { kernel(with_mask, kind, scale_sum, first, last); },
       [&](int64_t n, int64_t count, int64_t first, int64_t last) {
+        if (!made) made.emplace(*mask, likelihood, dtype, kind, p);
         Params q = p;
-        in_place(of, n, count, first * rows, last * rows, p, kind, scale_sum, q,
+        in_place(*made, n, count, first * rows, last * rows, p, kind, scale_sum, q,
                  [&](double* sums) { kernel(q, kind, sums, first, last); });
       });
 }
@@ -235,17 +236,24 @@ void log_weights(const Mask* mask, LikelihoodKind likelihood, DType dtype, const
   const LogWeightParams with_mask = looked(*mask, p);
   const double part = many(likelihood, dtype, kind, false, p);
   if (part == 0) return kernel(with_mask, kind, begin, end);
-  Observed of(*mask, likelihood, dtype, kind, p);
   const int64_t at_once = has_data_term(likelihood) ? kDataBytes : kRowBytes;
-  const int64_t most = std::clamp<int64_t>(at_once / std::max<int64_t>(1, of.row_bytes()), 1,
+  const int64_t row_bytes = mask->size * size_of(dtype);
+  const int64_t most = std::clamp<int64_t>(at_once / std::max<int64_t>(1, row_bytes), 1,
                                            std::max<int64_t>(1, p.samples));
-  const int64_t room = (most + 1) * of.row_bytes();
-  const Buffer params = buffer(room), scale = buffer(kind == ScaleKind::kFull ? room : 0);
+  const int64_t room = (most + 1) * row_bytes;
+  std::optional<Observed> made;  // where an example needs it, and those
+  Buffer params, scale;
   by_example(
       *mask, part, p.samples, begin, end,
       [&](int64_t first, int64_t last) { kernel(p, kind, first, last); },
       [&](int64_t first, int64_t last) { kernel(with_mask, kind, first, last); },
       [&](int64_t n, int64_t count, int64_t first, int64_t last) {
+        if (!made) {
+          made.emplace(*mask, likelihood, dtype, kind, p);
+          params = buffer(room);
+          if (kind == ScaleKind::kFull) scale = buffer(room);
+        }
+        Observed& of = *made;
         LogWeightParams q = p;
         of.share(n, count, q);
         q.params = params.get();

@@ -68,6 +68,41 @@ struct Keep {
 };
 #endif
 
+// Some whole groups of a mask, bytes that are not 0 where x is known.
+struct GivenMask {
+  static constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+  const uint8_t* seen;
+
+  DVAE_HD GivenMask(const uint8_t* given, int64_t) : seen(given) {}
+};
+#if defined(DVAE_VECTOR_BYTES) && DVAE_VECTOR_BYTES == 32 && defined(__x86_64__)
+// Of which it takes less to make a GroupMask: but in the lightest loops, where what is stored is
+// waited for.
+struct PreparedMask {
+  static constexpr int64_t kMost = 64 * kLanes;
+  alignas(32) uint8_t seen[kMost];  // all ones, or 0
+
+  DVAE_HD PreparedMask(const uint8_t* given, int64_t n) {
+    const __m256i none = _mm256_setzero_si256(), ones = _mm256_set1_epi8(-1);
+    int64_t j = 0;
+#pragma GCC unroll 4
+    for (; j + 32 <= n; j += 32) {
+      const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(given + j));
+      const __m256i missing = _mm256_cmpeq_epi8(v, none);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(seen + j), _mm256_xor_si256(missing, ones));
+    }
+    if (j < n) {
+      const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(given + j));
+      const __m128i missing = _mm_cmpeq_epi8(v, _mm256_castsi256_si128(none));
+      _mm_store_si128(reinterpret_cast<__m128i*>(seen + j),
+                      _mm_xor_si128(missing, _mm256_castsi256_si128(ones)));
+    }
+  }
+};
+#else
+using PreparedMask = GivenMask;
+#endif
+
 // A group's mask, of bytes that are not 0 where x is known, and those of `also` too. By hand: of a
 // loop over bytes and floats GCC 12 takes as many of the ones at once as of the others fit in 16
 // bytes.
@@ -75,20 +110,31 @@ template <class A>
 struct GroupMask {
   alignas(64) bits_t<A> seen[kLanes];
 
-  DVAE_HD explicit GroupMask(const uint8_t* bytes) {
+  DVAE_HD GroupMask(const GivenMask& mask, int64_t at) {
+    const uint8_t* const bytes = mask.seen + at;
 #if defined(DVAE_VECTOR_BYTES) && defined(__x86_64__)
     if constexpr (sizeof(A) == 4) {
 #if DVAE_VECTOR_BYTES == 64
       take(load_16(bytes));
 #else
-      put(0, _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes)));
-      put(8, _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes + 8)));
+      put(0, load_8(bytes));
+      put(8, load_8(bytes + 8));
 #endif
       return;
     }
 #endif
     set(bytes, bytes, kLanes);
   }
+#if defined(DVAE_VECTOR_BYTES) && DVAE_VECTOR_BYTES == 32 && defined(__x86_64__)
+  DVAE_HD GroupMask(const PreparedMask& mask, int64_t at) {
+    const uint8_t* const bytes = mask.seen + at;
+    if constexpr (sizeof(A) == 4) {
+      for (int i = 0; i < 16; i += 8) store(i, _mm256_cvtepi8_epi32(load_8(bytes + i)));
+    } else {
+      set(bytes, bytes, kLanes);
+    }
+  }
+#endif
   DVAE_HD GroupMask(const uint8_t* bytes, const uint8_t* also) {
 #if defined(DVAE_VECTOR_BYTES) && defined(__x86_64__)
     if constexpr (sizeof(A) == 4) {
@@ -121,9 +167,14 @@ struct GroupMask {
 #endif
   }
 #if DVAE_VECTOR_BYTES != 64
-  DVAE_HD void put(int at, __m128i eight) {
-    const __m256i all = _mm256_cmpgt_epi32(_mm256_cvtepu8_epi32(eight), _mm256_setzero_si256());
+  DVAE_HD static __m128i load_8(const uint8_t* p) {
+    return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  }
+  DVAE_HD void store(int at, __m256i all) {
     _mm256_store_si256(reinterpret_cast<__m256i*>(seen + at), all);
+  }
+  DVAE_HD void put(int at, __m128i eight) {
+    store(at, _mm256_cmpgt_epi32(_mm256_cvtepu8_epi32(eight), _mm256_setzero_si256()));
   }
 #endif
 #endif
@@ -178,28 +229,37 @@ DVAE_HD RowView<T> row_view(const DecoderParams& p, int64_t row) {
 // A row's end that is no whole group is taken as the group that ends there, of which those elements
 // are fresh that no other group had, and the rest kept out: one after another they would take
 // longer than all before them. Of double, whose functions are libm's, they would not.
-template <bool kMasked, class T, class H, class F, class G>
+template <bool kMasked, class Bytes = GivenMask, class T, class H, class F, class G>
 DVAE_HD void for_groups(const RowView<T>& v, int64_t begin, int64_t end, int64_t size,
                         const H& take, const F& element, const G& done) noexcept {
   using A = accumulate_t<T>;
   int64_t j = begin;
-  for (; j + kLanes <= end; j += kLanes) {
-    DVAE_ONE_BY_ONE;  // GCC 12 would jam the loops of two groups into one that it can't vectorise
-    take(j, kLanes);
-    if constexpr (kMasked) {
-      const GroupMask<A> mask(v.seen + j);
-      DVAE_SHORT_LOOP for (int i = 0; i < kLanes; ++i) element(j, i, mask.keep(i), true);
-    } else {
-      DVAE_SHORT_LOOP for (int i = 0; i < kLanes; ++i) element(j, i, KeepAll{}, true);
+  if constexpr (kMasked) {
+    while (j + kLanes <= end) {
+      const int64_t first = j, stop = j + min64(Bytes::kMost, (end - j) / kLanes * kLanes);
+      const Bytes bytes(v.seen + first, stop - first);
+      for (; j < stop; j += kLanes) {
+        DVAE_ONE_BY_ONE;
+        take(j, kLanes);
+        const GroupMask<A> mask(bytes, j - first);
+        DVAE_SHORT_LOOP for (int i = 0; i < kLanes; ++i) element(j, i, mask.keep(i), true);
+        done(j, 0, kLanes);
+      }
     }
-    done(j, 0, kLanes);
+  } else {
+    for (; j + kLanes <= end; j += kLanes) {
+      DVAE_ONE_BY_ONE;  // GCC 12 would jam the loops of two groups into one that it can't vectorise
+      take(j, kLanes);
+      DVAE_SHORT_LOOP for (int i = 0; i < kLanes; ++i) element(j, i, KeepAll{}, true);
+      done(j, 0, kLanes);
+    }
   }
   if (j == end) return;
   const int64_t left = end - j;
   if (sizeof(A) == 4 && size >= kLanes) {
     static constexpr uint8_t kFresh[2 * kLanes] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
                                                    1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-    const GroupMask<A> fresh(kFresh + left);
+    const GroupMask<A> fresh(kFresh + left, kFresh + left);
     j = end - kLanes;
     take(j, kLanes);
     const GroupMask<A> mask(kFresh + left, kMasked ? v.seen + j : kFresh + left);
@@ -283,14 +343,17 @@ DVAE_HD void take_in(A& a, A& b, K keep, const F& push) {
   push(a, b, keep);
 }
 
+// Whether row_constant is a sum over what a mask has observed of a scale that rows share.
+template <class L, ScaleKind kScale, bool kMasked>
+constexpr bool kSumsConstants = kMasked && L::kHasLogScale && kScale == ScaleKind::kShared;
+
 // log p(x|z) of one row. kDerivative: also leaves d log p / d logit in out. kMasked: of what was
-// observed; what is made of the rest is left out, whatever it is, and its derivative is 0.
-template <class L, class T, ScaleKind kScale, bool kBias, bool kMasked, bool kDerivative>
+// observed; what is made of the rest is left out, whatever it is, and its derivative is 0; and
+// row_constant is DataTerm's, but that kOfElement has the sum of constants in b.
+template <class L, class T, ScaleKind kScale, bool kBias, bool kMasked, bool kDerivative,
+          bool kOfElement = false>
 DVAE_HD accumulate_t<T> row_density(const DecoderParams& p, const RowView<T>& v, T* out) {
   using A = accumulate_t<T>;
-  // With a mask row_constant is of what was observed: of a scale that rows share in b, of one an
-  // element DataTerm's.
-  constexpr bool kOfElement = kMasked && L::kHasLogScale && kScale == ScaleKind::kShared;
   Lanes<L, A> lanes;
   Operands<T, kScale, kBias> of(v);
   Made<T> made(out);
@@ -313,9 +376,10 @@ DVAE_HD accumulate_t<T> row_density(const DecoderParams& p, const RowView<T>& v,
               }
             });
   };
+  using Bytes = std::conditional_t<kScale == ScaleKind::kShared, GivenMask, PreparedMask>;
   for (int64_t j = 0; j < p.size;) {
     const int64_t stop = min64(p.size, j + between);
-    for_groups<kMasked>(
+    for_groups<kMasked, Bytes>(
         v, j, stop, p.size,
         [&](int64_t at, int64_t n) __attribute__((always_inline)) {
           of.take(at, n);
@@ -337,6 +401,12 @@ DVAE_HD accumulate_t<T> row_density(const DecoderParams& p, const RowView<T>& v,
 template <class L, class T, ScaleKind kScale, bool kMasked>
 struct DataTerm {
   using A = accumulate_t<T>;
+  // The constants of a shared scale are summed here where it is done for many rows at once: for few
+  // a pass costs more than one number more an element.
+  DVAE_HD static bool has_constants(const DecoderParams& p) {
+    return kSumsConstants<L, kScale, kMasked> && p.samples >= 16;
+  }
+
   int64_t n = -1;
   A value = 0;
 
@@ -353,7 +423,8 @@ struct DataTerm {
  private:
   // Whether it is what row_constant is of the elements observed.
   static constexpr bool kCounts = kMasked && L::kHasLogScale && kScale == ScaleKind::kFull;
-  static constexpr bool kWanted = L::kHasDataTerm || kCounts;
+  static constexpr bool kSums = kSumsConstants<L, kScale, kMasked>;
+  static constexpr bool kWanted = L::kHasDataTerm || kCounts || kSums;
   // Where each row has scales of its own, it is made of x alone.
   static constexpr ScaleKind kRead = kScale == ScaleKind::kFull ? ScaleKind::kNone : kScale;
 
@@ -362,21 +433,44 @@ struct DataTerm {
       return static_cast<A>(L::row_constant(count_observed(v.seen, p.size), 0.0));
     }
     double total = 0;
-    Scales<T, kRead> scales(v);
+    if constexpr (L::kHasDataTerm) {
+      Scales<T, kRead> scales(v);
+      total += sum(
+          p, v, [&](int64_t j, int64_t n) __attribute__((always_inline)) { scales.take(j, n); },
+          [&](int64_t j, int64_t i) __attribute__((always_inline)) {
+            return L::template data_term<kScale>(scales.of(j, i), v.x[j + i]);
+          });
+    }
+    if constexpr (kSums) {
+      if (has_constants(p)) total -= constants(p, v);
+    }
+    return static_cast<A>(total);
+  }
+  DVAE_HD static double constants(const DecoderParams& p, const RowView<T>& v) {
+    if (p.scale_stride == 0) {
+      const auto count = static_cast<double>(count_observed(v.seen, p.size));
+      return count == 0 ? 0 : count * static_cast<double>(v.row_constants[0]);
+    }
+    return sum(p, v, Nothing{}, [&](int64_t j, int64_t i) __attribute__((always_inline)) {
+      return v.constants(j)[i];
+    });
+  }
+  // Σ of element(j, i) over what is observed, after take(j, n).
+  template <class F, class G>
+  DVAE_HD static double sum(const DecoderParams& p, const RowView<T>& v, const F& take,
+                            const G& element) {
+    double total = 0;
     for (int64_t j = 0; j < p.size;) {
       const int64_t stop = min64(p.size, j + 16 * kLanes);
       alignas(64) A lanes[kLanes] = {};
       const auto add = [&](int64_t at, int64_t i, auto keep, bool) __attribute__((always_inline)) {
-        lanes[i] = lanes[i] + keep(L::template data_term<kScale>(scales.of(at, i), v.x[at + i]));
+        lanes[i] = lanes[i] + keep(element(at, i));
       };
-      for_groups<kMasked>(
-          v, j, stop, p.size,
-          [&](int64_t at, int64_t n) __attribute__((always_inline)) { scales.take(at, n); }, add,
-          Nothing{});
+      for_groups<kMasked>(v, j, stop, p.size, take, add, Nothing{});
       j = stop;
       total += static_cast<double>(sum_lanes(lanes));
     }
-    return static_cast<A>(total);
+    return total;
   }
 };
 

@@ -1,16 +1,26 @@
 // Log-weights of rows, and their gradient.
 // Part of kernels.inl.
 
-template <class L, class T, ScaleKind kScale, bool kBias, bool kMasked>
-void log_weights_as(const LogWeightParams& p, int64_t begin, int64_t end) {
+template <class L, class T, ScaleKind kScale, bool kBias, bool kMasked, bool kOfElement>
+void log_weights_of_rows(const LogWeightParams& p, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
   DataTerm<L, T, kScale, kMasked> data;
   for (int64_t row = begin; row < end; ++row) {
     const RowView<T> v = row_view<T>(p, row);
-    const A density =
-        row_density<L, T, kScale, kBias, kMasked, false>(p, v, static_cast<T*>(nullptr));
+    const A density = row_density<L, T, kScale, kBias, kMasked, false, kOfElement>(
+        p, v, static_cast<T*>(nullptr));
     *at<A>(p.log_w, row) = ratio_of<T>(p, row) + (density + data.of(p, v, row));
   }
+}
+
+template <class L, class T, ScaleKind kScale, bool kBias, bool kMasked>
+void log_weights_as(const LogWeightParams& p, int64_t begin, int64_t end) {
+  if constexpr (kSumsConstants<L, kScale, kMasked>) {
+    if (!DataTerm<L, T, kScale, kMasked>::has_constants(p)) {
+      return log_weights_of_rows<L, T, kScale, kBias, kMasked, true>(p, begin, end);
+    }
+  }
+  log_weights_of_rows<L, T, kScale, kBias, kMasked, false>(p, begin, end);
 }
 
 template <class L, class T, ScaleKind kScale, bool kBias, bool kMasked>

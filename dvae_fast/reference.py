@@ -743,15 +743,15 @@ def adam_(
             or "burda", which steps by the means from before these gradients and has ε outside the
             correction of the bias: see `dvae_fast.training.optimizers.BurdaAdam`.
     """
+    if rule not in ("adam", "decoupled", "burda"):
+        raise ValueError(f"rule must be adam, decoupled or burda, got {rule}")
     step = int(steps[0]) + 1
     of_means, of_squares = 1 - beta1**step, 1 - beta2**step
-    for count in steps:
-        count.add_(1)
     for parameter, grad, mean, square in zip(parameters, grads, means, squares, strict=True):
         grad = factor * grad
         if rule == "decoupled":
             parameter.mul_(1 - learning_rate * weight_decay)
-        else:
+        elif weight_decay != 0:
             grad = grad + weight_decay * parameter
         if rule == "burda":
             rate = learning_rate * of_squares**0.5 / of_means
@@ -761,3 +761,5 @@ def adam_(
         if rule != "burda":
             root = (square / of_squares).sqrt() + epsilon
             parameter.addcdiv_(mean, root, value=-learning_rate / of_means)
+    for count in steps:
+        count.add_(1)

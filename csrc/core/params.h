@@ -174,9 +174,9 @@ struct OuterParams {
 
 // A step of Adam (Kingma and Ba, arXiv 1412.6980), its t-th; or of Burda's.
 struct AdamParams {
-  double rate;  // over 1 − β₁ᵗ
+  double rate;  // over 1 − β₁ᵗ; of Burda's times √(1 − β₂ᵗ)
   double beta1, beta2;  // of the running means of gradients and of their squares
-  double root_scale;  // 1 / √(1 − β₂ᵗ)
+  double root_scale;  // 1 / √(1 − β₂ᵗ); of Burda's 1
   double epsilon;
   double factor;  // of the gradient
   double decay;  // times the parameter, added to its gradient

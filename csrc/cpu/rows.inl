@@ -76,8 +76,8 @@ struct GivenMask {
   DVAE_HD GivenMask(const uint8_t* given, int64_t) : seen(given) {}
 };
 #if defined(DVAE_VECTOR_BYTES) && DVAE_VECTOR_BYTES == 32 && defined(__x86_64__)
-// Of which it takes less to make a GroupMask: but in the lightest loops, where what is stored is
-// waited for.
+// Of which it takes less to make a GroupMask. Not for the lightest loops, which are done before
+// what is stored here can be read.
 struct PreparedMask {
   static constexpr int64_t kMost = 64 * kLanes;
   alignas(32) uint8_t seen[kMost];  // all ones, or 0
@@ -127,12 +127,8 @@ struct GroupMask {
   }
 #if defined(DVAE_VECTOR_BYTES) && DVAE_VECTOR_BYTES == 32 && defined(__x86_64__)
   DVAE_HD GroupMask(const PreparedMask& mask, int64_t at) {
-    const uint8_t* const bytes = mask.seen + at;
-    if constexpr (sizeof(A) == 4) {
-      for (int i = 0; i < 16; i += 8) store(i, _mm256_cvtepi8_epi32(load_8(bytes + i)));
-    } else {
-      set(bytes, bytes, kLanes);
-    }
+    static_assert(sizeof(A) == 4);
+    for (int i = 0; i < 16; i += 8) store(i, _mm256_cvtepi8_epi32(load_8(mask.seen + at + i)));
   }
 #endif
   DVAE_HD GroupMask(const uint8_t* bytes, const uint8_t* also) {
@@ -376,7 +372,8 @@ DVAE_HD accumulate_t<T> row_density(const DecoderParams& p, const RowView<T>& v,
               }
             });
   };
-  using Bytes = std::conditional_t<kScale == ScaleKind::kShared, GivenMask, PreparedMask>;
+  using Bytes =
+      std::conditional_t<L::kLight && kScale == ScaleKind::kShared, GivenMask, PreparedMask>;
   for (int64_t j = 0; j < p.size;) {
     const int64_t stop = min64(p.size, j + between);
     for_groups<kMasked, Bytes>(

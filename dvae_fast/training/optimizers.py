@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
+from torch.nn import Parameter
 from torch.optim import Adam, AdamW
 
 if TYPE_CHECKING:
@@ -20,11 +21,11 @@ _op: Any = torch.ops.dvae_fast
 def told_of(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> tuple[Any, ...]:
     """What `reference.adam_` is told from ``learning_rate`` on, of one of `FUSED` and a group of
     its parameters."""
-    rule = "burda" if isinstance(optimizer, BurdaAdam) else "adam"
-    if group.get("decoupled_weight_decay", isinstance(optimizer, AdamW)):
-        rule = "decoupled"
-    numbers = (group["lr"], *group["betas"], group["eps"], group["weight_decay"])
-    return *map(float, numbers), rule, float(group.get("examples", 1))
+    numbers = [*map(float, (group["lr"], *group["betas"], group["eps"]))]
+    if isinstance(optimizer, BurdaAdam):
+        return *numbers, 0.0, "burda", float(group["examples"])
+    decoupled = group.get("decoupled_weight_decay", isinstance(optimizer, AdamW))
+    return *numbers, float(group["weight_decay"]), "decoupled" if decoupled else "adam", 1.0
 
 
 class BurdaAdam(torch.optim.Optimizer):
@@ -42,7 +43,8 @@ class BurdaAdam(torch.optim.Optimizer):
     Args:
         params: as for any optimiser of torch.
         lr: a number, or a tensor of no dimensions.
-        examples: of a batch; gradients are taken to be of a mean over so many.
+        examples: of a batch; gradients are taken to be of a mean over so many. Kept in the state
+            dict, like lr.
         on_device: keep t on the parameters' device, as a CUDA graph needs it.
 
     Source: optimizers.py, iwae.py and train.py of github.com/yburda/iwae (arXiv 1509.00519).
@@ -59,14 +61,18 @@ class BurdaAdam(torch.optim.Optimizer):
         on_device: bool = False,
     ) -> None:
         # By "capturable" torch knows on which device to put a "step" that is loaded.
-        defaults = {"lr": lr, "betas": self.BETAS, "eps": self.EPS, "weight_decay": 0.0}
-        super().__init__(params, {**defaults, "examples": examples, "capturable": on_device})
+        defaults = {"lr": lr, "betas": self.BETAS, "eps": self.EPS, "examples": examples}
+        super().__init__(params, {**defaults, "capturable": on_device})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; of the new parameters no step was made yet."""
+        super().add_param_group(param_group)
         # From the start, so that what undoes steps finds them, and a checkpoint always has them.
-        for p in self._parameters():
+        group = self.param_groups[-1]
+        for p in group["params"]:
+            device = p.device if group["capturable"] else "cpu"
             self.state[p] = {
-                "step": torch.zeros(
-                    (), dtype=torch.float32, device=p.device if on_device else "cpu"
-                ),
+                "step": torch.zeros((), dtype=torch.float32, device=device),
                 "exp_avg": torch.zeros_like(p),
                 "exp_avg_sq": torch.ones_like(p),
             }
@@ -83,13 +89,19 @@ class BurdaAdam(torch.optim.Optimizer):
             return corrected(group["lr"], steps[0].double() + 1)
         return [corrected(float(group["lr"]), t.item() + 1) for t in steps]
 
-    def _parameters(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"]]
-
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One step; parameters without a gradient stay, and so do their moments."""
-        assert closure is None
+        """One step; parameters without a gradient stay, and so do their moments.
+
+        Raises:
+            TypeError: for a closure.
+            RuntimeError: for a sparse gradient; nothing is changed then.
+        """
+        if closure is not None:
+            raise TypeError(f"closure must be None, got {closure}")
+        given = [p.grad for group in self.param_groups for p in group["params"]]
+        if any(g is not None and g.layout is not torch.strided for g in given):
+            raise RuntimeError("gradients must be dense for Burda's Adam, got a sparse one")
         for group in self.param_groups:
             moving = [p for p in group["params"] if p.grad is not None]
             if not moving:
@@ -99,7 +111,7 @@ class BurdaAdam(torch.optim.Optimizer):
                 [s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step")
             )
             gradients = [p.grad for p in moving]
-            if not group["capturable"] and _are_plain((*moving, *first, *second), steps):
+            if not group["capturable"] and _are_plain(moving, gradients, first, second, steps):
                 _op.adam_(moving, gradients, first, second, steps, *told_of(self, group))
                 increment_version([*moving, *first, *second, *steps])
                 continue
@@ -116,18 +128,25 @@ class BurdaAdam(torch.optim.Optimizer):
             torch._foreach_add_(steps, 1)
 
 
-#: whose step is a compiled operator's on a CPU, if nothing was derived from them
+#: whose steps `TrainingStep` makes in its operator
 FUSED = (Adam, AdamW, BurdaAdam)
 
 
-def _are_plain(tensors: Iterable[Tensor], steps: list[Tensor]) -> bool:
-    """Whether `adam_` takes them: all on a CPU, and of as many steps."""
-    kinds = (torch.float32, torch.float64)
-    return (
-        all(t.is_cpu and t.dtype == torch.float32 for t in steps)
-        and len({float(t) for t in steps}) == 1
-        and all(t.is_cpu and t.dtype in kinds and t.is_contiguous() for t in tensors)
-    )
+def _are_plain(parameters: list[Tensor], gradients: list[Tensor], *states: list[Tensor]) -> bool:
+    """Whether `adam_` takes them, where `states` are the moments, and the steps last."""
+    if not all(t.is_cpu and t.dtype == torch.float32 for t in states[-1]):
+        return False
+    if len({float(t) for t in states[-1]}) != 1:
+        return False
+    for p, g, *moments in zip(parameters, gradients, *states[:-1], strict=True):
+        if p.dtype not in (torch.float32, torch.float64) or g.dtype != p.dtype:
+            return False
+        for t in (p, *moments):
+            if type(t) not in (Tensor, Parameter) or not t.is_cpu or not t.is_contiguous():
+                return False
+            if t.dtype != p.dtype:
+                return False
+    return all(type(g) is Tensor for g in gradients)
 
 
 def _adam(

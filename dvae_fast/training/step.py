@@ -39,7 +39,7 @@ class TrainingStep:
     goes into the update of its weights while it is in cache, and the parameters' ``grad`` is None
     afterwards.
     Whatever else it finds, hooks, several groups of parameters or ``amsgrad`` among it, those four
-    lines run. The first step is always theirs: it makes the optimizer's state, which stays the
+    lines run. So do they first for torch's: that makes the optimizer's state, which stays the
     optimizer's own, to be saved and loaded as ever.
 
     Args:

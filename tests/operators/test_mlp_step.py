@@ -160,7 +160,78 @@ def test_what_is_not_finite_shows(value: float) -> None:
     assert weight.isnan().any()
 
 
-def test_opcheck() -> None:
+def _adam_case(dtype: torch.dtype, steps: float = 4.0) -> list[list[Tensor]]:
+    """Parameters, gradients, means, squares and steps: of no elements, of one, of many."""
+    g = torch.Generator().manual_seed(3)
+    shapes = [(5, 3), (), (0,), (331, 211), (17,)]
+    of = [[torch.randn(s, generator=g).to(dtype) for s in shapes] for _ in range(4)]
+    of[3] = [t.abs() for t in of[3]]
+    return [*of, [torch.tensor(steps) for _ in shapes]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("adam", ADAMS)
+def test_adam_is_the_reference(adam: str, dtype: torch.dtype) -> None:
+    for steps in (0.0, 4.0, 1e6):
+        args = _adam_case(dtype, steps)
+        args[1][3] = args[1][3].t().contiguous().t()  # a gradient may lie as it likes
+        wanted = [copied(part, torch.float64) for part in args[:4]]
+        wanted.append(copied(args[4]))
+        got = copied(args)
+        torch.ops.dvae_fast.adam_(*got, *ADAMS[adam])
+        reference.adam_(*wanted, *ADAMS[adam])
+        for part, other in zip(got, wanted, strict=True):
+            for a, b in zip(part, other, strict=True):
+                torch.testing.assert_close(a, b.to(a.dtype))
+
+
+@pytest.mark.parametrize("adam", ["adam", "burda"])
+def test_an_infinite_weight_without_a_gradient_stays(adam: str) -> None:
+    case = [[torch.tensor([-math.inf, 2.0])], [torch.zeros(2)], [torch.zeros(2)], [torch.ones(2)],
+            [torch.zeros(())]]  # fmt: skip
+    for run in (torch.ops.dvae_fast.adam_, reference.adam_):
+        got = copied(case)
+        run(*got, *ADAMS[adam])
+        assert torch.equal(got[0][0], case[0][0])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda of: of[1].pop(), "grads must be as many as parameters, 5, got 4"),
+        (lambda of: of[4].pop(), "steps must be as many as parameters, 5, got 4"),
+        (lambda of: of[1].__setitem__(0, torch.zeros(3, 5)), r"grads must have the shape of"),
+        (lambda of: of[1].__setitem__(4, torch.zeros(17).double()), "grads must have dtype Float"),
+        (lambda of: of[2].__setitem__(4, torch.zeros(17, 1)), "means must have the shape of"),
+        (lambda of: of[0].__setitem__(0, _transposed(of[0][0])), "must be contiguous, got shape"),
+        (
+            lambda of: [part.__setitem__(4, torch.ones(17).bfloat16()) for part in of[:4]],
+            "parameters must be float32 or float64, got BFloat16",
+        ),
+        (
+            lambda of: [part.__setitem__(4, torch.ones(17).long()) for part in of[:4]],
+            "parameters must be float32 or float64, got Long",
+        ),
+    ],
+)
+def test_adam_refuses_what_is_wrong_and_changes_nothing(change: Any, says: str) -> None:
+    args = _adam_case(torch.float32)
+    change(args)
+    before = copied(args)
+    with pytest.raises(RuntimeError, match=says):
+        torch.ops.dvae_fast.adam_(*args, *ADAMS["burda"])
+    with pytest.raises(RuntimeError, match="rule must be adam, decoupled or burda, got sgd"):
+        torch.ops.dvae_fast.adam_(*_adam_case(torch.float32), *ADAMS["burda"][:5], "sgd", 1.0)
+    for old, new in zip(before, args, strict=True):
+        assert all(map(torch.equal, old, new))
+
+
+def test_opcheck_of_adam() -> None:
+    torch.library.opcheck(
+        torch.ops.dvae_fast.adam_.default,
+        (*_adam_case(torch.float32), *ADAMS["burda"]),
+        test_utils=("test_schema", "test_faketensor"),
+    )
     args = make(SIZES[0], "masking", "iwae, dreg", "tanh")
     torch.library.opcheck(
         torch.ops.dvae_fast.mlp_step_.default,
@@ -176,9 +247,15 @@ def _transposed(t: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda args, state: state[0].pop(), "as many as the parameters, 12, got 11 and 12"),
-        (lambda args, state: state[1].__setitem__(0, torch.zeros(2)), "as the parameters"),
-        (lambda args, state: state[1].__setitem__(0, state[1][0].double()), "as the parameters"),
+        (lambda args, state: state[0].pop(), "means must be as many as parameters, 12, got 11"),
+        (
+            lambda args, state: state[1].__setitem__(0, torch.zeros(2)),
+            "squares must have the shape of",
+        ),
+        (
+            lambda args, state: state[1].__setitem__(0, state[1][0].double()),
+            "squares must have dtype Float",
+        ),
         (lambda args, state: state[0].__setitem__(0, _transposed(state[0][0])), "contiguous"),
         (lambda args, state: args[8].__setitem__(0, _transposed(args[8][0])), "contiguous"),
         (lambda args, state: state[2].clear(), "steps must be one or more"),

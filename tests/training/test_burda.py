@@ -109,6 +109,26 @@ def test_a_parameter_without_a_gradient_stays() -> None:
     assert [float(optimizer.state[p]["step"]) for p in (moving, still)] == [7, 4]
 
 
+def test_a_group_may_join_and_what_is_wrong_is_refused() -> None:
+    first, late = (torch.ones(3, requires_grad=True) for _ in range(2))
+    optimizer = BurdaAdam([first], 0.1, 5)
+    optimizer.add_param_group({"params": [late], "lr": 0.2})
+    for _ in range(3):
+        for p in (first, late):
+            p.grad = torch.full((3,), 2.0)
+        optimizer.step()
+    torch.testing.assert_close(1 - late, 2 * (1 - first))
+    with pytest.raises(TypeError, match="closure must be None"):
+        optimizer.step(lambda: None)
+    before = first.clone()
+    table = torch.ones(4, 3, requires_grad=True)
+    optimizer.add_param_group({"params": [table]})
+    table.grad = torch.sparse_coo_tensor([[1]], torch.ones(1, 3), (4, 3), check_invariants=True)
+    with pytest.raises(RuntimeError, match="gradients must be dense for Burda's Adam"):
+        optimizer.step()
+    assert torch.equal(first, before)
+
+
 @pytest.mark.parametrize("layout", ["plain", "transposed", "bfloat16"])
 def test_parameters_and_gradients_may_lie_as_they_like(layout: str) -> None:
     """Transposed or of 16 bits torch's operators do what one of ours does otherwise."""

@@ -12,7 +12,7 @@ double adam(const AdamParams& p, const void* grad, const AdamState& state, int64
   const T root_scale = static_cast<T>(p.root_scale), epsilon = static_cast<T>(p.epsilon);
   const T rate = static_cast<T>(p.rate), decay = static_cast<T>(p.decay);
   const T kept = static_cast<T>(p.kept), factor = static_cast<T>(p.factor);
-  const bool behind = p.behind;
+  const bool behind = p.behind, decays = p.decay != 0;  // without it an infinite w stays as it is
   double total = 0;
   for (int64_t first = 0; first < n; first += kSumRows * kBlock) {
     alignas(64) T sum[kBlock] = {};
@@ -20,7 +20,8 @@ double adam(const AdamParams& p, const void* grad, const AdamState& state, int64
       const int64_t count = min64(kBlock, n - i);
 #pragma GCC ivdep
       for (int64_t j = 0; j < count; ++j) {
-        const T d = g[i + j], w = parameter[i + j], e = factor * d + decay * w;
+        const T d = g[i + j], w = parameter[i + j];
+        const T e = factor * d + (decays ? decay * w : T(0));
         sum[j] = sum[j] + d * d;
         const T before_m = mean[i + j], before_v = square[i + j];
         const T m = beta1 * before_m + more1 * e;

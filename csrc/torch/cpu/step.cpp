@@ -66,26 +66,37 @@ cpu::AdamRule rule_of(Name name) {
   return kind_of<cpu::AdamRule>(name, kNames, "rule must be");
 }
 
-// An optimizer's next step of parameters, contiguous all and float32 or float64.
+void check_like(In t, const char* name, In parameter) {
+  check_dtype(t, name, parameter.scalar_type());
+  STD_TORCH_CHECK(shape_of(t) == shape_of(parameter), name, " must have the shape of parameters, ",
+                  shape_of(parameter), ", got ", shape_of(t));
+}
+void check_count(const Tensors& tensors, const char* name, const Tensors& parameters) {
+  STD_TORCH_CHECK(tensors.size() == parameters.size(), name, " must be as many as parameters, ",
+                  parameters.size(), ", got ", tensors.size());
+}
+
+// An optimizer's next step of parameters.
 struct Update {
   AdamParams adam;
   std::vector<AdamState> states;
 
   Update(const Tensors& parameters, const Tensors& means, const Tensors& squares,
          const Tensors& steps, const cpu::AdamOptions& options) {
-    const size_t count = parameters.size();
-    STD_TORCH_CHECK(means.size() == count && squares.size() == count,
-                    "means and squares must be as many as the parameters, ", count, ", got ",
-                    means.size(), " and ", squares.size());
-    for (size_t i = 0; i < count; ++i) {
-      const Tensor* const own[] = {&parameters[i], &means[i], &squares[i]};
-      for (const Tensor* t : own) {
-        STD_TORCH_CHECK(t->scalar_type() == own[0]->scalar_type() &&
-                            t->numel() == own[0]->numel() && t->is_contiguous(),
-                        "means and squares must be as the parameters, and all contiguous");
-      }
+    check_count(means, "means", parameters);
+    check_count(squares, "squares", parameters);
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      const Tensor& p = parameters[i];
+      STD_TORCH_CHECK(p.scalar_type() == ScalarType::Float || p.scalar_type() == ScalarType::Double,
+                      "parameters must be float32 or float64, got ",
+                      torch::headeronly::toString(p.scalar_type()));
+      check_like(means[i], "means", p);
+      check_like(squares[i], "squares", p);
+      STD_TORCH_CHECK(p.is_contiguous() && means[i].is_contiguous() && squares[i].is_contiguous(),
+                      "parameters, means and squares must be contiguous, got shape ", shape_of(p),
+                      " with strides of another order");
       states.push_back(
-          {own[0]->mutable_data_ptr(), own[1]->mutable_data_ptr(), own[2]->mutable_data_ptr()});
+          {p.mutable_data_ptr(), means[i].mutable_data_ptr(), squares[i].mutable_data_ptr()});
     }
     adam = cpu::adam_step(steps_done(steps) + 1, options);
   }
@@ -164,22 +175,21 @@ std::tuple<Tensor, Tensor> mlp_step_inplace(DVAE_PASS_ARGUMENTS, DVAE_ADAM_ARGUM
 void adam_inplace(const Tensors& parameters, const Tensors& grads, DVAE_ADAM_ARGUMENTS) {
   const Update update(parameters, means, squares, steps,
                       {learning_rate, beta1, beta2, epsilon, decay, rule_of(rule), factor});
-  STD_TORCH_CHECK(grads.size() == parameters.size(), "grads must be as many as parameters, ",
-                  parameters.size(), ", got ", grads.size());
+  check_count(grads, "grads", parameters);
+  check_count(steps, "steps", parameters);
   Tensors held;
   for (size_t i = 0; i < grads.size(); ++i) {
-    const Tensor &p = parameters[i], &g = grads[i];
-    STD_TORCH_CHECK(g.scalar_type() == p.scalar_type() && g.numel() == p.numel(),
-                    "grads must be as parameters are, got shape ", shape_of(g));
-    held.push_back(packed(g));
+    check_like(grads[i], "grads", parameters[i]);
+    held.push_back(packed(grads[i]));
   }
   for (size_t i = 0; i < held.size(); ++i) {
     const AdamState& state = update.states[i];
     const void* const grad = held[i].const_data_ptr();
     const DType dtype = dtype_of(held[i], "grads");
-    torch::stable::parallel_for(0, held[i].numel(), kElementsOfThread, [&](int64_t begin, int64_t end) {
-      cpu::update(update.adam, dtype, state, grad, begin, end);
-    });
+    torch::stable::parallel_for(0, held[i].numel(), kElementsOfThread,
+                                [&](int64_t begin, int64_t end) {
+                                  cpu::update(update.adam, dtype, state, grad, begin, end);
+                                });
   }
   for (const Tensor& t : steps) *static_cast<float*>(t.mutable_data_ptr()) += 1;
 }

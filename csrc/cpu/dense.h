@@ -207,8 +207,8 @@ DVAE_HD void multiply_panels(const A* in, const A* panels, int64_t rows, int64_t
 // read past a row of right's by less than a panel.
 template <int kCount, int kVectors, class A>
 DVAE_HD void add_outer_panel(const A* left, int64_t left_stride, const A* right,
-                             int64_t right_stride, int64_t rows, int64_t columns, bool first,
-                             A* to) {
+                             int64_t right_stride, int64_t rows, int64_t columns, bool first, A* to,
+                             int64_t to_stride) {
   using Vector = typename DenseVector<A>::type;
   constexpr int64_t kWidth = kPanel<A> / 2;
   const bool whole = columns == kVectors * kWidth;
@@ -217,7 +217,7 @@ DVAE_HD void add_outer_panel(const A* left, int64_t left_stride, const A* right,
     DVAE_UNROLL
     for (int o = 0; o < kCount; ++o) {
       A part[kVectors * kWidth] = {};
-      const A* from = to + o * right_stride;
+      const A* from = to + o * to_stride;
       if (!whole) {
         for (int64_t c = 0; c < columns; ++c) part[c] = from[c];
         from = part;
@@ -242,32 +242,83 @@ DVAE_HD void add_outer_panel(const A* left, int64_t left_stride, const A* right,
   DVAE_UNROLL
   for (int o = 0; o < kCount; ++o) {
     A part[kVectors * kWidth];
-    A* const out = whole ? to + o * right_stride : part;
+    A* const out = whole ? to + o * to_stride : part;
     DVAE_UNROLL
     for (int v = 0; v < kVectors; ++v) write_vector(out + v * kWidth, sum[o][v]);
     if (!whole) {
-      for (int64_t c = 0; c < columns; ++c) to[o * right_stride + c] = part[c];
+      for (int64_t c = 0; c < columns; ++c) to[o * to_stride + c] = part[c];
     }
   }
 }
+
+// f(i, columns, vectors) for the panels of `inputs`, the registers that hold any of one's columns a
+// constant.
+template <class A, class F>
+DVAE_HD void for_panels(int64_t inputs, const F& f) {
+  for (int64_t i = 0; i < inputs; i += kPanel<A>) {
+    const int64_t columns = inputs - i < kPanel<A> ? inputs - i : kPanel<A>;
+    if (columns <= kPanel<A> / 2) {
+      f(i, columns, std::integral_constant<int, 1>());
+    } else {
+      f(i, columns, std::integral_constant<int, 2>());
+    }
+  }
+}
+
+// kDepth rows of left's next `outputs` columns, group by group, and of one of right's panels, each
+// lying together: rows far apart are a page each, of which a processor remembers fewer, and fall to
+// few places of the first-level cache.
+template <class A>
+struct Gathered {
+  static constexpr int64_t kDepth = 128, kOutputs = 64 / static_cast<int64_t>(sizeof(A)) * kRows;
+  static constexpr int64_t kFar = 2048 / static_cast<int64_t>(sizeof(A));
+  alignas(64) A left[kOutputs * kDepth];
+  alignas(64) A right[kPanel<A> * kDepth];
+
+  DVAE_HD void add(const A* from, int64_t stride, const A* panels, int64_t rows, int64_t outputs,
+                   int64_t inputs, bool first, A* to) {
+    for_row_groups<A>(outputs, [&](int64_t o, auto count) __attribute__((always_inline)) {
+      A* into = left + o * rows;
+      for (int64_t r = 0; r < rows; ++r, into += count()) {
+        __builtin_memcpy(into, from + r * stride + o, sizeof(A) * count());
+      }
+    });
+    for_panels<A>(inputs, [&](int64_t i, int64_t columns, auto vectors) {
+      for (int64_t r = 0; r < rows; ++r) {
+        __builtin_memcpy(right + r * kPanel<A>, panels + r * inputs + i, sizeof(A) * kPanel<A>);
+      }
+      for_row_groups<A>(outputs, [&](int64_t o, auto count) __attribute__((always_inline)) {
+        add_outer_panel<count(), vectors()>(left + o * rows, count(), right, kPanel<A>, rows,
+                                            columns, first, to + o * inputs + i, inputs);
+      });
+    });
+  }
+};
 
 // to (outputs, inputs) += leftᵀ right, left (rows, outputs of a stride), right (rows, inputs): a
 // layer's gradient. A panel of right's stays in the first-level cache.
 template <class A>
 DVAE_HD void add_outer_panels(const A* left, int64_t stride, const A* right, int64_t rows,
                               int64_t outputs, int64_t inputs, bool first, A* to) {
-  for (int64_t i = 0; i < inputs; i += kPanel<A>) {
-    const int64_t columns = inputs - i < kPanel<A> ? inputs - i : kPanel<A>;
-    const bool half = columns <= kPanel<A> / 2;
-    for_row_groups<A>(outputs, [&](int64_t o, auto count) __attribute__((always_inline)) {
-      A* const at = to + o * inputs + i;
-      if (half) {
-        add_outer_panel<count(), 1>(left + o, stride, right + i, inputs, rows, columns, first, at);
-      } else {
-        add_outer_panel<count(), 2>(left + o, stride, right + i, inputs, rows, columns, first, at);
+  using Near = Gathered<A>;
+  if (stride >= Near::kFar || inputs >= Near::kFar) {
+    Near near;
+    for (int64_t r = 0; r < rows; r += Near::kDepth) {
+      const int64_t depth = rows - r < Near::kDepth ? rows - r : Near::kDepth;
+      for (int64_t o = 0; o < outputs; o += Near::kOutputs) {
+        const int64_t count = outputs - o < Near::kOutputs ? outputs - o : Near::kOutputs;
+        near.add(left + r * stride + o, stride, right + r * inputs, depth, count, inputs,
+                 first && r == 0, to + o * inputs);
       }
-    });
+    }
+    return;
   }
+  for_panels<A>(inputs, [&](int64_t i, int64_t columns, auto vectors) {
+    for_row_groups<A>(outputs, [&](int64_t o, auto count) __attribute__((always_inline)) {
+      add_outer_panel<count(), vectors()>(left + o, stride, right + i, inputs, rows, columns, first,
+                                          to + o * inputs + i, inputs);
+    });
+  });
 }
 
 DVAE_END_CORE

@@ -27,9 +27,10 @@ std::mutex kept_mutex;
 Buffer kept;
 int64_t kept_size = 0;
 
-// Outputs of a layer whose weights' gradients are made, and used, while they are in cache: 64 KB.
+// Outputs of a layer whose weights' gradients are made, and used, while they are in cache: 64 KB,
+// or as many as a kernel takes at once.
 int64_t outputs_of_block(int64_t inputs, int64_t outputs) {
-  return even_share(outputs, std::max<int64_t>(1, kOfBlock / inputs));
+  return even_share(outputs, std::max<int64_t>(12, kOfBlock / inputs));
 }
 
 AdamState from_byte(const AdamState& whole, int64_t first) {

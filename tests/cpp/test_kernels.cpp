@@ -219,6 +219,54 @@ TEST_P(KernelTest, DenseLayers) {
   }
 }
 
+// leftᵀ right of rows near one another and far apart, of fewer and of more than are gathered at
+// once; `right` may be read past its end by less than a panel.
+template <class T>
+void expect_outer(const Kernels& kernels, int dtype) {
+  const int64_t kOutputs[] = {1, 5, 13, 203, 517}, kInputs[] = {1, 31, 33, 519, 1041};
+  for (const int64_t rows : {1, 7, 128, 131, 260}) {
+    for (const int64_t outputs : kOutputs) {
+      for (const int64_t inputs : kInputs) {
+        if (rows > 7 && outputs * inputs > 203 * 519) continue;  // takes long
+        const int64_t stride = outputs + 3;
+        std::vector<T> left(static_cast<size_t>(rows * stride)),
+            right(static_cast<size_t>(rows * inputs + kernels.panel[dtype] - 1)),
+            to(static_cast<size_t>(outputs * inputs));
+        for (size_t i = 0; i < left.size(); ++i) left[i] = static_cast<T>(i % 7) - T(3);
+        for (size_t i = 0; i < right.size(); ++i) right[i] = static_cast<T>(i % 11) - T(5);
+        for (const bool first : {true, false}) {
+          // Whole numbers, of which sums are exact.
+          std::fill(to.begin(), to.end(), first ? static_cast<T>(NAN) : T(2));
+          kernels.add_outer[dtype](
+              {left.data(), right.data(), to.data(), rows, outputs, inputs, stride, first});
+          for (int64_t o = 0; o < outputs; o += 1 + o / 9) {
+            for (int64_t i = 0; i < inputs; i += 1 + i / 9) {
+              T expected = first ? T(0) : T(2);
+              for (int64_t r = 0; r < rows; ++r) {
+                expected += left[static_cast<size_t>(r * stride + o)] *
+                            right[static_cast<size_t>(r * inputs + i)];
+              }
+              ASSERT_EQ(to[static_cast<size_t>(o * inputs + i)], expected)
+                  << rows << ' ' << outputs << ' ' << inputs << ' ' << o << ' ' << i;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(KernelTest, OuterProducts) {
+  const int dtype = GetParam().dtype;
+  if (dtype == static_cast<int>(DType::kFloat32)) {
+    expect_outer<float>(kernels(), dtype);
+  } else if (dtype == static_cast<int>(DType::kFloat64)) {
+    expect_outer<double>(kernels(), dtype);
+  } else {
+    EXPECT_EQ(kernels().add_outer[dtype], nullptr);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Levels, KernelTest, testing::ValuesIn(levels()), level_name);
 
 // --- limits -----------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ constexpr int64_t kSumRows = 64;  // terms of one kind that a single float takes
 #include "ops/corrupt.inl"
 #include "ops/latent.inl"
 #include "sixteen.inl"
+#include "masks.inl"
 #include "rows.inl"
 #include "ops/log_weights.inl"
 #include "ops/iwae.inl"

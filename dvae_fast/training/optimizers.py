@@ -90,15 +90,22 @@ class BurdaAdam(torch.optim.Optimizer):
         return [corrected(float(group["lr"]), t.item() + 1) for t in steps]
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; parameters without a gradient stay, and so do their moments.
 
+        Args:
+            closure: makes the gradients anew and returns the loss, as for torch's own.
+
+        Returns:
+            What the closure does, or None.
+
         Raises:
-            TypeError: for a closure.
             RuntimeError: for a sparse gradient; nothing is changed then.
         """
+        loss = None
         if closure is not None:
-            raise TypeError(f"closure must be None, got {closure}")
+            with torch.enable_grad():
+                loss = closure()
         given = [p.grad for group in self.param_groups for p in group["params"]]
         if any(g is not None and g.layout is not torch.strided for g in given):
             raise RuntimeError("gradients must be dense for Burda's Adam, got a sparse one")
@@ -126,6 +133,7 @@ class BurdaAdam(torch.optim.Optimizer):
             torch._foreach_mul_(second, beta_2)
             torch._foreach_addcmul_(second, of_sum, of_sum, 1 - beta_2)
             torch._foreach_add_(steps, 1)
+        return loss
 
 
 #: whose steps `TrainingStep` makes in its operator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -118,8 +119,22 @@ def test_a_group_may_join_and_what_is_wrong_is_refused() -> None:
             p.grad = torch.full((3,), 2.0)
         optimizer.step()
     torch.testing.assert_close(1 - late, 2 * (1 - first))
-    with pytest.raises(TypeError, match="closure must be None"):
-        optimizer.step(lambda: None)
+    twins = [p.detach().clone().requires_grad_() for p in (first, late)]
+    other = BurdaAdam([{"params": twins[:1], "lr": 0.1}, {"params": twins[1:], "lr": 0.2}], 0.1, 5)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = (first * late).sum()
+        loss.backward()
+        return loss.detach()
+
+    (twins[0] * twins[1]).sum().backward()
+    expected = (twins[0] * twins[1]).sum().detach()
+    assert torch.equal(optimizer.step(closure), expected)
+    assert other.step() is None
+    assert torch.equal(first, twins[0])
+    assert torch.equal(late, twins[1])
     before = first.clone()
     table = torch.ones(4, 3, requires_grad=True)
     optimizer.add_param_group({"params": [table]})

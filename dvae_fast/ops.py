@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from dvae_fast import reference
 from dvae_fast._dtypes import accumulation_dtype
+from dvae_fast._vector_math import make_first_calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -387,6 +388,8 @@ def _load() -> str | None:
         return str(error)
     return None
 
+
+make_first_calls()
 
 #: why the compiled library could not be loaded, or None
 LIBRARY_ERROR: str | None = _load()

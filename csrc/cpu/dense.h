@@ -21,6 +21,10 @@ DVAE_BEGIN_CORE
 // Rows at once: with two registers of sums each, nearly all that there are.
 constexpr int kRows = DVAE_DENSE_BYTES == 64 ? 12 : 6;
 
+// Lines of cache, in bytes, that are asked for ahead every so many rounds of a loop, where what is
+// gone through is too large for a second-level cache: of weights from so many bytes on.
+constexpr int64_t kLine = 64, kAhead = 16, kMuch = 1 << 20;
+
 template <class A>
 struct DenseVector {
   typedef A type __attribute__((vector_size(DVAE_DENSE_BYTES)));
@@ -116,10 +120,10 @@ DVAE_HD void pack_transposed(const A* weight, int64_t stride, int64_t inputs, in
 }
 
 // kCount rows of one panel, of which `columns` are stored, `stride` apart; kVectors: registers of a
-// panel that hold any of them.
+// panel that hold any of them. At every kAhead-th input the next `lines` of `ahead` are asked for.
 template <int kCount, int kVectors, class A>
 DVAE_HD void multiply_panel(const A* in, const A* panel, int64_t inputs, int64_t columns, A* out,
-                            int64_t stride) {
+                            int64_t stride, const char* ahead, int64_t lines) {
   using Vector = typename DenseVector<A>::type;
   constexpr int64_t kWidth = kPanel<A> / 2;
   Vector sum[kCount][kVectors];
@@ -128,18 +132,26 @@ DVAE_HD void multiply_panel(const A* in, const A* panel, int64_t inputs, int64_t
     DVAE_UNROLL
     for (int v = 0; v < kVectors; ++v) sum[r][v] = read_vector<Vector>(panel + v * kWidth);
   }
-  for (int64_t i = 0; i < inputs; ++i) {
-    panel += kPanel<A>;
-    Vector w[kVectors];
-    DVAE_UNROLL
-    for (int v = 0; v < kVectors; ++v) w[v] = read_vector<Vector>(panel + v * kWidth);
-    DVAE_UNROLL
-    for (int r = 0; r < kCount; ++r) {
-      const A factor = in[r * inputs + i];
+  const auto add = [&](int64_t i, int64_t stop) __attribute__((always_inline)) {
+    for (; i < stop; ++i) {
+      panel += kPanel<A>;
+      Vector w[kVectors];
       DVAE_UNROLL
-      for (int v = 0; v < kVectors; ++v) sum[r][v] += w[v] * factor;
+      for (int v = 0; v < kVectors; ++v) w[v] = read_vector<Vector>(panel + v * kWidth);
+      DVAE_UNROLL
+      for (int r = 0; r < kCount; ++r) {
+        const A factor = in[r * inputs + i];
+        DVAE_UNROLL
+        for (int v = 0; v < kVectors; ++v) sum[r][v] += w[v] * factor;
+      }
     }
+  };
+  int64_t i = 0;
+  for (; lines > 0 && i + kAhead <= inputs; i += kAhead) {
+    for (int64_t n = 0; n < lines; ++n, ahead += kLine) __builtin_prefetch(ahead, 0, 2);
+    add(i, i + kAhead);
   }
+  add(i, inputs);
   DVAE_UNROLL
   for (int r = 0; r < kCount; ++r) {
     // A whole panel in place: the sums must not need an address.
@@ -182,33 +194,42 @@ DVAE_HD void for_row_groups(int64_t rows, const F& f) {
   }
 }
 
-// in (rows, inputs) → out (rows, outputs). A panel stays in the first-level cache for all rows.
+// in (rows, inputs) → out (rows, outputs). A panel stays in the first-level cache for all rows, and
+// of large weights the next one is asked for meanwhile, shared out among the rows' groups.
 template <class A>
 DVAE_HD void multiply_panels(const A* in, const A* panels, int64_t rows, int64_t inputs,
                              int64_t outputs, A* out) {
+  constexpr int64_t kBytes = kPanel<A> * static_cast<int64_t>(sizeof(A));
+  const int64_t groups = (rows + kRows - 1) / kRows;
+  const bool asks = inputs * outputs * static_cast<int64_t>(sizeof(A)) >= kMuch;
+  const int64_t lines = asks ? (kAhead * kBytes / kLine + groups - 1) / groups : 0;
   for (int64_t first = 0; first < outputs; first += kPanel<A>) {
     const int64_t columns = outputs - first < kPanel<A> ? outputs - first : kPanel<A>;
     const bool half = columns <= kPanel<A> / 2;
+    const A* const next = panels + (inputs + 1) * kPanel<A>;
+    const char* ahead = reinterpret_cast<const char*>(next);
     for_row_groups<A>(rows, [&](int64_t r, auto count) __attribute__((always_inline)) {
       const A* const from = in + r * inputs;
       A* const to = out + r * outputs + first;
       if (half) {
-        multiply_panel<count(), 1>(from, panels, inputs, columns, to, outputs);
+        multiply_panel<count(), 1>(from, panels, inputs, columns, to, outputs, ahead, 0);
       } else {
-        multiply_panel<count(), 2>(from, panels, inputs, columns, to, outputs);
+        multiply_panel<count(), 2>(from, panels, inputs, columns, to, outputs, ahead, lines);
       }
+      ahead += inputs / kAhead * lines * kLine;
     });
-    panels += (inputs + 1) * kPanel<A>;
+    panels = next;
   }
 }
 
 // to (left's columns, right's columns) += leftᵀ right, or = where it is the first of several:
 // kCount of left's columns, and kVectors registers of right's, of which `columns` are stored. May
-// read past a row of right's by less than a panel.
+// read past a row of right's by less than a panel. `ahead`, of to's stride, is asked for meanwhile;
+// or null.
 template <int kCount, int kVectors, class A>
 DVAE_HD void add_outer_panel(const A* left, int64_t left_stride, const A* right,
                              int64_t right_stride, int64_t rows, int64_t columns, bool first, A* to,
-                             int64_t to_stride) {
+                             int64_t to_stride, const A* ahead) {
   using Vector = typename DenseVector<A>::type;
   constexpr int64_t kWidth = kPanel<A> / 2;
   const bool whole = columns == kVectors * kWidth;
@@ -226,19 +247,30 @@ DVAE_HD void add_outer_panel(const A* left, int64_t left_stride, const A* right,
       for (int v = 0; v < kVectors; ++v) sum[o][v] = read_vector<Vector>(from + v * kWidth);
     }
   }
-  for (int64_t r = 0; r < rows; ++r) {
-    Vector w[kVectors];
-    DVAE_UNROLL
-    for (int v = 0; v < kVectors; ++v) w[v] = read_vector<Vector>(right + v * kWidth);
-    DVAE_UNROLL
-    for (int o = 0; o < kCount; ++o) {
-      const A factor = left[o];
+  const auto add = [&](int64_t count) __attribute__((always_inline)) {
+    for (int64_t r = 0; r < count; ++r) {
+      Vector w[kVectors];
       DVAE_UNROLL
-      for (int v = 0; v < kVectors; ++v) sum[o][v] += w[v] * factor;
+      for (int v = 0; v < kVectors; ++v) w[v] = read_vector<Vector>(right + v * kWidth);
+      DVAE_UNROLL
+      for (int o = 0; o < kCount; ++o) {
+        const A factor = left[o];
+        DVAE_UNROLL
+        for (int v = 0; v < kVectors; ++v) sum[o][v] += w[v] * factor;
+      }
+      left += left_stride;
+      right += right_stride;
     }
-    left += left_stride;
-    right += right_stride;
+  };
+  const int64_t times = ahead == nullptr ? 0 : rows / kAhead;
+  for (int64_t time = 0, o = 0; time < times; ++time) {
+    for (; o * times < kCount * (time + 1); ++o) {
+      __builtin_prefetch(ahead + o * to_stride, 1, 2);
+      __builtin_prefetch(ahead + o * to_stride + kWidth, 1, 2);
+    }
+    add(kAhead);
   }
+  add(rows - times * kAhead);
   DVAE_UNROLL
   for (int o = 0; o < kCount; ++o) {
     A part[kVectors * kWidth];
@@ -289,7 +321,8 @@ struct Gathered {
       }
       for_row_groups<A>(outputs, [&](int64_t o, auto count) __attribute__((always_inline)) {
         add_outer_panel<count(), vectors()>(left + o * rows, count(), right, kPanel<A>, rows,
-                                            columns, first, to + o * inputs + i, inputs);
+                                            columns, first, to + o * inputs + i, inputs,
+                                            first ? nullptr : to + o * inputs + i + kPanel<A>);
       });
     });
   }
@@ -313,10 +346,11 @@ DVAE_HD void add_outer_panels(const A* left, int64_t stride, const A* right, int
     }
     return;
   }
+  const A* const none = nullptr;
   for_panels<A>(inputs, [&](int64_t i, int64_t columns, auto vectors) {
     for_row_groups<A>(outputs, [&](int64_t o, auto count) __attribute__((always_inline)) {
       add_outer_panel<count(), vectors()>(left + o, stride, right + i, inputs, rows, columns, first,
-                                          to + o * inputs + i, inputs);
+                                          to + o * inputs + i, inputs, none);
     });
   });
 }

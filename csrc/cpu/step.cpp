@@ -10,9 +10,10 @@ namespace dvae::cpu {
 namespace {
 
 // Examples encoded at a time, and rows decoded: enough to be worth reading the weights, and few
-// enough for their outputs and gradients to lie in a second-level cache.
+// enough for their outputs and gradients to lie in a second-level cache, or of wide data not far
+// out of it.
 constexpr int64_t kTile = 128, kPartRows = 128, kBf16PartRows = 256;
-constexpr int64_t kPartBytes = 1 << 20;
+constexpr int64_t kPartBytes = 4 << 20;
 
 // Multiply-adds that are worth a thread.
 constexpr int64_t kWorth = 65536;
@@ -20,17 +21,17 @@ constexpr int64_t kWorth = 65536;
 // Elements of a gradient that are added up, and used, while they are in the first-level cache.
 constexpr int64_t kAtOnce = 2048, kOfBlock = 16384;
 
-// Memory that the last call left, for the next: some MB, which from the system would come page by
-// page at every step. Not that of many samples of many dimensions, of which a step is long.
-constexpr int64_t kKept = 64 << 20;
+// Memory that the last call left, for the next: from the system it would come page by page at every
+// step. Not that of very large layers, of which a step is long.
+constexpr int64_t kKept = 256 << 20;
 std::mutex kept_mutex;
 Buffer kept;
 int64_t kept_size = 0;
 
 // Outputs of a layer whose weights' gradients are made, and used, while they are in cache: 64 KB,
-// or as many as a kernel takes at once.
+// or as many as make it worth to go through the inputs once more.
 int64_t outputs_of_block(int64_t inputs, int64_t outputs) {
-  return even_share(outputs, std::max<int64_t>(12, kOfBlock / inputs));
+  return even_share(outputs, std::max<int64_t>(48, kOfBlock / inputs));
 }
 
 AdamState from_byte(const AdamState& whole, int64_t first) {

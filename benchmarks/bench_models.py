@@ -36,16 +36,19 @@ class TrainingCase(Case):
 
     patience = 2.0
 
-    def __init__(self, k: int, b: int = B, d: int = D, z: int = Z, m: int = 1) -> None:
+    def __init__(
+        self, k: int, b: int = B, d: int = D, z: int = Z, m: int = 1, h: int = HIDDEN[0]
+    ) -> None:
         copies = f" M={m}" if m > 1 else ""
-        self.group = f"training step, {d}-200-200-{z}-200-200-{d}, B={b} K={k}{copies}"
-        self.model, self.x = cases.make_model(k, d, z, copies=m), make_data(b, d)
-        self.elements, self.sizes = m * b * k * d, (m, k, z)
-        encoder = d * 200 + 200 * 200 + 200 * 2 * z
-        decoder = z * 200 + 200 * 200 + 200 * d
+        self.group = f"training step, {d}-{h}-{h}-{z}-{h}-{h}-{d}, B={b} K={k}{copies}"
+        self.hidden = (h, h)
+        self.model = cases.make_model(k, d, z, copies=m, hidden=self.hidden)
+        self.x, self.elements, self.sizes = make_data(b, d), m * b * k * d, (m, k, z)
+        encoder = d * h + h * h + h * 2 * z
+        decoder = z * h + h * h + h * d
         # Twice forward's again for both gradients; the first layer needs none for its input.
-        self.flops = 2 * m * b * (3 * (encoder + k * decoder) - d * 200)
-        self.plain = make_rival(self.model)
+        self.flops = 2 * m * b * (3 * (encoder + k * decoder) - d * h)
+        self.plain = make_rival(self.model, self.hidden)
 
     def ways(self, rival: str) -> Calls:
         if rival in ESTIMATORS:  # of the encoder's gradient, where ours is the standard one
@@ -74,7 +77,7 @@ class TrainingCase(Case):
         forms = [*rivals.candidates(rivals.DENSITIES, rival).items()]
         for name, density in forms[:1] if compiled else forms:  # each half a minute to compile
             for sample, formula in samples.items():
-                plain = make_rival(self.model)
+                plain = make_rival(self.model, self.hidden)
                 plain.density, plain.reparameterise = density, formula
                 loss = rivals.compiled(plain.loss, rival) if compiled else plain.loss
                 steps[", ".join(filter(None, (name, sample)))] = Step(plain, self.x, loss)
@@ -123,6 +126,35 @@ class TrainingCase(Case):
         model = built.call.model
         expected = self.check(rival, None, model if isinstance(model, rivals.DIWAE) else None)
         assert abs(built.call.loss(self.x).item() / expected - 1) < 0.05, rival
+
+
+class EpochCase(TrainingCase):
+    """An epoch over as many images as MNIST trains on, K = 1, on one core: each batch is fetched in
+    a new order and binarised anew, for all alike."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.images = torch.rand(50_000, D)
+        times = len(self.images) // len(self.x)
+        self.group = f"epoch of {len(self.images)} images, K=1, one core"
+        self.elements, self.flops = times * self.elements, times * self.flops
+
+    def build(self, rival: str) -> Rival:
+        built = super().build(rival)
+        built.threads = 1
+        return built
+
+    def ways(self, rival: str) -> Calls:
+        return {name: partial(self.epoch, step) for name, step in super().ways(rival).items()}
+
+    def epoch(self, step: Call) -> None:
+        for rows in torch.randperm(len(self.images)).split(len(self.x)):
+            self.x.copy_(torch.bernoulli(self.images[rows]))
+            step()
+
+    def verify(self, rival: str, built: Rival) -> None:
+        """By a step of it."""
+        super().verify(rival, Rival(built.call.args[0]))
 
 
 def gradient(model: nn.Module, loss: Tensor) -> Tensor:
@@ -348,6 +380,7 @@ class PyroCase(Case):
 
 MODELS: dict[str, Callable[[], Case]] = {
     **{f"training {k}": partial(TrainingCase, k) for k in (50, 5, 1)},
+    "epoch": EpochCase,
     "evaluation": EvaluationCase,
     "pythae": PythaeCase,
     **{f"pyro {k}": partial(PyroCase, k) for k in (50, 1)},
@@ -357,6 +390,7 @@ STEPS = ("ours", "ours, TrainingStep", "products", "eager", "compile", *HALF)
 RIVALS = {
     **{f"training {k}": STEPS + ESTIMATORS * (k > 1) for k in (50, 1)},
     "training 5": (*STEPS, "ours + torch.compile", *ESTIMATORS),
+    "epoch": ("ours, TrainingStep", "products", "eager", "compile"),
     "evaluation": ("ours", "products", "eager", "compile", *(h for h in HALF if "prod" not in h)),
     "pythae": ("ours", "pythae"),
     **{f"pyro {k}": ("ours", "pyro") for k in (50, 1)},

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -136,14 +136,21 @@ def decoder_output(
     return logits.to(dtype), make_data(b, d).to(dtype), log_ratio.to(accumulation_dtype(dtype))
 
 
-def make_model(k: int, d: int = D, z: int = Z, kind: Any = DIWAE, **options: Any) -> Any:
+def make_model(
+    k: int,
+    d: int = D,
+    z: int = Z,
+    kind: Any = DIWAE,
+    hidden: Sequence[int] = HIDDEN,
+    **options: Any,
+) -> Any:
     """The package's own, with its default activation, softplus."""
-    return kind(d, z, HIDDEN, corruption=SaltAndPepper(RATE, SALT), samples=k, **options)
+    return kind(d, z, hidden, corruption=SaltAndPepper(RATE, SALT), samples=k, **options)
 
 
-def make_rival(model: DIWAE) -> rivals.DIWAE:
+def make_rival(model: DIWAE, hidden: Sequence[int] = HIDDEN) -> rivals.DIWAE:
     """The same network in plain PyTorch, with the same parameters in the same order."""
-    sizes = (model.data_size, *HIDDEN, model.latent_size)
+    sizes = (model.data_size, *hidden, model.latent_size)
     rival = rivals.DIWAE(sizes, model.samples, RATE, SALT, model.copies)
     theirs = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
     nn.utils.vector_to_parameters(theirs, rival.parameters())

@@ -56,9 +56,11 @@ class Series(NamedTuple):
     points: tuple[Point, ...]
 
     def slope(self, last: int = 0) -> float:
-        """Of log time over log size, 1 where they are proportional; of all sizes or the last."""
+        """Of log time over log size, or over log operations where those are counted; of all sizes
+        or the last. 1 where they are proportional."""
         points = self.points[-last:]
-        return slope([p.value for p in points], [p.figure.median for p in points])
+        sizes = [p.work if self.unit == "kFLOP" else p.value for p in points]
+        return slope(sizes, [p.figure.median for p in points])
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:

@@ -44,8 +44,8 @@ VALUES = {
 
 
 class Operator(NamedTuple):
-    """`make(**sizes)` is its case; an axis varies one of the `base` sizes, up to `most` elements;
-    `large` are the sizes of the axes threads and dtype, where calls should be long.
+    """`make(**sizes)` is its case; an axis varies one of the `base` sizes, their product at
+    most `most`; `large` are the sizes of the axes threads and dtype, where calls should be long.
     """
 
     make: Callable[..., Case]

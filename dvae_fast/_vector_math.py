@@ -1,4 +1,4 @@
-"""The first call of each of MKL's vector functions, made where no other thread is about.
+"""The first call of each of MKL's vector functions, made by one thread.
 
 MKL finds the code of such a function for this processor at the function's first call. Where
 several threads make that call at once, one of them can get code of low precision for it, wrong by

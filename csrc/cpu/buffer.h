@@ -21,13 +21,16 @@ using Buffer = std::unique_ptr<void, Free>;
 // Aligned for vectors, uninitialised; where it is large, of huge pages if the system has them, for
 // which it asks the system 512 times less, and a processor's table of pages reaches further.
 inline Buffer buffer(int64_t bytes) {
-  constexpr int64_t kHuge = 2 << 20;
-  const int64_t unit = bytes >= 2 * kHuge ? kHuge : 64;
-  const auto whole = static_cast<size_t>(bytes > 0 ? (bytes + unit - 1) / unit * unit : unit);
-  void* p = std::aligned_alloc(static_cast<size_t>(unit), whole);
+  const auto whole = static_cast<size_t>(bytes > 0 ? (bytes + 63) / 64 * 64 : 64);
+  void* p = std::aligned_alloc(64, whole);
   if (p == nullptr) throw std::bad_alloc();
 #if defined(__linux__)
-  if (unit == kHuge) madvise(p, whole, MADV_HUGEPAGE);
+  constexpr size_t kHuge = 2 << 20;
+  if (whole >= 2 * kHuge) {
+    // From the first such page on: memory aligned to it would leave holes in the heap.
+    const size_t before = -reinterpret_cast<uintptr_t>(p) % kHuge;
+    madvise(static_cast<char*>(p) + before, (whole - before) / kHuge * kHuge, MADV_HUGEPAGE);
+  }
 #endif
   return Buffer(p);
 }

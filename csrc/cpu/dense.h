@@ -201,13 +201,14 @@ DVAE_HD void multiply_panels(const A* in, const A* panels, int64_t rows, int64_t
                              int64_t outputs, A* out) {
   constexpr int64_t kBytes = kPanel<A> * static_cast<int64_t>(sizeof(A));
   const int64_t groups = (rows + kRows - 1) / kRows;
-  const bool asks = inputs * outputs * static_cast<int64_t>(sizeof(A)) >= kMuch;
-  const int64_t lines = asks ? (kAhead * kBytes / kLine + groups - 1) / groups : 0;
+  const bool much = sizeof(A) == sizeof(float) && inputs * outputs * int64_t{sizeof(A)} >= kMuch;
   for (int64_t first = 0; first < outputs; first += kPanel<A>) {
     const int64_t columns = outputs - first < kPanel<A> ? outputs - first : kPanel<A>;
     const bool half = columns <= kPanel<A> / 2;
     const A* const next = panels + (inputs + 1) * kPanel<A>;
     const char* ahead = reinterpret_cast<const char*>(next);
+    const bool asks = much && first + kPanel<A> < outputs;
+    const int64_t lines = asks ? (kAhead * kBytes / kLine + groups - 1) / groups : 0;
     for_row_groups<A>(rows, [&](int64_t r, auto count) __attribute__((always_inline)) {
       const A* const from = in + r * inputs;
       A* const to = out + r * outputs + first;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <mutex>
+#include <utility>
 
 #include "step_worker.h"
 
@@ -21,8 +22,8 @@ constexpr int64_t kWorth = 65536;
 // Elements of a gradient that are added up, and used, while they are in the first-level cache.
 constexpr int64_t kAtOnce = 2048, kOfBlock = 16384;
 
-// Memory that the last call left, for the next: from the system it would come page by page at every
-// step. Not that of very large layers, of which a step is long.
+// Memory that the last call left, for the next, or until one needs more: from the system it would
+// come page by page at every step. Not that of very large layers, of which a step is long.
 constexpr int64_t kKept = 256 << 20;
 std::mutex kept_mutex;
 Buffer kept;
@@ -40,10 +41,13 @@ AdamState from_byte(const AdamState& whole, int64_t first) {
 }
 
 Buffer take(int64_t bytes, int64_t& size) {
-  if (const std::unique_lock lock(kept_mutex, std::try_to_lock); lock && kept_size >= bytes) {
-    size = kept_size;
-    kept_size = 0;
-    return std::move(kept);
+  if (const std::unique_lock lock(kept_mutex, std::try_to_lock); lock) {
+    Buffer last = std::move(kept);
+    const int64_t last_size = std::exchange(kept_size, 0);
+    if (last_size >= bytes) {
+      size = last_size;
+      return last;
+    }
   }
   size = bytes;
   return buffer(bytes);

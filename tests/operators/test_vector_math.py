@@ -21,7 +21,8 @@ class Calls(TorchDispatchMode):
     found = []
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if args and isinstance(args[0], torch.Tensor):
-            self.found.append([func._schema.name.removeprefix("aten::"), str(args[0].dtype)])
+            name = func._schema.name.removeprefix("aten::")
+            self.found.append([name, str(args[0].dtype), args[0].device.type])
         return func(*args, **(kwargs or {}))
 
 with Calls() as calls, torch.device("meta"):
@@ -35,7 +36,8 @@ def test_importing_the_package_calls_each_function_in_both_precisions() -> None:
     done = Program("-c", RECORD).result()
     assert done.returncode == 0, done.stderr
     found = {tuple(call) for call in json.loads(done.stdout)}
-    expected = {(name, f"torch.{d}") for name in FUNCTIONS for d in ("float32", "float64")}
+    dtypes = ("torch.float32", "torch.float64")
+    expected = {(name, dtype, "cpu") for name in FUNCTIONS for dtype in dtypes}
     assert expected <= found
 
 

@@ -161,6 +161,18 @@ def test_flat_growth_has_no_steps(tmp_path: Path) -> None:
     assert growth.steps(one) == []
 
 
+def test_slope_of_a_training_step_is_over_its_operations(tmp_path: Path) -> None:
+    """Which grow faster than the width of its layers does."""
+    where = {"operator": "training step", "axis": "H", "who": "ours", "unit": "kFLOP"}
+    rows = [
+        row("growth", f"ours, H={h}", [1e-9 * h**2], flops=1000 * h**2, value=h, **where)
+        for h in (100, 200, 400)
+    ]
+    (one,) = growth.series(figures.load(write(tmp_path / "growth.json", rows))[0])
+    assert one.slope() == pytest.approx(1)
+    assert one.slope(last=2) == pytest.approx(1)
+
+
 def test_steps_are_named_with_the_data_on_both_sides(tmp_path: Path) -> None:
     one = series_of(tmp_path, {1: 1e-4, 4: 4e-4, 16: 4e-3, 64: 8e-3})
     assert growth.step_rows([one]) == [

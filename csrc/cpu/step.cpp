@@ -30,9 +30,11 @@ Buffer kept;
 int64_t kept_size = 0;
 
 // Outputs of a layer whose weights' gradients are made, and used, while they are in cache: 64 KB,
-// or as many as make it worth to go through the inputs once more.
+// or as many as a kernel takes at once, or, of wide inputs, as many as make it worth to go through
+// those once more.
 int64_t outputs_of_block(int64_t inputs, int64_t outputs) {
-  return even_share(outputs, std::max<int64_t>(48, kOfBlock / inputs));
+  constexpr int64_t kWide = 2048;
+  return even_share(outputs, std::max<int64_t>(inputs < kWide ? 12 : 48, kOfBlock / inputs));
 }
 
 AdamState from_byte(const AdamState& whole, int64_t first) {

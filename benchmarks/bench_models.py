@@ -41,14 +41,13 @@ class TrainingCase(Case):
     ) -> None:
         copies = f" M={m}" if m > 1 else ""
         self.group = f"training step, {d}-{h}-{h}-{z}-{h}-{h}-{d}, B={b} K={k}{copies}"
-        self.hidden = (h, h)
-        self.model = cases.make_model(k, d, z, copies=m, hidden=self.hidden)
+        self.model = cases.make_model(k, d, z, copies=m, hidden=(h, h))
         self.x, self.elements, self.sizes = make_data(b, d), m * b * k * d, (m, k, z)
         encoder = d * h + h * h + h * 2 * z
         decoder = z * h + h * h + h * d
         # Twice forward's again for both gradients; the first layer needs none for its input.
         self.flops = 2 * m * b * (3 * (encoder + k * decoder) - d * h)
-        self.plain = make_rival(self.model, self.hidden)
+        self.plain = make_rival(self.model)
 
     def ways(self, rival: str) -> Calls:
         if rival in ESTIMATORS:  # of the encoder's gradient, where ours is the standard one
@@ -77,7 +76,7 @@ class TrainingCase(Case):
         forms = [*rivals.candidates(rivals.DENSITIES, rival).items()]
         for name, density in forms[:1] if compiled else forms:  # each half a minute to compile
             for sample, formula in samples.items():
-                plain = make_rival(self.model, self.hidden)
+                plain = make_rival(self.model)
                 plain.density, plain.reparameterise = density, formula
                 loss = rivals.compiled(plain.loss, rival) if compiled else plain.loss
                 steps[", ".join(filter(None, (name, sample)))] = Step(plain, self.x, loss)

@@ -148,9 +148,9 @@ def make_model(
     return kind(d, z, hidden, corruption=SaltAndPepper(RATE, SALT), samples=k, **options)
 
 
-def make_rival(model: DIWAE, hidden: Sequence[int] = HIDDEN) -> rivals.DIWAE:
+def make_rival(model: DIWAE) -> rivals.DIWAE:
     """The same network in plain PyTorch, with the same parameters in the same order."""
-    sizes = (model.data_size, *hidden, model.latent_size)
+    sizes = (model.data_size, *model.config()["hidden_sizes"], model.latent_size)
     rival = rivals.DIWAE(sizes, model.samples, RATE, SALT, model.copies)
     theirs = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
     nn.utils.vector_to_parameters(theirs, rival.parameters())
